@@ -1,0 +1,1 @@
+//! Memory, copies, launching. Knows no operation.

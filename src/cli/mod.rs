@@ -1,0 +1,1 @@
+//! Commands: what was typed becomes valid options and one call.

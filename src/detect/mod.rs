@@ -1,0 +1,1 @@
+//! Outcomes, measures with their intervals, gates.

@@ -1,0 +1,79 @@
+//! One error type. A variant per person who must act; each message holds what was expected, what was found, where, and
+//! what to do.
+
+use std::path::{Path, PathBuf};
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The checkpoint does not hold what its config promises: fix the model files.
+    #[error("{file}: tensor {tensor}: expected {expected}, found {found}", file = .file.display())]
+    Weights { file: PathBuf, tensor: String, expected: String, found: String },
+    /// A file cannot be what it should be: damaged, of another kind, unsupported.
+    #[error("{file}: expected {expected}, found {found}; {remedy}", file = .file.display())]
+    File { file: PathBuf, expected: String, found: String, remedy: String },
+    /// One row of an input file: the row becomes an error row unless `--strict`.
+    #[error("{place}: expected {expected}, found {found}")]
+    Row { place: String, expected: String, found: String },
+    /// What was typed cannot be done.
+    #[error("{0}")]
+    Usage(String),
+    /// No usable GPU or driver: the machine's problem.
+    #[error("no usable device: {0}; try --device cpu")]
+    NoDevice(String),
+    /// Reading or writing failed.
+    #[error("{path}: cannot {action}: {source}; {remedy}", path = .path.display())]
+    Io { path: PathBuf, action: &'static str, source: std::io::Error, remedy: &'static str },
+    /// An operation was called with tensors that do not fit together: a fault of the program, not of its user.
+    #[error("{op}: expected {expected}, found {found} (a fault in ares: please report it)")]
+    Shape { op: &'static str, expected: String, found: String },
+    /// A number that must be finite is not.
+    #[error("{what}: expected finite numbers, found {found}; {remedy}")]
+    NotFinite { what: String, found: String, remedy: String },
+    /// The data cannot support what is asked of it (calibration without separation, overlapping splits, …).
+    #[error("{what}: expected {expected}, found {found}; {remedy}")]
+    Data { what: String, expected: String, found: String, remedy: String },
+    /// Another process holds the run directory.
+    #[error("{path}: another run holds this directory ({holder}); wait for it or choose another --out", path = .path.display())]
+    Busy { path: PathBuf, holder: String },
+    /// A gate of the method was not met.
+    #[error("{0}")]
+    Gate(String),
+    /// Ctrl-C: the unit in progress was finished and written.
+    #[error("interrupted; what was finished is kept{0}")]
+    Interrupted(String),
+}
+
+impl Error {
+    /// The process's exit code: 1 failure, 2 usage, 3 gate not met, 130 interrupted.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Usage(_) => 2,
+            Error::Gate(_) => 3,
+            Error::Interrupted(_) => 130,
+            _ => 1,
+        }
+    }
+
+    /// For `.map_err(Error::read(path))`.
+    pub fn read(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+        Self::io(path, "read", "check that the path is right and readable")
+    }
+
+    /// For `.map_err(Error::write(path))`.
+    pub fn write(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+        Self::io(path, "write", "check permissions and free disk space")
+    }
+
+    fn io(path: &Path, action: &'static str, remedy: &'static str) -> impl FnOnce(std::io::Error) -> Error + use<> {
+        let path = path.to_path_buf();
+        move |source| Error::Io { path, action, source, remedy }
+    }
+
+    /// For `.map_err(Error::file(path, "what it should be", "what to do"))`: the source's text becomes `found`.
+    pub fn file<E: std::fmt::Display>(path: &Path, expected: &str, remedy: &str) -> impl FnOnce(E) -> Error + use<E> {
+        let (file, expected, remedy) = (path.to_path_buf(), expected.to_string(), remedy.to_string());
+        move |source| Error::File { file, expected, found: source.to_string(), remedy }
+    }
+}

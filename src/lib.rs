@@ -1,0 +1,34 @@
+//! ARES finds prompts on which a language model (the *policy*) and the *reward model* that guides its training fail
+//! together, repairs both in one joint LoRA step, and proves on held-out prompts that it worked.
+//!
+//! The map, lower layers first; no arrow turns back (`tests/layers.rs`):
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`error`] | one error type; every message says expected, found, where, what to do |
+//! | [`backend`] | memory, copies, launching; knows no operation |
+//! | [`ops`] | one folder per operation: formula, shape check, cost, both directions; CPU reference (and CUDA geometry) beside it |
+//! | [`text`] | rows in and out, tokenizer, chat template |
+//! | [`model`] | checkpoints by mmap, transformer forward and backward, heads, adapters, packed batches, generation |
+//! | [`judge`] | who says what is harmful; calibration; verdicts |
+//! | [`repair`] | the joint objective, its optimiser loop and the methods compared with it |
+//! | [`probe`] | search for prompts that expose coupled failures |
+//! | [`detect`] | outcomes, measures with their intervals, gates |
+//! | [`run`] | run directory, journal, the demo and comparison from end to end |
+//! | [`report`] | tables, charts, HTML |
+//! | [`cli`] | commands: what was typed becomes valid options and one call |
+
+pub mod backend;
+pub mod cli;
+pub mod detect;
+pub mod error;
+pub mod judge;
+pub mod model;
+pub mod ops;
+pub mod probe;
+pub mod repair;
+pub mod report;
+pub mod run;
+pub mod text;
+
+pub use error::{Error, Result};

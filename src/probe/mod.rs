@@ -1,0 +1,1 @@
+//! Search for prompts that expose coupled failures.

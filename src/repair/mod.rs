@@ -1,0 +1,1 @@
+//! The joint objective, its optimiser loop, and the methods it is compared with.

@@ -1,0 +1,1 @@
+//! Run directory, journal, and the whole method from end to end.

@@ -1,0 +1,5 @@
+//! Text at the border: rows in and out, tokenizer, chat template. Inside, only valid values.
+
+pub mod prompt;
+
+pub use prompt::{Message, Prompt};
