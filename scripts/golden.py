@@ -1,0 +1,370 @@
+#!/usr/bin/env python3
+"""Golden values for `tests/golden.rs`: what transformers + PEFT compute on tiny random checkpoints.
+
+    python -m pip install -r scripts/requirements-golden.txt
+    python scripts/golden.py            # writes tests/golden/<name>/, about a minute
+    python scripts/golden.py --check    # computes them again from the committed folders, compares
+
+One folder per architecture and head. Each holds
+
+    config.json, model.safetensors      the checkpoint, laid out and spelled as on the Hub
+                                        (one is sharded, some spell their config as transformers 4)
+    adapter/                            a LoRA adapter as PEFT saves it: all seven projections, A and B random and
+                                        not zero; a classifier's carries its own score head
+    golden.json                         token sequences, logits, log-probabilities or rewards, greedy continuations,
+                                        each without ("base") and with the adapter ("adapted"), and a scalar loss
+    grads.safetensors                   its gradient with respect to every A and B (and the score head), PEFT names
+
+The loss is, over sequences i with the fixed weights c that golden.json gives,
+
+    causal           L = sum_i c_i * mean_t log p(answer token t of i)
+    classification   L = sum_i sum_k c_ik * logit_k at the last token of i
+
+Weights are random but sizeable (norm weights are not 1, biases are not 0), so that a dropped term shows. Everything
+is computed in float64 from the stored weights, one sequence at a time, without padding; transformers itself keeps the
+statistics of RMSNorm and the table of rotations in float32. Values are stored with nine digits. What
+this script prints is how far the same computation in float32 lies from that: the noise of a correct f32 engine.
+"""
+
+import argparse
+import gc
+import importlib.metadata
+import json
+import math
+import shutil
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.utils import logging
+
+OUT = Path(__file__).resolve().parent.parent / "tests" / "golden"
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+RANK, ALPHA = 4, 12
+GREEDY_TOKENS = 12
+# Two tokens closer than this would make a greedy continuation depend on rounding.
+GREEDY_MARGIN = 2e-3
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# (prompt tokens, all tokens). The first two share their prompt; a prompt of one token has no row of its own before
+# the answer; the fourth is longer than Mistral's window of 7.
+LENGTHS = [(5, 9), (5, 12), (1, 4), (11, 23)]
+
+
+@dataclass
+class Case:
+    """One folder: which architecture, which head, and how its files are written."""
+
+    name: str
+    architecture: str
+    config: dict
+    labels: int = 0  # 0: causal language model
+    dtype: str = "float32"
+    shard_size: str = "1GB"
+    lengths: list = field(default_factory=lambda: LENGTHS)
+
+    @property
+    def folder(self) -> Path:
+        return OUT / self.name
+
+    @property
+    def auto(self):
+        return AutoModelForSequenceClassification if self.labels else AutoModelForCausalLM
+
+
+def spelled(v5: bool, theta: float, scaling: dict | None, dtype: str = "float32") -> dict:
+    """The keys that transformers 5 renamed: rotation and dtype, in either spelling."""
+    if v5:
+        return {"rope_parameters": {"rope_theta": theta, "rope_type": "default"} | (scaling or {}), "dtype": dtype}
+    return {"rope_theta": theta, "rope_scaling": scaling, "torch_dtype": dtype}
+
+
+def cases() -> list[Case]:
+    """All folders. Sizes are ragged, nothing is square that need not be, and the norms' eps is large enough to show."""
+    common = {"hidden_act": "silu", "vocab_size": 101, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    common |= {"max_position_embeddings": 256, "attention_dropout": 0.0, "initializer_range": 0.02}
+    one, two = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}, {}  # two labels are the unwritten default
+
+    llama = common | {"model_type": "llama", "hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 3,
+                      "num_attention_heads": 6, "num_key_value_heads": 2, "rms_norm_eps": 0.03,
+                      "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False}
+    # Head size 16 and an original context of 32 put frequencies into all three bands of Llama 3's rule.
+    llama3 = llama | {"hidden_size": 44, "intermediate_size": 68, "num_hidden_layers": 2, "num_attention_heads": 4,
+                      "head_dim": 16, "tie_word_embeddings": True}
+    bands = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+             "original_max_position_embeddings": 32}
+    mistral = common | {"model_type": "mistral", "hidden_size": 40, "intermediate_size": 92, "num_hidden_layers": 2,
+                        "num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 8, "rms_norm_eps": 0.03,
+                        "sliding_window": 7, "tie_word_embeddings": False}
+    # As published for Qwen 2.5: a window is named, and switched off.
+    qwen2 = common | {"model_type": "qwen2", "hidden_size": 48, "intermediate_size": 88, "num_hidden_layers": 2,
+                      "num_attention_heads": 6, "num_key_value_heads": 2, "rms_norm_eps": 0.02, "sliding_window": 7,
+                      "use_sliding_window": False, "max_window_layers": 2, "tie_word_embeddings": True}
+    qwen3 = common | {"model_type": "qwen3", "hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 2,
+                      "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 0.02,
+                      "attention_bias": False, "sliding_window": None, "use_sliding_window": False,
+                      "max_window_layers": 2, "tie_word_embeddings": False}
+    v4, v5 = False, True
+    return [
+        Case("llama-causal", "LlamaForCausalLM", llama | spelled(v4, 10000.0, None)),
+        Case("llama-reward", "LlamaForSequenceClassification",
+             llama | {"num_hidden_layers": 2} | one | spelled(v4, 10000.0, None), 1),
+        Case("llama3-causal", "LlamaForCausalLM", llama3 | spelled(v5, 10000.0, bands),
+             lengths=LENGTHS + [(70, 150)]),
+        Case("llama3-reward", "LlamaForSequenceClassification", llama3 | one | spelled(v4, 10000.0, bands), 1,
+             lengths=LENGTHS + [(70, 150)]),
+        Case("mistral-causal", "MistralForCausalLM", mistral | spelled(v5, 10000.0, None)),
+        Case("mistral-reward", "MistralForSequenceClassification",
+             mistral | one | spelled(v4, 10000.0, None, "float16"), 1, dtype="float16"),
+        Case("qwen2-causal", "Qwen2ForCausalLM", qwen2 | spelled(v4, 1000000.0, None), shard_size="110KB"),
+        Case("qwen2-reward", "Qwen2ForSequenceClassification", qwen2 | two | spelled(v5, 1000000.0, None),
+             2),
+        Case("qwen3-causal", "Qwen3ForCausalLM", qwen3 | spelled(v5, 1000000.0, None)),
+        Case("qwen3-reward", "Qwen3ForSequenceClassification",
+             qwen3 | one | spelled(v5, 1000000.0, None, "bfloat16"), 1, dtype="bfloat16"),
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def random_for(label: str) -> torch.Generator:
+    """A generator that depends on the label alone: no value moves when a case or a tensor is added."""
+    return torch.Generator().manual_seed(zlib.crc32(label.encode()))
+
+
+def random_parameter(case: Case, name: str, like: torch.Tensor) -> torch.Tensor:
+    """Values large enough that every term of the model matters, small enough that no softmax saturates."""
+    generator = random_for(f"{case.name}/{name}")
+    if like.dim() == 1:
+        uniform = torch.rand(like.shape, generator=generator)
+        return uniform - 0.5 if name.endswith("bias") else uniform + 0.5
+    tied = case.config["tie_word_embeddings"] and not case.labels
+    scale = {"embed_tokens": 0.4 if tied else 1.0, "lm_head": 1.5 / math.sqrt(like.shape[1])}
+    scale |= {"lora_A": 1.0 / math.sqrt(like.shape[1]), "lora_B": 0.1}
+    part = next((part for part in scale if part in name), None)
+    return torch.randn(like.shape, generator=generator) * scale.get(part, 1.2 / math.sqrt(like.shape[1]))
+
+
+@torch.no_grad()
+def randomise(case: Case, parameters) -> None:
+    for name, parameter in parameters:
+        parameter.copy_(random_parameter(case, name, parameter))
+
+
+def write_checkpoint(case: Case) -> None:
+    """Base model: files by transformers, then config.json in the spelling that the case asks for."""
+    case.folder.mkdir(parents=True)
+    config_file = case.folder / "config.json"
+    text = json.dumps({"architectures": [case.architecture]} | case.config, indent=2, sort_keys=True) + "\n"
+    config_file.write_text(text)
+    model = case.auto.from_config(AutoConfig.from_pretrained(case.folder), dtype=DTYPES[case.dtype])
+    randomise(case, model.named_parameters())
+    model.save_pretrained(case.folder, max_shard_size=case.shard_size)
+    config_file.write_text(text)
+    (case.folder / "generation_config.json").unlink(missing_ok=True)
+
+
+def write_adapter(case: Case) -> None:
+    """The adapter as PEFT saves it; PEFT itself adds a classifier's score head to what is saved."""
+    task = TaskType.SEQ_CLS if case.labels else TaskType.CAUSAL_LM
+    config = LoraConfig(task_type=task, r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=PROJECTIONS)
+    base = load_base(case, torch.float32)
+    model = get_peft_model(base, config)
+    randomise(case, ((name, p) for name, p in model.named_parameters() if p.requires_grad))
+    model.peft_config["default"].base_model_name_or_path = f"tests/golden/{case.name}"
+    model.save_pretrained(case.folder / "adapter")
+    (case.folder / "adapter" / "README.md").unlink()
+    config_file = case.folder / "adapter" / "adapter_config.json"
+    written = json.loads(config_file.read_text())
+    written["target_modules"].sort()  # PEFT writes a set: another order in every run
+    config_file.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+
+
+def sequences(case: Case) -> list[dict]:
+    """Random tokens; ids 0 to 2 (padding, begin, end) never occur."""
+    generator = random_for(f"{case.name}/tokens")
+    rows = []
+    for prompt_tokens, total in case.lengths:
+        tokens = torch.randint(3, case.config["vocab_size"], (total,), generator=generator).tolist()
+        if len(rows) == 1:
+            tokens[:prompt_tokens] = rows[0]["tokens"][:prompt_tokens]
+        # Different sizes, both signs; rounded, so that the JSON holds them exactly.
+        c = (torch.rand(max(case.labels, 1), generator=generator) + 0.5) * (-1) ** len(rows)
+        c = [round(x, 3) for x in c.tolist()]
+        rows.append({"tokens": tokens, "prompt_tokens": prompt_tokens, "c": c if case.labels else c[0]})
+    return rows
+
+
+# -------------------------------------------------------------------------------------------------- computing
+
+
+def load_base(case: Case, dtype: torch.dtype):
+    model, info = case.auto.from_pretrained(
+        case.folder, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+    )
+    assert not any(info.values()), f"{case.name}: transformers did not find what it expected: {info}"
+    return model.eval()
+
+
+def load_adapted(case: Case, dtype: torch.dtype):
+    model = PeftModel.from_pretrained(
+        load_base(case, dtype), case.folder / "adapter", is_trainable=True, autocast_adapter_dtype=False
+    )
+    return model.to(dtype).eval()
+
+
+def answer_logprobs(logits: torch.Tensor, row: dict) -> torch.Tensor:
+    """log p of each answer token, (n,), from the (T, V) logits of its sequence."""
+    start, tokens = row["prompt_tokens"], torch.tensor(row["tokens"])
+    logprobs = logits[start - 1 : -1].log_softmax(-1)
+    return logprobs.gather(1, tokens[start:, None])[:, 0]
+
+
+def logit_rows(row: dict) -> list[int]:
+    """Positions whose logits are stored whole: the prompt's last, one inside the answer, the last."""
+    start, last = row["prompt_tokens"] - 1, len(row["tokens"]) - 1
+    return sorted({start, (start + last) // 2, last})
+
+
+@torch.no_grad()
+def greedy(model, prompt: list[int]) -> list[int]:
+    """Greedy continuation without a cache: each token from a whole new forward. Stops before a near tie."""
+    tokens = list(prompt)
+    for _ in range(GREEDY_TOKENS):
+        best = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].topk(2)
+        if not (best.values[0] - best.values[1]).item() > GREEDY_MARGIN:
+            break
+        tokens.append(best.indices[0].item())
+    return tokens[len(prompt) :]
+
+
+def evaluate(case: Case, model, rows: list[dict]) -> tuple[list[dict], torch.Tensor]:
+    """What the model says of each sequence, and the loss (with its graph)."""
+    results, loss = [], torch.zeros((), dtype=torch.float64)
+    for row in rows:
+        logits = model(input_ids=torch.tensor([row["tokens"]]), use_cache=False).logits[0]
+        if case.labels:
+            loss = loss + (torch.tensor(row["c"], dtype=logits.dtype) * logits).sum()
+            results.append({"reward": logits.tolist()})
+            continue
+        logprobs = answer_logprobs(logits, row)
+        loss = loss + row["c"] * logprobs.mean()
+        result = {"logprobs": logprobs.tolist(), "positions": logit_rows(row)}
+        result["logits"] = logits[logit_rows(row)].tolist()
+        result["greedy"] = greedy(model, row["tokens"][: row["prompt_tokens"]])
+        results.append(result)
+    return results, loss
+
+
+def saved_name(name: str) -> str:
+    """PEFT's name of a parameter in its file, from that in its modules."""
+    return name.replace(".default", "").replace(".modules_to_save", "")
+
+
+def compute(case: Case, rows: list[dict], dtype=torch.float64) -> tuple[dict, dict]:
+    """(golden values, gradients) from the files in the case's folder."""
+    with torch.no_grad():
+        base, _ = evaluate(case, load_base(case, dtype), rows)
+    model = load_adapted(case, dtype)
+    adapted, loss = evaluate(case, model, rows)
+    loss.backward()
+    grads = {saved_name(n): p.grad.float() for n, p in model.named_parameters() if p.requires_grad}
+    saved = load_file(case.folder / "adapter" / "adapter_model.safetensors")
+    assert grads.keys() == saved.keys(), f"{case.name}: gradients {grads.keys()}, adapter {saved.keys()}"
+    for name, grad in grads.items():
+        assert grad.shape == saved[name].shape and grad.abs().max() > 1e-4, f"{case.name}: gradient of {name}"
+    return {"sequences": rows, "base": base, "adapted": adapted, "loss": loss.item()}, grads
+
+
+def differences(left, right, found: dict, key: str = "") -> dict:
+    """Largest absolute difference per kind of value between two trees of golden values."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), f"{key}: {left.keys()} against {right.keys()}"
+        for name in left:
+            differences(left[name], right[name], found, name)
+    elif isinstance(left, list):
+        assert len(left) == len(right), f"{key}: {len(left)} values against {len(right)}"
+        for a, b in zip(left, right):
+            differences(a, b, found, key)
+    else:
+        found[key] = max(found.get(key, 0.0), abs(left - right))
+    return found
+
+
+def compare(values: dict, grads: dict, other: dict, other_grads: dict) -> dict:
+    """Absolute differences of the values; gradients relative to the largest of their tensor."""
+    parts = ("base", "adapted", "loss")
+    found = differences({k: values[k] for k in parts}, {k: other[k] for k in parts}, {})
+    assert grads.keys() == other_grads.keys()
+    relative = [(grads[n] - other_grads[n]).abs().max() / grads[n].abs().max() for n in grads]
+    return found | {"grads": max(relative).item()}
+
+
+# ------------------------------------------------------------------------------------------------------- main
+
+
+def nine_digits(tree):
+    """Floats shortened to nine digits, which is what f32 can tell apart."""
+    if isinstance(tree, dict):
+        return {key: nine_digits(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [nine_digits(value) for value in tree]
+    return float(f"{tree:.9g}") if isinstance(tree, float) else tree
+
+
+def render(document: dict) -> str:
+    """JSON with one row of numbers per line: readable, and a small diff when one changes."""
+    body = ",\n".join(f"{json.dumps(k)}: {render_value(v)}" for k, v in document.items())
+    return "{\n" + body + "\n}\n"
+
+
+def render_value(value) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n" + ",\n".join(json.dumps(item) for item in value) + "\n]"
+    return json.dumps(value)
+
+
+def show(name: str, found: dict) -> None:
+    print(f"{name:16}" + "  ".join(f"{key} {value:.1e}" for key, value in found.items()), flush=True)
+
+
+def write(case: Case) -> None:
+    shutil.rmtree(case.folder, ignore_errors=True)
+    write_checkpoint(case)
+    write_adapter(case)
+    values, grads = compute(case, sequences(case))
+    made_with = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
+    head = {"schema": 1, "made_with": made_with, "architecture": case.architecture, "labels": case.labels}
+    (case.folder / "golden.json").write_text(render(nine_digits(head | values)))
+    save_file(grads, case.folder / "grads.safetensors", metadata={"format": "pt"})
+    show(case.name, compare(values, grads, *compute(case, values["sequences"], torch.float32)))
+
+
+def check(case: Case, limit: float = 1e-6) -> None:
+    golden = json.loads((case.folder / "golden.json").read_text())
+    values, grads = compute(case, golden["sequences"])
+    found = compare(values, grads, golden, load_file(case.folder / "grads.safetensors"))
+    show(case.name, found)
+    assert all(value <= limit for value in found.values()), f"{case.name}: above {limit}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write (or check) tests/golden/.")
+    parser.add_argument("--check", action="store_true", help="compute again from the folders and compare")
+    parser.add_argument("--only", metavar="NAME", help="only this folder")
+    args = parser.parse_args()
+    torch.use_deterministic_algorithms(True)
+    logging.disable_progress_bar()
+    for case in cases():
+        if args.only in (None, case.name):
+            (check if args.check else write)(case)
+            gc.collect()
+
+
+if __name__ == "__main__":
+    main()
