@@ -75,4 +75,8 @@ pub trait Subject {
 
     /// (Σ log p, n): summed log-probability of the answer under the policy and its number of tokens (end-of-turn included).
     fn logprob(&mut self, version: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<(f64, usize)>>>;
+
+    /// (Σ log p, n) of each *prompt* under π_0: log-probability of its tokens after the first, rendered with the generation
+    /// prompt, and their number. A prompt that is a single token is (0, 0).
+    fn prompt_logprob(&mut self, prompts: &[&Prompt]) -> Result<Vec<Result<(f64, usize)>>>;
 }
