@@ -89,7 +89,9 @@ fn operations(root: &Path) -> Vec<String> {
         for pair in identifiers(&code).windows(2) {
             match pair {
                 ["trait", name] => found.push(name.to_string()),
-                ["fn", name] if name.ends_with("_forward") || name.ends_with("_backward") => found.push(name.to_string()),
+                ["fn", name] if name.ends_with("_forward") || name.ends_with("_backward") => {
+                    found.push(name.to_string())
+                }
                 _ => {}
             }
         }
@@ -242,7 +244,10 @@ fn honest_sources_pass() {
     let ops = ["norm_forward".to_string()];
     let faults = |name: &str, text: &str| check(name, text, &ops);
     assert_eq!(faults("run/dir.rs", "use crate::error::Result; use super::journal; use crate::Error;"), [""; 0]);
-    assert_eq!(faults("model/mod.rs", "//! not for Cpu\nlet s = \"crate::run Cpu\"; let r = r#\"crate::cli \"#;"), [""; 0]);
+    assert_eq!(
+        faults("model/mod.rs", "//! not for Cpu\nlet s = \"crate::run Cpu\"; let r = r#\"crate::cli \"#;"),
+        [""; 0]
+    );
     assert_eq!(faults("model/head.rs", "fn f() {}\n#[cfg(test)]\nmod tests { use crate::backend::Cpu; }"), [""; 0]);
     assert_eq!(faults("backend/mod.rs", "fn rows() {} // norm_forward"), [""; 0]);
     assert_eq!(faults("main.rs", "use ares::cli;"), [""; 0]);
