@@ -1,5 +1,9 @@
 //! Transformers: checkpoints, forward and backward, heads, adapters, packed batches, generation. Names no backend.
 
+pub mod checkpoint;
+pub mod config;
 pub mod subject;
 
+pub use checkpoint::Checkpoint;
+pub use config::{Family, Head, ModelConfig, Rope};
 pub use subject::{Answer, Ask, Decoding, Finish, Subject, Version};

@@ -1,0 +1,287 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use half::{bf16, f16};
+use safetensors::tensor::TensorView;
+use serde_json::json;
+
+use super::*;
+
+type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+fn config(family: &str, class: &str) -> ModelConfig {
+    let text = json!({"architectures": [format!("{family}{class}")], "hidden_size": 8, "intermediate_size": 6,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 5, "head_dim": 4,
+        "max_position_embeddings": 16, "num_labels": 1});
+    ModelConfig::parse(Path::new("config.json"), &text.to_string()).unwrap()
+}
+
+/// What `config` promises, as F32, each value its own index.
+fn tensors(config: &ModelConfig) -> Tensors {
+    let fill = |shape: Vec<usize>| {
+        let data = (0..shape.iter().product()).flat_map(|i: usize| (i as f32).to_le_bytes()).collect();
+        (Dtype::F32, shape, data)
+    };
+    promised(config).into_iter().map(|(name, shape)| (name, fill(shape))).collect()
+}
+
+fn bytes(tensors: &Tensors) -> Vec<u8> {
+    let views = tensors
+        .iter()
+        .map(|(name, (dtype, shape, data))| (name.clone(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    safetensors::serialize(views, None).unwrap()
+}
+
+/// The error that opening (or, when it opens, reading everything) gives for a folder whose model file holds `bytes`.
+fn refusal(config: &ModelConfig, bytes: &[u8]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(SINGLE), bytes).unwrap();
+    let opened = Checkpoint::open(dir.path(), config).and_then(|checkpoint| {
+        let names: Vec<_> = checkpoint.tensor_names().map(str::to_string).collect();
+        names.iter().try_for_each(|name| checkpoint.read(name, &mut Vec::new()))
+    });
+    opened.expect_err("must be refused").to_string()
+}
+
+/// A header written by hand over `data` zero bytes.
+fn by_hand(header: &str, data: usize) -> Vec<u8> {
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header.as_bytes());
+    file.resize(file.len() + data, 0);
+    file
+}
+
+#[test]
+fn every_family_and_head_opens_and_reads() {
+    for family in ["Llama", "Mistral", "Qwen2", "Qwen3"] {
+        for (class, head) in [("ForCausalLM", "lm_head.weight"), ("ForSequenceClassification", "score.weight")] {
+            let config = config(family, class);
+            let mut all = tensors(&config);
+            all.insert("model.rotary_emb.inv_freq".into(), (Dtype::F32, vec![2], vec![0; 8]));
+            all.insert("position_ids".into(), (Dtype::I64, vec![1], vec![0; 8]));
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join(SINGLE), bytes(&all)).unwrap();
+            let checkpoint = Checkpoint::open(dir.path(), &config).unwrap();
+            let mut out = vec![-1.0];
+            checkpoint.read("model.layers.1.mlp.up_proj.weight", &mut out).unwrap();
+            assert_eq!((out.len(), out[0], out[1], out[48]), (49, -1.0, 0.0, 47.0), "{family}{class}");
+            assert_eq!(checkpoint.shape(head).unwrap()[1], 8);
+            assert_eq!(checkpoint.dtype(head).unwrap(), Dtype::F32);
+            assert_eq!(checkpoint.tensor_names().count(), all.len());
+            assert_eq!(checkpoint.bytes(), bytes(&all).len() as u64);
+            assert_eq!(checkpoint.sha256(), crate::text::output::sha256(&bytes(&all)));
+            assert!(checkpoint.shape("model.layers.2.mlp.up_proj.weight").is_err());
+        }
+    }
+}
+
+#[test]
+fn halves_are_converted_exactly() {
+    let config = config("Llama", "ForSequenceClassification");
+    let mut all = tensors(&config);
+    let values = [0.0f32, -1.5, 65504.0, 2f32.powi(-24), 0.333_251_95, 1.0, -2.0, 3.0];
+    let halves: Vec<u8> = values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
+    let brains: Vec<u8> = values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
+    all.insert("score.weight".into(), (Dtype::F16, vec![1, 8], halves));
+    all.insert("model.norm.weight".into(), (Dtype::BF16, vec![8], brains));
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(SINGLE), bytes(&all)).unwrap();
+    let checkpoint = Checkpoint::open(dir.path(), &config).unwrap();
+    let read = |name| {
+        let mut out = Vec::new();
+        checkpoint.read(name, &mut out).unwrap();
+        out
+    };
+    assert_eq!(read("score.weight"), values.map(|x| f16::from_f32(x).to_f32()));
+    assert_eq!(read("model.norm.weight"), values.map(|x| bf16::from_f32(x).to_f32()));
+}
+
+#[test]
+fn a_bare_transformer_and_a_tied_head_open_too() {
+    let mut config = config("Llama", "ForCausalLM");
+    config.tie_word_embeddings = true;
+    let bare =
+        tensors(&config).into_iter().map(|(name, tensor)| (name.trim_start_matches("model.").to_string(), tensor));
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(SINGLE), bytes(&bare.collect())).unwrap();
+    let checkpoint = Checkpoint::open(dir.path(), &config).unwrap();
+    assert_eq!(checkpoint.shape("model.layers.0.self_attn.k_proj.weight").unwrap(), [4, 8]);
+    let mut out = Vec::new();
+    checkpoint.read("model.norm.weight", &mut out).unwrap();
+    assert_eq!(out.len(), 8);
+}
+
+#[test]
+fn tensors_that_differ_from_the_config_are_named() {
+    let config = config("Qwen2", "ForCausalLM");
+    let change = |name: &str, dtype, shape: &[usize]| {
+        let mut all = tensors(&config);
+        let bits = shape.iter().product::<usize>() * dtype_bytes(dtype);
+        all.insert(name.into(), (dtype, shape.to_vec(), vec![0; bits]));
+        refusal(&config, &bytes(&all))
+    };
+    let found = change("model.layers.1.mlp.up_proj.weight", Dtype::BF16, &[5, 8]);
+    let expected =
+        "model.safetensors: tensor model.layers.1.mlp.up_proj.weight: expected [6, 8] BF16, found [5, 8] BF16";
+    assert!(found.ends_with(expected), "{found}");
+    let found = change("model.embed_tokens.weight", Dtype::F32, &[4, 8]);
+    assert!(found.ends_with("model.embed_tokens.weight: expected [5, 8] F32, found [4, 8] F32"), "{found}");
+    let found = change("lm_head.weight", Dtype::I32, &[5, 8]);
+    assert!(found.ends_with("lm_head.weight: expected [5, 8] F32, F16 or BF16, found [5, 8] I32"), "{found}");
+    for name in ["model.layers.0.self_attn.q_proj.bias", "model.layers.1.input_layernorm.weight", "lm_head.weight"] {
+        let mut all = tensors(&config);
+        all.remove(name);
+        let found = refusal(&config, &bytes(&all));
+        assert!(
+            found.contains(&format!("tensor {name}: expected [")) && found.ends_with("found no such tensor"),
+            "{found}"
+        );
+    }
+    let reward = self::config("Qwen2", "ForSequenceClassification");
+    let found = refusal(&reward, &bytes(&tensors(&config)));
+    assert!(found.contains("tensor score.weight: expected [1, 8], found no such tensor"), "{found}");
+}
+
+fn dtype_bytes(dtype: Dtype) -> usize {
+    dtype.bitsize() / 8
+}
+
+#[test]
+fn numbers_that_are_none_are_found_and_named() {
+    let config = config("Llama", "ForCausalLM");
+    let bad: [(Dtype, Vec<u8>); 4] = [
+        (Dtype::F32, f32::NAN.to_le_bytes().to_vec()),
+        (Dtype::F32, f32::NEG_INFINITY.to_le_bytes().to_vec()),
+        (Dtype::F16, f16::INFINITY.to_le_bytes().to_vec()),
+        (Dtype::BF16, bf16::NAN.to_le_bytes().to_vec()),
+    ];
+    for (dtype, value) in bad {
+        let mut all = tensors(&config);
+        let mut data = vec![0; 40 * dtype_bytes(dtype)];
+        data[39 * value.len()..].copy_from_slice(&value);
+        all.insert("lm_head.weight".into(), (dtype, vec![5, 8], data));
+        let found = refusal(&config, &bytes(&all));
+        assert!(found.contains("model.safetensors: tensor lm_head.weight: expected finite numbers"), "{found}");
+        assert!(found.contains("at element 39 of [5, 8]"), "{found}");
+    }
+}
+
+#[test]
+fn damaged_files_are_refused() {
+    let config = config("Llama", "ForCausalLM");
+    let whole = bytes(&tensors(&config));
+    let tensor = |from, to, shape| format!(r#"{{"dtype":"F32","shape":[{shape}],"data_offsets":[{from},{to}]}}"#);
+    let overlap = format!(r#"{{"a":{},"b":{}}}"#, tensor(0, 8, 2), tensor(4, 12, 2));
+    let outside = format!(r#"{{"a":{}}}"#, tensor(0, 8, 2));
+    let huge = format!(r#"{{"a":{}}}"#, tensor(0, 8, u64::MAX));
+    let mut claims = whole.clone();
+    claims[..8].copy_from_slice(&(1u64 << 63).to_le_bytes());
+    let noise: Vec<u8> = (0..4096u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let cases: [(&str, Vec<u8>); 11] = [
+        ("empty", Vec::new()),
+        ("seven bytes", whole[..7].to_vec()),
+        ("header cut", whole[..20].to_vec()),
+        ("one byte short", whole[..whole.len() - 1].to_vec()),
+        ("one byte long", [whole.as_slice(), &[0]].concat()),
+        ("random", noise),
+        ("header of 2^63 bytes", claims),
+        ("overlap", by_hand(&overlap, 12)),
+        ("outside", by_hand(&outside, 4)),
+        ("overflowing shape", by_hand(&huge, 8)),
+        ("no object", by_hand("[1, 2]", 0)),
+    ];
+    for (what, bytes) in cases {
+        let found = refusal(&config, &bytes);
+        assert!(found.contains("model.safetensors: expected a whole safetensors file, found "), "{what}: {found}");
+        assert!(found.ends_with("copy or download the file again"), "{what}: {found}");
+    }
+    assert!(refusal(&config, &whole[..20]).contains("20 bytes whose header claims"), "lengths belong in the message");
+    assert!(refusal(&config, &by_hand("{}", 0)).contains("tensor model.embed_tokens.weight"));
+}
+
+/// Splits the tensors over two shards, then lets `harm` damage folder and index.
+fn sharded(harm: impl Fn(&Path, &mut serde_json::Value)) -> Result<Checkpoint> {
+    let config = config("Llama", "ForCausalLM");
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second): (Vec<_>, Vec<_>) =
+        tensors(&config).into_iter().partition(|(name, _)| name.contains("layers.0"));
+    let mut map = serde_json::Map::new();
+    for (file, part) in [("m-1.safetensors", first), ("m-2.safetensors", second)] {
+        part.iter().for_each(|(name, _)| drop(map.insert(name.clone(), json!(file))));
+        fs::write(dir.path().join(file), bytes(&part.into_iter().collect())).unwrap();
+    }
+    let mut index = json!({"metadata": {}, "weight_map": map});
+    harm(dir.path(), &mut index);
+    fs::write(dir.path().join(INDEX), index.to_string()).unwrap();
+    Checkpoint::open(dir.path(), &config)
+}
+
+#[test]
+fn shards_open_as_one_checkpoint() {
+    let checkpoint = sharded(|_, _| {}).unwrap();
+    let mut out = Vec::new();
+    checkpoint.read("model.layers.0.mlp.up_proj.weight", &mut out).unwrap();
+    checkpoint.read("model.layers.1.mlp.up_proj.weight", &mut out).unwrap();
+    assert_eq!((out.len(), checkpoint.files().count()), (96, 2));
+}
+
+#[test]
+fn damaged_shards_are_refused() {
+    let norm = "model.norm.weight";
+    let named =
+        |name: &'static str| move |_: &Path, index: &mut serde_json::Value| index["weight_map"][norm] = json!(name);
+    let message = |result: Result<Checkpoint>| result.err().expect("must be refused").to_string();
+    for path in ["../m-2.safetensors", "/etc/passwd", "a/../../b", "", "./m-2.safetensors/.."] {
+        let found = message(sharded(named(path)));
+        assert!(
+            found.contains("index.json: expected weight_map.model.norm.weight to be the name of a file inside"),
+            "{found}"
+        );
+    }
+    assert!(message(sharded(named("m-3.safetensors"))).contains("m-3.safetensors: cannot read"));
+    let found = message(sharded(named("m-1.safetensors")));
+    assert!(
+        found.contains("m-1.safetensors: tensor model.norm.weight: expected a tensor, as the index says"),
+        "{found}"
+    );
+    let found = message(sharded(|_, index| drop(index["weight_map"].as_object_mut().unwrap().remove(norm))));
+    assert!(found.contains("index.json: tensor model.norm.weight: expected [8], found no such tensor"), "{found}");
+    let found = message(sharded(|dir, _| fs::write(dir.join("m-1.safetensors"), "short").unwrap()));
+    assert!(found.contains("m-1.safetensors: expected a whole safetensors file, found 5 bytes"), "{found}");
+    let found = message(sharded(|_, index| index["weight_map"] = json!(["m-1.safetensors"])));
+    assert!(found.contains("expected weight_map to be an object, found a list of 1"), "{found}");
+    assert!(message(sharded(|_, index| *index = json!({}))).contains("no such field"));
+}
+
+#[test]
+fn folders_without_weights_are_refused() {
+    let config = config("Llama", "ForCausalLM");
+    let dir = tempfile::tempdir().unwrap();
+    let message = || Checkpoint::open(dir.path(), &config).err().expect("must be refused").to_string();
+    assert!(
+        message()
+            .contains("expected model.safetensors, or model.safetensors.index.json with its shards, found neither")
+    );
+    fs::write(dir.path().join("pytorch_model.bin"), "x").unwrap();
+    assert!(message().contains("found pytorch_model.bin; save the model as safetensors"));
+    fs::create_dir(dir.path().join(SINGLE)).unwrap();
+    assert!(message().contains("found no regular file"));
+}
+
+#[cfg(unix)]
+#[test]
+fn links_are_followed_but_not_in_circles() {
+    use std::os::unix::fs::symlink;
+    let config = config("Llama", "ForCausalLM");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(SINGLE);
+    symlink(&file, dir.path().join("back")).unwrap();
+    symlink(dir.path().join("back"), &file).unwrap();
+    let found = Checkpoint::open(dir.path(), &config).err().expect("must be refused").to_string();
+    assert!(found.contains("model.safetensors: cannot read"), "{found}");
+    fs::remove_file(&file).unwrap();
+    fs::write(dir.path().join("blob"), bytes(&tensors(&config))).unwrap();
+    symlink("blob", &file).unwrap();
+    assert!(Checkpoint::open(dir.path(), &config).is_ok(), "download caches link to their files");
+}

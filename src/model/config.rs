@@ -1,0 +1,322 @@
+//! `config.json`: what a checkpoint promises to be. Valid by construction: whoever holds a [`ModelConfig`] need not check it.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::text::fields::{Fields, brief};
+
+mod rope;
+#[cfg(test)]
+mod tests;
+
+pub use rope::{Llama3Scaling, Rope};
+
+/// Deeper than any model there is; a damaged number must not ask for terabytes.
+const MAX_LAYERS: usize = 10_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+}
+
+impl Family {
+    pub const ALL: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
+
+    /// The name as it begins transformers' class names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Llama => "Llama",
+            Family::Mistral => "Mistral",
+            Family::Qwen2 => "Qwen2",
+            Family::Qwen3 => "Qwen3",
+        }
+    }
+}
+
+/// What stands on top of the transformer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Head {
+    /// A distribution over the vocabulary.
+    Causal,
+    /// `labels` numbers, read at the last token; a reward model has one.
+    Classification { labels: usize },
+}
+
+/// Architecture and sizes of one checkpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// The file it was read from, for messages.
+    pub file: PathBuf,
+    pub family: Family,
+    pub head: Head,
+    /// V
+    pub vocab_size: usize,
+    /// C
+    pub hidden_size: usize,
+    /// F
+    pub intermediate_size: usize,
+    pub layers: usize,
+    /// Query heads; a multiple of `kv_heads`.
+    pub heads: usize,
+    pub kv_heads: usize,
+    /// Even.
+    pub head_dim: usize,
+    pub rms_norm_eps: f32,
+    /// The longest context, in tokens.
+    pub max_position_embeddings: usize,
+    /// The LM head is the embedding, transposed.
+    pub tie_word_embeddings: bool,
+    /// Biases on q, k and v (Qwen2); never on the other projections.
+    pub qkv_bias: bool,
+    /// RMSNorm over each head of q and k (Qwen3).
+    pub qk_norm: bool,
+    pub rope: Rope,
+    /// What ends a turn: config.json's and generation_config.json's, each once. May be empty.
+    pub eos_token_ids: Vec<u32>,
+    pub bos_token_id: Option<u32>,
+    pub pad_token_id: Option<u32>,
+    /// As written; the weights say themselves what they are.
+    pub dtype: Option<String>,
+    /// SHA-256, in hex, of the tokenizer.json this model was trained with (`ares_tokenizer_sha256`).
+    pub tokenizer_sha256: Option<String>,
+    /// Per layer: how many keys, the query's own included, a query sees.
+    windows: Vec<Option<usize>>,
+}
+
+impl ModelConfig {
+    /// Reads `config.json`, and `generation_config.json` where there is one, of a model's folder.
+    pub fn open(dir: &Path) -> Result<ModelConfig> {
+        let file = dir.join("config.json");
+        if !dir.is_dir() {
+            let found = if dir.exists() { "a file" } else { "nothing" };
+            return Err(Error::File {
+                file: dir.to_path_buf(),
+                expected: "a model's folder".into(),
+                found: found.into(),
+                remedy: "name a folder with config.json, model.safetensors and tokenizer.json".into(),
+            });
+        }
+        let mut config = ModelConfig::from_fields(&Fields::open(&file)?)?;
+        let generation = dir.join("generation_config.json");
+        if generation.exists() {
+            config.add_eos(&Fields::open(&generation)?)?;
+        }
+        Ok(config)
+    }
+
+    /// `text` is what `file` holds.
+    pub fn parse(file: &Path, text: &str) -> Result<ModelConfig> {
+        ModelConfig::from_fields(&Fields::parse(file, text)?)
+    }
+
+    /// How many keys, its own included, a query of `layer` sees; all before it when `None`.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.windows.get(layer).copied().flatten()
+    }
+
+    /// Fails unless this is a causal language model.
+    pub fn expect_causal(&self) -> Result<()> {
+        match self.head {
+            Head::Causal => Ok(()),
+            Head::Classification { .. } => Err(self.wrong_head("ForCausalLM", "a language model is wanted here")),
+        }
+    }
+
+    /// Fails unless this is a sequence classifier with one label: a reward model or a judge.
+    pub fn expect_score(&self) -> Result<()> {
+        match self.head {
+            Head::Classification { labels: 1 } => Ok(()),
+            _ => {
+                Err(self
+                    .wrong_head("ForSequenceClassification with one label", "a reward model or judge is wanted here"))
+            }
+        }
+    }
+
+    fn wrong_head(&self, expected: &str, remedy: &str) -> Error {
+        let name = self.family.name();
+        let found = match self.head {
+            Head::Causal => format!("{name}ForCausalLM"),
+            Head::Classification { labels } => format!("{name}ForSequenceClassification with {labels} labels"),
+        };
+        Error::File { file: self.file.clone(), expected: format!("{name}{expected}"), found, remedy: remedy.into() }
+    }
+
+    fn from_fields(fields: &Fields) -> Result<ModelConfig> {
+        let (family, head) = architecture(fields)?;
+        refuse_unsupported(fields, family)?;
+        let hidden_size = fields.required_size("hidden_size")?;
+        let (heads, kv_heads, head_dim) = attention_sizes(fields, family, hidden_size)?;
+        let layers = fields.required_size("num_hidden_layers")?;
+        if layers > MAX_LAYERS {
+            return Err(fields.wrong("num_hidden_layers", &format!("at most {MAX_LAYERS}"), &layers.to_string()));
+        }
+        let max_position_embeddings = fields.required_size("max_position_embeddings")?;
+        let mut config = ModelConfig {
+            file: fields.file().to_path_buf(),
+            family,
+            head,
+            vocab_size: fields.required_size("vocab_size")?,
+            hidden_size,
+            intermediate_size: fields.required_size("intermediate_size")?,
+            layers,
+            heads,
+            kv_heads,
+            head_dim,
+            rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            max_position_embeddings,
+            tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
+            qkv_bias: family == Family::Qwen2,
+            qk_norm: family == Family::Qwen3,
+            rope: Rope::read(fields, max_position_embeddings)?,
+            eos_token_ids: Vec::new(),
+            bos_token_id: fields.token("bos_token_id")?,
+            pad_token_id: fields.token("pad_token_id")?,
+            dtype: fields.text("dtype")?.or(fields.text("torch_dtype")?).map(str::to_string),
+            tokenizer_sha256: fields.text("ares_tokenizer_sha256")?.map(str::to_ascii_lowercase),
+            windows: windows(fields, family, layers)?,
+        };
+        for (key, id) in [("bos_token_id", config.bos_token_id), ("pad_token_id", config.pad_token_id)] {
+            id.map_or(Ok(()), |id| config.check_token(fields, key, id))?;
+        }
+        config.add_eos(fields)?;
+        Ok(config)
+    }
+
+    fn add_eos(&mut self, fields: &Fields) -> Result<()> {
+        for id in fields.tokens("eos_token_id")? {
+            self.check_token(fields, "eos_token_id", id)?;
+            if !self.eos_token_ids.contains(&id) {
+                self.eos_token_ids.push(id);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_token(&self, fields: &Fields, key: &str, id: u32) -> Result<()> {
+        if (id as usize) < self.vocab_size {
+            return Ok(());
+        }
+        Err(fields.wrong(key, &format!("below vocab_size ({})", self.vocab_size), &id.to_string()))
+    }
+}
+
+/// Family and head from `architectures`, whose single entry is a class name of transformers.
+fn architecture(fields: &Fields) -> Result<(Family, Head)> {
+    let names = fields.texts("architectures")?.unwrap_or_default();
+    let [name] = names.as_slice() else {
+        let found = if names.is_empty() { "none".to_string() } else { names.join(", ") };
+        return Err(fields.refuse("architectures", &supported(), &found, "use a checkpoint of one of these"));
+    };
+    for family in Family::ALL {
+        match name.strip_prefix(family.name()) {
+            Some("ForCausalLM") => return Ok((family, Head::Causal)),
+            Some("ForSequenceClassification") => {
+                return Ok((family, Head::Classification { labels: labels(fields)? }));
+            }
+            _ => {}
+        }
+    }
+    Err(fields.refuse("architectures", &supported(), name, "use a checkpoint of one of these"))
+}
+
+fn supported() -> String {
+    let names: Vec<_> = Family::ALL.iter().map(|family| family.name()).collect();
+    format!("one of {{{}}} ForCausalLM or ForSequenceClassification", names.join(", "))
+}
+
+/// transformers writes `id2label` and not the number; without either its default is two.
+fn labels(fields: &Fields) -> Result<usize> {
+    match (fields.size("num_labels")?, fields.object("id2label")?) {
+        (Some(labels), _) => Ok(labels),
+        (None, Some(names)) => match names.iter().count() {
+            0 => Err(fields.wrong("id2label", "an object with a name per label", "an empty one")),
+            labels => Ok(labels),
+        },
+        (None, None) => Ok(2),
+    }
+}
+
+/// Settings that would change the computation into one that ares does not do.
+fn refuse_unsupported(fields: &Fields, family: Family) -> Result<()> {
+    const REMEDY: &str = "ares does not compute this: use a checkpoint without it";
+    let silu = fields.text("hidden_act")?.unwrap_or("silu");
+    if !matches!(silu, "silu" | "swish") {
+        return Err(fields.refuse("hidden_act", "`silu`", &format!("`{silu}`"), REMEDY));
+    }
+    // Qwen2 has its biases whatever the config says; elsewhere the flag also biases the output projection.
+    let biases: &[&str] = if family == Family::Qwen2 { &["use_mrope"] } else { &["attention_bias", "mlp_bias"] };
+    for key in biases {
+        if fields.flag(key, false)? {
+            return Err(fields.refuse(key, "false", "true", REMEDY));
+        }
+    }
+    for parent in [Some(fields.clone()), fields.object("rope_parameters")?].into_iter().flatten() {
+        match parent.number("partial_rotary_factor")? {
+            None | Some(1.0) => {}
+            Some(part) => {
+                return Err(parent.refuse("partial_rotary_factor", "1 (whole heads)", &part.to_string(), REMEDY));
+            }
+        }
+    }
+    if let Some(quantized) = fields.get("quantization_config") {
+        let remedy = "use the unquantised checkpoint (F32, F16 or BF16)";
+        return Err(fields.refuse("quantization_config", "absent", &brief(quantized), remedy));
+    }
+    Ok(())
+}
+
+/// Query heads, key/value heads and head size, with each family's defaults in transformers.
+fn attention_sizes(fields: &Fields, family: Family, hidden_size: usize) -> Result<(usize, usize, usize)> {
+    let heads = fields.required_size("num_attention_heads")?;
+    let kv_heads = fields.size("num_key_value_heads")?.unwrap_or(heads);
+    if heads % kv_heads != 0 {
+        let expected = format!("a divisor of num_attention_heads ({heads})");
+        return Err(fields.wrong("num_key_value_heads", &expected, &kv_heads.to_string()));
+    }
+    let stated = fields.size("head_dim")?.or((family == Family::Qwen3).then_some(128));
+    if hidden_size % heads != 0 && (stated.is_none() || family == Family::Llama) {
+        let expected = format!("a multiple of num_attention_heads ({heads})");
+        return Err(fields.wrong("hidden_size", &expected, &hidden_size.to_string()));
+    }
+    let head_dim = stated.unwrap_or(hidden_size / heads);
+    if head_dim % 2 != 0 {
+        return Err(fields.wrong("head_dim", "even, as rotary positions turn pairs", &head_dim.to_string()));
+    }
+    Ok((heads, kv_heads, head_dim))
+}
+
+/// Sliding windows per layer, as each family's class in transformers reads its config.
+fn windows(fields: &Fields, family: Family, layers: usize) -> Result<Vec<Option<usize>>> {
+    let on = match family {
+        Family::Llama => false,
+        Family::Mistral => true,
+        Family::Qwen2 | Family::Qwen3 => fields.flag("use_sliding_window", false)?,
+    };
+    // Null turns the window off; where the field is missing, transformers takes its own default.
+    let window = if fields.has("sliding_window") { fields.size("sliding_window")? } else { Some(4096) };
+    let Some(window) = window.filter(|_| on) else {
+        return Ok(vec![None; layers]);
+    };
+    if family == Family::Mistral {
+        return Ok(vec![Some(window); layers]);
+    }
+    let Some(Value::Array(kinds)) = fields.get("layer_types") else {
+        let first = fields.count("max_window_layers")?.unwrap_or(28);
+        return Ok((0..layers).map(|layer| (layer >= first).then_some(window)).collect());
+    };
+    if kinds.len() != layers {
+        return Err(fields.wrong("layer_types", &format!("a list of {layers}"), &format!("a list of {}", kinds.len())));
+    }
+    let kind = |kind: &Value| match kind.as_str() {
+        Some("full_attention") => Ok(None),
+        Some("sliding_attention") => Ok(Some(window)),
+        _ => Err(fields.wrong("layer_types", "`full_attention` or `sliding_attention` each", &brief(kind))),
+    };
+    kinds.iter().map(kind).collect()
+}

@@ -1,0 +1,177 @@
+//! A JSON object that came from outside, read field by field; every error names the file, the field, what was expected
+//! and what was found.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// What to do about a wrong field, when nothing better can be said.
+const REMEDY: &str = "correct the file, or take it anew from where the model came from";
+
+/// An object of a JSON file. A field that is `null` counts as absent: that is how transformers and PEFT write "not set".
+#[derive(Debug, Clone)]
+pub struct Fields {
+    file: PathBuf,
+    /// Where in the file the object lies, as a prefix of its fields' names: `` or `rope_scaling.`.
+    place: String,
+    map: Map<String, Value>,
+}
+
+impl Fields {
+    /// Reads `file`, which must hold one JSON object.
+    pub fn open(file: &Path) -> Result<Fields> {
+        let text = std::fs::read_to_string(file).map_err(Error::read(file))?;
+        Fields::parse(file, &text)
+    }
+
+    /// `text` is what `file` holds; `file` is named in errors only.
+    pub fn parse(file: &Path, text: &str) -> Result<Fields> {
+        let value: Value = serde_json::from_str(text).map_err(Error::file(file, "a JSON object", REMEDY))?;
+        match value {
+            Value::Object(map) => Ok(Fields { file: file.to_path_buf(), place: String::new(), map }),
+            other => Err(Error::File {
+                file: file.to_path_buf(),
+                expected: "a JSON object".into(),
+                found: brief(&other),
+                remedy: REMEDY.into(),
+            }),
+        }
+    }
+
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Whether the field is there, be it null.
+    pub fn has(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
+    /// The field, unless it is absent or null.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.map.iter()
+    }
+
+    /// A whole number of at least 1 and at most 2³¹ − 1: sizes multiply without overflow.
+    pub fn size(&self, key: &str) -> Result<Option<usize>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_u64() {
+            Some(n @ 1..=0x7fff_ffff) => Ok(Some(n as usize)),
+            _ => Err(self.wrong(key, "a whole number from 1 to 2147483647", &brief(value))),
+        }
+    }
+
+    /// A whole number from 0 on.
+    pub fn count(&self, key: &str) -> Result<Option<usize>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let count = value.as_u64().and_then(|n| usize::try_from(n).ok());
+        count.map(Some).ok_or_else(|| self.wrong(key, "a whole number from 0 on", &brief(value)))
+    }
+
+    pub fn required_size(&self, key: &str) -> Result<usize> {
+        self.size(key)?.ok_or_else(|| self.wrong(key, "a whole number", "no such field"))
+    }
+
+    /// A whole number from 0 on, or -1, which some configs write for "none".
+    pub fn token(&self, key: &str) -> Result<Option<u32>> {
+        self.get(key).map_or(Ok(None), |value| self.token_value(key, value))
+    }
+
+    /// A token id or a list of them; empty when absent.
+    pub fn tokens(&self, key: &str) -> Result<Vec<u32>> {
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(list)) => {
+                let ids = list.iter().map(|value| self.token_value(key, value));
+                ids.filter_map(Result::transpose).collect()
+            }
+            Some(value) => Ok(self.token_value(key, value)?.into_iter().collect()),
+        }
+    }
+
+    fn token_value(&self, key: &str, value: &Value) -> Result<Option<u32>> {
+        if value.as_i64() == Some(-1) {
+            return Ok(None);
+        }
+        let id = value.as_u64().and_then(|n| u32::try_from(n).ok());
+        id.map(Some).ok_or_else(|| self.wrong(key, "a token id", &brief(value)))
+    }
+
+    /// A finite number.
+    pub fn number(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let number = value.as_f64().filter(|n| n.is_finite());
+        number.map(Some).ok_or_else(|| self.wrong(key, "a number", &brief(value)))
+    }
+
+    /// A finite number above zero.
+    pub fn positive(&self, key: &str) -> Result<Option<f64>> {
+        match self.number(key)? {
+            Some(n) if n > 0.0 => Ok(Some(n)),
+            Some(n) => Err(self.wrong(key, "a number above 0", &n.to_string())),
+            None => Ok(None),
+        }
+    }
+
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        value.as_bool().ok_or_else(|| self.wrong(key, "true or false", &brief(value)))
+    }
+
+    pub fn text(&self, key: &str) -> Result<Option<&str>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_str().map(Some).ok_or_else(|| self.wrong(key, "a text", &brief(value)))
+    }
+
+    /// A list of texts; `None` when absent.
+    pub fn texts(&self, key: &str) -> Result<Option<Vec<String>>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let wrong = || self.wrong(key, "a list of texts", &brief(value));
+        let list = value.as_array().ok_or_else(wrong)?;
+        let texts = list.iter().map(|item| item.as_str().map(str::to_string).ok_or_else(wrong));
+        texts.collect::<Result<_>>().map(Some)
+    }
+
+    /// An object inside this one; its fields are named `key.field` in errors.
+    pub fn object(&self, key: &str) -> Result<Option<Fields>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let map = value.as_object().ok_or_else(|| self.wrong(key, "an object", &brief(value)))?.clone();
+        Ok(Some(Fields { file: self.file.clone(), place: format!("{}{key}.", self.place), map }))
+    }
+
+    /// The field is not what it must be.
+    pub fn wrong(&self, key: &str, expected: &str, found: &str) -> Error {
+        self.refuse(key, expected, found, REMEDY)
+    }
+
+    /// The field is not what it must be, with its own remedy.
+    pub fn refuse(&self, key: &str, expected: &str, found: &str, remedy: &str) -> Error {
+        Error::File {
+            file: self.file.clone(),
+            expected: format!("{}{key} to be {expected}", self.place),
+            found: found.to_string(),
+            remedy: remedy.to_string(),
+        }
+    }
+}
+
+/// A value as an error message shows it: short, on one line.
+pub fn brief(value: &Value) -> String {
+    match value {
+        Value::Array(list) => format!("a list of {}", list.len()),
+        Value::Object(map) => format!("an object of {} fields", map.len()),
+        other => {
+            let text = other.to_string();
+            match text.char_indices().nth(60) {
+                Some((end, _)) => format!("{}…", &text[..end]),
+                None => text,
+            }
+        }
+    }
+}

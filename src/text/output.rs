@@ -1,0 +1,168 @@
+//! Files that appear whole or not at all.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+
+/// Writes `bytes` to `path`: at every moment the old file or the new one is there, and never a part.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes).map_err(Error::write(path))?;
+    file.commit()
+}
+
+/// A file that takes its name only in [`AtomicFile::commit`]: written under a temporary name in the same folder, flushed to the
+/// disk, then renamed. Dropped without commit it leaves nothing behind.
+pub struct AtomicFile {
+    path: PathBuf,
+    /// `None` for what is no file: a pipe, `/dev/null`. Such a thing is written directly; a rename would replace it.
+    temporary: Option<PathBuf>,
+    file: Option<std::io::BufWriter<File>>,
+}
+
+impl AtomicFile {
+    pub fn create(path: &Path) -> Result<AtomicFile> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let Some(name) = path.file_name() else {
+            return Err(Error::Usage(format!(
+                "{}: expected the path of a file, found that of a folder",
+                path.display()
+            )));
+        };
+        if path.is_dir() {
+            return Err(Error::Usage(format!("{}: expected the path of a file, found a folder", path.display())));
+        }
+        // Through a link the file behind it is replaced, not the link.
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        let temporary = match fs::metadata(&path) {
+            Ok(found) if !found.is_file() => None,
+            _ => {
+                // The process and a count keep two writers of one path apart; the rename decides who is last.
+                let count = COUNT.fetch_add(1, Ordering::Relaxed);
+                let mut hidden = std::ffi::OsString::from(".");
+                hidden.push(name);
+                hidden.push(format!(".{}-{count}.tmp", std::process::id()));
+                Some(path.with_file_name(hidden))
+            }
+        };
+        let file = File::create(temporary.as_ref().unwrap_or(&path)).map_err(Error::write(&path))?;
+        Ok(AtomicFile { path, temporary, file: Some(std::io::BufWriter::new(file)) })
+    }
+
+    /// Flushes to the disk and gives the file its name.
+    pub fn commit(mut self) -> Result<()> {
+        let Some(mut writer) = self.file.take() else { return Ok(()) };
+        let mut done = writer.flush();
+        if let Some(temporary) = &self.temporary {
+            done = done
+                .and_then(|()| writer.get_ref().sync_all())
+                .and_then(|()| fs::rename(temporary, &self.path))
+                .and_then(|()| sync_folder(&self.path));
+            if done.is_err() {
+                // Best effort: what matters is told below.
+                let _ = fs::remove_file(temporary);
+            }
+        }
+        done.map_err(Error::write(&self.path))
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file.as_mut().map_or(Ok(0), |file| file.write(bytes))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.as_mut().map_or(Ok(()), Write::flush)
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        let Some(writer) = self.file.take() else { return };
+        // What is still in the buffer is not wanted.
+        drop(writer.into_parts());
+        if let Some(temporary) = &self.temporary {
+            // Best effort: nothing can be told from here.
+            let _ = fs::remove_file(temporary);
+        }
+    }
+}
+
+/// Makes the rename itself durable. Only Unix lets a folder be opened and flushed.
+fn sync_folder(path: &Path) -> std::io::Result<()> {
+    if cfg!(unix) {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// SHA-256 of `bytes`, in hex.
+pub fn sha256(bytes: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    hex(&Sha256::digest(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_appears_whole_and_replaces_the_old_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.json");
+        write_atomic(&path, b"first").unwrap();
+        write_atomic(&path, b"second").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file may stay");
+    }
+
+    #[test]
+    fn a_file_not_committed_leaves_nothing_and_harms_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.json");
+        write_atomic(&path, b"old").unwrap();
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.write_all(b"half").unwrap();
+        drop(file);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_and_devices_stay_what_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("out.json"), dir.path().join("link.json"));
+        write_atomic(&path, b"old").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        write_atomic(&link, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+        let device = Path::new("/dev/null");
+        write_atomic(device, b"gone").unwrap();
+        assert!(!device.metadata().unwrap().is_file());
+    }
+
+    #[test]
+    fn an_unwritable_output_is_an_error_with_the_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let message = write_atomic(&dir.path().join("none/out.json"), b"x").unwrap_err().to_string();
+        assert!(message.contains("none/out.json: cannot write"), "{message}");
+        assert!(write_atomic(dir.path(), b"x").is_err());
+    }
+
+    #[test]
+    fn hashes_are_the_known_ones() {
+        assert_eq!(sha256(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+}

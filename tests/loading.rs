@@ -1,0 +1,38 @@
+//! Opens every golden checkpoint: transformers wrote them, in both spellings of the config, in one file and in shards.
+
+use std::path::{Path, PathBuf};
+
+use ares::model::{Checkpoint, Head, ModelConfig};
+
+fn golden() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let folders = std::fs::read_dir(&root).expect("tests/golden lies in the repository");
+    let mut folders: Vec<_> = folders.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
+    folders.sort();
+    assert!(folders.len() >= 8, "four families, two heads each");
+    folders
+}
+
+#[test]
+fn every_golden_checkpoint_opens_and_reads() {
+    for dir in golden() {
+        let config = ModelConfig::open(&dir).unwrap();
+        let written: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(dir.join("golden.json")).unwrap()).unwrap();
+        let labels = match config.head {
+            Head::Causal => 0,
+            Head::Classification { labels } => labels,
+        };
+        assert_eq!(written["labels"], labels, "{}", dir.display());
+        assert_eq!(config.eos_token_ids, [2]);
+        let checkpoint = Checkpoint::open(&dir, &config).unwrap();
+        let mut values = Vec::new();
+        for name in checkpoint.tensor_names().map(str::to_string).collect::<Vec<_>>() {
+            let before = values.len();
+            checkpoint.read(&name, &mut values).unwrap();
+            assert_eq!(values.len() - before, checkpoint.shape(&name).unwrap().iter().product::<usize>());
+        }
+        assert!(values.iter().any(|x| *x != 0.0));
+        assert_eq!(checkpoint.sha256().len(), 64);
+    }
+}
