@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ares::model::{Checkpoint, Head, ModelConfig};
+use ares::model::{AdapterFile, Checkpoint, Head, ModelConfig, Projection};
 
 fn golden() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
@@ -34,5 +34,24 @@ fn every_golden_checkpoint_opens_and_reads() {
         }
         assert!(values.iter().any(|x| *x != 0.0));
         assert_eq!(checkpoint.sha256().len(), 64);
+    }
+}
+
+#[test]
+fn every_golden_adapter_opens_and_is_written_the_same() {
+    for dir in golden() {
+        let config = ModelConfig::open(&dir).unwrap();
+        let adapter = AdapterFile::open(&dir.join("adapter"), &config).unwrap();
+        assert_eq!((adapter.rank, adapter.scale()), (4, 3.0), "{}", dir.display());
+        assert_eq!(adapter.score().is_some(), config.head != Head::Causal);
+        for layer in 0..config.layers {
+            for projection in Projection::ALL {
+                let lora = adapter.lora(layer, projection).expect("PEFT adapted all seven projections");
+                assert!(lora.a.data.iter().chain(&lora.b.data).any(|x| *x != 0.0));
+            }
+        }
+        let copy = tempfile::tempdir().unwrap();
+        adapter.save(copy.path()).unwrap();
+        assert_eq!(AdapterFile::open(copy.path(), &config).unwrap(), adapter);
     }
 }

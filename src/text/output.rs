@@ -25,7 +25,6 @@ pub struct AtomicFile {
 
 impl AtomicFile {
     pub fn create(path: &Path) -> Result<AtomicFile> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
         let Some(name) = path.file_name() else {
             return Err(Error::Usage(format!(
                 "{}: expected the path of a file, found that of a folder",
@@ -39,14 +38,7 @@ impl AtomicFile {
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         let temporary = match fs::metadata(&path) {
             Ok(found) if !found.is_file() => None,
-            _ => {
-                // The process and a count keep two writers of one path apart; the rename decides who is last.
-                let count = COUNT.fetch_add(1, Ordering::Relaxed);
-                let mut hidden = std::ffi::OsString::from(".");
-                hidden.push(name);
-                hidden.push(format!(".{}-{count}.tmp", std::process::id()));
-                Some(path.with_file_name(hidden))
-            }
+            _ => Some(path.with_file_name(temporary_name(name))),
         };
         let file = File::create(temporary.as_ref().unwrap_or(&path)).map_err(Error::write(&path))?;
         Ok(AtomicFile { path, temporary, file: Some(std::io::BufWriter::new(file)) })
@@ -90,6 +82,40 @@ impl Drop for AtomicFile {
             let _ = fs::remove_file(temporary);
         }
     }
+}
+
+/// Writes several files into the folder `dir`. A folder that is not there yet appears whole or not at all; in one that is, each
+/// file is replaced as a whole, in the order given.
+pub fn write_folder(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
+    if dir.exists() {
+        return files.iter().try_for_each(|(name, bytes)| write_atomic(&dir.join(name), bytes));
+    }
+    let Some(name) = dir.file_name() else {
+        return Err(Error::Usage(format!("{}: expected a folder's name", dir.display())));
+    };
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(Error::write(parent))?;
+    let staging = dir.with_file_name(temporary_name(name));
+    fs::create_dir(&staging).map_err(Error::write(dir))?;
+    let done = files
+        .iter()
+        .try_for_each(|(name, bytes)| write_atomic(&staging.join(name), bytes))
+        .and_then(|()| fs::rename(&staging, dir).and_then(|()| sync_folder(dir)).map_err(Error::write(dir)));
+    if done.is_err() {
+        // Best effort: what matters is told below.
+        let _ = fs::remove_dir_all(&staging);
+    }
+    done
+}
+
+/// The process and a count keep two writers of one path apart; the rename decides who is last.
+fn temporary_name(name: &std::ffi::OsStr) -> std::ffi::OsString {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{}-{count}.tmp", std::process::id()));
+    hidden
 }
 
 /// Makes the rename itself durable. Only Unix lets a folder be opened and flushed.
@@ -151,6 +177,23 @@ mod tests {
         let device = Path::new("/dev/null");
         write_atomic(device, b"gone").unwrap();
         assert!(!device.metadata().unwrap().is_file());
+    }
+
+    #[test]
+    fn a_folder_appears_whole_and_keeps_what_else_it_holds() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("deep/adapter");
+        write_folder(&dir, &[("a", b"1"), ("b", b"2")]).unwrap();
+        assert_eq!(fs::read(dir.join("b")).unwrap(), b"2");
+        fs::write(dir.join("note"), "mine").unwrap();
+        write_folder(&dir, &[("a", b"3")]).unwrap();
+        assert_eq!(
+            (fs::read(dir.join("a")).unwrap(), fs::read(dir.join("note")).unwrap()),
+            (b"3".into(), b"mine".into())
+        );
+        // A name that cannot be written in the staging folder: nothing may remain.
+        assert!(write_folder(&root.path().join("other"), &[("a", b"1"), ("no/such", b"2")]).is_err());
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
     }
 
     #[test]

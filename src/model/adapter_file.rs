@@ -1,0 +1,297 @@
+//! LoRA adapters on disk in PEFT's layout, both ways: `adapter_config.json` and `adapter_model.safetensors`, f32 in memory.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::json;
+
+use super::checkpoint::{Shard, append};
+use super::config::{Head, ModelConfig};
+use crate::error::{Error, Result};
+use crate::text::fields::Fields;
+use crate::text::output::write_folder;
+
+mod config;
+#[cfg(test)]
+mod tests;
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+const SCORE: &str = "base_model.model.score.weight";
+
+/// The seven matrices of a layer that an adapter may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Projection {
+    Q,
+    K,
+    V,
+    O,
+    Gate,
+    Up,
+    Down,
+}
+
+impl Projection {
+    pub const ALL: [Projection; 7] = [
+        Projection::Q,
+        Projection::K,
+        Projection::V,
+        Projection::O,
+        Projection::Gate,
+        Projection::Up,
+        Projection::Down,
+    ];
+
+    /// As PEFT's `target_modules` lists it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Projection::Q => "q_proj",
+            Projection::K => "k_proj",
+            Projection::V => "v_proj",
+            Projection::O => "o_proj",
+            Projection::Gate => "gate_proj",
+            Projection::Up => "up_proj",
+            Projection::Down => "down_proj",
+        }
+    }
+
+    fn parent(self) -> &'static str {
+        match self {
+            Projection::Q | Projection::K | Projection::V | Projection::O => "self_attn",
+            Projection::Gate | Projection::Up | Projection::Down => "mlp",
+        }
+    }
+
+    /// The name of the frozen matrix in a checkpoint.
+    pub fn weight(self, layer: usize) -> String {
+        format!("model.layers.{layer}.{}.{}.weight", self.parent(), self.name())
+    }
+
+    /// The name of the adapter's matrix `A` or `B` in PEFT's file.
+    fn lora(self, layer: usize, matrix: char) -> String {
+        format!("base_model.model.model.layers.{layer}.{}.{}.lora_{matrix}.weight", self.parent(), self.name())
+    }
+
+    /// (outputs, inputs) of the matrix.
+    pub fn shape(self, config: &ModelConfig) -> (usize, usize) {
+        let (c, f) = (config.hidden_size, config.intermediate_size);
+        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        match self {
+            Projection::Q => (q, c),
+            Projection::K | Projection::V => (kv, c),
+            Projection::O => (c, q),
+            Projection::Gate | Projection::Up => (f, c),
+            Projection::Down => (c, f),
+        }
+    }
+}
+
+impl fmt::Display for Projection {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A tensor in host memory, row by row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostTensor {
+    pub shape: Vec<usize>,
+    pub data: Vec<f32>,
+}
+
+/// One projection's adapter: y = xWᵀ + scale · (xAᵀ)Bᵀ.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Lora<'a> {
+    /// (rank, inputs)
+    pub a: &'a HostTensor,
+    /// (outputs, rank)
+    pub b: &'a HostTensor,
+    pub scale: f32,
+}
+
+/// An adapter as PEFT saves it. Read ones fit the model they were opened for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterFile {
+    pub rank: usize,
+    pub lora_alpha: f64,
+    /// scale = lora_alpha / √rank instead of lora_alpha / rank.
+    pub use_rslora: bool,
+    /// `CAUSAL_LM` or `SEQ_CLS`.
+    pub task_type: String,
+    pub base_model_name: Option<String>,
+    /// Under PEFT's names; f32 whatever the file held.
+    pub tensors: BTreeMap<String, HostTensor>,
+}
+
+impl AdapterFile {
+    /// An adapter without matrices yet, for the model of `config`.
+    pub fn new(config: &ModelConfig, rank: usize, lora_alpha: f64, base_model_name: Option<String>) -> AdapterFile {
+        let task_type = match config.head {
+            Head::Causal => "CAUSAL_LM",
+            Head::Classification { .. } => "SEQ_CLS",
+        };
+        let (task_type, tensors) = (task_type.to_string(), BTreeMap::new());
+        AdapterFile { rank, lora_alpha, use_rslora: false, task_type, base_model_name, tensors }
+    }
+
+    /// What the low-rank product is multiplied with.
+    pub fn scale(&self) -> f32 {
+        let rank = self.rank as f64;
+        (self.lora_alpha / if self.use_rslora { rank.sqrt() } else { rank }) as f32
+    }
+
+    /// The matrices of one projection, if the adapter changes it.
+    pub fn lora(&self, layer: usize, projection: Projection) -> Option<Lora<'_>> {
+        let find = |matrix| self.tensors.get(&projection.lora(layer, matrix));
+        Some(Lora { a: find('A')?, b: find('B')?, scale: self.scale() })
+    }
+
+    /// A (rank, inputs) and B (outputs, rank), row by row, replace those of this projection.
+    pub fn set_lora(&mut self, layer: usize, projection: Projection, a: Vec<f32>, b: Vec<f32>) {
+        let rank = self.rank.max(1);
+        for (matrix, data) in [('A', a), ('B', b)] {
+            let other = data.len() / rank;
+            let shape = if matrix == 'A' { vec![rank, other] } else { vec![other, rank] };
+            self.tensors.insert(projection.lora(layer, matrix), HostTensor { shape, data });
+        }
+    }
+
+    /// The trained score head (labels, C), if the adapter carries one.
+    pub fn score(&self) -> Option<&HostTensor> {
+        self.tensors.get(SCORE)
+    }
+
+    pub fn set_score(&mut self, labels: usize, data: Vec<f32>) {
+        let shape = vec![labels, data.len() / labels.max(1)];
+        self.tensors.insert(SCORE.to_string(), HostTensor { shape, data });
+    }
+
+    /// The projections that have matrices in some layer, sorted by name as PEFT sorts them.
+    pub fn target_modules(&self) -> Vec<&'static str> {
+        let has = |p: &Projection| self.tensors.keys().any(|key| key.contains(&format!(".{}.lora_", p.name())));
+        let mut names: Vec<_> = Projection::ALL.into_iter().filter(has).map(Projection::name).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Reads an adapter for the model of `config`: every tensor belongs to a projection (or is the score head) of that model and
+    /// has its shape, no projection has A without B, and every number is finite.
+    pub fn open(dir: &Path, config: &ModelConfig) -> Result<AdapterFile> {
+        let mut adapter = config::read(&Fields::open(&dir.join(CONFIG))?)?;
+        let path = dir.join(WEIGHTS);
+        if !path.exists() && dir.join("adapter_model.bin").exists() {
+            return Err(Error::File {
+                file: dir.to_path_buf(),
+                expected: WEIGHTS.into(),
+                found: "adapter_model.bin".into(),
+                remedy: "save the adapter again with a PEFT of version 0.5 or later".into(),
+            });
+        }
+        let shard = Shard::open(&path)?;
+        let mut promised = adapter.promised(config);
+        for name in shard.names() {
+            let Some(info) = shard.info(&name) else { continue };
+            let found = format!("{:?} {}", info.shape, info.dtype);
+            let wrong = |expected: String| Error::Weights {
+                file: path.clone(),
+                tensor: name.clone(),
+                expected,
+                found: found.clone(),
+            };
+            let Some(shape) = promised.remove(&name) else {
+                return Err(wrong("LoRA matrices of this model's layers, and its score head, only".into()));
+            };
+            if info.shape != shape {
+                return Err(wrong(format!("{shape:?} (rank {})", adapter.rank)));
+            }
+            let mut data = Vec::with_capacity(shape.iter().product());
+            append(&shard, &name, info, &mut data)?;
+            adapter.tensors.insert(name, HostTensor { shape, data });
+        }
+        adapter.check_pairs(&path)?;
+        Ok(adapter)
+    }
+
+    /// Every tensor that an adapter of this rank may hold, with its shape.
+    fn promised(&self, config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
+        let mut all = BTreeMap::new();
+        for layer in 0..config.layers {
+            for projection in Projection::ALL {
+                let (outputs, inputs) = projection.shape(config);
+                all.insert(projection.lora(layer, 'A'), vec![self.rank, inputs]);
+                all.insert(projection.lora(layer, 'B'), vec![outputs, self.rank]);
+            }
+        }
+        if let Head::Classification { labels } = config.head {
+            all.insert(SCORE.to_string(), vec![labels, config.hidden_size]);
+        }
+        all
+    }
+
+    fn check_pairs(&self, path: &Path) -> Result<()> {
+        let twin = |name: &str| match name.strip_suffix("lora_A.weight") {
+            Some(stem) => Some(format!("{stem}lora_B.weight")),
+            None => Some(format!("{}lora_A.weight", name.strip_suffix("lora_B.weight")?)),
+        };
+        let alone = self.tensors.keys().filter_map(|name| twin(name)).find(|twin| !self.tensors.contains_key(twin));
+        let missing = match (alone, self.tensors.is_empty()) {
+            (Some(name), _) => name,
+            (None, true) => Projection::Q.lora(0, 'A'),
+            (None, false) => return Ok(()),
+        };
+        Err(Error::Weights {
+            file: path.to_path_buf(),
+            tensor: missing,
+            expected: "both matrices of a pair".into(),
+            found: "no such tensor".into(),
+        })
+    }
+
+    /// Writes the adapter as PEFT does, in f32, into the folder `dir`, which appears whole or not at all; the files of an
+    /// earlier adapter there are replaced one by one.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        let weights = dir.join(WEIGHTS);
+        let mut bytes = BTreeMap::new();
+        for (name, tensor) in &self.tensors {
+            if let Some(at) = tensor.data.iter().position(|x| !x.is_finite()) {
+                return Err(Error::NotFinite {
+                    what: format!("{}: tensor {name}", weights.display()),
+                    found: format!("{} at element {at}", tensor.data[at]),
+                    remedy: "training diverged: lower the learning rate".into(),
+                });
+            }
+            bytes.insert(name, tensor.data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+        }
+        let broken = |error: safetensors::SafeTensorError| Error::Shape {
+            op: "adapter file",
+            expected: "data of the tensor's shape".into(),
+            found: error.to_string(),
+        };
+        let views = self.tensors.iter().zip(bytes.values()).map(|((name, tensor), bytes)| {
+            Ok((name, TensorView::new(Dtype::F32, tensor.shape.clone(), bytes).map_err(broken)?))
+        });
+        let metadata = Some([("format".to_string(), "pt".to_string())].into());
+        let weights = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, metadata).map_err(broken)?;
+        write_folder(dir, &[(WEIGHTS, &weights), (CONFIG, self.config_json().as_bytes())])
+    }
+
+    fn config_json(&self) -> String {
+        let score = self.score().map(|_| ["classifier", "score"]);
+        let alpha = match self.lora_alpha {
+            whole if whole.fract() == 0.0 && whole.abs() < 1e15 => json!(whole as i64),
+            other => json!(other),
+        };
+        let config = json!({
+            "alpha_pattern": {}, "auto_mapping": null, "base_model_name_or_path": self.base_model_name, "bias": "none",
+            "fan_in_fan_out": false, "inference_mode": true, "init_lora_weights": true, "layer_replication": null,
+            "layers_pattern": null, "layers_to_transform": null, "lora_alpha": alpha, "lora_dropout": 0.0,
+            "modules_to_save": score, "peft_type": "LORA", "r": self.rank, "rank_pattern": {}, "revision": null,
+            "target_modules": self.target_modules(), "task_type": self.task_type, "use_dora": false,
+            "use_rslora": self.use_rslora,
+        });
+        format!("{config:#}\n")
+    }
+}

@@ -1,0 +1,135 @@
+use std::fs;
+
+use serde_json::Value;
+
+use super::*;
+
+fn model(class: &str) -> ModelConfig {
+    let text = json!({"architectures": [format!("Llama{class}")], "hidden_size": 8, "intermediate_size": 6, "vocab_size": 5,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16, "num_labels": 1});
+    ModelConfig::parse(Path::new("config.json"), &text.to_string()).unwrap()
+}
+
+/// All projections of layer 1, and the score head where the model has one.
+fn adapter(model: &ModelConfig) -> AdapterFile {
+    let mut adapter = AdapterFile::new(model, 2, 3.0, Some("models/x".into()));
+    for projection in Projection::ALL {
+        let (outputs, inputs) = projection.shape(model);
+        let ramp = |n: usize| (0..n).map(|i| i as f32 - 1.5).collect();
+        adapter.set_lora(1, projection, ramp(2 * inputs), ramp(outputs * 2));
+    }
+    if let Head::Classification { labels } = model.head {
+        adapter.set_score(labels, vec![0.25; labels * model.hidden_size]);
+    }
+    adapter
+}
+
+/// Saves an adapter, lets `harm` damage its config, and opens it again.
+fn reopened(model: &ModelConfig, adapter: &AdapterFile, harm: impl Fn(&mut Value)) -> Result<AdapterFile> {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("adapter");
+    adapter.save(&dir)?;
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(dir.join(CONFIG)).unwrap()).unwrap();
+    harm(&mut config);
+    fs::write(dir.join(CONFIG), config.to_string()).unwrap();
+    AdapterFile::open(&dir, model)
+}
+
+#[test]
+fn what_is_saved_opens_the_same() {
+    for class in ["ForCausalLM", "ForSequenceClassification"] {
+        let model = model(class);
+        let saved = adapter(&model);
+        let opened = reopened(&model, &saved, |_| {}).unwrap();
+        assert_eq!(opened, saved);
+        assert_eq!(opened.lora(0, Projection::Q), None);
+        let down = opened.lora(1, Projection::Down).unwrap();
+        assert_eq!(
+            (down.a.shape.as_slice(), down.b.shape.as_slice(), down.scale),
+            ([2, 6].as_slice(), [8, 2].as_slice(), 1.5)
+        );
+        assert_eq!(opened.score().is_some(), class == "ForSequenceClassification");
+        let modules = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"];
+        assert_eq!(opened.target_modules(), modules);
+    }
+}
+
+#[test]
+fn rank_stabilised_adapters_scale_by_the_root() {
+    let model = model("ForCausalLM");
+    let opened = reopened(&model, &adapter(&model), |config| config["use_rslora"] = json!(true)).unwrap();
+    assert!((opened.scale() - 3.0 / 2f32.sqrt()).abs() <= 1e-6);
+    assert_eq!(reopened(&model, &opened, |_| {}).unwrap().scale(), opened.scale());
+}
+
+#[test]
+fn what_ares_cannot_apply_is_refused_with_its_reason() {
+    let model = model("ForCausalLM");
+    for (key, value, expected) in [
+        ("peft_type", json!("LOHA"), "peft_type to be LORA, found LOHA"),
+        ("use_dora", json!(true), "use_dora to be false, found true (DoRA also trains magnitudes)"),
+        ("bias", json!("all"), "bias to be `none` (the base stays frozen), found `all`"),
+        ("fan_in_fan_out", json!(true), "fan_in_fan_out to be false"),
+        ("rank_pattern", json!({"q_proj": 4}), "rank_pattern to be empty, found 1 modules with ranks of their own"),
+        ("alpha_pattern", json!({"q_proj": 4}), "alpha_pattern to be empty"),
+        ("init_lora_weights", json!("pissa_niter_4"), "found `pissa_niter_4`, which changes the base's weights too"),
+        ("task_type", json!("TOKEN_CLS"), "task_type to be CAUSAL_LM or SEQ_CLS"),
+        ("layer_replication", json!([[0, 1]]), "layer_replication to be absent"),
+        ("r", json!(0), "r to be a whole number from 1"),
+        ("r", json!(3), "down_proj.lora_A.weight: expected [3, 6] (rank 3), found [2, 6] F32"),
+        ("lora_alpha", json!(null), "lora_alpha to be a number above 0, found no such field"),
+    ] {
+        let found = reopened(&model, &adapter(&model), |config| config[key] = value.clone()).unwrap_err().to_string();
+        assert!(found.contains(expected), "expected `{expected}`, found `{found}`");
+    }
+}
+
+#[test]
+fn tensors_that_do_not_fit_the_model_are_named() {
+    let (causal, reward) = (model("ForCausalLM"), model("ForSequenceClassification"));
+    let message =
+        |model: &ModelConfig, adapter: &AdapterFile| reopened(model, adapter, |_| {}).unwrap_err().to_string();
+    let found = message(&causal, &adapter(&reward));
+    assert!(
+        found.contains("adapter_model.safetensors: tensor base_model.model.score.weight: expected LoRA matrices"),
+        "{found}"
+    );
+    let mut alone = adapter(&causal);
+    alone.tensors.remove(&Projection::O.lora(1, 'B'));
+    let found = message(&causal, &alone);
+    assert!(
+        found.contains("layers.1.self_attn.o_proj.lora_B.weight: expected both matrices of a pair, found no such"),
+        "{found}"
+    );
+    let mut deep = adapter(&causal);
+    deep.set_lora(2, Projection::Q, vec![0.0; 16], vec![0.0; 16]);
+    assert!(message(&causal, &deep).contains("tensor base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"));
+    let empty = AdapterFile::new(&causal, 2, 3.0, None);
+    assert!(message(&causal, &empty).contains("found no such tensor"));
+}
+
+#[test]
+fn an_adapter_that_is_not_finite_is_not_written() {
+    let model = model("ForCausalLM");
+    let mut bad = adapter(&model);
+    bad.set_lora(0, Projection::V, vec![f32::NAN; 16], vec![0.0; 8]);
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("adapter");
+    let found = bad.save(&dir).unwrap_err().to_string();
+    assert!(found.contains("layers.0.self_attn.v_proj.lora_A.weight: expected finite numbers, found NaN"), "{found}");
+    assert!(!dir.exists());
+}
+
+#[test]
+fn missing_files_are_named() {
+    let model = model("ForCausalLM");
+    let dir = tempfile::tempdir().unwrap();
+    let message = || AdapterFile::open(dir.path(), &model).unwrap_err().to_string();
+    assert!(message().contains("adapter_config.json: cannot read"));
+    fs::write(dir.path().join(CONFIG), adapter(&model).config_json()).unwrap();
+    assert!(message().contains("adapter_model.safetensors: cannot read"));
+    fs::write(dir.path().join("adapter_model.bin"), "").unwrap();
+    assert!(message().contains("expected adapter_model.safetensors, found adapter_model.bin"));
+    fs::write(dir.path().join(WEIGHTS), "").unwrap();
+    assert!(message().contains("found an empty file"));
+}
