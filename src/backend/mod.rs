@@ -1,1 +1,72 @@
 //! Memory, copies, launching. Knows no operation.
+//!
+//! A backend is a device with its memory. What can be computed on it is said by the traits of [`crate::ops`], which a
+//! backend implements one by one; a model is written once over them and monomorphised for each backend.
+
+pub mod cpu;
+pub mod element;
+pub mod tensor;
+
+pub use cpu::Cpu;
+pub use element::{Element, Real};
+pub use tensor::Tensor;
+
+use crate::error::Result;
+
+/// Rows and columns of a frozen matrix, however a backend stores it.
+pub trait Matrix: Send + Sync {
+    /// Output features: the N of y = x·Wᵀ.
+    fn rows(&self) -> usize;
+    /// Input features: the K of y = x·Wᵀ.
+    fn cols(&self) -> usize;
+}
+
+/// A device and its memory. All work is queued in order; `download` waits for it.
+pub trait Backend: Sized + Send + Sync + 'static {
+    /// Stored activations: f32 on `Cpu`, bf16 on a GPU.
+    type Act: Real;
+    /// A frozen matrix as this backend multiplies it fastest.
+    type Weight: Matrix;
+    /// Device memory for `len` elements.
+    type Buffer<T: Element>: Send + Sync;
+    /// A captured decode step; nothing where launches cost nothing.
+    type Graph: Default + Send;
+
+    /// What the user reads: `cpu (2 threads)`.
+    fn describe(&self) -> String;
+
+    /// Elements from one row of a tensor to the next; at least `cols`.
+    fn stride(cols: usize) -> usize;
+
+    /// `len` zeros. Out of memory is an error that says what was asked.
+    fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buffer<T>>;
+
+    /// Overwrites `dst[at..at + src.len()]`.
+    fn upload<T: Element>(&self, dst: &mut Self::Buffer<T>, at: usize, src: &[T]) -> Result<()>;
+
+    /// Waits for queued work, then reads `src[at..at + dst.len()]`.
+    fn download<T: Element>(&self, dst: &mut [T], src: &Self::Buffer<T>, at: usize) -> Result<()>;
+
+    /// Overwrites `dst[dst_at..dst_at + len]`; queued.
+    fn copy<T: Element>(
+        &self,
+        dst: &mut Self::Buffer<T>,
+        dst_at: usize,
+        src: &Self::Buffer<T>,
+        src_at: usize,
+        len: usize,
+    ) -> Result<()>;
+
+    /// Zeros `dst[at..at + len]`; queued.
+    fn zero<T: Element>(&self, dst: &mut Self::Buffer<T>, at: usize, len: usize) -> Result<()>;
+
+    /// Values as this backend stores activations: rounded where it rounds.
+    fn activations(&self, values: &[f32]) -> Vec<Self::Act>;
+
+    /// A frozen matrix from row-major f32 values (`rows * cols` of them, concatenated parts one below the other).
+    fn weight(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<Self::Weight>;
+
+    /// Runs `record`, or replays what an earlier call with the same `graph` recorded. All that changes between calls must lie
+    /// in device memory. The closure may run more than once on the first call (plainly, then captured).
+    fn replay(&self, graph: &mut Self::Graph, record: impl FnMut() -> Result<()>) -> Result<()>;
+}

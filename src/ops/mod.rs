@@ -1,1 +1,90 @@
-//! One folder per operation: formula, shape check, cost and both directions; the CPU reference beside it.
+//! One folder per operation: formula, shape check, cost and both directions in `mod.rs`, the CPU reference in `cpu.rs`.
+//!
+//! Word order everywhere: outputs, inputs, weights, scalars; a gradient is `d` + name; statistics go by their usual names.
+//! The residual stream's gradient and adapter gradients accumulate, every other gradient is overwritten; each method's doc
+//! says which. Ops are cut where a GPU fuses; a backend may run one as several kernels.
+
+pub mod adamw;
+pub mod attention;
+pub mod decode;
+pub mod embed;
+pub mod gate_up;
+pub mod lm_head;
+pub mod lora;
+pub mod norm;
+pub(crate) mod product;
+pub mod project;
+pub mod qkv;
+pub mod rows;
+pub mod sample;
+pub mod score_head;
+
+pub use adamw::{AdamW, AdamWSpec, Parameter};
+pub use attention::{Attention, AttentionSpec, Packing, Segment};
+pub use decode::{Decode, KvCache, SlotTable};
+pub use embed::Embed;
+pub use gate_up::{Activation, GateUp};
+pub use lm_head::{HeadRows, LmHead};
+pub use lora::{Lora, LoraGrad};
+pub use norm::{Norm, NormSpec};
+pub use project::Project;
+pub use qkv::{Qkv, QkvSpec, QkvWeights, Rope};
+pub use rows::Rows;
+pub use sample::{Sample, SampleSpec, SampleTable};
+pub use score_head::ScoreHead;
+
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+
+/// All that a transformer needs of a device.
+pub trait Ops:
+    Backend + Embed + Norm + Qkv + Attention + Project + GateUp + Rows + LmHead + ScoreHead + AdamW + Decode + Sample
+{
+}
+
+impl<B> Ops for B where
+    B: Backend
+        + Embed
+        + Norm
+        + Qkv
+        + Attention
+        + Project
+        + GateUp
+        + Rows
+        + LmHead
+        + ScoreHead
+        + AdamW
+        + Decode
+        + Sample
+{
+}
+
+/// What an operation must at least do: the denominator of every benchmark.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Multiplications and additions, counted apart.
+    pub flops: u64,
+    /// Bytes that must cross the memory bus once.
+    pub bytes: u64,
+}
+
+impl std::ops::Add for Cost {
+    type Output = Cost;
+
+    fn add(self, other: Cost) -> Cost {
+        Cost { flops: self.flops + other.flops, bytes: self.bytes + other.bytes }
+    }
+}
+
+/// Fails unless `found == expected`; `what` names the operand.
+pub(crate) fn expect<T: PartialEq + std::fmt::Debug>(
+    op: &'static str,
+    what: &str,
+    found: T,
+    expected: T,
+) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::Shape { op, expected: format!("{what} {expected:?}"), found: format!("{found:?}") })
+}

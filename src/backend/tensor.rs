@@ -1,0 +1,108 @@
+//! A matrix in device memory.
+
+use super::{Backend, Element};
+use crate::error::{Error, Result};
+
+/// `rows` × `cols` values, row-major, `stride` elements from row to row. Allocated once for `capacity` rows; a step sets
+/// `rows` to what it needs.
+pub struct Tensor<B: Backend, T: Element = <B as Backend>::Act> {
+    pub buffer: B::Buffer<T>,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+    capacity: usize,
+}
+
+impl<B: Backend, T: Element> Tensor<B, T> {
+    /// Zeros; `rows` is the capacity too.
+    pub fn zeros(backend: &B, rows: usize, cols: usize) -> Result<Self> {
+        let stride = B::stride(cols);
+        Ok(Tensor { buffer: backend.alloc(rows * stride)?, rows, cols, stride, capacity: rows })
+    }
+
+    /// From row-major values, `rows * cols` of them.
+    pub fn from_host(backend: &B, rows: usize, cols: usize, values: &[T]) -> Result<Self> {
+        let mut tensor = Self::zeros(backend, rows, cols)?;
+        tensor.write(backend, values)?;
+        Ok(tensor)
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// How many of the allocated rows are in use from now on; their values are whatever was there.
+    pub fn set_rows(&mut self, rows: usize) -> Result<()> {
+        if rows > self.capacity {
+            return Err(Error::Shape {
+                op: "tensor",
+                expected: format!("at most {} rows (the workspace's capacity)", self.capacity),
+                found: rows.to_string(),
+            });
+        }
+        self.rows = rows;
+        Ok(())
+    }
+
+    /// Overwrites all rows in use.
+    pub fn write(&mut self, backend: &B, values: &[T]) -> Result<()> {
+        self.expect_len(values.len())?;
+        if self.stride == self.cols {
+            return backend.upload(&mut self.buffer, 0, values);
+        }
+        let mut padded = vec![T::default(); self.rows * self.stride];
+        for (to, from) in padded.chunks_exact_mut(self.stride).zip(values.chunks_exact(self.cols)) {
+            to[..self.cols].copy_from_slice(from);
+        }
+        backend.upload(&mut self.buffer, 0, &padded)
+    }
+
+    /// Sets the rows in use to `values.len() / cols` and writes them.
+    pub fn refill(&mut self, backend: &B, values: &[T]) -> Result<()> {
+        self.set_rows(values.len() / self.cols.max(1))?;
+        self.write(backend, values)
+    }
+
+    /// All rows in use, row-major without padding. Waits for queued work.
+    pub fn read(&self, backend: &B) -> Result<Vec<T>> {
+        let mut padded = vec![T::default(); self.rows * self.stride];
+        backend.download(&mut padded, &self.buffer, 0)?;
+        if self.stride == self.cols {
+            return Ok(padded);
+        }
+        Ok(padded.chunks_exact(self.stride).flat_map(|row| &row[..self.cols]).copied().collect())
+    }
+
+    /// Zeros all rows in use.
+    pub fn clear(&mut self, backend: &B) -> Result<()> {
+        backend.zero(&mut self.buffer, 0, self.rows * self.stride)
+    }
+
+    /// `(rows, cols)`, as shape checks compare them.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    fn expect_len(&self, len: usize) -> Result<()> {
+        if len != self.rows * self.cols {
+            return Err(Error::Shape {
+                op: "tensor",
+                expected: format!("{} x {} values", self.rows, self.cols),
+                found: len.to_string(),
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,152 @@
+//! Attention over packed sequences with grouped key/value heads: s = scale·q·kᵀ (soft-capped: c·tanh(s/c)),
+//! p = softmax(s) over the keys a row may see, o = p·v, lse = log Σ exp s.
+//!
+//! Backward from o, do and lse, without a stored T×T matrix (FlashAttention, arXiv:2205.14135): p = exp(s − lse),
+//! δ = do·o, ds = p·(do·vᵀ − δ), dq = scale·ds·k, dk = scale·dsᵀ·q, dv = pᵀ·do.
+
+pub(crate) mod cpu;
+
+use std::ops::Range;
+
+use super::{Cost, QkvSpec, expect};
+use crate::backend::{Backend, Tensor};
+use crate::error::Result;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionSpec {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Usually head_dim^-½.
+    pub scale: f32,
+    /// A row sees the last `window` positions, its own included.
+    pub window: Option<usize>,
+    pub softcap: Option<f32>,
+    pub causal: bool,
+}
+
+impl AttentionSpec {
+    /// Columns of q∣k∣v.
+    pub fn width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+}
+
+impl From<&AttentionSpec> for (usize, usize, usize) {
+    fn from(spec: &AttentionSpec) -> Self {
+        (spec.heads, spec.kv_heads, spec.head_dim)
+    }
+}
+
+impl QkvSpec {
+    /// Whether both describe the same columns.
+    pub fn fits(&self, spec: &AttentionSpec) -> bool {
+        <(usize, usize, usize)>::from(spec) == (self.heads, self.kv_heads, self.head_dim)
+    }
+}
+
+/// Rows of one packed segment. A prompt's own `prompt` range is empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    pub rows: Range<usize>,
+    /// Rows of the prompt that this answer segment follows.
+    pub prompt: Range<usize>,
+    /// One behind the last row that sees this segment's keys: the group's end for a prompt, the segment's end for an answer.
+    pub seen_until: usize,
+}
+
+/// Which rows see which keys. In packed order row i sees key j iff j ≤ i and (j ≥ own start or j in its prompt); key j is seen
+/// by the contiguous rows j..seen_until.
+pub struct Packing<B: Backend> {
+    /// In packed order; they tile the rows.
+    pub segments: Vec<Segment>,
+    /// Segments of each group: a prompt, directly followed by its answers.
+    pub groups: Vec<Range<usize>>,
+    pub positions: Tensor<B, u32>, // (T, 1) position of each row in its own sequence
+    pub table: Tensor<B, u32>,     // (T, 4) own start, prompt start, prompt end, seen until
+}
+
+impl<B: Backend> Packing<B> {
+    /// Room for `rows` rows.
+    pub fn with_capacity(backend: &B, rows: usize) -> Result<Self> {
+        Ok(Packing {
+            segments: Vec::new(),
+            groups: Vec::new(),
+            positions: Tensor::zeros(backend, rows, 1)?,
+            table: Tensor::zeros(backend, rows, 4)?,
+        })
+    }
+
+    /// Overwrites all tables.
+    pub fn set(
+        &mut self,
+        backend: &B,
+        segments: Vec<Segment>,
+        groups: Vec<Range<usize>>,
+        positions: &[u32],
+    ) -> Result<()> {
+        let numbers = |s: &Segment| [s.rows.start, s.prompt.start, s.prompt.end, s.seen_until].map(|n| n as u32);
+        let table: Vec<u32> = segments.iter().flat_map(|s| s.rows.clone().flat_map(move |_| numbers(s))).collect();
+        self.positions.refill(backend, positions)?;
+        self.table.refill(backend, &table)?;
+        (self.segments, self.groups) = (segments, groups);
+        Ok(())
+    }
+
+    pub fn rows(&self) -> usize {
+        self.positions.rows()
+    }
+}
+
+pub trait Attention: Backend {
+    /// Overwrites `o` (T, h·e) and `lse` (T, h); `qkv` (T, (h+2k)·e) is normed and rotated.
+    fn attention_forward(
+        &self,
+        o: &mut Tensor<Self>,
+        lse: &mut Tensor<Self, f32>,
+        qkv: &Tensor<Self>,
+        packing: &Packing<Self>,
+        spec: AttentionSpec,
+    ) -> Result<()>;
+
+    /// Overwrites `dqkv` (T, (h+2k)·e).
+    #[allow(clippy::too_many_arguments)]
+    fn attention_backward(
+        &self,
+        dqkv: &mut Tensor<Self>,
+        d_o: &Tensor<Self>,
+        o: &Tensor<Self>,
+        lse: &Tensor<Self, f32>,
+        qkv: &Tensor<Self>,
+        packing: &Packing<Self>,
+        spec: AttentionSpec,
+    ) -> Result<()>;
+}
+
+pub(crate) fn check<B: Backend>(
+    o: &Tensor<B>,
+    lse: &Tensor<B, f32>,
+    qkv: &Tensor<B>,
+    packing: &Packing<B>,
+    spec: &AttentionSpec,
+) -> Result<()> {
+    let rows = packing.rows();
+    expect("attention", "qkv", qkv.shape(), (rows, spec.width()))?;
+    expect("attention", "o", o.shape(), (rows, spec.heads * spec.head_dim))?;
+    expect("attention", "lse", lse.shape(), (rows, spec.heads))?;
+    let tiled =
+        packing.segments.iter().try_fold(0, |at, s| (s.rows.start == at && s.prompt.end <= at).then_some(s.rows.end));
+    expect("attention", "rows tiled by segments", tiled, Some(rows))
+}
+
+/// `pairs`: sum over rows of the keys they see. Products only; q, k, v in, o and lse out.
+pub fn forward_cost(rows: u64, pairs: u64, heads: u64, kv_heads: u64, head_dim: u64, act: u64) -> Cost {
+    let bytes = act * rows * head_dim * (2 * heads + 2 * kv_heads) + 4 * rows * heads;
+    Cost { flops: 4 * pairs * heads * head_dim, bytes }
+}
+
+/// Five products.
+pub fn backward_cost(rows: u64, pairs: u64, heads: u64, kv_heads: u64, head_dim: u64, act: u64) -> Cost {
+    let bytes = act * rows * head_dim * (4 * heads + 4 * kv_heads) + 4 * rows * heads;
+    Cost { flops: 10 * pairs * heads * head_dim, bytes }
+}

@@ -1,0 +1,71 @@
+//! One new token per sequence: its key and value join the cache, its query reads all of the cache up to its position.
+
+mod cpu;
+
+use super::{AttentionSpec, Cost, expect};
+use crate::backend::{Backend, Tensor};
+use crate::error::Result;
+
+/// Keys and values of one layer for a fixed number of slots; how they lie in memory is the backend's own affair.
+pub struct KvCache<B: Backend> {
+    pub k: Tensor<B>,
+    pub v: Tensor<B>,
+    pub slots: usize,
+    /// Positions per slot.
+    pub length: usize,
+}
+
+/// Where rows go: which slot, at which position.
+pub struct SlotTable<B: Backend> {
+    pub slots: Tensor<B, u32>,     // (T, 1)
+    pub positions: Tensor<B, u32>, // (T, 1)
+}
+
+impl<B: Backend> SlotTable<B> {
+    /// Room for `rows` rows.
+    pub fn with_capacity(backend: &B, rows: usize) -> Result<Self> {
+        Ok(SlotTable { slots: Tensor::zeros(backend, rows, 1)?, positions: Tensor::zeros(backend, rows, 1)? })
+    }
+
+    /// Overwrites both columns.
+    pub fn set(&mut self, backend: &B, slots: &[u32], positions: &[u32]) -> Result<()> {
+        self.slots.refill(backend, slots)?;
+        self.positions.refill(backend, positions)
+    }
+}
+
+/// Forward only: nothing is trained through a cache.
+pub trait Decode: Backend {
+    /// An empty cache of one layer.
+    fn kv_cache(&self, slots: usize, length: usize, spec: AttentionSpec) -> Result<KvCache<Self>>;
+
+    /// Writes the keys and values of `qkv` (T, (h+2k)·e) to their slots and positions.
+    fn cache_append(
+        &self,
+        cache: &mut KvCache<Self>,
+        qkv: &Tensor<Self>,
+        table: &SlotTable<Self>,
+        spec: AttentionSpec,
+    ) -> Result<()>;
+
+    /// Overwrites `o` (T, h·e): each row attends to its slot's positions 0..=its own, appended before.
+    fn decode_attention(
+        &self,
+        o: &mut Tensor<Self>,
+        qkv: &Tensor<Self>,
+        cache: &KvCache<Self>,
+        table: &SlotTable<Self>,
+        spec: AttentionSpec,
+    ) -> Result<()>;
+}
+
+pub(crate) fn check<B: Backend>(qkv: &Tensor<B>, table: &SlotTable<B>, spec: &AttentionSpec) -> Result<()> {
+    expect("decode", "qkv columns", qkv.cols(), spec.width())?;
+    expect("decode", "table", (table.slots.rows(), table.positions.rows()), (qkv.rows(), qkv.rows()))
+}
+
+/// Reads every key and value in sight once. `pairs`: sum over rows of the positions they see.
+pub fn cost(rows: u64, pairs: u64, spec: &AttentionSpec, act: u64) -> Cost {
+    let (h, kv, e) = (spec.heads as u64, spec.kv_heads as u64, spec.head_dim as u64);
+    Cost { flops: 4 * pairs * h * e, bytes: act * (2 * pairs * kv * e + rows * e * (2 * h + 2 * kv)) }
+}

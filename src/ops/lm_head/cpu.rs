@@ -1,0 +1,151 @@
+use rayon::prelude::*;
+
+use super::{HeadRows, LmHead, check};
+use crate::backend::{Cpu, Matrix, Tensor};
+use crate::error::Result;
+use crate::ops::attention::cpu::total;
+use crate::ops::expect;
+use crate::ops::product::{View, ViewMut, exp, product, simd};
+
+/// A chunk of logits stays below this many values, so that it lies in the last cache for small vocabularies.
+const CHUNK: usize = 1 << 20;
+
+impl LmHead for Cpu {
+    fn lm_head_chunk(vocab: usize) -> usize {
+        (CHUNK / vocab.max(1) / 64 * 64).clamp(128, 1024)
+    }
+
+    fn lm_head_forward(
+        &self,
+        out: &mut HeadRows<Self>,
+        mut dh: Option<&mut Tensor<Self>>,
+        chunk: &mut Tensor<Self>,
+        h: &Tensor<Self>,
+        targets: &Tensor<Self, u32>,
+        w: &Self::Weight,
+    ) -> Result<()> {
+        let (rows, vocab, cols) = check(h, chunk, w)?;
+        expect("lm_head", "targets", targets.shape(), (rows, 1))?;
+        expect("lm_head", "logprob", out.logprob.shape(), (rows, 1))?;
+        if let Some(dh) = &dh {
+            expect("lm_head", "dh", dh.shape(), h.shape())?;
+        }
+        for first in (0..rows).step_by(chunk.capacity()) {
+            let count = chunk.capacity().min(rows - first);
+            let logits = &mut chunk.buffer[..count * vocab];
+            multiply(logits, &h.buffer[first * cols..], w, count);
+            let outs = out.logprob.buffer[first..].par_iter_mut().zip(&mut out.lse.buffer[first..]);
+            let outs = outs.zip(&mut out.log_rest.buffer[first..]).zip(&targets.buffer[first..]);
+            logits.par_chunks_exact_mut(vocab).zip(outs).for_each(|(row, (((logprob, lse), rest), &target))| {
+                (*logprob, *lse, *rest) = simd(|| target_row(row, target as usize));
+                self.store(row);
+            });
+            if let Some(dh) = &mut dh {
+                back(&mut dh.buffer[first * cols..], logits, w, count);
+                self.store(&mut dh.buffer[first * cols..][..count * cols]);
+            }
+        }
+        Ok(())
+    }
+
+    fn lm_head_kl(
+        &self,
+        kl: &mut Tensor<Self, f32>,
+        dh: &mut Tensor<Self>,
+        chunk: &mut Tensor<Self>,
+        chunk0: &mut Tensor<Self>,
+        h: &Tensor<Self>,
+        h0: &Tensor<Self>,
+        w: &Self::Weight,
+    ) -> Result<()> {
+        let (rows, vocab, cols) = check(h, chunk, w)?;
+        check(h0, chunk0, w)?;
+        expect("lm_head", "kl", kl.shape(), (rows, 1))?;
+        expect("lm_head", "dh and h0", (dh.shape(), h0.shape()), (h.shape(), h.shape()))?;
+        let size = chunk.capacity().min(chunk0.capacity());
+        for first in (0..rows).step_by(size) {
+            let count = size.min(rows - first);
+            let (logits, logits0) = (&mut chunk.buffer[..count * vocab], &mut chunk0.buffer[..count * vocab]);
+            multiply(logits, &h.buffer[first * cols..], w, count);
+            multiply(logits0, &h0.buffer[first * cols..], w, count);
+            let kls = kl.buffer[first..].par_iter_mut();
+            let pairs = logits.par_chunks_exact_mut(vocab).zip(logits0.par_chunks_exact_mut(vocab));
+            pairs.zip(kls).for_each(|((row, row0), kl)| {
+                *kl = simd(|| kl_row(row, row0));
+                self.store(row);
+            });
+            back(&mut dh.buffer[first * cols..], logits, w, count);
+            self.store(&mut dh.buffer[first * cols..][..count * cols]);
+        }
+        Ok(())
+    }
+}
+
+/// logits = h·Wᵀ
+pub(crate) fn multiply(logits: &mut [f32], h: &[f32], w: &crate::backend::cpu::CpuMatrix, rows: usize) {
+    let (vocab, cols) = (w.rows(), w.cols());
+    let (h, w) = (View::new(h, rows, cols, cols), View::new(w.transposed(), cols, vocab, vocab));
+    product(ViewMut::new(logits, rows, vocab, vocab), h, w, false);
+}
+
+/// dh = dlogits·W
+fn back(dh: &mut [f32], dlogits: &[f32], w: &crate::backend::cpu::CpuMatrix, rows: usize) {
+    let (vocab, cols) = (w.rows(), w.cols());
+    let (d, w) = (View::new(dlogits, rows, vocab, vocab), View::new(w.straight(), vocab, cols, cols));
+    product(ViewMut::new(dh, rows, cols, cols), d, w, false);
+}
+
+/// Logits become 1[target] − p; returns (log p, lse, log(1 − p)).
+#[inline(always)]
+fn target_row(row: &mut [f32], target: usize) -> (f32, f32, f32) {
+    let logit = row[target];
+    let max = maximum(row);
+    row.iter_mut().for_each(|l| *l = exp(*l - max));
+    let rest = total(&row[..target]) + total(&row[target + 1..]);
+    let sum = rest + row[target];
+    let lse = max + sum.ln();
+    let inverse = 1.0 / sum;
+    row.iter_mut().for_each(|p| *p *= -inverse);
+    row[target] = rest * inverse;
+    (logit - lse, lse, (rest * inverse).ln())
+}
+
+/// `row`: θ's logits → π_θ − π_0; `row0`: π_0's logits → π_0. Returns Σ π_0·(log π_0 − log π_θ).
+#[inline(always)]
+fn kl_row(row: &mut [f32], row0: &mut [f32]) -> f32 {
+    let (lse, lse0) = (log_sum_exp(row), log_sum_exp(row0));
+    let mut sum = 0.0;
+    for (l, l0) in row.iter_mut().zip(row0) {
+        let (p, p0) = (exp(*l - lse), exp(*l0 - lse0));
+        sum += p0 * ((*l0 - lse0) - (*l - lse));
+        (*l, *l0) = (p - p0, p0);
+    }
+    sum
+}
+
+#[inline(always)]
+fn log_sum_exp(row: &[f32]) -> f32 {
+    let max = maximum(row);
+    let mut sums = [0.0f32; 16];
+    let blocks = row.chunks_exact(16);
+    let rest: f32 = blocks.remainder().iter().map(|l| exp(l - max)).sum();
+    for block in blocks {
+        for i in 0..16 {
+            sums[i] += exp(block[i] - max);
+        }
+    }
+    max + (sums.iter().sum::<f32>() + rest).ln()
+}
+
+#[inline(always)]
+fn maximum(row: &[f32]) -> f32 {
+    let mut max = [f32::NEG_INFINITY; 16];
+    let blocks = row.chunks_exact(16);
+    let rest = blocks.remainder().iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    for block in blocks {
+        for i in 0..16 {
+            max[i] = if block[i] > max[i] { block[i] } else { max[i] };
+        }
+    }
+    max.iter().fold(rest, |a, &b| if b > a { b } else { a })
+}

@@ -1,0 +1,100 @@
+use super::{Lora, LoraGrad, check};
+use crate::backend::{Cpu, Matrix, Tensor};
+use crate::error::Result;
+use crate::ops::expect;
+use crate::ops::product::{View, ViewMut, product, reduce};
+
+/// Overwrites `y` (T, N) and, with an adapter, `xa` (T, P·r): y = [y +] x·Wᵀ + xa·Bᵀ. With `accumulate` y already holds what is
+/// added to (bias or residual).
+pub(crate) fn linear_forward(
+    cpu: &Cpu,
+    op: &'static str,
+    y: &mut Tensor<Cpu>,
+    xa: &mut Tensor<Cpu>,
+    x: &Tensor<Cpu>,
+    w: &<Cpu as crate::backend::Backend>::Weight,
+    lora: Option<&Lora<Cpu>>,
+    accumulate: bool,
+) -> Result<()> {
+    check(op, y, xa, x, w, lora)?;
+    let (t, n, k) = (x.rows(), w.rows(), w.cols());
+    let input = View::new(&x.buffer, t, k, k);
+    product(ViewMut::new(&mut y.buffer, t, n, n), input, View::new(w.transposed(), k, n, n), accumulate);
+    let Some(lora) = lora else { return Ok(()) };
+    let (width, rank) = (lora.width(), lora.rank);
+    product(ViewMut::new(&mut xa.buffer, t, width, width), input, View::new(&lora.a.buffer, width, k, k).t(), false);
+    cpu.store(&mut xa.buffer[..t * width]);
+    let mut first = 0;
+    for (p, &part) in lora.parts.iter().enumerate() {
+        let b = View::new(&lora.b.buffer[first * rank..], part, rank, rank);
+        let xa = View::new(&xa.buffer[p * rank..], t, rank, width);
+        product(ViewMut::new(&mut y.buffer[first..], t, part, n), xa, b.t(), true);
+        first += part;
+    }
+    Ok(())
+}
+
+/// Overwrites `dx` (T, K) and the scratch `dxa` (T, P·r); adds to the adapter's gradients.
+pub(crate) fn linear_backward(
+    cpu: &Cpu,
+    op: &'static str,
+    dx: &mut Tensor<Cpu>,
+    grad: Option<&mut LoraGrad<Cpu>>,
+    dxa: &mut Tensor<Cpu>,
+    dy: &Tensor<Cpu>,
+    x: &Tensor<Cpu>,
+    xa: &Tensor<Cpu>,
+    w: &<Cpu as crate::backend::Backend>::Weight,
+    lora: Option<&Lora<Cpu>>,
+) -> Result<()> {
+    check(op, dy, xa, x, w, lora)?;
+    expect(op, "dx", dx.shape(), x.shape())?;
+    let (t, n, k) = (x.rows(), w.rows(), w.cols());
+    let upper = View::new(&dy.buffer, t, n, n);
+    product(ViewMut::new(&mut dx.buffer, t, k, k), upper, View::new(w.straight(), n, k, k), false);
+    if let Some(lora) = lora {
+        expect(op, "dxa", dxa.shape(), xa.shape())?;
+        let (width, rank) = (lora.width(), lora.rank);
+        let mut first = 0;
+        for (p, &part) in lora.parts.iter().enumerate() {
+            let b = View::new(&lora.b.buffer[first * rank..], part, rank, rank);
+            let dy = View::new(&dy.buffer[first..], t, part, n);
+            product(ViewMut::new(&mut dxa.buffer[p * rank..], t, rank, width), dy, b, false);
+            first += part;
+        }
+        cpu.store(&mut dxa.buffer[..t * width]);
+        let inner = View::new(&dxa.buffer, t, width, width);
+        product(ViewMut::new(&mut dx.buffer, t, k, k), inner, View::new(&lora.a.buffer, width, k, k), true);
+        if let Some(grad) = grad {
+            gradients(op, grad, dxa, dy, x, xa, lora)?;
+        }
+    }
+    cpu.store(&mut dx.buffer[..t * k]);
+    Ok(())
+}
+
+/// dA += dxaᵀ·x, dB_p += s·dY_pᵀ·xa_p.
+fn gradients(
+    op: &'static str,
+    grad: &mut LoraGrad<Cpu>,
+    dxa: &Tensor<Cpu>,
+    dy: &Tensor<Cpu>,
+    x: &Tensor<Cpu>,
+    xa: &Tensor<Cpu>,
+    lora: &Lora<Cpu>,
+) -> Result<()> {
+    expect(op, "dA", grad.da.shape(), lora.a.shape())?;
+    expect(op, "dB", grad.db.shape(), lora.b.shape())?;
+    let (t, n, k) = (x.rows(), dy.cols(), x.cols());
+    let (width, rank) = (lora.width(), lora.rank);
+    let inner = View::new(&dxa.buffer, t, width, width);
+    reduce(ViewMut::new(&mut grad.da.buffer, width, k, k), inner, View::new(&x.buffer, t, k, k), 1.0);
+    let mut first = 0;
+    for (p, &part) in lora.parts.iter().enumerate() {
+        let db = ViewMut::new(&mut grad.db.buffer[first * rank..], part, rank, rank);
+        let dy = View::new(&dy.buffer[first..], t, part, n);
+        reduce(db, dy, View::new(&xa.buffer[p * rank..], t, rank, width), lora.scale);
+        first += part;
+    }
+    Ok(())
+}

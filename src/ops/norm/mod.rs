@@ -1,0 +1,59 @@
+//! RMSNorm: y[t,c] = g[c]·x[t,c]·rstd[t], rstd = (mean_c x² + eps)^-½, g = w or 1 + w. (arXiv:1910.07467)
+
+mod cpu;
+
+pub(crate) use cpu::{rms_backward_row, rms_row};
+
+use super::{Cost, expect};
+use crate::backend::{Backend, Tensor};
+use crate::error::Result;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormSpec {
+    pub eps: f32,
+    /// Gain is 1 + w instead of w.
+    pub unit_offset: bool,
+}
+
+pub trait Norm: Backend {
+    /// Overwrites `y` (T, C) and `rstd` (T, 1); the caller saves x and rstd for backward.
+    fn norm_forward(
+        &self,
+        y: &mut Tensor<Self>,
+        rstd: &mut Tensor<Self, f32>,
+        x: &Tensor<Self>,
+        w: &Tensor<Self>,
+        spec: NormSpec,
+    ) -> Result<()>;
+
+    /// Adds to `dx` (T, C), the residual stream's gradient.
+    fn norm_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        dy: &Tensor<Self>,
+        x: &Tensor<Self>,
+        rstd: &Tensor<Self, f32>,
+        w: &Tensor<Self>,
+        spec: NormSpec,
+    ) -> Result<()>;
+}
+
+pub(crate) fn check<B: Backend>(x: &[&Tensor<B>], rstd: &Tensor<B, f32>, w: &Tensor<B>) -> Result<(usize, usize)> {
+    let (rows, cols) = x[0].shape();
+    for tensor in x {
+        expect("norm", "shape", tensor.shape(), (rows, cols))?;
+    }
+    expect("norm", "rstd", rstd.shape(), (rows, 1))?;
+    expect("norm", "weight", w.shape(), (1, cols))?;
+    Ok((rows, cols))
+}
+
+/// x in, y and rstd out, w once.
+pub fn forward_cost(rows: u64, cols: u64, act: u64) -> Cost {
+    Cost { flops: 4 * rows * cols, bytes: act * (2 * rows * cols + cols) + 4 * rows }
+}
+
+/// x, dy and rstd in, dx in and out.
+pub fn backward_cost(rows: u64, cols: u64, act: u64) -> Cost {
+    Cost { flops: 8 * rows * cols, bytes: act * (4 * rows * cols + cols) + 4 * rows }
+}

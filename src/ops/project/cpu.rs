@@ -1,0 +1,38 @@
+use super::Project;
+use crate::backend::{Backend, Cpu, Tensor};
+use crate::error::Result;
+use crate::ops::lora::{linear_backward, linear_forward};
+use crate::ops::{Lora, LoraGrad, expect};
+
+impl Project for Cpu {
+    fn project_forward(
+        &self,
+        y: &mut Tensor<Self>,
+        xa: &mut Tensor<Self>,
+        x: &Tensor<Self>,
+        residual: &Tensor<Self>,
+        w: &Self::Weight,
+        lora: Option<&Lora<Self>>,
+    ) -> Result<()> {
+        expect("project", "residual", residual.shape(), y.shape())?;
+        let len = y.rows() * y.cols();
+        self.copy(&mut y.buffer, 0, &residual.buffer, 0, len)?;
+        linear_forward(self, "project", y, xa, x, w, lora, true)?;
+        self.store(&mut y.buffer[..len]);
+        Ok(())
+    }
+
+    fn project_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        grad: Option<&mut LoraGrad<Self>>,
+        dxa: &mut Tensor<Self>,
+        dy: &Tensor<Self>,
+        x: &Tensor<Self>,
+        xa: &Tensor<Self>,
+        w: &Self::Weight,
+        lora: Option<&Lora<Self>>,
+    ) -> Result<()> {
+        linear_backward(self, "project", dx, grad, dxa, dy, x, xa, w, lora)
+    }
+}

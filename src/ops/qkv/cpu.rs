@@ -1,0 +1,108 @@
+use rayon::prelude::*;
+
+use super::{Qkv, QkvSpec, QkvWeights, Rope, check};
+use crate::backend::{Cpu, Tensor};
+use crate::error::Result;
+use crate::ops::lora::{linear_backward, linear_forward};
+use crate::ops::norm::{rms_backward_row, rms_row};
+use crate::ops::{Lora, LoraGrad};
+
+impl Qkv for Cpu {
+    fn qkv_forward(
+        &self,
+        qkv: &mut Tensor<Self>,
+        xa: &mut Tensor<Self>,
+        raw: &mut Tensor<Self>,
+        x: &Tensor<Self>,
+        weights: &QkvWeights<Self>,
+        lora: Option<&Lora<Self>>,
+        positions: &Tensor<Self, u32>,
+        rope: &Rope<Self>,
+        spec: QkvSpec,
+    ) -> Result<()> {
+        check(qkv, raw, weights, positions, rope, spec)?;
+        let (rows, width) = qkv.shape();
+        if let Some(bias) = &weights.bias {
+            qkv.buffer.chunks_exact_mut(width).take(rows).for_each(|row| row.copy_from_slice(&bias.buffer));
+        }
+        linear_forward(self, "qkv", qkv, xa, x, &weights.w, lora, weights.bias.is_some())?;
+        let (rotated, e) = (spec.rotated(), spec.head_dim);
+        let tasks = qkv.buffer[..rows * width].par_chunks_exact_mut(width).with_min_len(32);
+        if let Some((q_norm, k_norm)) = &weights.qk_norm {
+            let raw = raw.buffer[..rows * rotated].par_chunks_exact_mut(rotated);
+            tasks.zip(raw).zip(&positions.buffer).for_each(|((row, raw), &position)| {
+                self.store(row);
+                raw.copy_from_slice(&row[..rotated]);
+                for (h, (head, raw)) in row[..rotated].chunks_exact_mut(e).zip(raw.chunks_exact(e)).enumerate() {
+                    let w = if h < spec.heads { q_norm } else { k_norm };
+                    rms_row(head, raw, &w.buffer, spec.norm);
+                }
+                rotate(&mut row[..rotated], position, rope, 1.0);
+                self.store(&mut row[..rotated]);
+            });
+        } else {
+            tasks.zip(&positions.buffer).for_each(|(row, &position)| {
+                rotate(&mut row[..rotated], position, rope, 1.0);
+                self.store(row);
+            });
+        }
+        Ok(())
+    }
+
+    fn qkv_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        grad: Option<&mut LoraGrad<Self>>,
+        dqkv: &mut Tensor<Self>,
+        dxa: &mut Tensor<Self>,
+        x: &Tensor<Self>,
+        xa: &Tensor<Self>,
+        raw: &Tensor<Self>,
+        weights: &QkvWeights<Self>,
+        lora: Option<&Lora<Self>>,
+        positions: &Tensor<Self, u32>,
+        rope: &Rope<Self>,
+        spec: QkvSpec,
+    ) -> Result<()> {
+        check(dqkv, raw, weights, positions, rope, spec)?;
+        let (rows, width) = dqkv.shape();
+        let rotated = spec.rotated();
+        let tasks = dqkv.buffer[..rows * width].par_chunks_exact_mut(width).with_min_len(32).zip(&positions.buffer);
+        tasks.enumerate().for_each(|(t, (row, &position))| {
+            rotate(&mut row[..rotated], position, rope, -1.0);
+            if let Some(norms) = &weights.qk_norm {
+                unnorm(&mut row[..rotated], &raw.buffer[t * rotated..][..rotated], norms, spec);
+            }
+            self.store(&mut row[..rotated]);
+        });
+        linear_backward(self, "qkv", dx, grad, dxa, dqkv, x, xa, &weights.w, lora)
+    }
+}
+
+/// Rotates every head of one row by its position's angles; `sign` -1 rotates back, which is the gradient.
+fn rotate(heads: &mut [f32], position: u32, rope: &Rope<Cpu>, sign: f32) {
+    let half = rope.cos.cols();
+    let cos = &rope.cos.buffer[position as usize * half..][..half];
+    let sin = &rope.sin.buffer[position as usize * half..][..half];
+    for head in heads.chunks_exact_mut(2 * half) {
+        let (a, b) = head.split_at_mut(half);
+        for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+            let sin = sin * sign;
+            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        }
+    }
+}
+
+/// Gradient of the q/k norm, in place; rstd is recomputed from `raw`.
+fn unnorm(row: &mut [f32], raw: &[f32], (q_norm, k_norm): &(Tensor<Cpu>, Tensor<Cpu>), spec: QkvSpec) {
+    let e = spec.head_dim;
+    let mut forward = vec![0.0; e];
+    let mut dy = vec![0.0; e];
+    for (h, (head, raw)) in row.chunks_exact_mut(e).zip(raw.chunks_exact(e)).enumerate() {
+        let w = &if h < spec.heads { q_norm } else { k_norm }.buffer;
+        let rstd = rms_row(&mut forward, raw, w, spec.norm);
+        dy.copy_from_slice(head);
+        head.fill(0.0);
+        rms_backward_row(head, &dy, raw, rstd, w, spec.norm);
+    }
+}

@@ -1,0 +1,120 @@
+//! Query, key and value: (q ∣ k ∣ v) = x·Wᵀ (+ LoRA, + bias), then q/k norm where the family has it (Qwen3), then the rotation
+//! (RoPE, arXiv:2104.09864, the half-split form): for pair i of a head, angle θ = position·freq_i,
+//! (a, b) = (x_i, x_{i+e/2}) → (a·cos θ − b·sin θ, b·cos θ + a·sin θ).
+
+mod cpu;
+
+use super::{Cost, Lora, LoraGrad, NormSpec, expect};
+use crate::backend::{Backend, Matrix, Tensor};
+use crate::error::Result;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QkvSpec {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Of the q/k norm, where there is one.
+    pub norm: NormSpec,
+}
+
+impl QkvSpec {
+    /// Columns of q∣k∣v.
+    pub fn width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Columns of q∣k: what is normed and rotated.
+    pub fn rotated(&self) -> usize {
+        (self.heads + self.kv_heads) * self.head_dim
+    }
+}
+
+/// The frozen parts of one attention layer's input.
+pub struct QkvWeights<B: Backend> {
+    pub w: B::Weight,                            // ((h + 2k)·e, C)
+    pub bias: Option<Tensor<B>>,                 // (1, (h + 2k)·e)
+    pub qk_norm: Option<(Tensor<B>, Tensor<B>)>, // (1, e) each: q's gain, k's gain
+}
+
+/// Rotation tables by position, made once per model.
+pub struct Rope<B: Backend> {
+    pub cos: Tensor<B, f32>, // (positions, e/2)
+    pub sin: Tensor<B, f32>, // (positions, e/2)
+}
+
+impl<B: Backend> Rope<B> {
+    /// `inv_freq` (e/2): the angle per position of each pair. Angles are computed in f32, as the framework's are.
+    pub fn new(backend: &B, inv_freq: &[f32], positions: usize) -> Result<Rope<B>> {
+        let table = |f: fn(f32) -> f32| -> Vec<f32> {
+            (0..positions).flat_map(|p| inv_freq.iter().map(move |freq| f(p as f32 * freq))).collect()
+        };
+        Ok(Rope {
+            cos: Tensor::from_host(backend, positions, inv_freq.len(), &table(f32::cos))?,
+            sin: Tensor::from_host(backend, positions, inv_freq.len(), &table(f32::sin))?,
+        })
+    }
+}
+
+pub trait Qkv: Backend {
+    /// Overwrites `qkv` (T, (h+2k)·e), `xa` (T, 3r) and, with a q/k norm, `raw` (T, (h+k)·e): q∣k before norm and rotation
+    /// (zero columns without one).
+    #[allow(clippy::too_many_arguments)]
+    fn qkv_forward(
+        &self,
+        qkv: &mut Tensor<Self>,
+        xa: &mut Tensor<Self>,
+        raw: &mut Tensor<Self>,
+        x: &Tensor<Self>,
+        weights: &QkvWeights<Self>,
+        lora: Option<&Lora<Self>>,
+        positions: &Tensor<Self, u32>,
+        rope: &Rope<Self>,
+        spec: QkvSpec,
+    ) -> Result<()>;
+
+    /// Turns `dqkv` in place into the product's gradient (rotation and norm undone), then overwrites `dx` (T, C) and the scratch
+    /// `dxa` (T, 3r) and adds to `grad`. No dW: the base is frozen.
+    #[allow(clippy::too_many_arguments)]
+    fn qkv_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        grad: Option<&mut LoraGrad<Self>>,
+        dqkv: &mut Tensor<Self>,
+        dxa: &mut Tensor<Self>,
+        x: &Tensor<Self>,
+        xa: &Tensor<Self>,
+        raw: &Tensor<Self>,
+        weights: &QkvWeights<Self>,
+        lora: Option<&Lora<Self>>,
+        positions: &Tensor<Self, u32>,
+        rope: &Rope<Self>,
+        spec: QkvSpec,
+    ) -> Result<()>;
+}
+
+pub(crate) fn check<B: Backend>(
+    qkv: &Tensor<B>,
+    raw: &Tensor<B>,
+    weights: &QkvWeights<B>,
+    positions: &Tensor<B, u32>,
+    rope: &Rope<B>,
+    spec: QkvSpec,
+) -> Result<()> {
+    let rows = qkv.rows();
+    expect("qkv", "columns", (qkv.cols(), weights.w.rows()), (spec.width(), spec.width()))?;
+    expect("qkv", "positions", positions.shape(), (rows, 1))?;
+    expect("qkv", "rotation", (rope.cos.cols(), rope.sin.cols()), (spec.head_dim / 2, spec.head_dim / 2))?;
+    if let Some(bias) = &weights.bias {
+        expect("qkv", "bias", bias.shape(), (1, spec.width()))?;
+    }
+    if let Some((q, k)) = &weights.qk_norm {
+        expect("qkv", "q and k norm", (q.shape(), k.shape()), ((1, spec.head_dim), (1, spec.head_dim)))?;
+        expect("qkv", "raw", raw.shape(), (rows, spec.rotated()))?;
+    }
+    Ok(())
+}
+
+/// Norm and rotation alone, beside the product's cost: q and k in and out.
+pub fn rotate_cost(rows: u64, rotated: u64, act: u64) -> Cost {
+    Cost { flops: 3 * rows * rotated, bytes: 2 * act * rows * rotated }
+}

@@ -1,0 +1,94 @@
+//! The next token of each sequence: greedy, or drawn after temperature, top-k and top-p.
+//!
+//! Random numbers are counter-based (Philox 4x32-10, Salmon et al., SC 2011) and keyed by (seed, row id, position): a sequence
+//! draws the same numbers in any company, at any occupancy, on any backend.
+
+mod cpu;
+
+use super::expect;
+use crate::backend::{Backend, Matrix, Tensor};
+use crate::error::Result;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SampleSpec {
+    /// 0 is greedy: the largest logit, the lowest id on a tie.
+    pub temperature: f32,
+    /// Keeps the k largest; 0 keeps all.
+    pub top_k: usize,
+    /// Keeps the smallest set of the largest whose probability reaches p; 1 keeps all.
+    pub top_p: f32,
+    pub seed: u64,
+}
+
+/// What keys each row's random number.
+pub struct SampleTable<B: Backend> {
+    pub ids: Tensor<B, u32>,       // (S, 2) low and high half of the row id
+    pub positions: Tensor<B, u32>, // (S, 1) position of the token that is drawn
+}
+
+impl<B: Backend> SampleTable<B> {
+    /// Room for `rows` sequences.
+    pub fn with_capacity(backend: &B, rows: usize) -> Result<Self> {
+        Ok(SampleTable { ids: Tensor::zeros(backend, rows, 2)?, positions: Tensor::zeros(backend, rows, 1)? })
+    }
+
+    /// Overwrites both columns.
+    pub fn set(&mut self, backend: &B, ids: &[u64], positions: &[u32]) -> Result<()> {
+        let halves: Vec<u32> = ids.iter().flat_map(|id| [*id as u32, (*id >> 32) as u32]).collect();
+        self.ids.refill(backend, &halves)?;
+        self.positions.refill(backend, positions)
+    }
+}
+
+/// Forward only: a drawn token has no gradient.
+pub trait Sample: Backend {
+    /// Overwrites `tokens` (S, 1). `h` (S, C) are normed hidden rows; `logits` (S, V) is scratch.
+    fn sample(
+        &self,
+        tokens: &mut Tensor<Self, u32>,
+        logits: &mut Tensor<Self>,
+        h: &Tensor<Self>,
+        table: &SampleTable<Self>,
+        w: &Self::Weight,
+        spec: SampleSpec,
+    ) -> Result<()>;
+}
+
+pub(crate) fn check<B: Backend>(
+    tokens: &Tensor<B, u32>,
+    logits: &Tensor<B>,
+    h: &Tensor<B>,
+    table: &SampleTable<B>,
+    w: &B::Weight,
+) -> Result<()> {
+    let rows = h.rows();
+    expect("sample", "tokens", tokens.shape(), (rows, 1))?;
+    expect("sample", "logits", logits.shape(), (rows, w.rows()))?;
+    expect("sample", "columns", h.cols(), w.cols())?;
+    expect("sample", "table", (table.ids.shape(), table.positions.shape()), ((rows, 2), (rows, 1)))
+}
+
+/// A number in [0, 1) from (seed, id, position): the first word of Philox 4x32-10, 24 bits of it.
+pub fn uniform(seed: u64, id: [u32; 2], position: u32) -> f32 {
+    let mut counter = [id[0], id[1], position, 0];
+    let mut key = [seed as u32, (seed >> 32) as u32];
+    for _ in 0..10 {
+        let a = u64::from(counter[0]) * 0xD251_1F53;
+        let b = u64::from(counter[2]) * 0xCD9E_8D57;
+        counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    (counter[0] >> 8) as f32 / (1 << 24) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::uniform;
+
+    /// Known answers of the reference implementation (Random123, kat_vectors: philox 4x32 10).
+    #[test]
+    fn philox_gives_its_published_numbers() {
+        let first = |word: u32| (word >> 8) as f32 / (1 << 24) as f32;
+        assert_eq!(uniform(0, [0, 0], 0), first(0x6627_e8d5));
+    }
+}

@@ -1,0 +1,27 @@
+//! The score head of a sequence classifier: r[s] = h[s]·wᵀ in f32, h the last normed hidden row of each sequence.
+
+mod cpu;
+
+use super::expect;
+use crate::backend::{Backend, Tensor};
+use crate::error::Result;
+
+pub trait ScoreHead: Backend {
+    /// Overwrites `r` (S, labels).
+    fn score_forward(&self, r: &mut Tensor<Self, f32>, h: &Tensor<Self>, w: &Tensor<Self, f32>) -> Result<()>;
+
+    /// Overwrites `dh` (S, C); adds to `dw` (labels, C) where the head is trained.
+    fn score_backward(
+        &self,
+        dh: &mut Tensor<Self>,
+        dw: Option<&mut Tensor<Self, f32>>,
+        dr: &Tensor<Self, f32>,
+        h: &Tensor<Self>,
+        w: &Tensor<Self, f32>,
+    ) -> Result<()>;
+}
+
+pub(crate) fn check<B: Backend>(r: &Tensor<B, f32>, h: &Tensor<B>, w: &Tensor<B, f32>) -> Result<()> {
+    expect("score_head", "rewards", r.shape(), (h.rows(), w.rows()))?;
+    expect("score_head", "columns", w.cols(), h.cols())
+}
