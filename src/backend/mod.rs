@@ -22,7 +22,7 @@ pub trait Matrix: Send + Sync {
 }
 
 /// A device and its memory. All work is queued in order; `download` waits for it.
-pub trait Backend: Sized + Send + Sync + 'static {
+pub trait Backend: Sized + Clone + Send + Sync + 'static {
     /// Stored activations: f32 on `Cpu`, bf16 on a GPU.
     type Act: Real;
     /// A frozen matrix as this backend multiplies it fastest.

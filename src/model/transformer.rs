@@ -1,0 +1,306 @@
+//! A decoder-only transformer with its head: weights by mmap, forward and backward over packed batches.
+
+use std::path::Path;
+
+use super::adapter::{Adapter, AdapterGrad};
+use super::batch::Batch;
+use super::block::{Block, BlockSpec};
+use super::checkpoint::{Checkpoint, EMBEDDING};
+use super::config::ModelConfig;
+use super::workspace::{KlSpace, Workspace};
+use crate::backend::Tensor;
+use crate::error::{Error, Result};
+use crate::ops::{Activation, AttentionSpec, NormSpec, Ops, QkvSpec, QkvWeights, Rope};
+
+/// A frozen model on its device.
+pub struct Transformer<B: Ops> {
+    pub ops: B,
+    pub config: ModelConfig,
+    pub(super) embed: B::Weight, // (V, C)
+    pub(super) blocks: Vec<Block<B>>,
+    pub(super) norm: Tensor<B>, // (1, C)
+    pub(super) head: Head<B>,
+    pub(super) rope: Rope<B>,
+}
+
+/// What stands on top.
+pub(super) enum Head<B: Ops> {
+    /// The embedding serves as head too.
+    Tied,
+    Untied(B::Weight),     // (V, C)
+    Score(Tensor<B, f32>), // (labels, C)
+}
+
+/// What the host reads after a policy's forward, one number per target row.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TargetLogprobs {
+    pub logprob: Vec<f32>,
+    /// log(1 − p)
+    pub log_rest: Vec<f32>,
+}
+
+impl<B: Ops> Transformer<B> {
+    /// Reads a checkpoint folder; every name, dtype and shape is checked before the first byte is uploaded.
+    pub fn open(ops: &B, dir: &Path) -> Result<Self> {
+        let config = ModelConfig::open(dir)?;
+        let checkpoint = Checkpoint::open(dir, &config)?;
+        Self::load(ops, config, &checkpoint)
+    }
+
+    /// Uploads the weights of `checkpoint`, which fits `config`.
+    pub fn load(ops: &B, config: ModelConfig, checkpoint: &Checkpoint) -> Result<Self> {
+        let c = config.hidden_size;
+        let matrix = |names: &[String]| -> Result<B::Weight> {
+            let mut values = Vec::new();
+            for name in names {
+                checkpoint.read(name, &mut values)?;
+            }
+            let cols = checkpoint.shape(&names[0])?[1];
+            ops.weight(values.len() / cols, cols, values)
+        };
+        let read = |name: &str| -> Result<Vec<f32>> {
+            let mut values = Vec::new();
+            checkpoint.read(name, &mut values)?;
+            Ok(values)
+        };
+        let vector = |values: &[f32]| Tensor::from_host(ops, 1, values.len(), &ops.activations(values));
+        let head = match config.head {
+            super::config::Head::Causal if config.tie_word_embeddings => Head::Tied,
+            super::config::Head::Causal => Head::Untied(matrix(&["lm_head.weight".into()])?),
+            super::config::Head::Classification { labels } => {
+                Head::Score(Tensor::from_host(ops, labels, c, &read("score.weight")?)?)
+            }
+        };
+        let mut blocks = Vec::with_capacity(config.layers);
+        for layer in 0..config.layers {
+            let name = |rest: &str| format!("model.layers.{layer}.{rest}.weight");
+            let qkv = ["q", "k", "v"].map(|p| name(&format!("self_attn.{p}_proj")));
+            let mut bias = Vec::new();
+            if config.qkv_bias {
+                for p in ["q", "k", "v"] {
+                    checkpoint.read(&format!("model.layers.{layer}.self_attn.{p}_proj.bias"), &mut bias)?;
+                }
+            }
+            let norm = |rest: &str| vector(&read(&name(rest))?);
+            let qk_norm = match config.qk_norm {
+                true => Some((norm("self_attn.q_norm")?, norm("self_attn.k_norm")?)),
+                false => None,
+            };
+            let bias = if bias.is_empty() { None } else { Some(vector(&bias)?) };
+            blocks.push(Block {
+                input_norm: norm("input_layernorm")?,
+                qkv: QkvWeights { w: matrix(&qkv)?, bias, qk_norm },
+                o: matrix(&[name("self_attn.o_proj")])?,
+                post_norm: norm("post_attention_layernorm")?,
+                gate_up: matrix(&[name("mlp.gate_proj"), name("mlp.up_proj")])?,
+                down: matrix(&[name("mlp.down_proj")])?,
+                spec: config.block_spec(layer),
+            });
+        }
+        let rope = Rope::new(ops, &config.rope.inv_freq(config.head_dim), config.max_position_embeddings)?;
+        Ok(Transformer {
+            ops: ops.clone(),
+            embed: matrix(&[EMBEDDING.into()])?,
+            blocks,
+            norm: vector(&read("model.norm.weight")?)?,
+            head,
+            rope,
+            config,
+        })
+    }
+
+    /// The classifier's original head (labels, C).
+    pub fn score_weights(&self) -> Result<Option<Vec<f32>>> {
+        match &self.head {
+            Head::Score(w) => w.read(&self.ops).map(Some),
+            Head::Tied | Head::Untied(_) => Ok(None),
+        }
+    }
+
+    pub(super) fn lm_weight(&self) -> Result<&B::Weight> {
+        match &self.head {
+            Head::Tied => Ok(&self.embed),
+            Head::Untied(w) => Ok(w),
+            Head::Score(_) => Err(wrong_head("a language-model head", "a score head")),
+        }
+    }
+
+    fn score_weight<'a>(&'a self, adapter: Option<&'a Adapter<B>>) -> Result<&'a Tensor<B, f32>> {
+        match (adapter.and_then(|a| a.score.as_ref()), &self.head) {
+            (Some(adapted), _) => Ok(adapted),
+            (None, Head::Score(w)) => Ok(w),
+            (None, _) => Err(wrong_head("a score head", "a language-model head")),
+        }
+    }
+
+    /// Log-probability of every target row. With `rows` the head also writes ∂log p/∂h, which `backward_targets` starts from.
+    pub fn forward_targets(
+        &self,
+        ws: &mut Workspace<B>,
+        batch: &Batch,
+        adapter: Option<&Adapter<B>>,
+        rows: bool,
+    ) -> Result<TargetLogprobs> {
+        let w = self.lm_weight()?;
+        self.forward(ws, batch, adapter)?;
+        let head = &mut ws.head;
+        let dh = if rows { Some(&mut head.dh) } else { None };
+        self.ops.lm_head_forward(&mut head.rows, dh, &mut head.chunk, &head.h, &ws.batch.targets, w)?;
+        Ok(TargetLogprobs {
+            logprob: head.rows.logprob.read(&self.ops)?,
+            log_rest: head.rows.log_rest.read(&self.ops)?,
+        })
+    }
+
+    /// Backward of Σ weights[i]·log p_i, one weight per target row of the batch just run; adds to `grad`.
+    pub fn backward_targets(
+        &self,
+        ws: &mut Workspace<B>,
+        weights: &[f32],
+        adapter: &Adapter<B>,
+        grad: &mut AdapterGrad<B>,
+    ) -> Result<()> {
+        ws.head.weights.write(&self.ops, weights)?;
+        self.ops.scale_rows(&mut ws.head.dh, &ws.head.weights)?;
+        self.backward(ws, adapter, grad)
+    }
+
+    /// π_0's normed hidden rows behind head row `first`, kept for `kl_targets`. Overwrites the batch in `ws`.
+    pub fn keep_start_rows(&self, ws: &mut Workspace<B>, batch: &Batch, first: usize) -> Result<()> {
+        self.forward(ws, batch, None)?;
+        let (hidden, vocab, capacity) = (self.config.hidden_size, self.config.vocab_size, ws.capacity());
+        if ws.head.kl.is_none() {
+            ws.head.kl = Some(KlSpace::with_capacity(&self.ops, capacity, hidden, vocab)?);
+        }
+        let Some(kl) = &mut ws.head.kl else { return Ok(()) };
+        let count = batch.rows.len() - first;
+        kl.h0.set_rows(count)?;
+        let stride = ws.head.h.stride();
+        self.ops.copy(&mut kl.h0.buffer, 0, &ws.head.h.buffer, first * stride, count * stride)
+    }
+
+    /// KL(π_0‖π_θ) of each head row behind `first`, after `keep_start_rows` and `forward_targets` on the same batch; overwrites
+    /// their gradient rows with ∂KL/∂h, so that `backward_targets` weighs them like any other.
+    pub fn kl_targets(&self, ws: &mut Workspace<B>, first: usize) -> Result<Vec<f32>> {
+        let w = self.lm_weight()?;
+        let head = &mut ws.head;
+        let Some(kl) = &mut head.kl else { return Ok(Vec::new()) };
+        let count = kl.h0.rows();
+        kl.h.set_rows(count)?;
+        kl.dh.set_rows(count)?;
+        kl.kl.set_rows(count)?;
+        let stride = head.h.stride();
+        self.ops.copy(&mut kl.h.buffer, 0, &head.h.buffer, first * stride, count * stride)?;
+        self.ops.lm_head_kl(&mut kl.kl, &mut kl.dh, &mut head.chunk, &mut kl.chunk0, &kl.h, &kl.h0, w)?;
+        self.ops.copy(&mut head.dh.buffer, first * stride, &kl.dh.buffer, 0, count * stride)?;
+        kl.kl.read(&self.ops)
+    }
+
+    /// Scores of every sequence (labels each), read at its last row.
+    pub fn forward_scores(
+        &self,
+        ws: &mut Workspace<B>,
+        batch: &Batch,
+        adapter: Option<&Adapter<B>>,
+    ) -> Result<Vec<f32>> {
+        let w = self.score_weight(adapter)?;
+        self.forward(ws, batch, adapter)?;
+        self.ops.score_forward(&mut ws.head.scores, &ws.head.h, w)?;
+        ws.head.scores.read(&self.ops)
+    }
+
+    /// Backward of Σ d_scores·scores of the batch just run; adds to `grad`.
+    pub fn backward_scores(
+        &self,
+        ws: &mut Workspace<B>,
+        d_scores: &[f32],
+        adapter: &Adapter<B>,
+        grad: &mut AdapterGrad<B>,
+    ) -> Result<()> {
+        let w = self.score_weight(Some(adapter))?;
+        let head = &mut ws.head;
+        head.d_scores.write(&self.ops, d_scores)?;
+        self.ops.score_backward(&mut head.dh, grad.score.as_mut(), &head.d_scores, &head.h, w)?;
+        self.backward(ws, adapter, grad)
+    }
+
+    /// Up to the normed rows that a head reads.
+    fn forward(&self, ws: &mut Workspace<B>, batch: &Batch, adapter: Option<&Adapter<B>>) -> Result<()> {
+        ws.load(&self.ops, batch)?;
+        self.blocks_forward(ws, adapter)?;
+        let head = &mut ws.head;
+        self.ops.gather(&mut head.x, &ws.last, &ws.batch.rows)?;
+        self.ops.norm_forward(&mut head.h, &mut head.rstd, &head.x, &self.norm, self.config.norm_spec())
+    }
+
+    /// Embedding and blocks; the result is in `ws.last`. Without backward all blocks share one set of activations.
+    pub(super) fn blocks_forward(&self, ws: &mut Workspace<B>, adapter: Option<&Adapter<B>>) -> Result<()> {
+        let Workspace { batch, saved, scratch, last, .. } = ws;
+        self.ops.embed(&mut saved[0].x, &batch.tokens, &self.embed)?;
+        let keep = saved.len() > 1 || self.blocks.len() == 1;
+        for (l, block) in self.blocks.iter().enumerate() {
+            let lora = adapter.map(|a| &a.blocks[l]);
+            if !keep {
+                block.forward(&self.ops, last, &mut saved[0], scratch, lora, &self.rope, &batch.packing)?;
+                if l + 1 < self.blocks.len() {
+                    std::mem::swap(last, &mut saved[0].x);
+                }
+                continue;
+            }
+            let (done, rest) = saved.split_at_mut(l + 1);
+            let out = rest.first_mut().map_or(&mut *last, |next| &mut next.x);
+            block.forward(&self.ops, out, &mut done[l], scratch, lora, &self.rope, &batch.packing)?;
+        }
+        Ok(())
+    }
+
+    /// From the head's gradient rows down to the adapters.
+    fn backward(&self, ws: &mut Workspace<B>, adapter: &Adapter<B>, grad: &mut AdapterGrad<B>) -> Result<()> {
+        let Workspace { batch, saved, scratch, dx, head, .. } = ws;
+        head.dx.clear(&self.ops)?;
+        self.ops.norm_backward(&mut head.dx, &head.dh, &head.x, &head.rstd, &self.norm, self.config.norm_spec())?;
+        self.ops.scatter(dx, &head.dx, &batch.rows)?;
+        for (l, block) in self.blocks.iter().enumerate().rev() {
+            let (lora, grad) = (Some(&adapter.blocks[l]), Some(&mut grad.blocks[l]));
+            block.backward(&self.ops, dx, grad, &mut saved[l], scratch, lora, &self.rope, &batch.packing)?;
+        }
+        Ok(())
+    }
+}
+
+fn wrong_head(expected: &str, found: &str) -> Error {
+    Error::Shape { op: "head", expected: expected.into(), found: found.into() }
+}
+
+impl ModelConfig {
+    pub(super) fn norm_spec(&self) -> NormSpec {
+        NormSpec { eps: self.rms_norm_eps, unit_offset: false }
+    }
+
+    pub(super) fn block_spec(&self, layer: usize) -> BlockSpec {
+        let (heads, kv_heads, head_dim) = (self.heads, self.kv_heads, self.head_dim);
+        let norm = self.norm_spec();
+        let attention = AttentionSpec {
+            heads,
+            kv_heads,
+            head_dim,
+            scale: (head_dim as f32).powf(-0.5),
+            window: self.window(layer),
+            softcap: None,
+            causal: true,
+        };
+        BlockSpec { norm, qkv: QkvSpec { heads, kv_heads, head_dim, norm }, attention, activation: Activation::Silu }
+    }
+
+    pub fn is_causal(&self) -> bool {
+        matches!(self.head, super::config::Head::Causal)
+    }
+
+    /// Scores per sequence; 0 for a language model.
+    pub fn labels(&self) -> usize {
+        match self.head {
+            super::config::Head::Causal => 0,
+            super::config::Head::Classification { labels } => labels,
+        }
+    }
+}
