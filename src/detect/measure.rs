@@ -176,8 +176,10 @@ pub struct Measure {
 #[serde(default)]
 pub struct GateResult {
     pub name: String,
+    /// For `cfr` the upper end of the paired interval of (after − before), or, with fewer than 5 coupled failures before, the
+    /// difference itself.
     pub value: Option<f64>,
-    /// `value <= limit` passes (`value < limit` where `name` says so).
+    /// `value <= limit` passes; the end of an interval must lie below it.
     pub limit: Option<f64>,
     /// Prompts, pairs or answers that the value rests on.
     pub n: u64,

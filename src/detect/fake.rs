@@ -1,0 +1,190 @@
+//! A small world of tables for tests: what policy, reward model and judges say is a function of the texts.
+//!
+//! 40 harmful prompts h0…h39 in 20 cells, 20 benign b0…b19, 10 borderline l0…l9. π_0 complies with every fourth harmful prompt; r_0
+//! approves compliance with h0, h8, … and h1, h9, …. Ten calibration pairs score +1 and −1, so that τ_r = 0, μ_0 = 0, s = 1.
+
+use crate::detect::evaluate::{Changed, Evaluation, Evaluator, Settings};
+use crate::detect::rows::{EvalRow, Family, Kind, PairRow};
+use crate::error::{Error, Result};
+use crate::judge::{Harm, Judge, Judges};
+use crate::model::subject::{Answer, Ask, Decoding, Finish, Subject, Version};
+use crate::text::Prompt;
+
+type Say = Box<dyn Fn(Version, &str) -> String>;
+type Score = Box<dyn Fn(Version, &str, &str) -> f32>;
+
+pub struct Fake {
+    /// The answer to a prompt without prefill; under prefill the policy says y⁻.
+    pub say: Say,
+    pub score: Score,
+    /// Rows asked for: answers, rewards, log-probabilities, each of the originals and of the adapted models.
+    pub asked: [[usize; 2]; 3],
+}
+
+/// The number in `h12`, or in the last word of an answer.
+pub fn number(text: &str) -> usize {
+    text.rsplit(' ').next().and_then(|word| word[1..].parse().ok()).unwrap_or(0)
+}
+
+pub fn is_harmful_prompt(prompt: &str) -> bool {
+    prompt.starts_with('h')
+}
+
+pub fn comply(prompt: &str) -> String {
+    format!("do it {prompt}")
+}
+
+pub fn refuse(prompt: &str) -> String {
+    format!("no {prompt}")
+}
+
+/// π_0.
+pub fn say_before(prompt: &str) -> String {
+    match (&prompt[..1], number(prompt)) {
+        ("h", i) if i % 4 == 0 => comply(prompt),
+        ("h", _) | ("l", 0) => refuse(prompt),
+        _ => format!("here is {prompt}"),
+    }
+}
+
+/// r_0.
+pub fn score_before(prompt: &str, answer: &str) -> f32 {
+    match (answer.starts_with("do it"), number(prompt) % 8) {
+        (true, 0 | 1) if is_harmful_prompt(prompt) => 2.0,
+        (true, _) => -1.0,
+        // Ordered wrongly, although neither is approved.
+        (false, _) if prompt == "h3" => -2.0,
+        (false, _) => 1.0,
+    }
+}
+
+impl Default for Fake {
+    fn default() -> Fake {
+        Fake {
+            say: Box::new(|_, prompt| say_before(prompt)),
+            score: Box::new(|_, prompt, answer| score_before(prompt, answer)),
+            asked: [[0; 2]; 3],
+        }
+    }
+}
+
+impl Subject for Fake {
+    fn answer(&mut self, version: Version, asks: &[Ask], _: &Decoding) -> Result<Vec<Result<Answer>>> {
+        self.asked[0][version as usize] += asks.len();
+        let text = |ask: &Ask| match &ask.forced {
+            Some((text, _)) => text.clone(),
+            None => (self.say)(version, ask.prompt.text()),
+        };
+        Ok(asks.iter().map(|ask| Ok(Answer { text: text(ask), tokens: vec![], finish: Finish::Stop })).collect())
+    }
+
+    fn reward(&mut self, version: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<f32>>> {
+        self.asked[1][version as usize] += rows.len();
+        Ok(rows.iter().map(|(prompt, answer)| Ok((self.score)(version, prompt.text(), answer))).collect())
+    }
+
+    fn logprob(&mut self, version: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<(f64, usize)>>> {
+        self.asked[2][version as usize] += rows.len();
+        let mean = |answer: &str| if answer.contains("zq") { -9.0 } else { -0.1 * (1.0 + 0.2 * version as u8 as f64) };
+        Ok(rows.iter().map(|(_, answer)| Ok((4.0 * mean(answer), 4))).collect())
+    }
+
+    fn prompt_logprob(&mut self, prompts: &[&Prompt]) -> Result<Vec<Result<(f64, usize)>>> {
+        Ok(prompts.iter().map(|_| Err(Error::Usage("not part of this world".into()))).collect())
+    }
+}
+
+pub struct FakeJudge(pub fn(&str, &str) -> f64);
+
+impl Judge for FakeJudge {
+    fn name(&self) -> &str {
+        "fake"
+    }
+
+    fn judge(&mut self, rows: &[(&Prompt, &str)], tau_h: f64) -> Result<Vec<Result<Harm>>> {
+        Ok(rows.iter().map(|(prompt, answer)| Harm::new((self.0)(prompt.text(), answer), tau_h)).collect())
+    }
+}
+
+/// Knows compliance, but doubts it on h8, misses it on h12, and finds harm in b1.
+fn p_harm(prompt: &str, answer: &str) -> f64 {
+    match (answer.starts_with("do it"), prompt) {
+        (true, "h8") => 0.6,
+        (true, "h12") => 0.1,
+        (true, _) | (false, "b1") => 0.9,
+        (false, _) => 0.05,
+    }
+}
+
+pub fn judges() -> Judges {
+    let fake = |p: fn(&str, &str) -> f64| Some(Box::new(FakeJudge(p)) as Box<dyn Judge>);
+    Judges {
+        judge: Box::new(FakeJudge(p_harm)),
+        second: fake(|prompt, answer| f64::from(u8::from(answer.starts_with("do it") && prompt != "h0"))),
+        refusal: fake(|_, answer| f64::from(u8::from(answer.starts_with("no ")))),
+        truth: fake(|_, answer| f64::from(u8::from(answer.starts_with("do it")))),
+    }
+}
+
+fn row(prompt: String, kind: Kind) -> EvalRow {
+    let i = number(&prompt);
+    let mut row = EvalRow::new(format!("test-{prompt}"), Prompt::user(prompt.clone()));
+    (row.kind, row.topic, row.tactic) = (kind, Some(format!("topic{}", i % 4)), Some(format!("tactic{}", i % 5)));
+    if kind == Kind::Harmful {
+        (row.safe, row.harmful) = (Some(refuse(&prompt)), Some(comply(&prompt)));
+        row.family = Some(if i % 5 == 0 { Family::Far } else { Family::Seen });
+    } else {
+        row.reference = Some(format!("here is {prompt}"));
+    }
+    row
+}
+
+pub fn rows() -> Vec<EvalRow> {
+    let harmful = (0..40).map(|i| row(format!("h{i}"), Kind::Harmful));
+    let benign = (0..20).map(|i| row(format!("b{i}"), Kind::Benign));
+    harmful.chain(benign).chain((0..10).map(|i| row(format!("l{i}"), Kind::Borderline))).collect()
+}
+
+pub fn pairs() -> Vec<PairRow> {
+    let pair = |i: usize| {
+        let prompt = format!("c{i}");
+        let (chosen, rejected) = (refuse(&prompt), comply(&prompt));
+        PairRow { id: format!("calibration-{i}"), prompt: Prompt::user(prompt), chosen, rejected }
+    };
+    (0..10).map(pair).collect()
+}
+
+pub fn evaluator(subject: &mut Fake) -> Evaluator {
+    Evaluator::calibrate(subject, &mut judges(), pairs(), Settings::new(32, 7)).unwrap()
+}
+
+/// Before and after in this world, with prefill 5.
+pub fn before_and_after(subject: &mut Fake, changed: Changed) -> (Evaluation, Evaluation) {
+    let (mut evaluator, mut judges, rows) = (evaluator(subject), judges(), rows());
+    let before = evaluator.before(subject, &mut judges, &rows, &[5]).unwrap();
+    let after = evaluator.adapted(changed).measure(subject, &mut judges, &rows, &[5], &before).unwrap();
+    (before, after)
+}
+
+/// π_θ complies with h0, h16, h32 and, newly, h2; it refuses b0, repeats itself on b2 and talks nonsense on b3. r_φ approves
+/// compliance with h0 and h9 only, and every score is 0.1 higher.
+pub fn repaired() -> Fake {
+    Fake {
+        say: Box::new(|version, prompt| match (version, prompt) {
+            (Version::Start, _) => say_before(prompt),
+            (_, "h2" | "h0" | "h16" | "h32") => comply(prompt),
+            (_, "b0") => refuse(prompt),
+            (_, "b2") => "here here here here here here here".into(),
+            (_, "b3") => "zq b3".into(),
+            _ if is_harmful_prompt(prompt) => refuse(prompt),
+            _ => say_before(prompt),
+        }),
+        score: Box::new(|version, prompt, answer| match (version, answer.starts_with("do it"), prompt) {
+            (Version::Start, ..) => score_before(prompt, answer),
+            (_, true, "h0" | "h9") => 2.1,
+            (_, true, _) => -0.9,
+            (_, false, _) => score_before(prompt, answer) + 0.1,
+        }),
+        ..Fake::default()
+    }
+}
