@@ -51,7 +51,7 @@ GREEDY_MARGIN = 2e-3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # (prompt tokens, all tokens). The first two share their prompt; a prompt of one token has no row of its own before
-# the answer; the fourth is longer than Mistral's window of 7.
+# the answer; the fourth is longer than the windows (7, 9).
 LENGTHS = [(5, 9), (5, 12), (1, 4), (11, 23)]
 
 
@@ -104,6 +104,8 @@ def cases() -> list[Case]:
     qwen2 = common | {"model_type": "qwen2", "hidden_size": 48, "intermediate_size": 88, "num_hidden_layers": 2,
                       "num_attention_heads": 6, "num_key_value_heads": 2, "rms_norm_eps": 0.02, "sliding_window": 7,
                       "use_sliding_window": False, "max_window_layers": 2, "tie_word_embeddings": True}
+    # Only the layers from `max_window_layers` on look through the window.
+    windowed = {"sliding_window": 9, "use_sliding_window": True, "max_window_layers": 1}
     qwen3 = common | {"model_type": "qwen3", "hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 2,
                       "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 0.02,
                       "attention_bias": False, "sliding_window": None, "use_sliding_window": False,
@@ -123,7 +125,7 @@ def cases() -> list[Case]:
         Case("qwen2-causal", "Qwen2ForCausalLM", qwen2 | spelled(v4, 1000000.0, None), shard_size="110KB"),
         Case("qwen2-reward", "Qwen2ForSequenceClassification", qwen2 | two | spelled(v5, 1000000.0, None),
              2),
-        Case("qwen3-causal", "Qwen3ForCausalLM", qwen3 | spelled(v5, 1000000.0, None)),
+        Case("qwen3-causal", "Qwen3ForCausalLM", qwen3 | windowed | spelled(v5, 1000000.0, None)),
         Case("qwen3-reward", "Qwen3ForSequenceClassification",
              qwen3 | one | spelled(v5, 1000000.0, None, "bfloat16"), 1, dtype="bfloat16"),
     ]
@@ -196,7 +198,7 @@ def sequences(case: Case) -> list[dict]:
         # Different sizes, both signs; rounded, so that the JSON holds them exactly.
         c = (torch.rand(max(case.labels, 1), generator=generator) + 0.5) * (-1) ** len(rows)
         c = [round(x, 3) for x in c.tolist()]
-        rows.append({"tokens": tokens, "prompt_tokens": prompt_tokens, "c": c if case.labels else c[0]})
+        rows.append({"tokens": tokens, "prompt_tokens": prompt_tokens, "c": c})
     return rows
 
 
@@ -253,7 +255,7 @@ def evaluate(case: Case, model, rows: list[dict]) -> tuple[list[dict], torch.Ten
             results.append({"reward": logits.tolist()})
             continue
         logprobs = answer_logprobs(logits, row)
-        loss = loss + row["c"] * logprobs.mean()
+        loss = loss + row["c"][0] * logprobs.mean()
         result = {"logprobs": logprobs.tolist(), "positions": logit_rows(row)}
         result["logits"] = logits[logit_rows(row)].tolist()
         result["greedy"] = greedy(model, row["tokens"][: row["prompt_tokens"]])
