@@ -1,0 +1,218 @@
+"""The joint objective, term for term.
+
+    L = npo·L_npo + safe·L_safe + retain·L_retain                              policy; verdicts policy, coupled
+      + bt·L_bt + center·L_center + replay·L_replay + anchor·L_anchor          reward model; verdicts reward, coupled
+
+Every term is the mean over the items of the step that carry it, 0 if none. ℓ is the mean log-probability per answer
+token; r̃ = (r − mu_0)/s; a term's name in a dump is its key here.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from .batches import lay_out
+from .models import Model
+from .rows import Sequence
+
+POLICY_TERMS = ("npo", "safe", "retain")
+REWARD_TERMS = ("bt", "center", "replay", "anchor")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights and constants, with the method's defaults."""
+
+    weights: dict = field(
+        default_factory=lambda: {
+            "npo": 0.3, "safe": 0.5, "retain": 1.0, "bt": 1.0, "center": 0.01, "replay": 1.0, "anchor": 10.0
+        }
+    )
+    likelihood: str = "npo"  # npo | unlikelihood, both under the weight `npo`
+    logp: str = "mean"  # mean | sum, within L_npo
+    b: float = 1.0
+    margin: float = 0.0
+    retain: str = "ce"  # ce | kl
+    coupling: bool = True
+    tau_r: float = 0.0
+    mu_0: float = 0.0
+    s: float = 1.0
+
+
+@dataclass
+class Failure:
+    """One failure: y⁻ and y⁺ as the policy and as the reward model read them. `safe` is what the policy learns from."""
+
+    verdict: str  # policy | reward | coupled
+    rejected: Sequence
+    safe: Sequence | None
+    reward_chosen: Sequence | None
+    reward_rejected: Sequence
+    logprob_0: float = 0.0  # ℓ_0(y⁻), the adapter off
+
+
+@dataclass
+class Pair:
+    """One replay pair as the reward model reads it, with its scores under r_0."""
+
+    chosen: Sequence
+    rejected: Sequence
+    reward_0: tuple = (0.0, 0.0)
+
+    @property
+    def wrong(self) -> bool:
+        """Misordered or tied by r_0: its scores are nothing to hold on to."""
+        return not self.reward_0[0] > self.reward_0[1]
+
+
+@dataclass
+class Step:
+    """The items of one step."""
+
+    failures: list
+    retain: list
+    replay: list
+
+    @property
+    def of_policy(self) -> list:
+        return [f for f in self.failures if f.verdict in ("policy", "coupled")]
+
+    @property
+    def of_reward(self) -> list:
+        return [f for f in self.failures if f.verdict in ("reward", "coupled") and f.reward_chosen]
+
+
+def head_logprobs(hidden: torch.Tensor, weight: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """log p of `label` per row of `hidden`, (n,), in f32: only rows that predict an answer token meet the vocabulary."""
+    return -F.cross_entropy(F.linear(hidden, weight).float(), label, reduction="none")
+
+
+compiled_head_logprobs = torch.compile(head_logprobs, dynamic=True)
+
+
+def token_logprobs(model: Model, sequences: list[Sequence], limit: int, pack: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log p of every answer token, index of its sequence); tokens of one sequence are neighbours and in order."""
+    head = compiled_head_logprobs if model.setting.compiled else head_logprobs
+    values, owners = [], []
+    for batch in lay_out(sequences, model.setting.layout, limit, pack):
+        at, label, owner = batch.targets(model.device)
+        values.append(head(model.hidden(batch)[at], model.inner.lm_head.weight, label))
+        owners.append(torch.tensor([index for index, _, _ in batch.rows], device=model.device)[owner])
+    return torch.cat(values), torch.cat(owners)
+
+
+def mean_by_owner(values: torch.Tensor, owner: torch.Tensor, count: int) -> torch.Tensor:
+    """Mean of the values of each owner, (count,)."""
+    total = torch.zeros(count, device=values.device).index_add(0, owner, values)
+    return total / torch.bincount(owner, minlength=count)
+
+
+def rewards(model: Model, sequences: list[Sequence], limit: int, pack: int) -> torch.Tensor:
+    """Score at the last token of each sequence, (N,), f32."""
+    parts, order = [], []
+    for batch in lay_out(sequences, model.setting.layout, limit, pack):
+        last = model.hidden(batch)[batch.last(model.device)]
+        parts.append(model.inner.score(last).float()[:, 0])
+        order += [index for index, _, _ in batch.rows]
+    inverse = torch.empty(len(order), dtype=torch.long, device=model.device)
+    inverse[torch.tensor(order, device=model.device)] = torch.arange(len(order), device=model.device)
+    return torch.cat(parts)[inverse]
+
+
+def mean_or_zero(values: torch.Tensor) -> torch.Tensor:
+    return values.mean() if len(values) else values.sum()
+
+
+def reward_terms(model: Model, step: Step, o: Objective, limit: int, pack: int) -> tuple[dict, torch.Tensor]:
+    """(terms of the reward model, w per item of the policy). One forward over all answers."""
+    new, old = step.of_reward, step.replay
+    sequences = [f.reward_chosen for f in new] + [f.reward_rejected for f in new]
+    sequences += [p.chosen for p in old] + [p.rejected for p in old]
+    scores = rewards(model, sequences, limit, pack)
+    chosen, rejected, kept, lost = scores.split([len(new), len(new), len(old), len(old)])
+    scaled = lambda r: (r - o.mu_0) / o.s  # noqa: E731
+    held = [i for i, p in enumerate(old) if not p.wrong]
+    start = torch.tensor([old[i].reward_0 for i in held], device=scores.device).reshape(-1, 2)
+    now = torch.stack([kept, lost], 1)[held]
+    terms = {
+        "bt": mean_or_zero(-F.logsigmoid(chosen - rejected - o.margin)),
+        "center": mean_or_zero((scaled(chosen) + scaled(rejected)) ** 2),
+        "replay": mean_or_zero(-F.logsigmoid(kept - lost - o.margin)),
+        "anchor": mean_or_zero(((scaled(now) - scaled(start)) ** 2).flatten()),
+    }
+    return terms, coupling(model, step, o, dict(zip(map(id, new), rejected.detach())), limit, pack)
+
+
+def coupling(model: Model, step: Step, o: Objective, known: dict, limit: int, pack: int) -> torch.Tensor:
+    """w = ½ + σ((r_φ(y⁻) − τ_r)/s), detached; scores that the reward model's own terms did not need are read here."""
+    items = step.of_policy
+    if not o.coupling or not items:
+        return torch.ones(len(items), device=model.device)
+    unknown = [f for f in items if id(f) not in known]
+    if unknown:
+        with torch.no_grad():
+            known |= dict(zip(map(id, unknown), rewards(model, [f.reward_rejected for f in unknown], limit, pack)))
+    return 0.5 + torch.sigmoid((torch.stack([known[id(f)] for f in items]) - o.tau_r) / o.s)
+
+
+def policy_terms(model: Model, step: Step, w: torch.Tensor, o: Objective, limit: int, pack: int) -> dict:
+    """Terms of the policy. One forward over rejected, safe and retained answers."""
+    items = step.of_policy
+    safe = [f.safe for f in items if f.safe]
+    kl = o.retain == "kl"
+    sequences = [f.rejected for f in items] + safe + ([] if kl else step.retain)
+    terms = {}
+    values, owner = token_logprobs(model, sequences, limit, pack)
+    means = mean_by_owner(values, owner, len(sequences))
+    rejected, kept, retained = means.split([len(items), len(safe), 0 if kl else len(step.retain)])
+    if o.likelihood == "npo":
+        start = torch.tensor([f.logprob_0 for f in items], device=means.device)
+        n = torch.tensor([f.rejected.end - f.rejected.start for f in items], device=means.device)
+        b = o.b * n if o.logp == "sum" else o.b
+        terms["npo"] = mean_or_zero(w * (-2 / b) * F.logsigmoid(-b * (rejected - start)))
+    else:
+        terms["npo"] = mean_or_zero(w * unlikelihood(values, owner, len(items)))
+    terms["safe"] = mean_or_zero(-kept)
+    terms["retain"] = retain_kl(model, step.retain, limit, pack) if kl else mean_or_zero(-retained)
+    return terms
+
+
+def unlikelihood(values: torch.Tensor, owner: torch.Tensor, count: int) -> torch.Tensor:
+    """−mean over tokens with log p ≥ −5 of log(1 − p), per sequence; 0 where there is no such token."""
+    mask = (owner < count) & (values >= -5)
+    losses = -torch.log(-torch.expm1(values[mask]))
+    total = torch.zeros(count, device=values.device).index_add(0, owner[mask], losses)
+    return total / torch.bincount(owner[mask], minlength=count).clamp(min=1)
+
+
+def retain_kl(model: Model, sequences: list[Sequence], limit: int, pack: int) -> torch.Tensor:
+    """Mean over sequences of the mean over answer tokens of KL(π_0 ‖ π_θ)."""
+    total = []
+    for batch in lay_out(sequences, model.setting.layout, limit, pack):
+        at, _, owner = batch.targets(model.device)
+        with torch.no_grad(), model.original():
+            start = F.log_softmax(model.inner.lm_head(model.hidden(batch)[at]).float(), -1)
+        now = F.log_softmax(model.inner.lm_head(model.hidden(batch)[at]).float(), -1)
+        divergence = (start.exp() * (start - now)).sum(-1)
+        total.append(mean_by_owner(divergence, owner, len(batch.rows)))
+    return mean_or_zero(torch.cat(total)) if total else torch.zeros((), device=model.device)
+
+
+def weighted(terms: dict, o: Objective) -> torch.Tensor:
+    return sum(o.weights[name] * value for name, value in terms.items())
+
+
+@torch.no_grad()
+def remember_start(policy: Model, reward: Model, failures: list, replay: list, limit: int, pack: int) -> None:
+    """Fills in ℓ_0 and r_0: computed once per item with the adapters off, and cached."""
+    # In eager mode: compiling a second variant for one use would only cost time.
+    with torch.compiler.set_stance("force_eager"), policy.original(), reward.original():
+        if failures:
+            values, owner = token_logprobs(policy, [f.rejected for f in failures], limit, pack)
+            for f, value in zip(failures, mean_by_owner(values, owner, len(failures)).tolist()):
+                f.logprob_0 = value
+        if replay:
+            scores = rewards(reward, [p.chosen for p in replay] + [p.rejected for p in replay], limit, pack).tolist()
+            for i, pair in enumerate(replay):
+                pair.reward_0 = (scores[i], scores[len(replay) + i])

@@ -1,0 +1,103 @@
+"""Rows of JSONL, rendered by a model's own chat template and tokenizer."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+
+class BadRow(ValueError):
+    """A file or row that ares itself would refuse."""
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Token ids with the answer's span: the answer is tokens[start:end]."""
+
+    tokens: tuple
+    start: int
+    end: int
+
+
+def read_jsonl(path: str, required: tuple = ()) -> list[dict]:
+    """The rows of a file, in order, each with its place under "_where"."""
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise BadRow(f"{where}: expected one JSON object, found: {error}") from None
+        if not isinstance(row, dict):
+            raise BadRow(f"{where}: expected one JSON object, found a {type(row).__name__}")
+        missing = [name for name in required if name not in row]
+        if missing:
+            raise BadRow(f"{where}: expected the fields {', '.join(required)}, missing: {', '.join(missing)}")
+        rows.append(row | {"_where": where})
+    if not rows:
+        raise BadRow(f"{path}: expected at least one row, found none")
+    return rows
+
+
+class Renderer:
+    """Turns (prompt, answer) into ids with the chat template of one model folder."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+        self.tokenizer = AutoTokenizer.from_pretrained(folder) if (Path(folder) / "tokenizer.json").exists() else None
+
+    def _template(self, turns: list[dict], **options) -> str:
+        if self.tokenizer is None:
+            raise BadRow(f"{self.folder}: expected tokenizer.json for a row of text, found none; give `tokens` instead")
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def prompt(self, row: dict) -> list[int]:
+        """The rendering that asks for an answer."""
+        if "tokens" in row:
+            return list(row["tokens"][: row.get("prompt_tokens")])
+        return self._ids(self._template(turns_of(row), add_generation_prompt=True))
+
+    def answer(self, row: dict, text: str | None = None) -> Sequence:
+        """The full rendering. Its answer is what it has beyond `prompt`, through the end-of-turn token."""
+        if "tokens" in row:
+            return Sequence(tuple(row["tokens"]), row.get("prompt_tokens", 1), len(row["tokens"]))
+        asked = self._template(turns_of(row), add_generation_prompt=True)
+        turns = turns_of(row) + [{"role": "assistant", "content": text}]
+        full = self._template(turns)
+        if not full.startswith(asked):
+            raise BadRow(f"{row['_where']}: the template of {self.folder} renders the prompt differently with an answer")
+        prompt, tokens = self._ids(asked), self._ids(full)
+        if tokens[: len(prompt)] != prompt or len(tokens) == len(prompt):
+            raise BadRow(f"{row['_where']}: no token boundary between prompt and answer in {self.folder}")
+        return Sequence(tuple(tokens), len(prompt), self._end_of_turn(tokens, len(prompt)))
+
+    def _end_of_turn(self, tokens: list[int], start: int) -> int:
+        """One past the last end-of-turn token: templates may write a newline after it, which no model answers."""
+        for index in range(len(tokens) - 1, start - 1, -1):
+            if tokens[index] == self.tokenizer.eos_token_id:
+                return index + 1
+        return len(tokens)
+
+
+def turns_of(row: dict) -> list[dict]:
+    """The conversation up to the answer."""
+    if "messages" in row:
+        return list(row["messages"])
+    if not isinstance(row.get("prompt"), str) or not row["prompt"]:
+        raise BadRow(f"{row['_where']}: expected a `prompt` that is not empty")
+    return [{"role": "user", "content": row["prompt"]}]
+
+
+def forced(rejected: Sequence, safe: Sequence, k: int) -> Sequence:
+    """The safe answer after the first k tokens of the rejected one, which become context: loss on the safe answer only."""
+    if k == 0:
+        return safe
+    k = min(k, rejected.end - rejected.start)
+    context = safe.tokens[: safe.start] + rejected.tokens[rejected.start : rejected.start + k]
+    return Sequence(context + safe.tokens[safe.start :], safe.start + k, safe.end + k)
