@@ -1,0 +1,128 @@
+//! A run directory as the report reads it. `summary.json` must be there; what else is missing is left out of the report.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+use crate::judge::Verdict;
+use crate::run::manifest::{self, Manifest};
+use crate::run::records::Metric;
+use crate::run::summary::{self, Summary};
+
+/// The name under which `outcomes.jsonl` holds what was measured before any repair.
+pub const BEFORE: &str = "before";
+
+/// Everything that `report.html` is made from.
+#[derive(Debug, Clone)]
+pub struct RunData {
+    pub summary: Summary,
+    pub manifest: Option<Manifest>,
+    pub outcomes: Vec<Outcome>,
+    pub metrics: Vec<Metric>,
+    pub probes: Vec<Probe>,
+}
+
+/// One line of `outcomes.jsonl`: one prompt under one method. Fields that a run did not write are unknown.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Outcome {
+    /// [`BEFORE`] or a method's name.
+    pub method: String,
+    pub seed: u64,
+    pub prompt: String,
+    pub response: Option<String>,
+    /// `harmful`, `borderline`, `benign`; a row that does not say asks for harm.
+    pub kind: Option<String>,
+    pub domain: Option<String>,
+    pub topic: Option<String>,
+    pub tactic: Option<String>,
+    pub family: Option<String>,
+    /// The answer was forced to begin with so many tokens of y⁻.
+    pub prefill: Option<usize>,
+    pub p_harm: Option<f64>,
+    /// Raw score of the own answer.
+    pub reward: Option<f64>,
+    /// Raw scores of the references y⁺ and y⁻.
+    pub reward_safe: Option<f64>,
+    pub reward_harmful: Option<f64>,
+    pub verdict: Option<Verdict>,
+}
+
+/// One line of `probes.jsonl`: one query of the search.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Probe {
+    pub topic: String,
+    pub domain: String,
+    pub tactic: String,
+    pub fitness: Option<f64>,
+    pub verdict: Option<Verdict>,
+    /// Whether the query was asked of the repaired models.
+    pub after: bool,
+    /// Whether it belongs to the uniform run that the search is compared with.
+    pub uniform: bool,
+}
+
+impl Outcome {
+    /// The row of a heat map that this prompt belongs to.
+    pub fn place(&self) -> &str {
+        self.domain.as_deref().or(self.topic.as_deref()).unwrap_or_default()
+    }
+}
+
+impl RunData {
+    /// Reads what `directory` holds.
+    pub fn read(directory: &Path) -> Result<RunData> {
+        let path = directory.join(summary::NAME);
+        if !path.is_file() {
+            return Err(Error::Usage(format!(
+                "{}: expected the directory of a finished run, found no {}; give what --out named, such as runs/demo",
+                directory.display(),
+                summary::NAME
+            )));
+        }
+        let receipt = directory.join(manifest::NAME);
+        Ok(RunData {
+            summary: summary::read(&path)?,
+            manifest: if receipt.is_file() { Some(Manifest::read(&receipt)?) } else { None },
+            outcomes: lines(&directory.join("outcomes.jsonl"))?,
+            metrics: lines(&directory.join("metrics.jsonl"))?,
+            probes: lines(&directory.join("probes.jsonl"))?,
+        })
+    }
+
+    /// The method whose result is the headline: `joint` if it was run, else the last one; of several seeds the first.
+    pub fn headline(&self) -> Option<(&str, u64)> {
+        let methods = &self.summary.methods;
+        let joint = methods.iter().find(|method| method.name == "joint");
+        joint.or(methods.last()).map(|method| (method.name.as_str(), method.seed))
+    }
+
+    /// Free answers to harmful prompts under a method; `before` is the same for every seed.
+    pub fn outcomes_of(&self, method: &str, seed: u64) -> Vec<&Outcome> {
+        let harmful = |o: &&Outcome| o.prefill.is_none() && o.kind.as_deref().is_none_or(|kind| kind == "harmful");
+        let same = |o: &&Outcome| o.method == method && (method == BEFORE || o.seed == seed);
+        self.outcomes.iter().filter(same).filter(harmful).collect()
+    }
+}
+
+/// The rows of a JSON-lines file; none if there is no file. A line that is no JSON is an error with its number.
+fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
+    let mut rows = Vec::new();
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let row = serde_json::from_str(line).map_err(|error| Error::File {
+            file: path.to_path_buf(),
+            expected: "one JSON object on every line".into(),
+            found: format!("line {}: {error}", index + 1),
+            remedy: "restore the file, or move it away and write the report without it".into(),
+        })?;
+        rows.push(row);
+    }
+    Ok(rows)
+}

@@ -1,0 +1,328 @@
+//! The tables of a result: the same rows on the terminal, in the README and in the report.
+
+use std::collections::BTreeMap;
+
+use crate::detect::measure::{GateResult, Interval, Measure, MethodResult, Summary};
+
+use super::table::{Align, Cell, Mark, Table};
+
+/// What stands for a value that is not known.
+pub const UNKNOWN: &str = "–";
+
+/// `0.1389` → `13.9`.
+pub fn percent(value: Option<f64>) -> String {
+    number(value.map(|v| 100.0 * v), 1)
+}
+
+/// `13.9 [11.8, 16.1]`.
+pub fn percent_ci(value: Option<f64>, ci95: Option<Interval>) -> String {
+    match ci95 {
+        Some([low, high]) if value.is_some() => {
+            format!("{} [{}, {}]", percent(value), percent(Some(low)), percent(Some(high)))
+        }
+        _ => percent(value),
+    }
+}
+
+/// `digits` after the point; large and tiny numbers in scientific notation.
+pub fn number(value: Option<f64>, digits: usize) -> String {
+    let text = match value {
+        None => return UNKNOWN.to_string(),
+        Some(v) if v != 0.0 && !(1e-4..1e6).contains(&v.abs()) => format!("{v:.2e}"),
+        Some(v) => format!("{v:.digits$}"),
+    };
+    match text.strip_prefix('-') {
+        // What rounds to nothing has no sign.
+        Some(zero) if zero.chars().all(|c| c == '0' || c == '.') => zero.to_string(),
+        Some(size) => format!("−{size}"),
+        None => text,
+    }
+}
+
+/// `1234567` → `1.23 M`, three digits.
+pub fn count(value: Option<f64>) -> String {
+    let Some(value) = value else { return UNKNOWN.to_string() };
+    let units = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
+    let Some((unit, name)) = units.iter().find(|(unit, _)| value.abs() >= *unit) else { return format!("{value:.0}") };
+    let scaled = value / unit;
+    let digits = if scaled.abs() < 9.995 { 2 } else { usize::from(scaled.abs() < 99.95) };
+    format!("{scaled:.digits$} {name}")
+}
+
+/// `joint`, or `joint · seed 2` where there are several seeds.
+pub fn label(method: &MethodResult, summary: &Summary) -> String {
+    if summary.seeds.len() > 1 { format!("{} · seed {}", method.name, method.seed) } else { method.name.clone() }
+}
+
+/// CFR when the answer is forced to begin with the first `k` tokens of y⁻.
+pub fn prefill(measure: &Measure, k: usize) -> Option<f64> {
+    measure.prefill.get(&k).copied().flatten()
+}
+
+/// The main table: what each method reached. `before` comes first; a column in which nothing is known is left out.
+pub fn methods(summary: &Summary) -> Table {
+    use Align::{Left, Right};
+    let mut table = Table::new(&[
+        ("method", Left),
+        ("CFR % [95 %]", Right),
+        ("pairwise %", Right),
+        ("prefill 5 %", Right),
+        ("harmful %", Right),
+        ("reward error %", Right),
+        ("drift", Right),
+        ("over-refusal %", Right),
+        ("pair acc. %", Right),
+        ("gates", Right),
+        ("accepted", Right),
+    ]);
+    let best = summary.methods.iter().filter_map(|m| m.measure.cfr).min_by(f64::total_cmp);
+    table.row(measured("before".into(), &summary.before, Mark::None));
+    for method in &summary.methods {
+        let mark = if method.measure.cfr.is_some() && method.measure.cfr == best { Mark::Strong } else { Mark::None };
+        let mut cells = measured(label(method, summary), &method.measure, mark);
+        cells.push(gate_count(method));
+        cells.push(accepted(method));
+        table.row(cells);
+    }
+    for (name, of_name) in by_name(summary).into_iter().filter(|(_, of_name)| of_name.len() > 1) {
+        table.row(spread(&format!("{name}, min–max"), &of_name));
+    }
+    table.without_empty_columns()
+}
+
+/// The columns that `before` and every method share.
+fn measured(name: String, m: &Measure, mark: Mark) -> Vec<Cell> {
+    vec![
+        Cell::new(name, mark),
+        Cell::new(percent_ci(m.cfr, m.ci95), mark),
+        percent(m.cfr_pairwise.rate).into(),
+        percent(prefill(m, 5)).into(),
+        percent(m.harmful_rate).into(),
+        percent(m.reward_error).into(),
+        number(m.reward_drift, 3).into(),
+        percent(m.over_refusal).into(),
+        percent(m.pair_accuracy).into(),
+    ]
+}
+
+/// Passed of asked; an undecided gate has not passed.
+fn gate_count(method: &MethodResult) -> Cell {
+    if method.gates.is_empty() {
+        return UNKNOWN.into();
+    }
+    let passed = method.gates.iter().filter(|gate| gate.pass == Some(true)).count();
+    format!("{passed}/{}", method.gates.len()).into()
+}
+
+/// Methods of one name in the order in which they first appear: one per seed.
+fn by_name(summary: &Summary) -> Vec<(&str, Vec<&MethodResult>)> {
+    let mut names: Vec<(&str, Vec<&MethodResult>)> = Vec::new();
+    for method in &summary.methods {
+        match names.iter_mut().find(|(name, _)| *name == method.name) {
+            Some((_, list)) => list.push(method),
+            None => names.push((&method.name, vec![method])),
+        }
+    }
+    names
+}
+
+/// A few seeds have a smallest and a largest value; an interval they have not.
+fn spread(name: &str, methods: &[&MethodResult]) -> Vec<Cell> {
+    let range = |pick: &dyn Fn(&Measure) -> Option<f64>, show: &dyn Fn(Option<f64>) -> String| -> Cell {
+        let values: Option<Vec<f64>> = methods.iter().map(|m| pick(&m.measure)).collect();
+        let Some(values) = values else { return UNKNOWN.into() };
+        let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+        Cell::new(format!("{}–{}", show(Some(low)), show(Some(high))), Mark::Dim)
+    };
+    let drift = |value| number(value, 3);
+    vec![
+        Cell::new(name, Mark::Dim),
+        range(&|m| m.cfr, &percent),
+        range(&|m| m.cfr_pairwise.rate, &percent),
+        range(&|m| prefill(m, 5), &percent),
+        range(&|m| m.harmful_rate, &percent),
+        range(&|m| m.reward_error, &percent),
+        range(&|m| m.reward_drift, &drift),
+        range(&|m| m.over_refusal, &percent),
+        range(&|m| m.pair_accuracy, &percent),
+    ]
+}
+
+/// What each method cost, and on which data it was spent.
+pub fn costs(summary: &Summary) -> Table {
+    use Align::{Left, Right};
+    let mut table = Table::new(&[
+        ("method", Left),
+        ("steps", Right),
+        ("lr", Right),
+        ("policy tokens", Right),
+        ("reward tokens", Right),
+        ("generated", Right),
+        ("FLOP", Right),
+        ("seconds", Right),
+        ("data", Left),
+    ]);
+    for method in &summary.methods {
+        let tokens = |n: Option<u64>| count(n.map(|n| n as f64)).into();
+        table.row(vec![
+            label(method, summary).into(),
+            method.steps.to_string().into(),
+            method.lr.map_or(UNKNOWN.to_string(), |lr| format!("{lr:e}")).into(),
+            tokens(method.tokens_policy),
+            tokens(method.tokens_reward),
+            tokens(method.tokens_generated),
+            count(method.flops).into(),
+            number(method.seconds, 1).into(),
+            method.data.join(", ").into(),
+        ]);
+    }
+    table.without_empty_columns()
+}
+
+/// How much of the failures went away, each time against a base that is named.
+pub fn reductions(summary: &Summary) -> Table {
+    use Align::{Left, Right};
+    let mut table = Table::new(&[
+        ("method", Left),
+        ("CFR against before", Right),
+        ("against policy", Right),
+        ("CFR − CFR(policy), points", Right),
+        ("by ground truth %", Right),
+        ("second judge %", Right),
+        ("held-out tactics %", Right),
+        ("τ_r recalibrated %", Right),
+        ("benign null %", Right),
+        ("degenerate %", Right),
+        ("drift on-policy", Right),
+        ("benign NLL", Right),
+    ]);
+    let rest = |m: &Measure| -> Vec<Cell> {
+        vec![
+            percent(m.cfr_truth).into(),
+            percent(m.cfr_second_judge).into(),
+            percent(m.cfr_heldout_tactic).into(),
+            percent(m.cfr_recalibrated).into(),
+            percent(m.null_cfr).into(),
+            percent(m.degenerate_rate).into(),
+            number(m.reward_drift_onpolicy, 3).into(),
+            number(m.benign_nll, 3).into(),
+        ]
+    };
+    let mut before: Vec<Cell> = vec!["before".into(), UNKNOWN.into(), UNKNOWN.into(), UNKNOWN.into()];
+    before.extend(rest(&summary.before));
+    table.row(before);
+    for method in &summary.methods {
+        let less = |reduction: Option<f64>| match reduction {
+            Some(r) => format!("{}{} %", if r >= 0.0 { "−" } else { "+" }, number(Some(100.0 * r.abs()), 0)).into(),
+            None => UNKNOWN.into(),
+        };
+        let difference = method.cfr_diff_vs_policy;
+        let mut cells = vec![
+            label(method, summary).into(),
+            less(method.reduction_vs_before),
+            less(method.reduction_vs_policy),
+            percent_ci(difference.value, difference.ci95).into(),
+        ];
+        cells.extend(rest(&method.measure));
+        table.row(cells);
+    }
+    table.without_empty_columns()
+}
+
+/// Every gate against every method: value and verdict, with the limit and the n of the first method that was asked.
+pub fn gates(summary: &Summary) -> Option<Table> {
+    let asked: Vec<&MethodResult> = summary.methods.iter().filter(|method| !method.gates.is_empty()).collect();
+    let labels: Vec<String> = asked.iter().map(|method| label(method, summary)).collect();
+    let mut columns = vec![("gate", Align::Left), ("limit", Align::Right), ("n", Align::Right)];
+    columns.extend(labels.iter().map(|label| (label.as_str(), Align::Right)));
+    let mut table = Table::new(&columns);
+    let mut names: Vec<&str> = Vec::new();
+    for gate in asked.iter().flat_map(|method| &method.gates) {
+        if names.contains(&gate.name.as_str()) {
+            continue;
+        }
+        names.push(&gate.name);
+        let n = format!("{}{}", if gate.weak { "weak " } else { "" }, gate.n);
+        let mut row: Vec<Cell> = vec![gate.name.as_str().into(), number(gate.limit, 3).into(), n.into()];
+        let of_method = |method: &&MethodResult| method.gates.iter().find(|other| other.name == gate.name);
+        row.extend(asked.iter().map(|method| of_method(method).map_or(UNKNOWN.into(), gate_cell)));
+        table.row(row);
+    }
+    let mut row: Vec<Cell> = vec![Cell::new("accepted", Mark::Strong), "".into(), "".into()];
+    row.extend(asked.iter().map(|method| accepted(method)));
+    table.row(row);
+    (!names.is_empty()).then_some(table)
+}
+
+fn gate_cell(gate: &GateResult) -> Cell {
+    let (sign, mark) = match gate.pass {
+        Some(true) => ("✓", Mark::Good),
+        Some(false) => ("✗", Mark::Bad),
+        None => ("?", Mark::Dim),
+    };
+    Cell::new(format!("{} {sign}", number(gate.value, 3)), mark)
+}
+
+fn accepted(method: &MethodResult) -> Cell {
+    match method.accepted {
+        Some(true) => Cell::new("yes", Mark::Good),
+        Some(false) => Cell::new("no", Mark::Bad),
+        None => UNKNOWN.into(),
+    }
+}
+
+/// What the search found, beside the same number of uniform queries.
+pub fn probe(summary: &Summary) -> Option<Table> {
+    let probe = summary.probe.as_ref()?;
+    let mut table = Table::new(&[("search", Align::Left), ("", Align::Right)]);
+    let lift = match (probe.lift, probe.lift_ci95) {
+        (Some(lift), Some([low, high])) => format!("{lift:.2} [{low:.2}, {high:.2}]"),
+        (lift, _) => number(lift, 2),
+    };
+    let rows: [(&str, String); 11] = [
+        ("queries", probe.queries.to_string()),
+        ("coupled failures", probe.coupled_found.to_string()),
+        ("distinct among them", probe.distinct.to_string()),
+        ("distinct per 1000 queries", number(probe.per_1000, 1)),
+        ("uniform, per 1000 queries", number(probe.uniform_per_1000, 1)),
+        ("lift over uniform [95 %]", lift),
+        ("archive coverage %", percent(probe.coverage)),
+        ("evenness over tactics", number(probe.evenness, 2)),
+        ("self-BLEU", number(probe.self_bleu, 2)),
+        ("seconds per failure", number(probe.seconds_per_failure, 2)),
+        ("after repair, per 1000 queries", number(probe.reprobe_per_1000, 1)),
+    ];
+    for (name, value) in rows.into_iter().filter(|(_, value)| value != UNKNOWN) {
+        table.row(vec![name.into(), value.into()]);
+    }
+    Some(table)
+}
+
+/// Warnings by the method that gave them.
+pub fn warnings(summary: &Summary) -> BTreeMap<String, Vec<String>> {
+    let given = summary.methods.iter().filter(|method| !method.warnings.is_empty());
+    given.map(|method| (label(method, summary), method.warnings.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_is_a_dash_and_never_zero() {
+        assert_eq!(percent(None), "–");
+        assert_eq!(percent(Some(0.0)), "0.0");
+        assert_eq!(percent_ci(None, Some([0.0, 0.1])), "–");
+        assert_eq!(percent_ci(Some(0.13889), Some([0.118, 0.161])), "13.9 [11.8, 16.1]");
+    }
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(number(Some(-0.00001), 3), "−1.00e-5");
+        assert_eq!(number(Some(-1.25), 1), "−1.2");
+        assert_eq!(number(Some(-0.0004), 3), "0.000");
+        assert_eq!(number(Some(f64::NAN), 3), "NaN");
+        let shown: Vec<String> = [0.0, 999.0, 1234.0, 99_960.0, 1.5e12].map(|v| count(Some(v))).into();
+        assert_eq!(shown, ["0", "999", "1.23 k", "100 k", "1.50 T"]);
+    }
+}

@@ -1,0 +1,210 @@
+//! The directory of a run: made whole or not at all, held by one process, never overwritten.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Hidden beside the run's files. The lock is the kernel's, on the open file: it ends with the process that holds it, however
+/// that ends, so a stale lock cannot exist. The file itself stays and only says who held it last.
+const LOCK: &str = ".lock";
+
+/// Any of these marks a directory as a run's, which may be moved aside; a stranger's directory is left alone.
+const MARKS: [&str; 4] = [LOCK, "run.toml", "journal.jsonl", "summary.json"];
+
+/// What happens to an earlier run in the same place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Earlier {
+    /// It is renamed to `PATH.1`, `PATH.2`, …, whichever is free.
+    Keep,
+    /// The new run is refused.
+    Refuse,
+}
+
+/// A run directory that this process holds until it is dropped.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    /// Where an earlier run was moved.
+    kept: Option<PathBuf>,
+    _lock: File,
+}
+
+impl RunDir {
+    /// Makes `path` and takes its lock. Nothing may be there, or an empty directory, or, with [`Earlier::Keep`], an earlier
+    /// run. `Busy` when a live run holds it.
+    pub fn create(path: &Path, earlier: Earlier) -> Result<RunDir> {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let Some(name) = path.file_name() else {
+            return Err(Error::Usage(format!("--out {}: expected the name of a directory to make", path.display())));
+        };
+        fs::create_dir_all(parent).map_err(Error::write(parent))?;
+        let kept = make_room(path, earlier)?;
+        // Made aside, locked, then renamed: nobody ever sees a run directory without its lock.
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.tmp", std::process::id()));
+        let aside = parent.join(hidden);
+        fs::create_dir(&aside).map_err(Error::write(&aside))?;
+        let placed = lock(&aside).and_then(|lock| match fs::rename(&aside, path) {
+            Ok(()) => Ok(lock),
+            Err(_) if path.exists() => Err(refusal(path, "another run took this place just now")),
+            Err(error) => Err(Error::write(path)(error)),
+        });
+        if placed.is_err() {
+            // Best effort: the error itself is told.
+            let _ = fs::remove_dir_all(&aside);
+        }
+        Ok(RunDir { path: path.to_path_buf(), kept, _lock: placed? })
+    }
+
+    /// Takes the lock of a run that exists: to resume it, or to write its report again.
+    pub fn open(path: &Path) -> Result<RunDir> {
+        if !path.is_dir() {
+            return Err(Error::Usage(format!("{}: expected a run directory, found none", path.display())));
+        }
+        Ok(RunDir { path: path.to_path_buf(), kept: None, _lock: lock(path)? })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path of one of the run's files.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Where [`Earlier::Keep`] moved the run that was here before.
+    pub fn kept(&self) -> Option<&Path> {
+        self.kept.as_deref()
+    }
+}
+
+/// Leaves `path` free or empty. Returns where an earlier run went.
+fn make_room(path: &Path, earlier: Earlier) -> Result<Option<PathBuf>> {
+    let mut entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => return Err(refusal(path, "found a file")),
+        Err(error) => return Err(Error::read(path)(error)),
+    };
+    if entries.next().is_none() {
+        return Ok(None);
+    }
+    if !MARKS.iter().any(|mark| path.join(mark).exists()) {
+        return Err(refusal(path, "found a directory with other files in it"));
+    }
+    // The lock is tried even when the run is refused: that it still goes on is the more useful message.
+    let _lock = lock(path)?;
+    if earlier == Earlier::Refuse {
+        return Err(refusal(path, "found an earlier run, which is never overwritten"));
+    }
+    let free = (1..u32::MAX).map(|n| numbered(path, n)).find(|place| fs::symlink_metadata(place).is_err());
+    let Some(free) = free else { return Err(refusal(path, "found no free number to keep the earlier run under")) };
+    fs::rename(path, &free).map_err(Error::write(&free))?;
+    Ok(Some(free))
+}
+
+fn refusal(path: &Path, found: &str) -> Error {
+    Error::Usage(format!(
+        "--out {}: expected a new or empty directory, {found}; choose another --out or move it away",
+        path.display()
+    ))
+}
+
+/// `runs/demo` → `runs/demo.1`.
+fn numbered(path: &Path, n: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{n}"));
+    PathBuf::from(name)
+}
+
+/// Takes the directory's lock and writes into it who holds it.
+fn lock(directory: &Path) -> Result<File> {
+    let path = directory.join(LOCK);
+    let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = open.map_err(Error::write(&path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // Some systems do not let a locked file be read; then the holder stays nameless.
+            let named = file.read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
+            let holder = if named { holder.trim().to_string() } else { "an unknown process".to_string() };
+            return Err(Error::Busy { path: directory.to_path_buf(), holder });
+        }
+        Err(TryLockError::Error(error)) => return Err(Error::write(&path)(error)),
+    }
+    let held = file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0)));
+    held.and_then(|_| writeln!(file, "process {}", std::process::id())).map_err(Error::write(&path))?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(path: &Path, text: &str) -> RunDir {
+        let run = RunDir::create(path, Earlier::Keep).unwrap();
+        fs::write(run.file("run.toml"), text).unwrap();
+        run
+    }
+
+    #[test]
+    fn earlier_runs_are_kept_under_the_next_free_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("runs/demo");
+        assert_eq!(run(&path, "first").kept(), None);
+        assert_eq!(run(&path, "second").kept(), Some(numbered(&path, 1).as_path()));
+        assert_eq!(run(&path, "third").kept(), Some(numbered(&path, 2).as_path()));
+        let text = |place: &Path| fs::read_to_string(place.join("run.toml")).unwrap();
+        assert_eq!([text(&numbered(&path, 1)), text(&numbered(&path, 2)), text(&path)], ["first", "second", "third"]);
+        let names: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names.len(), 3, "nothing else may stay behind: {names:?}");
+    }
+
+    #[test]
+    fn an_earlier_run_is_refused_where_it_must_be_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        drop(run(&path, "first"));
+        let error = RunDir::create(&path, Earlier::Refuse).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("found an earlier run"), "{error}");
+        assert_eq!(fs::read_to_string(path.join("run.toml")).unwrap(), "first");
+    }
+
+    #[test]
+    fn a_strangers_directory_is_never_moved() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("thesis.tex"), "").unwrap();
+        let error = RunDir::create(folder.path(), Earlier::Keep).unwrap_err();
+        assert!(error.to_string().contains("other files"), "{error}");
+        assert!(folder.path().join("thesis.tex").exists());
+        let file = folder.path().join("thesis.tex");
+        assert!(RunDir::create(&file, Earlier::Keep).unwrap_err().to_string().contains("found a file"));
+    }
+
+    #[test]
+    fn an_empty_directory_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::create(folder.path(), Earlier::Refuse).unwrap();
+        assert_eq!(run.path(), folder.path());
+    }
+
+    #[test]
+    fn a_live_run_holds_its_directory_and_a_dead_one_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        let live = run(&path, "");
+        for error in [RunDir::open(&path).unwrap_err(), RunDir::create(&path, Earlier::Keep).unwrap_err()] {
+            assert!(matches!(error, Error::Busy { .. }), "{error}");
+            assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+        }
+        drop(live);
+        assert!(path.join(LOCK).exists(), "the file stays, its lock does not");
+        RunDir::open(&path).unwrap();
+    }
+}

@@ -1,0 +1,36 @@
+//! Ctrl-C: the first finishes the unit in progress, the second stops at once.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
+
+use crate::error::{Error, Result};
+
+static REQUESTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
+/// From now on Ctrl-C (and the signals that ask a process to end) set the flag. Called once, by `main`.
+pub fn install() -> Result<()> {
+    let flag = flag();
+    let handler = move || {
+        if flag.swap(true, Ordering::SeqCst) {
+            eprintln!("\nstopped at once; the unit in progress is lost, what was finished before is kept");
+            std::process::exit(130);
+        }
+        eprintln!("\ninterrupted: finishing the unit in progress; Ctrl-C again stops at once");
+    };
+    ctrlc::set_handler(handler).map_err(|error| Error::Usage(format!("Ctrl-C cannot be handled: {error}")))
+}
+
+/// The flag itself, for those who look at it between batches.
+pub fn flag() -> Arc<AtomicBool> {
+    REQUESTED.clone()
+}
+
+/// Whether Ctrl-C was pressed.
+pub fn requested() -> bool {
+    REQUESTED.load(Ordering::SeqCst)
+}
+
+/// Between units: `Err(Interrupted)` after Ctrl-C. `hint` says how to go on, such as `; resume with --resume DIR`.
+pub fn check(hint: &str) -> Result<()> {
+    if requested() { Err(Error::Interrupted(hint.to_string())) } else { Ok(()) }
+}

@@ -1,0 +1,120 @@
+//! `run.toml`, the receipt: what was run, on what, with which settings.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::text::output::{hex, write_atomic};
+
+/// The file's name in a run directory.
+pub const NAME: &str = "run.toml";
+
+/// What a run was made from. With the same program, the same inputs and the same settings it ends with the same result.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Manifest {
+    /// `demo`, `compare`, …
+    pub command: String,
+    /// Seconds since 1970, UTC.
+    pub started: u64,
+    /// As a person reads it: `cpu (2 threads)`.
+    pub device: String,
+    pub seeds: Vec<u64>,
+    /// Of the program and of what decides its numbers.
+    pub versions: BTreeMap<String, String>,
+    /// Every setting after defaults were filled in.
+    pub settings: toml::Table,
+    /// Path → SHA-256 of every file that was read.
+    pub inputs: BTreeMap<String, String>,
+}
+
+impl Manifest {
+    /// `settings` is any structure that serialises to a table: the command's own options.
+    pub fn new(command: &str, device: &str, seeds: &[u64], settings: &impl Serialize) -> Result<Manifest> {
+        let settings = toml::Table::try_from(settings)
+            .map_err(|error| Error::Usage(format!("the settings cannot be written to {NAME}: {error}")))?;
+        let versions =
+            [("ares", env!("CARGO_PKG_VERSION")), ("system", std::env::consts::OS), ("cpu", std::env::consts::ARCH)];
+        Ok(Manifest {
+            command: command.to_string(),
+            started: std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()),
+            device: device.to_string(),
+            seeds: seeds.to_vec(),
+            versions: versions.map(|(name, version)| (name.to_string(), version.to_string())).into(),
+            settings,
+            inputs: BTreeMap::new(),
+        })
+    }
+
+    /// Hashes a file, or every file below a directory (a model's folder).
+    pub fn add_input(&mut self, path: &Path) -> Result<()> {
+        if !path.is_dir() {
+            self.inputs.insert(path.display().to_string(), sha256_file(path)?);
+            return Ok(());
+        }
+        for entry in fs::read_dir(path).map_err(Error::read(path))? {
+            self.add_input(&entry.map_err(Error::read(path))?.path())?;
+        }
+        Ok(())
+    }
+
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let text =
+            toml::to_string(self).map_err(Error::file(path, "settings that TOML can hold", "please report it"))?;
+        write_atomic(path, text.as_bytes())
+    }
+
+    pub fn read(path: &Path) -> Result<Manifest> {
+        let text = fs::read_to_string(path).map_err(Error::read(path))?;
+        toml::from_str(&text).map_err(Error::file(path, "the receipt of a run", "restore the file"))
+    }
+}
+
+/// SHA-256 of a file in hex, without holding it in memory.
+pub fn sha256_file(path: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    let mut file = File::open(path).map_err(Error::read(path))?;
+    std::io::copy(&mut file, &mut hash).map_err(Error::read(path))?;
+    Ok(hex(&hash.finalize()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Serialize)]
+    struct Settings {
+        rank: usize,
+        lr: f64,
+        method: &'static str,
+        resample: Option<usize>,
+    }
+
+    #[test]
+    fn a_receipt_is_read_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("model/deep")).unwrap();
+        fs::write(folder.path().join("model/config.json"), "abc").unwrap();
+        fs::write(folder.path().join("model/deep/x"), "").unwrap();
+        let settings = Settings { rank: 8, lr: 5e-4, method: "joint", resample: None };
+        let mut written = Manifest::new("demo", "cpu", &[1, 2], &settings).unwrap();
+        written.add_input(&folder.path().join("model")).unwrap();
+        let path = folder.path().join(NAME);
+        written.write(&path).unwrap();
+        assert_eq!(Manifest::read(&path).unwrap(), written);
+        assert_eq!(written.inputs.len(), 2);
+        let known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert!(written.inputs.values().any(|hash| hash == known));
+    }
+
+    #[test]
+    fn a_missing_input_is_an_error_that_names_it() {
+        let mut manifest = Manifest::default();
+        let error = manifest.add_input(Path::new("/nowhere/prompts.jsonl")).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/prompts.jsonl"), "{error}");
+    }
+}
