@@ -244,8 +244,10 @@ pub fn gates(summary: &Summary) -> Option<Table> {
         names.push(&gate.name);
         let n = format!("{}{}", if gate.weak { "weak " } else { "" }, gate.n);
         let mut row: Vec<Cell> = vec![gate.name.as_str().into(), number(gate.limit, 3).into(), n.into()];
-        let of_method = |method: &&MethodResult| method.gates.iter().find(|other| other.name == gate.name);
-        row.extend(asked.iter().map(|method| of_method(method).map_or(UNKNOWN.into(), gate_cell)));
+        row.extend(asked.iter().map(|method| {
+            let same = method.gates.iter().find(|other| other.name == gate.name);
+            same.map_or(UNKNOWN.into(), gate_cell)
+        }));
         table.row(row);
     }
     let mut row: Vec<Cell> = vec![Cell::new("accepted", Mark::Strong), "".into(), "".into()];
