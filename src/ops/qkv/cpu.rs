@@ -23,7 +23,7 @@ impl Qkv for Cpu {
         check(qkv, raw, weights, positions, rope, spec)?;
         let (rows, width) = qkv.shape();
         if let Some(bias) = &weights.bias {
-            qkv.buffer.chunks_exact_mut(width).take(rows).for_each(|row| row.copy_from_slice(&bias.buffer));
+            qkv.buffer.chunks_exact_mut(width).take(rows).for_each(|row| row.copy_from_slice(&bias.buffer[..width]));
         }
         linear_forward(self, "qkv", qkv, xa, x, &weights.w, lora, weights.bias.is_some())?;
         let (rotated, e) = (spec.rotated(), spec.head_dim);
