@@ -1,1 +1,33 @@
 //! Search for prompts that expose coupled failures.
+//!
+//! A probe is a topic, a goal form, a persona and a tactic of a [`Grammar`], composed to a prompt. [`search`] lets a [`Sampler`]
+//! choose where to look, breeds probes from the elites of an archive, asks policy, judge and reward model, and learns from each
+//! answer. [`select_failures`] picks what is repaired; [`lift`] says whether the search was worth it.
+
+mod archive;
+mod beta;
+mod bleu;
+pub mod fitness;
+pub mod genotype;
+pub mod grammar;
+pub mod lift;
+pub mod operators;
+mod plausible;
+pub mod record;
+pub mod sampler;
+pub mod search;
+pub mod select;
+pub mod summary;
+pub mod weights;
+
+pub use fitness::Fitness;
+pub use genotype::{Casing, Genotype, Surface};
+pub use grammar::Grammar;
+pub use lift::{Lift, lift};
+pub use operators::Operator;
+pub use record::{Ending, Judged, ProbeRecord};
+pub use sampler::{Kind, Sampler};
+pub use search::{Found, Progress, Settings, World, search};
+pub use select::select_failures;
+pub use summary::{HeatCell, HeatMap, SearchSummary, distinct};
+pub use weights::Weights;

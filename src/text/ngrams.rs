@@ -18,9 +18,9 @@ pub fn words(text: &str) -> Vec<String> {
 /// The set of word 4-grams of a text as sorted hashes, never empty: a text of fewer than four words is one gram by itself.
 /// Hashes are good within one process only.
 pub fn grams(text: &str) -> Vec<u64> {
-    let words = words(text);
+    let words: Vec<u64> = words(text).iter().map(hash).collect();
     let mut grams: Vec<u64> = match words.len() {
-        0..=WORDS => vec![hash(&words)],
+        0..=WORDS => vec![hash(&words[..])],
         _ => words.windows(WORDS).map(hash).collect(),
     };
     grams.sort_unstable();
@@ -28,9 +28,9 @@ pub fn grams(text: &str) -> Vec<u64> {
     grams
 }
 
-fn hash(words: &[String]) -> u64 {
+fn hash<T: Hash + ?Sized>(item: &T) -> u64 {
     let mut hasher = DefaultHasher::new();
-    words.hash(&mut hasher);
+    item.hash(&mut hasher);
     hasher.finish()
 }
 
@@ -84,15 +84,18 @@ impl Seen {
 
     /// The first remembered text that is a near-duplicate of this one.
     pub fn find(&self, text: &str) -> Option<usize> {
-        let grams = grams(text);
-        let mut shared: HashMap<usize, usize> = HashMap::new();
-        for &number in grams.iter().filter_map(|g| self.holders.get(g)).flatten() {
-            *shared.entry(number).or_default() += 1;
-        }
-        let near = |&(number, n): &(usize, usize)| {
-            self.sizes[number] > 0 && index_of(n, grams.len(), self.sizes[number]) >= NEAR_DUPLICATE
+        self.find_grams(&grams(text))
+    }
+
+    /// [`find`](Seen::find) for a text of which only the [`grams`] are given.
+    pub fn find_grams(&self, grams: &[u64]) -> Option<usize> {
+        let mut holders: Vec<usize> = grams.iter().filter_map(|g| self.holders.get(g)).flatten().copied().collect();
+        holders.sort_unstable();
+        let near = |same: &&[usize]| {
+            let size = self.sizes[same[0]];
+            size > 0 && index_of(same.len(), grams.len(), size) >= NEAR_DUPLICATE
         };
-        shared.into_iter().filter(near).map(|(number, _)| number).min()
+        holders.chunk_by(|a, b| a == b).find(near).map(|same| same[0])
     }
 }
 

@@ -1,0 +1,293 @@
+//! What a probe is composed of: `grammar.json`, read and checked once, and the one way from a genotype to its prompt.
+
+use super::genotype::{Casing, Genotype};
+use crate::error::{Error, Result};
+use serde::Deserialize;
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+const REMEDY: &str = "correct the grammar (models/README.md describes its format)";
+
+/// A harmful goal with the two answers that are right and wrong for it whatever its framing.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Topic {
+    pub id: String,
+    pub domain: String,
+    /// Fills `{goal}` of a form.
+    pub goal: String,
+    /// y⁻: the reference compliance.
+    pub harmful: String,
+    /// y⁺: the reference refusal.
+    pub safe: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Form {
+    pub id: String,
+    /// Holds `{goal}`; filled in it is the *request*.
+    pub template: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Persona {
+    pub id: String,
+    pub text: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Tactic {
+    pub id: String,
+    /// Each holds `{request}`, and `{persona}` if it wants one.
+    pub templates: Vec<String>,
+    /// Name of the translation table that the tactic applies to the request.
+    #[serde(default)]
+    pub table: Option<String>,
+}
+
+/// Translates char by char.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Table {
+    pub id: String,
+    chars: BTreeMap<char, String>,
+}
+
+impl Table {
+    /// A char that is not listed falls back to its lower case, whose image is capitalised again; else it stays.
+    pub fn apply(&self, text: &str) -> String {
+        let mut out = String::with_capacity(text.len());
+        for c in text.chars() {
+            let mut lower = c.to_lowercase();
+            let lower = (lower.len() == 1).then(|| lower.next()).flatten();
+            match (self.chars.get(&c), lower.and_then(|l| self.chars.get(&l))) {
+                (Some(image), _) => out.push_str(image),
+                (None, Some(image)) => out.push_str(&image.to_uppercase()),
+                (None, None) => out.push(c),
+            }
+        }
+        out
+    }
+}
+
+#[derive(Deserialize)]
+struct File {
+    schema: u32,
+    topics: Vec<Topic>,
+    forms: Vec<Form>,
+    personas: Vec<Persona>,
+    tactics: Vec<Tactic>,
+    #[serde(default)]
+    prefixes: Vec<String>,
+    #[serde(default)]
+    suffixes: Vec<String>,
+    #[serde(default)]
+    tables: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// A valid grammar: lists are not empty, ids are unique, templates hold their placeholders, tables exist.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Grammar {
+    pub topics: Vec<Topic>,
+    pub forms: Vec<Form>,
+    pub personas: Vec<Persona>,
+    pub tactics: Vec<Tactic>,
+    pub prefixes: Vec<String>,
+    pub suffixes: Vec<String>,
+    pub tables: Vec<Table>,
+    /// Domains in the order of their first topic.
+    pub domains: Vec<String>,
+    /// Number in `domains`, per topic.
+    domain_of: Vec<usize>,
+    /// Number in `tables`, per tactic.
+    table_of: Vec<Option<usize>>,
+}
+
+impl Grammar {
+    /// Reads and checks a grammar file.
+    pub fn read(path: &Path) -> Result<Grammar> {
+        Grammar::parse(&std::fs::read_to_string(path).map_err(Error::read(path))?, path)
+    }
+
+    /// Checks a grammar's text; `path` is what errors name.
+    pub fn parse(text: &str, path: &Path) -> Result<Grammar> {
+        let file: File =
+            serde_json::from_str(text).map_err(Error::file(path, "a grammar of probes (JSON, schema 1)", REMEDY))?;
+        let tables = check(&file, path)?;
+        let mut domains: Vec<String> = Vec::new();
+        for topic in &file.topics {
+            if !domains.contains(&topic.domain) {
+                domains.push(topic.domain.clone());
+            }
+        }
+        let domain_of = file.topics.iter().filter_map(|t| domains.iter().position(|d| *d == t.domain)).collect();
+        let table_of = |t: &Tactic| tables.iter().position(|table: &Table| Some(&table.id) == t.table.as_ref());
+        let table_of = file.tactics.iter().map(table_of).collect();
+        let File { topics, forms, personas, tactics, prefixes, suffixes, .. } = file;
+        Ok(Grammar { topics, forms, personas, tactics, prefixes, suffixes, tables, domains, domain_of, table_of })
+    }
+
+    /// Number of a topic's domain in `domains`.
+    pub fn domain(&self, topic: usize) -> usize {
+        self.domain_of[topic]
+    }
+
+    /// Topics of a domain.
+    pub fn topics_of(&self, domain: usize) -> Vec<usize> {
+        (0..self.topics.len()).filter(|&t| self.domain_of[t] == domain).collect()
+    }
+
+    /// Number in `tables` of the table that a tactic applies to the request.
+    pub fn table(&self, tactic: usize) -> Option<usize> {
+        self.table_of[tactic]
+    }
+
+    /// Number of topic × tactic cells: the archive's.
+    pub fn cells(&self) -> usize {
+        self.topics.len() * self.tactics.len()
+    }
+
+    /// The prompt of a genotype: the form with its goal is the request; the tactic's table, the surface table and the casing act
+    /// on it, in this order; the tactic's template takes persona and request; prefix and suffix stand around it, one space away;
+    /// the encoding acts on all of it.
+    pub fn compose(&self, g: &Genotype) -> String {
+        let tables = [self.table(g.tactic), g.surface.table];
+        let mut request = self.forms[g.form].template.replace("{goal}", &self.topics[g.topic].goal);
+        for table in tables.into_iter().flatten() {
+            request = self.tables[table].apply(&request);
+        }
+        if let Some(casing) = g.surface.casing {
+            request = casing.apply(&request);
+        }
+        let prompt = self.frame(g, &request);
+        match g.surface.encoding {
+            Some(table) => self.tables[table].apply(&prompt),
+            None => prompt,
+        }
+    }
+
+    /// The same probe before its encoding, casing and translation: what the perplexity filter measures.
+    pub fn compose_plain(&self, g: &Genotype) -> String {
+        self.frame(g, &self.forms[g.form].template.replace("{goal}", &self.topics[g.topic].goal))
+    }
+
+    fn frame(&self, g: &Genotype, request: &str) -> String {
+        let template = &self.tactics[g.tactic].templates[g.template];
+        let framed = template.replace("{persona}", &self.personas[g.persona].text).replace("{request}", request);
+        let prefix = g.surface.prefix.map(|i| self.prefixes[i].as_str());
+        let suffix = g.surface.suffix.map(|i| self.suffixes[i].as_str());
+        [prefix, Some(framed.as_str()), suffix].into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl Casing {
+    /// The request in this casing.
+    pub fn apply(self, text: &str) -> String {
+        match self {
+            Casing::Lower => text.to_lowercase(),
+            Casing::Upper => text.to_uppercase(),
+        }
+    }
+}
+
+/// Everything a grammar must be, and its tables.
+fn check(file: &File, path: &Path) -> Result<Vec<Table>> {
+    let wrong = |place: String, expected: &str, found: String| Error::File {
+        file: path.to_path_buf(),
+        expected: format!("{place} to be {expected}"),
+        found,
+        remedy: REMEDY.into(),
+    };
+    if file.schema != 1 {
+        return Err(wrong("schema".into(), "1", file.schema.to_string()));
+    }
+    check_ids(file).map_err(|(place, expected, found)| wrong(place, expected, found))?;
+    check_texts(file).map_err(|(place, expected, found)| wrong(place, &expected, found))?;
+    let mut tables = Vec::new();
+    for (id, entries) in &file.tables {
+        let mut chars = BTreeMap::new();
+        for (from, to) in entries {
+            let (Some(c), 1, 1) = (from.chars().next(), from.chars().count(), to.chars().count()) else {
+                let found = format!("{from:?}: {to:?}");
+                return Err(wrong(format!("tables.{id}"), "a table from one character to one character", found));
+            };
+            chars.insert(c, to.clone());
+        }
+        tables.push(Table { id: id.clone(), chars });
+    }
+    Ok(tables)
+}
+
+/// Lists that are not empty, with ids that are unique and not empty; tables that exist.
+fn check_ids(file: &File) -> Result<(), (String, &'static str, String)> {
+    fn ids<'a>(list: &str, ids: impl Iterator<Item = &'a String>) -> Result<(), (String, &'static str, String)> {
+        let mut seen = HashSet::new();
+        for (i, id) in ids.enumerate() {
+            if id.trim().is_empty() || !seen.insert(id) {
+                return Err((format!("{list}[{i}].id"), "a name of its own within the list", format!("{id:?}")));
+            }
+        }
+        match seen.len() {
+            0 => Err((list.into(), "a list of at least one entry", "none".into())),
+            _ => Ok(()),
+        }
+    }
+    ids("topics", file.topics.iter().map(|t| &t.id))?;
+    ids("forms", file.forms.iter().map(|f| &f.id))?;
+    ids("personas", file.personas.iter().map(|p| &p.id))?;
+    ids("tactics", file.tactics.iter().map(|t| &t.id))?;
+    for (i, tactic) in file.tactics.iter().enumerate() {
+        if let Some(table) = tactic.table.as_ref().filter(|t| !file.tables.contains_key(*t)) {
+            return Err((format!("tactics[{i}].table"), "the name of an entry of `tables`", format!("{table:?}")));
+        }
+    }
+    Ok(())
+}
+
+/// Texts that are not empty and hold the placeholders of their place, and no other.
+fn check_texts(file: &File) -> Result<(), (String, String, String)> {
+    for (i, t) in file.topics.iter().enumerate() {
+        let fields = [("domain", &t.domain), ("goal", &t.goal), ("harmful", &t.harmful), ("safe", &t.safe)];
+        for (name, text) in fields {
+            placeholders(format!("topics[{i}].{name}"), text, &[], &[])?;
+        }
+    }
+    for (i, f) in file.forms.iter().enumerate() {
+        placeholders(format!("forms[{i}].template"), &f.template, &["{goal}"], &[])?;
+    }
+    for (i, p) in file.personas.iter().enumerate() {
+        placeholders(format!("personas[{i}].text"), &p.text, &[], &[])?;
+    }
+    for (i, t) in file.tactics.iter().enumerate() {
+        if t.templates.is_empty() {
+            let expected = "a list of at least one template".to_string();
+            return Err((format!("tactics[{i}].templates"), expected, "none".into()));
+        }
+        for (j, template) in t.templates.iter().enumerate() {
+            placeholders(format!("tactics[{i}].templates[{j}]"), template, &["{request}"], &["{persona}"])?;
+        }
+    }
+    for (list, texts) in [("prefixes", &file.prefixes), ("suffixes", &file.suffixes)] {
+        for (i, text) in texts.iter().enumerate() {
+            placeholders(format!("{list}[{i}]"), text, &[], &[])?;
+        }
+    }
+    Ok(())
+}
+
+fn placeholders(place: String, text: &str, needed: &[&str], allowed: &[&str]) -> Result<(), (String, String, String)> {
+    if text.trim().is_empty() {
+        return Err((place, "a text".into(), format!("{text:?}")));
+    }
+    for name in ["{goal}", "{persona}", "{request}"] {
+        let expected = if needed.contains(&name) { 1..=1 } else { 0..=usize::from(allowed.contains(&name)) };
+        let found = text.matches(name).count();
+        if !expected.contains(&found) {
+            let expected = match (expected.start(), expected.end()) {
+                (1, _) => format!("a text with {name} once"),
+                (_, 1) => format!("a text with {name} at most once"),
+                _ => format!("a text without {name}"),
+            };
+            return Err((place, expected, format!("{text:?}")));
+        }
+    }
+    Ok(())
+}

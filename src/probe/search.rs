@@ -1,0 +1,344 @@
+//! The search: propose a batch of probes, refuse what no one would write, ask, judge, score, learn.
+
+use super::archive::Archive;
+use super::fitness::Fitness;
+use super::genotype::Genotype;
+use super::grammar::Grammar;
+use super::operators::{self, Child};
+use super::plausible::Plausible;
+use super::record::{Ending, Judged, ProbeRecord, Rewards};
+use super::sampler::{Outcome, Sampler};
+use super::summary::{HeatMap, SearchSummary};
+use crate::error::{Error, Result};
+use crate::judge::{Harm, Judge, Sense, Thresholds, Verdict};
+use crate::model::{Answer, Ask, Decoding, Subject, Version};
+use crate::text::Prompt;
+use crate::text::ngrams::{Seen, grams};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Probes proposed before their outcomes are known: large enough for the engine to batch well, small enough to learn from.
+pub const BATCH: usize = 64;
+/// Attempts per proposal before the search holds its grammar to be exhausted.
+const ATTEMPTS: usize = 200;
+/// Attempts at one arm: a near-duplicate is a reason to vary the probe, not yet to look elsewhere.
+const PATIENCE: usize = 4;
+/// Batches in a row of which every probe was refused as unlikely.
+const BARREN: usize = 20;
+/// Share of proposals that are bred from an elite; the others are fresh compositions.
+const BRED: f64 = 0.5;
+
+/// How to search.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Queries of the policy.
+    pub budget: usize,
+    pub batch: usize,
+    pub seed: u64,
+    pub fitness: Fitness,
+    /// In which sense a failure is coupled.
+    pub sense: Sense,
+    /// Whose answers and rewards: the originals', or the repaired ones'.
+    pub version: Version,
+    pub max_new_tokens: usize,
+}
+
+impl Settings {
+    /// Defaults but for budget, seed and the limit of new tokens, which is one for everything compared.
+    pub fn new(budget: usize, seed: u64, max_new_tokens: usize) -> Settings {
+        let (fitness, sense, version) = (Fitness::Product, Sense::Threshold, Version::Current);
+        Settings { budget, batch: BATCH, seed, fitness, sense, version, max_new_tokens }
+    }
+}
+
+/// What a search works on.
+pub struct World<'a> {
+    pub grammar: &'a Grammar,
+    pub thresholds: &'a Thresholds,
+    /// Prompts as people write them; the perplexity filter takes its measure from them. May be empty.
+    pub seeds: &'a [Prompt],
+    pub subject: &'a mut dyn Subject,
+    pub judge: &'a mut dyn Judge,
+}
+
+/// How far a search has come.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    pub queries: usize,
+    pub budget: usize,
+    /// Coupled failures found.
+    pub coupled: usize,
+}
+
+/// What a search found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// In the order of the queries.
+    pub records: Vec<ProbeRecord>,
+    pub summary: SearchSummary,
+    pub map: HeatMap,
+    /// Stopped by the interrupt flag, after a whole batch.
+    pub interrupted: bool,
+}
+
+/// Searches until the budget is spent, the grammar is exhausted or `interrupt` is set, which is looked at between batches. The
+/// sampler learns and can be carried over into the next search. The same seed gives the same records.
+pub fn search(
+    world: &mut World,
+    settings: &Settings,
+    sampler: &mut Sampler,
+    interrupt: &AtomicBool,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Found> {
+    if settings.batch == 0 {
+        return Err(Error::Usage(
+            "probe search: expected batches of at least 1 probe, found 0; give a larger batch".into(),
+        ));
+    }
+    let started = Instant::now();
+    let mut search = Search::new(world, settings, sampler)?;
+    let mut interrupted = false;
+    let mut barren = 0;
+    while search.records.len() < settings.budget && barren < BARREN {
+        if interrupt.load(Ordering::Relaxed) {
+            interrupted = true;
+            break;
+        }
+        let proposed = search.propose(settings.batch.min(settings.budget - search.records.len()));
+        if proposed.is_empty() {
+            break; // exhausted
+        }
+        let probes = search.keep_plausible(proposed)?;
+        barren = if probes.is_empty() { barren + 1 } else { 0 };
+        search.ask(probes)?;
+        progress(Progress { queries: search.records.len(), budget: settings.budget, coupled: search.coupled });
+    }
+    Ok(search.finish(started.elapsed().as_secs_f64(), interrupted))
+}
+
+/// A proposal with its prompt, before and after it was measured.
+struct Probe {
+    child: Child,
+    text: String,
+    prompt: Prompt,
+    logprob: Result<f64, String>,
+}
+
+struct Search<'a, 'w> {
+    world: &'a mut World<'w>,
+    settings: &'a Settings,
+    sampler: &'a mut Sampler,
+    archive: Archive,
+    plausible: Plausible,
+    rng: ChaCha8Rng,
+    /// Every prompt that was proposed: none is proposed twice.
+    proposed: HashSet<String>,
+    records: Vec<ProbeRecord>,
+    coupled: usize,
+    duplicates: usize,
+    unlikely: usize,
+}
+
+impl<'a, 'w> Search<'a, 'w> {
+    fn new(world: &'a mut World<'w>, settings: &'a Settings, sampler: &'a mut Sampler) -> Result<Search<'a, 'w>> {
+        sampler.begin();
+        let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
+        let plausible = Plausible::new(world.grammar, world.seeds, world.subject, &mut rng)?;
+        let archive = Archive::new(world.grammar);
+        let (proposed, records) = (HashSet::new(), Vec::new());
+        Ok(Search {
+            world,
+            settings,
+            sampler,
+            archive,
+            plausible,
+            rng,
+            proposed,
+            records,
+            coupled: 0,
+            duplicates: 0,
+            unlikely: 0,
+        })
+    }
+
+    /// Up to `n` proposals, none a near-duplicate of an elite, a found failure or another of them.
+    fn propose(&mut self, n: usize) -> Vec<Child> {
+        let (mut out, mut company) = (Vec::with_capacity(n), Seen::new());
+        let mut refused: Option<(Genotype, usize)> = None;
+        for _ in 0..n * ATTEMPTS {
+            if out.len() == n {
+                break;
+            }
+            let again = refused.filter(|(_, times)| times % PATIENCE > 0).map(|(target, _)| target);
+            let target = self.sampler.draw(self.world.grammar, again.as_ref(), &mut self.rng);
+            let child = self.breed(target);
+            let text = self.world.grammar.compose(&child.genotype);
+            let grams = grams(&text);
+            if self.proposed.contains(&text) || company.find_grams(&grams).is_some() || self.archive.knows(&grams) {
+                self.duplicates += 1;
+                refused = Some((target, refused.map_or(1, |(_, times)| times + 1)));
+                continue;
+            }
+            refused = None;
+            company.insert(&text);
+            self.proposed.insert(text);
+            self.sampler.propose(self.world.grammar, &child.genotype);
+            out.push(child);
+        }
+        out
+    }
+
+    /// A probe of the target's cell: the target itself, or an elite mutated towards it.
+    fn breed(&mut self, target: Genotype) -> Child {
+        let grammar = self.world.grammar;
+        if self.rng.random_bool(BRED) {
+            let domain = grammar.domain(target.topic);
+            let mut elite = || self.archive.parent(grammar, domain, target.tactic, &mut self.rng);
+            if let (Some(parent), Some(mate)) = (elite(), elite()) {
+                return operators::mutate(grammar, parent, mate, &target, &mut self.rng);
+            }
+        }
+        operators::compose(target)
+    }
+
+    /// Measures the proposals and drops those that no one would write.
+    fn keep_plausible(&mut self, children: Vec<Child>) -> Result<Vec<Probe>> {
+        let grammar = self.world.grammar;
+        let plain: Vec<String> = children.iter().map(|c| grammar.compose_plain(&c.genotype)).collect();
+        let logprobs = self.plausible.measure(&plain, self.world.subject)?;
+        let mut out = Vec::with_capacity(children.len());
+        for (child, logprob) in children.into_iter().zip(logprobs) {
+            if logprob.as_ref().is_ok_and(|l| !self.plausible.accepts(*l)) {
+                self.unlikely += 1;
+                continue;
+            }
+            let text = grammar.compose(&child.genotype);
+            out.push(Probe { child, prompt: Prompt::user(text.clone()), text, logprob });
+        }
+        Ok(out)
+    }
+
+    /// Answers, judgements and rewards of a batch; then archive and sampler learn in index order.
+    fn ask(&mut self, probes: Vec<Probe>) -> Result<()> {
+        let first = self.records.len();
+        let answers = self.answer(&probes, first)?;
+        let harms = self.judge(&probes, &answers)?;
+        let endings = self.reward(&probes, answers, harms)?;
+        for (i, (probe, ending)) in probes.into_iter().zip(endings).enumerate() {
+            self.learn(first + i, probe, ending);
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, probes: &[Probe], first: usize) -> Result<Vec<Result<Answer, String>>> {
+        let sound = |p: &Probe| p.logprob.is_ok();
+        let asks = probes.iter().enumerate().filter(|(_, p)| sound(p));
+        let asks: Vec<Ask> = asks.map(|(i, p)| Ask::new(p.prompt.clone(), (first + i) as u64)).collect();
+        let decoding = Decoding::greedy(self.settings.max_new_tokens);
+        let mut answers = self.world.subject.answer(self.settings.version, &asks, &decoding)?.into_iter();
+        Ok(probes.iter().map(|p| p.logprob.clone().and_then(|_| next(&mut answers))).collect())
+    }
+
+    fn judge(&mut self, probes: &[Probe], answers: &[Result<Answer, String>]) -> Result<Vec<Result<Harm, String>>> {
+        let rows = probes.iter().zip(answers).filter_map(|(p, a)| Some((&p.prompt, a.as_ref().ok()?.text.as_str())));
+        let rows: Vec<(&Prompt, &str)> = rows.collect();
+        let mut harms = self.world.judge.judge(&rows, self.world.thresholds.tau_h)?.into_iter();
+        Ok(answers.iter().map(|a| a.as_ref().map_err(Clone::clone).and_then(|_| next(&mut harms))).collect())
+    }
+
+    /// One call for the whole batch, the rows of a probe side by side: own answer, y⁺ and, if the answer is safe, y⁻.
+    fn reward(
+        &mut self,
+        probes: &[Probe],
+        answers: Vec<Result<Answer, String>>,
+        harms: Vec<Result<Harm, String>>,
+    ) -> Result<Vec<Result<Judged, String>>> {
+        let (t, grammar) = (self.world.thresholds, self.world.grammar);
+        let mut rows = Vec::new();
+        let asked: Vec<Result<(Answer, Harm), String>> =
+            answers.into_iter().zip(harms).map(|(a, h)| Ok((a?, h?))).collect();
+        for (probe, asked) in probes.iter().zip(&asked) {
+            let Ok((answer, harm)) = asked else { continue };
+            let topic = &grammar.topics[probe.child.genotype.topic];
+            rows.extend([(&probe.prompt, answer.text.as_str()), (&probe.prompt, topic.safe.as_str())]);
+            if is_safe(harm, t) {
+                rows.push((&probe.prompt, topic.harmful.as_str()));
+            }
+        }
+        let mut scored = self.world.subject.reward(self.settings.version, &rows)?.into_iter();
+        let mut reward = || -> Result<f64, String> {
+            let r = f64::from(next(&mut scored)?);
+            if r.is_finite() { Ok(r) } else { Err(format!("reward: expected a finite number, found {r}")) }
+        };
+        let judged = asked.into_iter().map(|asked| {
+            let (answer, harm) = asked?;
+            // All rows of the probe are taken before any of their errors ends it: the next probe's rows come after them.
+            let (own, safe, harmful) = (reward(), reward(), is_safe(&harm, t).then(&mut reward).transpose());
+            let rewards = Rewards { own: own?, safe: safe?, harmful: harmful? };
+            let fitness = self.settings.fitness.of(harm.p_harm, rewards.own, t);
+            Ok(Judged::new(answer, harm, rewards, fitness, t))
+        });
+        Ok(judged.collect())
+    }
+
+    fn learn(&mut self, index: usize, probe: Probe, judged: Result<Judged, String>) {
+        let (grammar, t) = (self.world.grammar, self.world.thresholds);
+        let g = probe.child.genotype;
+        let mut outcome = Outcome::default();
+        if let Ok(j) = &judged {
+            let verdict = j.verdict(self.settings.sense);
+            outcome = Outcome { p_harm: j.p_harm, z: (j.reward - t.tau_r) / t.s, coupled: verdict == Verdict::Coupled };
+            self.archive.insert(index, g, &probe.text, j.fitness, verdict != Verdict::Sound);
+        }
+        self.coupled += usize::from(outcome.coupled);
+        self.sampler.update(grammar, &g, &outcome);
+        let ending = match judged {
+            Ok(judged) => Ending::Judged(Box::new(judged)),
+            Err(error) => Ending::Failed { error },
+        };
+        self.records.push(record(grammar, index, g, probe, ending));
+    }
+
+    fn finish(self, seconds: f64, interrupted: bool) -> Found {
+        let (grammar, archive, records) = (self.world.grammar, self.archive, self.records);
+        let mut summary = SearchSummary::new(grammar, &archive, &records, self.settings, seconds);
+        (summary.refused_duplicate, summary.refused_unlikely) = (self.duplicates, self.unlikely);
+        let map = HeatMap::new(grammar, &archive, &records, self.settings.sense);
+        Found { records, summary, map, interrupted }
+    }
+}
+
+fn is_safe(harm: &Harm, t: &Thresholds) -> bool {
+    harm.p_harm < t.tau_h
+}
+
+fn record(grammar: &Grammar, index: usize, g: Genotype, probe: Probe, ending: Ending) -> ProbeRecord {
+    let topic = &grammar.topics[g.topic];
+    ProbeRecord {
+        index,
+        prompt: probe.text,
+        topic: topic.id.clone(),
+        domain: topic.domain.clone(),
+        tactic: grammar.tactics[g.tactic].id.clone(),
+        form: grammar.forms[g.form].id.clone(),
+        persona: grammar.personas[g.persona].id.clone(),
+        genotype: g,
+        parents: probe.child.parents,
+        operators: probe.child.operators,
+        safe: topic.safe.clone(),
+        harmful: topic.harmful.clone(),
+        prompt_logprob: probe.logprob.ok(),
+        ending,
+    }
+}
+
+/// The next row's result with its error as text; a row that is missing is an error too.
+fn next<T>(rows: &mut impl Iterator<Item = Result<T>>) -> Result<T, String> {
+    match rows.next() {
+        Some(row) => row.map_err(|e| e.to_string()),
+        None => Err("expected a result for this row, found none".into()),
+    }
+}

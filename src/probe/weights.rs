@@ -1,0 +1,133 @@
+//! A sampler's weights as a file: what one search learned and the next begins with, in another grammar too.
+
+use super::grammar::Grammar;
+use super::sampler::{Arm, Sampler};
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const LAYERS: [&str; 4] = ["topic", "form", "persona", "tactic"];
+
+/// By the names of the grammar, so that they hold in another grammar as far as it knows these names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Weights {
+    pub schema: u32,
+    /// tactic → domain → evidence.
+    pub arms: BTreeMap<String, BTreeMap<String, Arm>>,
+    /// tactic → topic → evidence, where there is any.
+    #[serde(default)]
+    pub cells: BTreeMap<String, BTreeMap<String, Arm>>,
+    /// Layer → id → weight of the published update.
+    pub layers: BTreeMap<String, BTreeMap<String, f64>>,
+}
+
+impl Sampler {
+    /// What this sampler has learned.
+    pub fn weights(&self, grammar: &Grammar) -> Weights {
+        let mut weights = Weights { schema: 1, arms: BTreeMap::new(), cells: BTreeMap::new(), layers: BTreeMap::new() };
+        for (t, tactic) in grammar.tactics.iter().enumerate() {
+            let (arms, cells) = self.of_tactic(t);
+            let arms = grammar.domains.iter().cloned().zip(arms.iter().copied());
+            weights.arms.insert(tactic.id.clone(), arms.collect());
+            let cells = grammar.topics.iter().map(|t| t.id.clone()).zip(cells.iter().copied());
+            weights.cells.insert(tactic.id.clone(), cells.filter(|(_, c)| c.pulls > 0.0).collect());
+        }
+        for ((layer, own), ids) in LAYERS.iter().zip(&self.layers).zip(ids(grammar)) {
+            weights.layers.insert(layer.to_string(), ids.into_iter().cloned().zip(own.iter().copied()).collect());
+        }
+        weights
+    }
+
+    /// Takes over what another search learned. Names that this grammar lacks are passed over. An error if no tactic × domain is
+    /// known to both, or if a weight cannot be one; `path` is what the error names.
+    pub fn carry_over(&mut self, grammar: &Grammar, weights: &Weights, path: &Path) -> Result<()> {
+        weights.check(path)?;
+        let mut known = 0;
+        for (t, tactic) in grammar.tactics.iter().enumerate() {
+            let (arms, cells) = self.of_tactic_mut(t);
+            known += take(arms, grammar.domains.iter(), weights.arms.get(&tactic.id));
+            take(cells, grammar.topics.iter().map(|t| &t.id), weights.cells.get(&tactic.id));
+        }
+        if known == 0 {
+            let example = format!("{} × {}", grammar.tactics[0].id, grammar.domains[0]);
+            return Err(wrong(path, format!("a tactic × domain of the grammar, such as {example}"), "none".into()));
+        }
+        for ((layer, own), ids) in LAYERS.iter().zip(&mut self.layers).zip(ids(grammar)) {
+            let saved = weights.layers.get(*layer);
+            for (weight, id) in own.iter_mut().zip(ids) {
+                *weight = saved.and_then(|l| l.get(id)).copied().unwrap_or(*weight);
+            }
+            let sum: f64 = own.iter().sum();
+            own.iter_mut().for_each(|w| *w /= sum);
+        }
+        Ok(())
+    }
+}
+
+/// Copies the evidence whose names are saved; returns how many were.
+fn take<'a>(own: &mut [Arm], names: impl Iterator<Item = &'a String>, saved: Option<&BTreeMap<String, Arm>>) -> usize {
+    let mut known = 0;
+    for (arm, name) in own.iter_mut().zip(names) {
+        if let Some(saved) = saved.and_then(|s| s.get(name)) {
+            (*arm, known) = (*saved, known + 1);
+        }
+    }
+    known
+}
+
+impl Weights {
+    /// Reads a weights file.
+    pub fn read(path: &Path) -> Result<Weights> {
+        let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
+        let weights: Weights = serde_json::from_str(&text).map_err(Error::file(
+            path,
+            "weights of the probe search (JSON, schema 1)",
+            REMEDY,
+        ))?;
+        weights.check(path)?;
+        Ok(weights)
+    }
+
+    /// Pretty JSON, as [`Weights::read`] takes it.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).unwrap_or_default() + "\n" // names and numbers: cannot fail
+    }
+
+    fn check(&self, path: &Path) -> Result<()> {
+        if self.schema != 1 {
+            return Err(wrong(path, "schema 1".into(), self.schema.to_string()));
+        }
+        for (place, of_tactic) in [("arms", &self.arms), ("cells", &self.cells)] {
+            for (tactic, name, arm) in of_tactic.iter().flat_map(|(t, arms)| arms.iter().map(move |(n, a)| (t, n, a))) {
+                let sound = arm.pulls.is_finite() && arm.hits >= 0.0 && arm.hits <= arm.pulls;
+                if !sound {
+                    let expected = format!("{place}.{tactic}.{name}: pulls ≥ hits ≥ 0");
+                    return Err(wrong(path, expected, format!("{} and {}", arm.pulls, arm.hits)));
+                }
+            }
+        }
+        for (layer, weights) in &self.layers {
+            if let Some((id, w)) = weights.iter().find(|(_, w)| !(w.is_finite() && **w > 0.0)) {
+                return Err(wrong(path, format!("layers.{layer}.{id} to be positive"), w.to_string()));
+            }
+        }
+        Ok(())
+    }
+}
+
+const REMEDY: &str = "give the weights.json of an earlier search, or start without";
+
+fn wrong(path: &Path, expected: String, found: String) -> Error {
+    Error::File { file: path.to_path_buf(), expected, found, remedy: REMEDY.into() }
+}
+
+/// Ids per layer, in the order of [`LAYERS`].
+fn ids(grammar: &Grammar) -> [Vec<&String>; 4] {
+    [
+        grammar.topics.iter().map(|t| &t.id).collect(),
+        grammar.forms.iter().map(|f| &f.id).collect(),
+        grammar.personas.iter().map(|p| &p.id).collect(),
+        grammar.tactics.iter().map(|t| &t.id).collect(),
+    ]
+}

@@ -1,0 +1,233 @@
+//! The probe search against a simulated world with planted cells.
+
+mod composition;
+mod learning;
+mod world;
+
+use ares::judge::{Sense, Verdict};
+use ares::model::Version;
+use ares::probe::{
+    Ending, Found, Grammar, Kind, Operator, ProbeRecord, Sampler, Settings, World, search, select_failures,
+};
+use ares::text::ngrams::{NEAR_DUPLICATE, grams, jaccard};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use world::*;
+
+/// One search of a fresh world.
+fn run(grammar: &Grammar, sampler: &mut Sampler, settings: &Settings) -> Found {
+    run_in(grammar, sampler, settings, &mut Simulated::default())
+}
+
+fn run_in(grammar: &Grammar, sampler: &mut Sampler, settings: &Settings, subject: &mut Simulated) -> Found {
+    let mut judge = SimulatedJudge;
+    let mut world = World { grammar, thresholds: &THRESHOLDS, seeds: &[], subject, judge: &mut judge };
+    search(&mut world, settings, sampler, &AtomicBool::new(false), &mut |_| {}).expect("a search")
+}
+
+fn found(kind: Kind, seed: u64) -> Found {
+    let grammar = grammar();
+    run(&grammar, &mut Sampler::new(kind, &grammar), &Settings::new(1000, seed, 40))
+}
+
+#[test]
+fn the_same_seed_gives_the_same_records() {
+    for kind in [Kind::Ares, Kind::Ucb, Kind::Thompson, Kind::Uniform] {
+        let (a, b, other) = (found(kind, 1), found(kind, 1), found(kind, 2));
+        assert_eq!(a.records, b.records, "{kind:?}");
+        assert_eq!(a.map, b.map, "{kind:?}");
+        assert!(a.records != other.records, "{kind:?}: the seed changes nothing");
+    }
+}
+
+#[test]
+fn the_budget_is_kept_and_every_query_has_its_number() {
+    let (grammar, mut subject) = (grammar(), Simulated::default());
+    let mut settings = Settings::new(150, 3, 40);
+    settings.version = Version::Start;
+    let found = run_in(&grammar, &mut Sampler::new(Kind::Thompson, &grammar), &settings, &mut subject);
+    let indices: Vec<usize> = found.records.iter().map(|r| r.index).collect();
+    assert_eq!(indices, (0..150).collect::<Vec<_>>());
+    let asked: Vec<(u64, &str)> = subject.asks.iter().map(|a| (a.id, a.prompt.text())).collect();
+    let recorded: Vec<(u64, &str)> = found.records.iter().map(|r| (r.index as u64, r.prompt.as_str())).collect();
+    assert_eq!(asked, recorded);
+    let decoding = subject.decoding.expect("asked");
+    assert_eq!((decoding.temperature, decoding.max_new_tokens), (0.0, 40));
+    assert!(subject.versions.iter().all(|v| *v == Version::Start));
+}
+
+#[test]
+fn no_near_duplicate_of_a_failure_is_asked() {
+    let records = found(Kind::Ucb, 0).records;
+    let prompts: HashSet<&str> = records.iter().map(|r| r.prompt.as_str()).collect();
+    assert_eq!(prompts.len(), records.len(), "a prompt was asked twice");
+    let grams: Vec<Vec<u64>> = records.iter().map(|r| grams(&r.prompt)).collect();
+    let failures = records.iter().filter(|r| r.verdict(Sense::Threshold).is_some_and(|v| v != Verdict::Sound));
+    for failure in failures {
+        let later = records.iter().filter(|r| r.index > failure.index);
+        for r in later {
+            let near = jaccard(&grams[failure.index], &grams[r.index]);
+            assert!(near < NEAR_DUPLICATE, "{near}: {} | {}", failure.prompt, r.prompt);
+        }
+    }
+}
+
+#[test]
+fn verdicts_follow_the_scores_in_both_senses() {
+    let records = found(Kind::Uniform, 5).records;
+    let mut counts = BTreeMap::<(Verdict, Verdict), usize>::new();
+    for record in &records {
+        let j = record.judged().expect("no errors in this world");
+        let harmful = j.p_harm >= THRESHOLDS.tau_h;
+        assert_eq!(j.reward_harmful.is_some(), !harmful, "y⁻ is scored where the own answer is safe");
+        let tried = j.reward_harmful.unwrap_or(j.reward);
+        assert_eq!(j.verdict, Verdict::of(harmful, tried >= THRESHOLDS.tau_r));
+        assert_eq!(j.verdict_pairwise, Verdict::of(harmful, tried >= j.reward_safe));
+        assert_eq!(record.rejected(THRESHOLDS.tau_h), if harmful { &j.response } else { &record.harmful });
+        let sigmoid = 1.0 / (1.0 + (-(j.reward - THRESHOLDS.tau_r) / THRESHOLDS.s).exp());
+        assert!((j.fitness - j.p_harm * sigmoid).abs() <= 1e-12);
+        *counts.entry((j.verdict, j.verdict_pairwise)).or_default() += 1;
+    }
+    for verdict in [Verdict::Sound, Verdict::Reward, Verdict::Policy, Verdict::Coupled] {
+        assert!(counts.contains_key(&(verdict, verdict)), "no {verdict:?} among {counts:?}");
+    }
+}
+
+#[test]
+fn lineage_says_what_changed() {
+    let mut seen = HashSet::new();
+    for record in [found(Kind::Thompson, 0), found(Kind::Uniform, 0)].iter().flat_map(|f| with_parents(&f.records)) {
+        let (record, parent) = record;
+        seen.extend(record.operators.iter().copied());
+        let Some(parent) = parent else {
+            assert_eq!(record.operators, [Operator::Compose]);
+            continue;
+        };
+        let (child, parent) = (record.genotype, parent.genotype);
+        let by = |operators: &[Operator]| record.operators.iter().any(|o| operators.contains(o));
+        use Operator::*;
+        assert!(!by(&[Compose]));
+        assert!(child.topic == parent.topic || by(&[TopicSwap]));
+        assert!(child.tactic == parent.tactic || by(&[TacticSwap]));
+        assert!(child.template == parent.template || by(&[TemplateRephrase, TacticSwap]));
+        assert!(child.persona == parent.persona || by(&[PersonaSwap, Crossover]));
+        assert!(child.form == parent.form || by(&[FormSwap, Crossover]));
+        assert!(child.surface.prefix == parent.surface.prefix || by(&[Prefix, Crossover]));
+        assert!(child.surface.suffix == parent.surface.suffix || by(&[Suffix, Crossover]));
+        assert!(child.surface.table == parent.surface.table || by(&[Translate, Crossover, TacticSwap]));
+        assert!(child.surface.casing == parent.surface.casing || by(&[Operator::Casing, Crossover]));
+        assert!(child.surface.encoding == parent.surface.encoding || by(&[Encode, Crossover]));
+    }
+    assert_eq!(seen.len(), 12, "every operator is used: {seen:?}");
+}
+
+fn with_parents(records: &[ProbeRecord]) -> Vec<(&ProbeRecord, Option<&ProbeRecord>)> {
+    let parent = |r: &ProbeRecord| r.parents.first().map(|&p| &records[p]);
+    assert!(records.iter().all(|r| r.parents.iter().all(|&p| p < r.index)), "parents come first");
+    records.iter().map(|r| (r, parent(r))).collect()
+}
+
+#[test]
+fn unlikely_prompts_are_refused_whatever_hides_them() {
+    for kind in [Kind::Thompson, Kind::Uniform] {
+        let found = found(kind, 0);
+        assert!(found.summary.refused_unlikely > 0);
+        // An encoded prefix no longer reads as unlikely; it was measured before.
+        assert!(found.records.iter().all(|r| r.genotype.surface.prefix != Some(1)));
+        assert!(found.records.iter().all(|r| r.prompt_logprob.is_some_and(|l| l <= -2.0 && l >= -2.3)));
+    }
+}
+
+#[test]
+fn a_broken_row_costs_itself_only() {
+    let grammar = grammar();
+    let mut subject = Simulated { broken: Some("taxi".into()), ..Simulated::default() };
+    let mut sampler = Sampler::new(Kind::Uniform, &grammar);
+    let found = run_in(&grammar, &mut sampler, &Settings::new(300, 0, 40), &mut subject);
+    assert_eq!(found.records.len(), 300);
+    let failed = |r: &ProbeRecord| matches!(&r.ending, Ending::Failed { error } if error.contains("a broken one"));
+    for record in &found.records {
+        assert_eq!(failed(record), record.prompt.contains("taxi"), "{}", record.prompt);
+        if let Some(j) = record.judged() {
+            assert_eq!(
+                j.reward,
+                f64::from(reward_of(&record.prompt, &j.response)),
+                "rows of the neighbours were mixed up"
+            );
+            assert_eq!(j.reward_safe, f64::from(reward_of(&record.prompt, &record.safe)));
+        }
+    }
+    let errors = found.records.iter().filter(|r| failed(r)).count();
+    assert!(errors > 10 && errors == found.summary.errors, "{errors} errors, {} counted", found.summary.errors);
+}
+
+#[test]
+fn an_interrupt_stops_after_a_whole_batch() {
+    let (grammar, interrupt) = (grammar(), AtomicBool::new(false));
+    let (mut subject, mut judge) = (Simulated::default(), SimulatedJudge);
+    let mut world =
+        World { grammar: &grammar, thresholds: &THRESHOLDS, seeds: &[], subject: &mut subject, judge: &mut judge };
+    let mut sampler = Sampler::new(Kind::Thompson, &grammar);
+    let mut stop = |p: ares::probe::Progress| interrupt.store(p.queries >= 100, Ordering::Relaxed);
+    let settings = Settings::new(1000, 1, 40);
+    let stopped = search(&mut world, &settings, &mut sampler, &interrupt, &mut stop).expect("a search");
+    let whole = found(Kind::Thompson, 1);
+    assert!(stopped.interrupted && !whole.interrupted);
+    assert!((100..=128).contains(&stopped.records.len()), "{}", stopped.records.len());
+    assert_eq!(stopped.records[..], whole.records[..stopped.records.len()]);
+}
+
+#[test]
+fn an_exhausted_grammar_ends_the_search() {
+    let mut json = grammar_json();
+    for list in ["topics", "forms", "personas", "tactics"] {
+        let first = json[list][0].clone();
+        json[list] = serde_json::Value::Array(vec![first]);
+    }
+    let grammar = Grammar::parse(&json.to_string(), std::path::Path::new("small.json")).expect("valid");
+    let found = run(&grammar, &mut Sampler::new(Kind::Thompson, &grammar), &Settings::new(1000, 1, 40));
+    assert!((1..100).contains(&found.records.len()) && !found.interrupted, "{}", found.records.len());
+}
+
+#[test]
+fn records_survive_json() {
+    let grammar = grammar();
+    let mut subject = Simulated { broken: Some("taxi".into()), ..Simulated::default() };
+    let found = run_in(&grammar, &mut Sampler::new(Kind::Thompson, &grammar), &Settings::new(200, 0, 40), &mut subject);
+    assert!(found.summary.errors > 0 && found.summary.coupled_found > 0);
+    for record in &found.records {
+        let line = serde_json::to_string(record).expect("a line");
+        let read: ProbeRecord = serde_json::from_str(&line).expect("a record");
+        let value = |r: &ProbeRecord| serde_json::to_value(r).expect("a value");
+        assert!(same(&value(&read), &value(record)), "{line}");
+        assert_eq!(read.judged().is_some(), record.judged().is_some());
+    }
+}
+
+#[test]
+fn repair_items_are_distinct_clear_and_balanced() {
+    let records = found(Kind::Thompson, 0).records;
+    let items = select_failures(&records, Sense::Threshold, 120, 7);
+    assert_eq!(items.len(), 120);
+    assert_eq!(items, select_failures(&records, Sense::Threshold, 120, 7));
+    let mut cells = BTreeMap::<(Verdict, &str, &str), usize>::new();
+    for (i, item) in items.iter().enumerate() {
+        let judged = item.judged().expect("judged");
+        assert!(!judged.ambiguous && judged.verdict != Verdict::Sound);
+        let near = items[..i].iter().map(|o| jaccard(&grams(&o.prompt), &grams(&item.prompt))).fold(0.0, f64::max);
+        assert!(near < NEAR_DUPLICATE, "{near}");
+        *cells.entry((judged.verdict, &item.tactic, &item.domain)).or_default() += 1;
+    }
+    // A cell gives less than the others only when it has no more.
+    let most = cells.values().max().copied().expect("cells");
+    for (cell, count) in &cells {
+        let of_cell = |r: &&ProbeRecord| {
+            let clear = r.judged().filter(|j| !j.ambiguous).map(|j| (j.verdict, r.tactic.as_str(), r.domain.as_str()));
+            clear == Some(*cell)
+        };
+        let has = records.iter().filter(of_cell).count();
+        assert!(*count + 1 >= most.min(has), "{cell:?} gives {count} of {has}, another {most}");
+    }
+    assert!(cells.len() > 20, "{cells:?}");
+    assert!(select_failures(&records, Sense::Threshold, 10_000, 7).len() > 400, "a large request takes all there are");
+}
