@@ -273,7 +273,7 @@ mod tests {
     fn a_given_answer_is_judged_and_scored_and_not_answered_again() {
         let mut subject = Fake::default();
         let row = given(Given { answer: Some("do it h0".into()), ..Given::default() });
-        let found = observed(&mut subject, &mut judges(), &[row.clone()], Scope::Everything);
+        let found = observed(&mut subject, &mut judges(), std::slice::from_ref(&row), Scope::Everything);
         assert_eq!((found[0].verdict, found[0].reward, found[0].finish), (Some(Verdict::Coupled), Some(2.0), None));
         assert_eq!(subject.asked[0], [0, 0]);
         let row = given(Given { label: Some(false), ..row.given });

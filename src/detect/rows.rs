@@ -270,6 +270,22 @@ mod tests {
     }
 
     #[test]
+    fn ways_to_write_a_label() {
+        for (label, harmful) in [
+            (json!("harmful"), Some(true)),
+            (json!(true), Some(true)),
+            (json!(1), Some(true)),
+            (json!("safe"), Some(false)),
+            (json!(false), Some(false)),
+            (json!(0), Some(false)),
+            (Value::Null, None),
+        ] {
+            let found = row(json!({"prompt": "p", "response": "a", "label": label}), Response::Given).unwrap();
+            assert_eq!(found.given.label, harmful, "{label}");
+        }
+    }
+
+    #[test]
     fn other_forms_of_a_prompt() {
         let chat = row(json!({"messages": [{"role": "user", "content": "x"}]}), Response::Given).unwrap().prompt;
         assert_eq!(chat, Prompt::user("x"));
