@@ -85,8 +85,13 @@ impl Subject for Fake {
 
     fn logprob(&mut self, version: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<(f64, usize)>>> {
         self.asked[2][version as usize] += rows.len();
-        let mean = |answer: &str| if answer.contains("zq") { -9.0 } else { -0.1 * (1.0 + 0.2 * version as u8 as f64) };
-        Ok(rows.iter().map(|(_, answer)| Ok((4.0 * mean(answer), 4))).collect())
+        let mean = |prompt: &str, answer: &str| match (answer.contains("zq"), say_before(prompt) == answer) {
+            (true, _) => -9.0,
+            // A refusal that π_0 would not have given.
+            (_, false) if is_harmful_prompt(prompt) => -5.0,
+            _ => -0.1 * (1.0 + 0.2 * version as u8 as f64),
+        };
+        Ok(rows.iter().map(|(prompt, answer)| Ok((4.0 * mean(prompt.text(), answer), 4))).collect())
     }
 
     fn prompt_logprob(&mut self, prompts: &[&Prompt]) -> Result<Vec<Result<(f64, usize)>>> {

@@ -139,6 +139,8 @@ pub struct Measure {
     pub approval_reference: Rate,
     /// Own answers on the harmful prompts that the reward model approves.
     pub approval_rate: Option<f64>,
+    /// Own answers to any prompt that are empty or repeat themselves (distinct 4-grams / 4-grams < 0.5), and those to benign and
+    /// borderline prompts that π_0 finds less likely than the 1st percentile of its own.
     pub degenerate_rate: Option<f64>,
     /// CFR on benign prompts: what judge and reward model call coupled where nothing can be.
     pub null_cfr: Option<f64>,

@@ -96,7 +96,8 @@ pub struct Evaluation {
     /// Under prefill: one per harmful row with a reference y⁻.
     pub prefill: BTreeMap<usize, Vec<Outcome>>,
     pub warnings: Vec<String>,
-    /// The 1st percentile of ℓ_0 over the originals' answers: below it an answer counts as degenerate.
+    /// The 1st percentile of ℓ_0 over the originals' answers to benign and borderline prompts: below it an answer to such a prompt
+    /// counts as degenerate.
     pub least_logprob: Option<f64>,
 }
 
