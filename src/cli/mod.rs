@@ -1,1 +1,59 @@
 //! Commands: what was typed becomes valid options and one call.
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Result;
+
+mod completions;
+mod device;
+mod doctor;
+mod report;
+mod session;
+
+pub use session::Session;
+
+/// Finds prompts on which a policy and its reward model fail together, repairs both in one joint LoRA step, and proves on
+/// held-out prompts that it worked.
+#[derive(Debug, Parser)]
+#[command(name = "ares", version, propagate_version = true, max_term_width = 110, after_help = AFTER)]
+pub struct Cli {
+    #[command(flatten)]
+    global: session::Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER: &str = "Begin with `ares demo`: the whole method on small models that the program carries with it.\n\
+    Exit codes: 0 success, 1 failure, 2 usage, 3 gate not met, 130 interrupted.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Doctor(doctor::Doctor),
+    Report(report::Report),
+    Completions(completions::Completions),
+}
+
+/// Reads the command line. Wrong usage ends the process with a message and code 2, `--help` and `--version` with code 0.
+pub fn parse() -> Cli {
+    Cli::parse()
+}
+
+/// Does what was asked.
+pub fn run(cli: Cli) -> Result<()> {
+    let session = Session::new(cli.global);
+    match cli.command {
+        Command::Doctor(command) => command.run(&session),
+        Command::Report(command) => command.run(&session),
+        Command::Completions(command) => command.run(&session),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_hold_together() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,32 @@
+//! `ares report RUN`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::Session;
+use crate::error::Result;
+use crate::report::{RunData, tables, write};
+use crate::run::RunDir;
+
+/// Write a run's report.html again
+#[derive(Debug, Args)]
+pub struct Report {
+    /// Directory of a finished run
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// Further runs of the same benchmark, laid beside it
+    #[arg(value_name = "OTHER")]
+    others: Vec<PathBuf>,
+}
+
+impl Report {
+    pub fn run(self, session: &Session) -> Result<()> {
+        let directory = RunDir::open(&self.run)?;
+        let path = write(directory.path(), &self.others)?;
+        session.table(&tables::methods(&RunData::read(directory.path())?.summary));
+        session.say(&format!("wrote {}", path.display()));
+        session.result(&json!({ "report": path }))
+    }
+}

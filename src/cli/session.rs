@@ -1,0 +1,121 @@
+//! What every command shares: the global flags, and where results, tables and progress go.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::device::{Device, DeviceSpec};
+use crate::error::{Error, Result};
+use crate::report::{Style, Table};
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Everywhere")]
+pub struct Global {
+    /// Where to compute: auto (the first usable GPU, else the CPU), cpu, cuda[:N], sim[:sm_80|sm_90a]
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    device: DeviceSpec,
+    /// Of all random numbers
+    #[arg(long, global = true, default_value_t = 1, value_name = "N")]
+    seed: u64,
+    /// Print the result as one JSON object on stdout; tables go to stderr
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say nothing but results and errors
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Say more
+    #[arg(long, short, global = true)]
+    verbose: bool,
+}
+
+/// The frame in which a command runs.
+#[derive(Debug)]
+pub struct Session {
+    global: Global,
+}
+
+impl Session {
+    pub(super) fn new(global: Global) -> Session {
+        Session { global }
+    }
+
+    pub fn seed(&self) -> u64 {
+        self.global.seed
+    }
+
+    pub fn json(&self) -> bool {
+        self.global.json
+    }
+
+    /// The device, usable. `auto` says which one it chose.
+    pub fn device(&self) -> Result<Device> {
+        let (device, why) = self.global.device.resolve()?;
+        if self.global.device == DeviceSpec::Auto {
+            self.say(&format!("device: {device} ({why})"));
+        }
+        Ok(device)
+    }
+
+    /// A line for the person at the terminal, unless `--quiet`.
+    pub fn say(&self, line: &str) {
+        if !self.global.quiet {
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
+    }
+
+    /// A line only with `--verbose`.
+    pub fn detail(&self, line: &str) {
+        if self.global.verbose {
+            self.say(line);
+        }
+    }
+
+    /// A table beside the result, on stderr.
+    pub fn table(&self, table: &Table) {
+        if !self.global.quiet {
+            let _ = write!(std::io::stderr(), "{}", table.render(Style::stderr()));
+        }
+    }
+
+    /// The result of a command that informs: a table on stdout, or with `--json` the same as one object.
+    pub fn inform(&self, table: &Table, result: &impl Serialize) -> Result<()> {
+        if self.global.json {
+            return self.result(result);
+        }
+        print(&table.render(Style::stdout()))
+    }
+
+    /// The result of a command that writes files: with `--json` one object on stdout, else nothing.
+    pub fn result(&self, result: &impl Serialize) -> Result<()> {
+        if !self.global.json {
+            return Ok(());
+        }
+        let text = serde_json::to_string(result).map_err(|error| Error::write(Path::new("stdout"))(error.into()))?;
+        print(&format!("{text}\n"))
+    }
+
+    /// A bar over `length` units; without a terminal it stays unseen.
+    pub fn progress(&self, label: &str, length: u64) -> ProgressBar {
+        if self.global.quiet || !std::io::stderr().is_terminal() {
+            return ProgressBar::hidden();
+        }
+        let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(8));
+        let template = "{prefix:16} {bar:30} {pos}/{len} {per_sec} {eta}";
+        // A fixed template: if it were wrong, the plain bar is still a bar.
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        bar.set_style(style.progress_chars("━╸─"));
+        bar.set_prefix(label.to_string());
+        bar.enable_steady_tick(Duration::from_millis(250));
+        bar
+    }
+}
+
+/// Writes to stdout; a closed pipe is an error that ends the program quietly.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::write(Path::new("stdout")))
+}

@@ -1,0 +1,6 @@
+//! Every command as a person meets it: output, files, exit codes, and what bad input is told.
+
+mod cli {
+    pub mod basics;
+    pub mod support;
+}
