@@ -1,0 +1,272 @@
+//! The engine against transformers + PEFT, which share no code with it: `scripts/golden.py` wrote a tiny random checkpoint of
+//! every architecture and head, and what the framework says of it in float64.
+//!
+//! The limits are ten to forty times the distance between the framework's own float32 and float64 on these folders (logits
+//! 1.1e-5, gradients 3.9e-6 of a tensor's largest); a term misread moves the values by 0.01 and more.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use ares::backend::Cpu;
+use ares::model::{Adapter, AdapterFile, AdapterGrad, AnswerTokens, Batch, Heads, HostTensor, Transformer, Workspace};
+use safetensors::SafeTensors;
+use serde::Deserialize;
+
+/// Absolute, for log-probabilities and rewards.
+const VALUE_LIMIT: f64 = 1e-4;
+/// Relative to the largest element of each gradient.
+const GRADIENT_LIMIT: f64 = 1e-4;
+
+/// `golden.json`
+#[derive(Deserialize)]
+struct Golden {
+    architecture: String,
+    /// 0: causal language model.
+    labels: usize,
+    sequences: Vec<Sequence>,
+    base: Vec<Values>,
+    adapted: Vec<Values>,
+    /// Of the adapted model.
+    loss: f64,
+}
+
+#[derive(Deserialize)]
+struct Sequence {
+    tokens: Vec<u32>,
+    prompt_tokens: usize,
+    /// Weights of the loss: one for a language model, one per label for a classifier.
+    c: Vec<f64>,
+}
+
+/// What one model says of one sequence.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Values {
+    /// Of every answer token.
+    logprobs: Vec<f64>,
+    /// Positions whose logits are given whole.
+    positions: Vec<usize>,
+    logits: Vec<Vec<f64>>,
+    /// Per label, at the last token.
+    reward: Vec<f64>,
+}
+
+/// A folder of `tests/golden`, opened.
+struct Case {
+    name: String,
+    dir: PathBuf,
+    golden: Golden,
+    model: Transformer<Cpu>,
+    adapter: Adapter<Cpu>,
+}
+
+impl Case {
+    fn open(dir: PathBuf) -> Case {
+        let name = dir.file_name().expect("a folder has a name").to_string_lossy().into_owned();
+        let golden: Golden = serde_json::from_slice(&std::fs::read(dir.join("golden.json")).unwrap()).unwrap();
+        let model = Transformer::open(&Cpu::new(), &dir).unwrap();
+        let file = AdapterFile::open(&dir.join("adapter"), &model.config).unwrap();
+        let score = model.score_weights().unwrap();
+        let adapter = Adapter::load(&model.ops, &model.config, &file, score.as_deref()).unwrap();
+        assert_eq!(model.config.labels(), golden.labels, "{name}");
+        assert_eq!((golden.base.len(), golden.adapted.len()), (golden.sequences.len(), golden.sequences.len()));
+        Case { name, dir, golden, model, adapter }
+    }
+
+    /// Every folder with a language model, or every one with a classifier.
+    fn all(causal: bool) -> Vec<Case> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let ending = if causal { "-causal" } else { "-reward" };
+        let mut dirs: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+        dirs.retain(|dir| dir.to_string_lossy().ends_with(ending));
+        dirs.sort();
+        let cases: Vec<Case> = dirs.into_iter().map(Case::open).collect();
+        let architecture = if causal { "ForCausalLM" } else { "ForSequenceClassification" };
+        for family in ["Llama", "Mistral", "Qwen2", "Qwen3"] {
+            let wanted = format!("{family}{architecture}");
+            assert!(cases.iter().any(|case| case.golden.architecture == wanted), "no golden folder for {wanted}");
+        }
+        cases
+    }
+
+    /// (without the adapter, its golden values), (with it, its).
+    fn versions(&self) -> [(Option<&Adapter<Cpu>>, &[Values]); 2] {
+        [(None, &self.golden.base), (Some(&self.adapter), &self.golden.adapted)]
+    }
+
+    fn workspace(&self, rows: usize, backward: bool) -> Workspace<Cpu> {
+        let rank = self.adapter.rank();
+        Workspace::new(&self.model.ops, &self.model.config, rank, rows, backward).unwrap()
+    }
+
+    /// All sequences in one batch, those with the same prompt sharing its rows.
+    fn shared(&self, heads: Heads) -> Batch {
+        let mut batch = Batch::default();
+        for group in self.golden.sequences.chunk_by(|a, b| a.prompt() == b.prompt()) {
+            let answers: Vec<_> = group.iter().map(|s| AnswerTokens::new(&s.tokens[s.prompt_tokens..])).collect();
+            batch.push(group[0].prompt(), &answers, heads);
+        }
+        assert!(batch.groups.len() < self.golden.sequences.len(), "{}: no two sequences share a prompt", self.name);
+        batch
+    }
+
+    /// One sequence alone, as a single segment: what is its prompt elsewhere is context here.
+    fn alone(&self, sequence: &Sequence, heads: Heads) -> Batch {
+        let mut batch = Batch::default();
+        let context = sequence.prompt_tokens - 1;
+        batch.push(&[], &[AnswerTokens { tokens: &sequence.tokens, context }], heads);
+        batch
+    }
+}
+
+impl Sequence {
+    fn prompt(&self) -> &[u32] {
+        &self.tokens[..self.prompt_tokens]
+    }
+}
+
+/// Fails unless every value is within `limit` of what is expected; NaN is never within.
+fn assert_close(what: &str, found: &[f32], expected: &[f64], limit: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}: number of values");
+    for (i, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+        let difference = (f64::from(found) - expected).abs();
+        assert!(difference <= limit, "{what}, value {i}: expected {expected}, found {found}, apart {difference:e}");
+    }
+}
+
+/// log softmax in f64.
+fn log_softmax(logits: &[f64]) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let lse = largest + logits.iter().map(|x| (x - largest).exp()).sum::<f64>().ln();
+    logits.iter().map(|x| x - lse).collect()
+}
+
+#[test]
+fn logprobs_of_answers() {
+    for case in Case::all(true) {
+        let mut ws = case.workspace(256, false);
+        for (version, (adapter, expected)) in case.versions().into_iter().enumerate() {
+            let what = |kind: &str, i: usize| format!("{}, version {version}, {kind} sequence {i}", case.name);
+            let batch = case.shared(Heads::Targets);
+            let all = case.model.forward_targets(&mut ws, &batch, adapter, false).unwrap().logprob;
+            for (i, (rows, values)) in batch.sequences.iter().zip(expected).enumerate() {
+                assert!(!values.logprobs.is_empty());
+                assert_close(&what("packed", i), &all[rows.clone()], &values.logprobs, VALUE_LIMIT);
+            }
+            for (i, (sequence, values)) in case.golden.sequences.iter().zip(expected).enumerate() {
+                let batch = case.alone(sequence, Heads::Targets);
+                let alone = case.model.forward_targets(&mut ws, &batch, adapter, false).unwrap().logprob;
+                assert_close(&what("lone", i), &alone, &values.logprobs, VALUE_LIMIT);
+            }
+        }
+    }
+}
+
+/// The head tells log-probabilities of targets only, so every token of the vocabulary is made a target of the same row.
+#[test]
+fn whole_distributions() {
+    for case in Case::all(true) {
+        let vocab = case.model.config.vocab_size as u32;
+        let mut ws = case.workspace(4 * vocab as usize, false);
+        for (version, (adapter, expected)) in case.versions().into_iter().enumerate() {
+            for (i, (sequence, values)) in case.golden.sequences.iter().zip(expected).enumerate() {
+                assert!(values.positions.contains(&(sequence.tokens.len() - 1)));
+                // One token more than the sequence has, so that its last row is in the batch; nobody reads that token.
+                let longer = Sequence { tokens: [&sequence.tokens[..], &[3]].concat(), c: Vec::new(), ..*sequence };
+                let mut batch = case.alone(&longer, Heads::Targets);
+                let (first, positions) = (sequence.prompt_tokens - 1, &values.positions);
+                let row_of = |position: &usize| batch.rows[position - first];
+                let rows: Vec<u32> = positions.iter().flat_map(|p| vec![row_of(p); vocab as usize]).collect();
+                batch.targets = positions.iter().flat_map(|_| 0..vocab).collect();
+                batch.sequences = vec![0..rows.len(); 1];
+                batch.rows = rows;
+                let found = case.model.forward_targets(&mut ws, &batch, adapter, false).unwrap().logprob;
+                let logits: Vec<f64> = values.logits.iter().flat_map(|row| log_softmax(row)).collect();
+                assert_close(&format!("{}, version {version}, sequence {i}", case.name), &found, &logits, VALUE_LIMIT);
+            }
+        }
+    }
+}
+
+#[test]
+fn rewards() {
+    for case in Case::all(false) {
+        let (mut ws, labels) = (case.workspace(256, false), case.golden.labels);
+        for (version, (adapter, expected)) in case.versions().into_iter().enumerate() {
+            let what = |kind: &str| format!("{}, version {version}, {kind}", case.name);
+            let all: Vec<f64> = expected.iter().flat_map(|values| values.reward.iter().copied()).collect();
+            assert_eq!(all.len(), labels * case.golden.sequences.len());
+            let batch = case.shared(Heads::Ends);
+            let packed = case.model.forward_scores(&mut ws, &batch, adapter).unwrap();
+            assert_close(&what("packed"), &packed, &all, VALUE_LIMIT);
+            for (i, sequence) in case.golden.sequences.iter().enumerate() {
+                let batch = case.alone(sequence, Heads::Ends);
+                let alone = case.model.forward_scores(&mut ws, &batch, adapter).unwrap();
+                assert_close(&what(&format!("lone sequence {i}")), &alone, &expected[i].reward, VALUE_LIMIT);
+            }
+        }
+    }
+}
+
+/// L = Σ c_i · mean of the sequence's answer log-probabilities.
+#[test]
+fn gradients_of_logprobs() {
+    for case in Case::all(true) {
+        let mut ws = case.workspace(256, true);
+        let batch = case.shared(Heads::Targets);
+        let mut grad = AdapterGrad::new(&case.model.ops, &case.adapter, false).unwrap();
+        let found = case.model.forward_targets(&mut ws, &batch, Some(&case.adapter), true).unwrap().logprob;
+        let (mut weights, mut loss) = (vec![0.0; found.len()], 0.0);
+        for (rows, sequence) in batch.sequences.iter().zip(&case.golden.sequences) {
+            let weight = sequence.c[0] / rows.len() as f64;
+            weights[rows.clone()].fill(weight as f32);
+            loss += weight * found[rows.clone()].iter().map(|&x| f64::from(x)).sum::<f64>();
+        }
+        assert_close(&format!("{}, loss", case.name), &[loss as f32], &[case.golden.loss], VALUE_LIMIT);
+        case.model.backward_targets(&mut ws, &weights, &case.adapter, &mut grad).unwrap();
+        assert_gradients(&case, &grad);
+    }
+}
+
+/// L = Σ c_ik · reward_ik, the score head's own gradient included.
+#[test]
+fn gradients_of_rewards() {
+    for case in Case::all(false) {
+        let mut ws = case.workspace(256, true);
+        let batch = case.shared(Heads::Ends);
+        let mut grad = AdapterGrad::new(&case.model.ops, &case.adapter, true).unwrap();
+        let found = case.model.forward_scores(&mut ws, &batch, Some(&case.adapter)).unwrap();
+        let weights: Vec<f64> = case.golden.sequences.iter().flat_map(|s| s.c.iter().copied()).collect();
+        let loss: f64 = found.iter().zip(&weights).map(|(&r, c)| f64::from(r) * c).sum();
+        assert_close(&format!("{}, loss", case.name), &[loss as f32], &[case.golden.loss], VALUE_LIMIT);
+        let d_scores: Vec<f32> = weights.iter().map(|&c| c as f32).collect();
+        case.model.backward_scores(&mut ws, &d_scores, &case.adapter, &mut grad).unwrap();
+        assert_gradients(&case, &grad);
+    }
+}
+
+/// Every gradient of `grads.safetensors`, name by name; the engine may have no other.
+fn assert_gradients(case: &Case, grad: &AdapterGrad<Cpu>) {
+    let found = case.adapter.gradients_to_file(&case.model.ops, &case.model.config, grad).unwrap().tensors;
+    let expected = read_tensors(&case.dir.join("grads.safetensors"));
+    let names = |tensors: &BTreeMap<String, HostTensor>| tensors.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&found), names(&expected), "{}: names of gradients", case.name);
+    for (name, expected) in &expected {
+        let what = format!("{}, d {name}", case.name);
+        assert_eq!(found[name].shape, expected.shape, "{what}");
+        let values: Vec<f64> = expected.data.iter().map(|&x| f64::from(x)).collect();
+        let largest = values.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+        assert!(largest > 0.0, "{what}: a gradient of zeros proves nothing");
+        assert_close(&what, &found[name].data, &values, GRADIENT_LIMIT * largest);
+    }
+}
+
+fn read_tensors(file: &Path) -> BTreeMap<String, HostTensor> {
+    let bytes = std::fs::read(file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let read = |(name, view): (String, safetensors::tensor::TensorView)| {
+        let data = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        (name, HostTensor { shape: view.shape().to_vec(), data })
+    };
+    tensors.tensors().into_iter().map(read).collect()
+}
