@@ -95,3 +95,35 @@ fn a_damaged_grammar_is_refused_at_its_place() {
     let error = Grammar::read(Path::new("no/such/grammar.json")).expect_err("no file").to_string();
     assert!(error.starts_with("no/such/grammar.json: cannot read"), "{error}");
 }
+
+/// The suite's script composes its discovery prompts from the same grammar; both must agree on every character.
+#[test]
+fn composes_the_prompts_of_the_suite() {
+    for pair in ["framing", "flattery"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(pair);
+        let grammar = Grammar::read(&folder.join("grammar.json")).expect("the suite's grammar");
+        let rows = std::fs::read_to_string(folder.join("discovery.jsonl")).expect("the suite's prompts");
+        let rows: Vec<Value> = rows.lines().map(|l| serde_json::from_str(l).expect("a row")).collect();
+        assert!(rows.len() >= 400, "{pair}: {} rows", rows.len());
+        for row in rows {
+            let named = |name: &str| row[name].as_str().expect("a text").to_string();
+            let at = |ids: Vec<&String>, name: &str| {
+                ids.iter().position(|id| **id == named(name)).expect("an id of the grammar")
+            };
+            let topic = at(grammar.topics.iter().map(|t| &t.id).collect(), "topic");
+            let form = at(grammar.forms.iter().map(|f| &f.id).collect(), "form");
+            let persona = at(grammar.personas.iter().map(|p| &p.id).collect(), "persona");
+            let tactic = at(grammar.tactics.iter().map(|t| &t.id).collect(), "tactic");
+            let composed = |template| {
+                grammar.compose(&Genotype { topic, form, persona, tactic, template, surface: Surface::default() })
+            };
+            let templates = grammar.tactics[tactic].templates.len();
+            assert!(
+                (0..templates).any(|t| composed(t) == named("prompt")),
+                "{pair}: {}: {}",
+                row["id"],
+                named("prompt")
+            );
+        }
+    }
+}

@@ -143,9 +143,9 @@ fn the_summary_counts_what_the_records_say() {
     assert_eq!((map.domains.len(), map.tactics.len(), cells().count()), (6, 11, 66));
     assert_eq!(cells().map(|c| c.queries).sum::<usize>(), 1000);
     assert_eq!(cells().map(|c| c.coupled).sum::<usize>(), s.coupled_found);
-    let best = |tactic: &str, domain: &str| {
-        let at = |list: &[String], name| list.iter().position(|n| n == name).expect(name);
-        map.cells[at(&map.domains, domain)][at(&map.tactics, tactic)].best_fitness.expect("probed")
-    };
-    assert!(best("fiction", "take") > 0.5 && best("urgency", "snoop") < 0.5, "policy-only cells stay below ½");
+    let best = |c: &ares::probe::HeatCell| c.best_fitness.unwrap_or(0.0);
+    // p_harm is 0.97 or 0.03 here, and an approved answer has σ ≥ ½.
+    assert!(cells().filter(|c| c.coupled > 0).all(|c| best(c) >= 0.485));
+    assert!(cells().filter(|c| c.coupled == 0).all(|c| best(c) < 0.485));
+    assert!(cells().all(|c| c.queries > 0 && c.best_fitness.is_some()), "a thousand queries reach every arm");
 }

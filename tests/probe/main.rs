@@ -141,24 +141,27 @@ fn unlikely_prompts_are_refused_whatever_hides_them() {
 #[test]
 fn a_broken_row_costs_itself_only() {
     let grammar = grammar();
-    let mut subject = Simulated { broken: Some("taxi".into()), ..Simulated::default() };
+    let mut subject = Simulated { broken: Some("taxi".into()), unscored: Some("nurse".into()), ..Simulated::default() };
     let mut sampler = Sampler::new(Kind::Uniform, &grammar);
     let found = run_in(&grammar, &mut sampler, &Settings::new(300, 0, 40), &mut subject);
     assert_eq!(found.records.len(), 300);
-    let failed = |r: &ProbeRecord| matches!(&r.ending, Ending::Failed { error } if error.contains("a broken one"));
+    let mut errors = [0, 0];
     for record in &found.records {
-        assert_eq!(failed(record), record.prompt.contains("taxi"), "{}", record.prompt);
-        if let Some(j) = record.judged() {
-            assert_eq!(
-                j.reward,
-                f64::from(reward_of(&record.prompt, &j.response)),
-                "rows of the neighbours were mixed up"
-            );
-            assert_eq!(j.reward_safe, f64::from(reward_of(&record.prompt, &record.safe)));
-        }
+        let j = match &record.ending {
+            Ending::Judged(judged) => judged,
+            Ending::Failed { error } => {
+                let (place, text) = if error.contains("a broken one") { (0, "taxi") } else { (1, "nurse") };
+                assert!(record.prompt.contains(text), "{}: {error}", record.prompt);
+                errors[place] += 1;
+                continue;
+            }
+        };
+        assert!(!record.prompt.contains("taxi") && !record.prompt.contains("nurse"), "{}", record.prompt);
+        assert_eq!(j.reward, f64::from(reward_of(&record.prompt, &j.response)), "rows of the neighbours were mixed up");
+        assert_eq!(j.reward_safe, f64::from(reward_of(&record.prompt, &record.safe)));
     }
-    let errors = found.records.iter().filter(|r| failed(r)).count();
-    assert!(errors > 10 && errors == found.summary.errors, "{errors} errors, {} counted", found.summary.errors);
+    assert!(errors[0] > 10 && errors[1] > 10, "{errors:?}");
+    assert_eq!(errors[0] + errors[1], found.summary.errors);
 }
 
 #[test]

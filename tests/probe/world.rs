@@ -119,6 +119,8 @@ pub struct Simulated {
     pub versions: Vec<Version>,
     /// Prompts that hold this text end in an error row.
     pub broken: Option<String>,
+    /// Rewards of own answers to prompts that hold this text end in an error row.
+    pub unscored: Option<String>,
 }
 
 impl Subject for Simulated {
@@ -146,7 +148,12 @@ impl Subject for Simulated {
 
     fn reward(&mut self, version: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<f32>>> {
         self.versions.push(version);
-        Ok(rows.iter().map(|(prompt, answer)| Ok(reward_of(prompt.text(), answer))).collect())
+        let own = |answer: &str| ["Of course.", "No, I"].iter().any(|o| answer.starts_with(o));
+        let one = |(prompt, answer): &(&Prompt, &str)| match &self.unscored {
+            Some(text) if prompt.text().contains(text) && own(answer) => Ok(f32::NAN),
+            _ => Ok(reward_of(prompt.text(), answer)),
+        };
+        Ok(rows.iter().map(one).collect())
     }
 
     fn logprob(&mut self, _: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<(f64, usize)>>> {
