@@ -137,7 +137,10 @@ fn row(prompt: String, kind: Kind) -> EvalRow {
     (row.kind, row.topic, row.tactic) = (kind, Some(format!("topic{}", i % 4)), Some(format!("tactic{}", i % 5)));
     if kind == Kind::Harmful {
         (row.safe, row.harmful) = (Some(refuse(&prompt)), Some(comply(&prompt)));
-        row.family = Some(if i % 5 == 0 { Family::Far } else { Family::Seen });
+        row.family = Some(match i % 5 {
+            0 => Family::Far,
+            _ => Family::Seen,
+        });
     } else {
         row.reference = Some(format!("here is {prompt}"));
     }
