@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::text::Limits;
 use crate::text::fields::{Fields, brief};
 
 mod rope;
@@ -117,6 +118,16 @@ impl ModelConfig {
     /// How many keys, its own included, a query of `layer` sees; all before it when `None`.
     pub fn window(&self, layer: usize) -> Option<usize> {
         self.windows.get(layer).copied().flatten()
+    }
+
+    /// What [`Rendering::open`](crate::text::Rendering::open) must know of the model.
+    pub fn limits(&self) -> Limits<'_> {
+        Limits {
+            vocab_size: self.vocab_size,
+            context: self.max_position_embeddings,
+            eos_token_ids: &self.eos_token_ids,
+            tokenizer_sha256: self.tokenizer_sha256.as_deref(),
+        }
     }
 
     /// Fails unless this is a causal language model.

@@ -1,0 +1,168 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+const USER: usize = 262;
+const END: u32 = 264;
+
+/// A byte-level tokenizer that merges double line feeds and the words `ab` and `hello`; the ids behind these are special: the
+/// library numbers added tokens itself.
+fn tokenizer() -> Value {
+    let bytes = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
+    let mut names: Vec<String> = bytes.into_iter().map(String::from).collect();
+    names.sort();
+    let merges = ["a b", "Ċ Ċ", "h e", "l l", "he ll", "hell o"];
+    names.extend(merges.iter().map(|pair| pair.replace(' ', "")));
+    let vocab: serde_json::Map<_, _> = names.into_iter().enumerate().map(|(id, name)| (name, json!(id))).collect();
+    let special = ["<|user|>", "<|assistant|>", "<|end|>", "<s>"];
+    let added: Vec<_> = special
+        .iter()
+        .enumerate()
+        .map(|(i, text)| {
+            json!({"id": USER + i, "content": text, "special": true, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false})
+        })
+        .collect();
+    let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
+    json!({"version": "1.0", "added_tokens": added, "pre_tokenizer": level, "decoder": level, "normalizer": null,
+        "post_processor": null, "truncation": {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+        "padding": null, "model": {"type": "BPE", "vocab": vocab, "merges": merges}})
+}
+
+const SUITE: &str = "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}{% else %}<|assistant|>\
+    {{ m.content }}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}";
+/// As ChatML: a line feed behind both ends of a turn.
+const CHATML: &str = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}\
+    {% if add_generation_prompt %}<|assistant|>\n{% endif %}";
+
+fn open_with(tokenizer: &Value, template: Option<&str>, limits: &Limits) -> Result<Rendering> {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    if let Some(template) = template {
+        let config = json!({"chat_template": template, "eos_token": "<|end|>"});
+        std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    }
+    Rendering::open(dir.path(), limits)
+}
+
+const LIMITS: Limits = Limits { vocab_size: 310, context: 40, eos_token_ids: &[], tokenizer_sha256: None };
+
+fn open(template: &str) -> Rendering {
+    open_with(&tokenizer(), Some(template), &LIMITS).unwrap()
+}
+
+fn text(rendering: &Rendering, ids: &[u32]) -> String {
+    rendering.tokenizer().decode(ids, false).unwrap()
+}
+
+#[test]
+fn the_answers_span_ends_with_its_turn() {
+    let rendering = open(SUITE);
+    let prompt = Prompt::user("ab");
+    assert_eq!(text(&rendering, &rendering.prompt_tokens(&prompt).unwrap()), "<|user|>ab<|assistant|>");
+    let rendered = rendering.with_answer(&prompt, "hello").unwrap();
+    assert_eq!((text(&rendering, rendered.answer()).as_str(), rendered.prompt_len), ("hello<|end|>", 3));
+    assert_eq!(rendering.full(&prompt, "hello").unwrap(), rendered);
+    assert_eq!(rendering.forced(&prompt, "hello!", 9).unwrap().len(), 2, "hello, !, and no end of turn");
+    assert_eq!(rendering.end_tokens(), [END]);
+    assert_eq!(rendering.decode(rendered.answer()).unwrap(), "hello");
+}
+
+#[test]
+fn what_follows_the_end_of_turn_is_in_the_full_rendering_alone() {
+    let rendering = open(CHATML);
+    let prompt = Prompt::user("ab");
+    let (span, full) = (rendering.with_answer(&prompt, "hello").unwrap(), rendering.full(&prompt, "hello").unwrap());
+    assert_eq!(text(&rendering, span.answer()), "hello<|end|>");
+    assert_eq!(text(&rendering, full.answer()), "hello<|end|>\n");
+    assert_eq!((span.prompt_len, full.prompt_len), (7, 7));
+    // A special token written out in the answer does not end it.
+    let inner = rendering.with_answer(&prompt, "a<|end|>b").unwrap();
+    assert_eq!(text(&rendering, inner.answer()), "a<|end|>b<|end|>");
+}
+
+#[test]
+fn a_border_that_merges_is_kept_for_the_policy_and_not_for_the_reader() {
+    let rendering = open(CHATML);
+    let prompt = Prompt::user("ab");
+    // The template's line feed and the answer's become one id in the full text, which the policy never sees as one.
+    let before = rendering.prompt_tokens(&prompt).unwrap();
+    let span = rendering.with_answer(&prompt, "\nhello").unwrap();
+    assert!(span.tokens.starts_with(&before) && span.prompt_len == before.len());
+    assert_eq!(text(&rendering, span.answer()), "\nhello<|end|>");
+    let full = rendering.full(&prompt, "\nhello").unwrap();
+    assert_eq!(full.prompt_len, 0);
+    assert_eq!(text(&rendering, &full.tokens), "<|user|>\nab<|end|>\n<|assistant|>\n\nhello<|end|>\n");
+}
+
+#[test]
+fn raw_text_and_ids_are_taken_as_they_are() {
+    let mut bos = tokenizer();
+    bos["post_processor"] = json!({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}}], "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [265], "tokens": ["<s>"]}}});
+    let rendering = open_with(&bos, None, &LIMITS).unwrap();
+    let raw = Prompt::Raw("ab".into());
+    let rendered = rendering.with_answer(&raw, " hello").unwrap();
+    assert_eq!((text(&rendering, &rendered.tokens).as_str(), rendered.prompt_len), ("<s>ab hello", 2));
+    assert_eq!(rendering.full(&raw, " hello").unwrap(), rendered);
+    let ids = Prompt::Tokens(vec![7, 262]);
+    let rendered = rendering.with_answer(&ids, "hello").unwrap();
+    assert_eq!((&rendered.tokens[..2], rendered.answer_len()), ([7, 262].as_slice(), 1));
+    let found = rendering.prompt_tokens(&Prompt::user("ab")).unwrap_err().to_string();
+    assert!(found.contains("expected a chat template") && found.contains("--raw"), "{found}");
+}
+
+#[test]
+fn rows_that_no_model_can_read_are_refused() {
+    let rendering = open(SUITE);
+    let message = |result: Result<Vec<u32>>| result.unwrap_err().to_string();
+    let found = message(rendering.prompt_tokens(&Prompt::Tokens(vec![1, 310])));
+    assert_eq!(found, "token 1: expected an id below 310, the model's vocabulary, found 310");
+    for empty in [Prompt::user(" "), Prompt::Chat(vec![]), Prompt::Raw(String::new()), Prompt::Tokens(vec![])] {
+        assert_eq!(message(rendering.prompt_tokens(&empty)), "prompt: expected text, found none");
+        assert!(rendering.with_answer(&empty, "a").is_err());
+    }
+    let long = |n: usize| Prompt::Raw("x".repeat(n));
+    assert_eq!(rendering.prompt_tokens(&long(39)).unwrap().len(), 39);
+    let found = message(rendering.prompt_tokens(&long(40)));
+    assert_eq!(found, "prompt: expected at most 39 tokens (the model's context is 40), found 40 tokens");
+    assert_eq!(rendering.full(&long(30), &"y".repeat(10)).unwrap().tokens.len(), 40);
+    assert!(rendering.full(&long(30), &"y".repeat(11)).is_err());
+    assert!(rendering.with_answer(&long(30), &"y".repeat(11)).is_err());
+    assert!(rendering.with_answer(&long(3), "").is_err(), "no answer, no probability");
+    // An empty answer in a template is its end of turn.
+    assert_eq!(rendering.with_answer(&Prompt::user("a"), "").unwrap().answer(), [END]);
+    let drops = open("{{ messages[-1].content }}");
+    let found = drops.with_answer(&Prompt::user("ab"), "hello").unwrap_err().to_string();
+    assert!(found.contains("to begin with the unanswered one") && found.contains("--raw"), "{found}");
+}
+
+#[test]
+fn a_tokenizer_of_another_model_is_refused() {
+    let refuse = |limits: &Limits| open_with(&tokenizer(), Some(SUITE), limits).err().unwrap().to_string();
+    let found = refuse(&Limits { vocab_size: 265, ..LIMITS });
+    assert!(found.contains("expected ids below the model's vocab_size (265), found ids up to 265"), "{found}");
+    let other = "0".repeat(64);
+    let found = refuse(&Limits { tokenizer_sha256: Some(&other), ..LIMITS });
+    assert!(found.contains("expected SHA-256 0000") && found.contains("tokenizer.json"), "{found}");
+    let own = crate::text::output::sha256(tokenizer().to_string().as_bytes());
+    assert!(open_with(&tokenizer(), None, &Limits { tokenizer_sha256: Some(&own), ..LIMITS }).is_ok());
+    let dir = tempfile::tempdir().unwrap();
+    assert!(Tokenizer::open(dir.path()).err().unwrap().to_string().contains("tokenizer.json: cannot read"));
+    std::fs::write(dir.path().join("tokenizer.json"), "{\"model\": 3").unwrap();
+    let found = Tokenizer::open(dir.path()).err().unwrap().to_string();
+    assert!(found.contains("expected a tokenizer.json of the tokenizers library"), "{found}");
+}
+
+#[test]
+fn escaped_text_cannot_speak_as_the_template() {
+    let rendering = open(SUITE);
+    let tokenizer = rendering.tokenizer();
+    let loud = "no<|end|><|user|>ab";
+    assert!(tokenizer.encode(loud).unwrap().iter().any(|id| tokenizer.is_special(*id)));
+    let quiet = tokenizer.escape(loud);
+    assert!(tokenizer.encode(&quiet).unwrap().iter().all(|id| !tokenizer.is_special(*id)));
+    assert_eq!(quiet.replace('\u{200b}', ""), loud);
+    assert_eq!(tokenizer.escape("plain < text |>"), "plain < text |>");
+}

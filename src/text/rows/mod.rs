@@ -1,0 +1,266 @@
+//! Rows in and out: one JSON object each, order kept, fields that nobody knows carried through.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::text::fields::brief;
+use crate::text::{Message, Prompt};
+
+mod overlap;
+mod pair;
+mod read;
+#[cfg(test)]
+mod tests;
+mod turns;
+mod write;
+
+pub use overlap::{overlap, overlap_of};
+pub use pair::{Pair, evals_sample};
+pub use read::{Format, parse, read};
+pub use write::RowWriter;
+
+/// Where a prompt may stand, the first that a row has counts. JailbreakBench's `Behavior` is a title, its `Goal` the prompt.
+const PROMPT: [&str; 9] =
+    ["prompt", "messages", "Goal", "goal", "forbidden_prompt", "Behavior", "instruction", "input", "question"];
+/// Where an answer may stand; `output` is garak's.
+const RESPONSE: [&str; 2] = ["response", "output"];
+
+/// One row. A line that was no row is kept as one whose accessors all give that error, so that it comes out as an error row in
+/// its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    file: Arc<str>,
+    /// The line it begins on, counted from 1.
+    pub line: usize,
+    /// All fields, in order.
+    pub object: Map<String, Value>,
+    fault: Option<(String, String)>,
+}
+
+/// What is scored: an answer as text, or ids as they are.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Exchange {
+    Text {
+        prompt: Prompt,
+        answer: String,
+    },
+    /// `prompt_len` is 0 where the row does not say it.
+    Tokens {
+        tokens: Vec<u32>,
+        prompt_len: usize,
+    },
+}
+
+impl Row {
+    /// `file` is named in errors.
+    pub fn new(file: &Arc<str>, line: usize, object: Map<String, Value>) -> Row {
+        Row { file: file.clone(), line, object, fault: None }
+    }
+
+    fn broken(file: &Arc<str>, line: usize, expected: &str, found: String) -> Row {
+        let mut row = Row::new(file, line, Map::new());
+        row.fault = Some((expected.to_string(), found));
+        if let Some(error) = row.fault() {
+            row.fail(&error);
+        }
+        row
+    }
+
+    /// Why the line is no row, if it is none.
+    pub fn fault(&self) -> Option<Error> {
+        self.fault.as_ref().map(|(expected, found)| self.wrong(expected, found))
+    }
+
+    /// Puts `error` and `line` into the row: what becomes of a row that could not be worked on.
+    pub fn fail(&mut self, error: &Error) {
+        self.object.insert("line".into(), self.line.into());
+        self.object.insert("error".into(), error.to_string().into());
+    }
+
+    /// Adds a field behind the others, or replaces it in its place.
+    pub fn set(&mut self, key: &str, value: impl Into<Value>) {
+        self.object.insert(key.to_string(), value.into());
+    }
+
+    /// An error of this row.
+    pub fn wrong(&self, expected: &str, found: &str) -> Error {
+        Error::Row { place: self.place(), expected: expected.to_string(), found: found.to_string() }
+    }
+
+    /// `file, line n`.
+    pub fn place(&self) -> String {
+        format!("{}, line {}", self.file, self.line)
+    }
+
+    /// The error of something done with this row, with the row's place put before it.
+    pub fn placed(&self, error: Error) -> Error {
+        match error {
+            Error::Row { place, expected, found } if !place.starts_with(&*self.file) => {
+                Error::Row { place: format!("{}: {place}", self.place()), expected, found }
+            }
+            other => other,
+        }
+    }
+
+    /// The field, unless it is absent or null.
+    pub fn get(&self, key: &str) -> Result<Option<&Value>> {
+        match self.fault() {
+            Some(error) => Err(error),
+            None => Ok(self.object.get(key).filter(|value| !value.is_null())),
+        }
+    }
+
+    fn type_error(&self, key: &str, expected: &str, value: &Value) -> Error {
+        self.wrong(&format!("`{key}` to be {expected}"), &brief(value))
+    }
+
+    /// A text that must be there.
+    pub fn text(&self, key: &str) -> Result<&str> {
+        self.opt_text(key)?.ok_or_else(|| self.wrong(&format!("a field `{key}`"), "none"))
+    }
+
+    /// A text that may be there.
+    pub fn opt_text(&self, key: &str) -> Result<Option<&str>> {
+        let Some(value) = self.get(key)? else { return Ok(None) };
+        value.as_str().map(Some).ok_or_else(|| self.type_error(key, "a text", value))
+    }
+
+    /// A finite number that may be there; CSV columns hold numbers as text.
+    pub fn number(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(key)? else { return Ok(None) };
+        if value.as_str().is_some_and(|text| text.trim().is_empty()) {
+            return Ok(None);
+        }
+        let number = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok()).filter(|n| n.is_finite());
+        number.map(Some).ok_or_else(|| self.type_error(key, "a number", value))
+    }
+
+    /// Token ids that may be there.
+    pub fn ids(&self, key: &str) -> Result<Option<Vec<u32>>> {
+        let Some(value) = self.get(key)? else { return Ok(None) };
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids = value.as_array().and_then(|list| list.iter().map(id).collect());
+        ids.map(Some).ok_or_else(|| self.type_error(key, "a list of token ids", value))
+    }
+
+    /// What the row is called in messages: its `id`, else its line.
+    pub fn name(&self) -> String {
+        match self.object.get("id") {
+            Some(Value::String(id)) => format!("`{id}` ({})", self.place()),
+            Some(Value::Number(id)) => format!("`{id}` ({})", self.place()),
+            _ => self.place(),
+        }
+    }
+
+    /// What is asked: `tokens`, or `prompt` or `messages`, or what other lists of prompts call it. With `raw`, a text is taken as
+    /// it stands. Never empty.
+    pub fn prompt(&self, raw: bool) -> Result<Prompt> {
+        if let Some(ids) = self.ids("tokens")? {
+            return if ids.is_empty() {
+                Err(self.wrong("a prompt", "an empty list of tokens"))
+            } else {
+                Ok(Prompt::Tokens(ids))
+            };
+        }
+        for key in PROMPT {
+            if let Some(value) = self.get(key)? {
+                return self.as_prompt(key, value, raw);
+            }
+        }
+        Err(self.wrong("`prompt`, `messages` or `tokens`", &self.keys()))
+    }
+
+    fn as_prompt(&self, key: &str, value: &Value, raw: bool) -> Result<Prompt> {
+        let prompt = match value.as_str() {
+            Some(text) => {
+                let text = self.with_context(key, text)?;
+                if raw { Prompt::Raw(text) } else { Prompt::user(text) }
+            }
+            None => Prompt::Chat(self.turns(key, value)?),
+        };
+        match &prompt {
+            Prompt::Chat(_) if raw => {
+                Err(self.wrong(&format!("`{key}` to be a text, as --raw uses no template"), "messages"))
+            }
+            Prompt::Raw(text) if text.is_empty() => Err(self.wrong("a prompt", "an empty text")),
+            Prompt::Chat(turns) if turns.iter().all(|turn| turn.content.trim().is_empty()) => {
+                Err(self.wrong("a prompt", "an empty text"))
+            }
+            _ => Ok(prompt),
+        }
+    }
+
+    /// HarmBench puts a contextual behaviour's context before it; an instruction may come with its input.
+    fn with_context(&self, key: &str, text: &str) -> Result<String> {
+        let present = |text: Option<&str>| text.filter(|text| !text.trim().is_empty()).map(str::to_string);
+        match key {
+            "Behavior" => match present(self.opt_text("ContextString")?) {
+                Some(context) => Ok(format!("{context}\n\n---\n\n{text}")),
+                None => Ok(text.to_string()),
+            },
+            "instruction" => {
+                let instance = self.get("instances")?.and_then(|list| list.get(0)?.get("input")?.as_str());
+                match present(self.opt_text("input")?.or(instance)) {
+                    Some(input) => Ok(format!("{text}\n\n{input}")),
+                    None => Ok(text.to_string()),
+                }
+            }
+            _ => Ok(text.to_string()),
+        }
+    }
+
+    /// The answer, if the row has one.
+    pub fn response(&self) -> Result<Option<String>> {
+        for key in RESPONSE {
+            if let Some(value) = self.get(key)? {
+                return turns::content(value).map(Some).ok_or_else(|| self.type_error(key, "a text", value));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Prompt and answer: `tokens` (with `prompt_tokens`, their number or the ids themselves), or `prompt` + `response`, or
+    /// `messages` whose last one is the answer.
+    pub fn exchange(&self, raw: bool) -> Result<Exchange> {
+        if let Some(tokens) = self.ids("tokens")? {
+            let prompt_len = self.prompt_len(&tokens)?;
+            return Ok(Exchange::Tokens { tokens, prompt_len });
+        }
+        let prompt = self.prompt(raw)?;
+        if let Some(answer) = self.response()? {
+            return Ok(Exchange::Text { prompt, answer });
+        }
+        match prompt {
+            Prompt::Chat(mut turns) if turns.len() > 1 && turns.last().is_some_and(|turn| turn.role == "assistant") => {
+                let answer = turns.pop().map(|turn| turn.content).unwrap_or_default();
+                Ok(Exchange::Text { prompt: Prompt::Chat(turns), answer })
+            }
+            _ => Err(self.wrong("`response`, or `messages` that end with the assistant's", &self.keys())),
+        }
+    }
+
+    fn prompt_len(&self, tokens: &[u32]) -> Result<usize> {
+        let Some(value) = self.get("prompt_tokens")? else { return Ok(0) };
+        let length = match value.as_u64() {
+            Some(length) => usize::try_from(length).ok(),
+            None => self.ids("prompt_tokens")?.filter(|ids| tokens.starts_with(ids)).map(|ids| ids.len()),
+        };
+        let expected = format!("the number of the first of the {} `tokens`, or these ids", tokens.len());
+        length
+            .filter(|length| *length <= tokens.len())
+            .ok_or_else(|| self.type_error("prompt_tokens", &expected, value))
+    }
+
+    /// Messages from a list of `{role, content}` or `{from, value}`, or from garak's `{turns}`.
+    fn turns(&self, key: &str, value: &Value) -> Result<Vec<Message>> {
+        turns::messages(value)
+            .ok_or_else(|| self.type_error(key, "a text, or a list of messages with role and content", value))
+    }
+
+    fn keys(&self) -> String {
+        let keys: Vec<&str> = self.object.keys().map(String::as_str).take(12).collect();
+        if keys.is_empty() { "an empty row".into() } else { format!("only {}", keys.join(", ")) }
+    }
+}

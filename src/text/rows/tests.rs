@@ -1,0 +1,280 @@
+use serde_json::json;
+
+use super::*;
+use crate::text::output::write_atomic;
+
+fn jsonl(text: &str) -> Vec<Row> {
+    parse("rows.jsonl", text.as_bytes(), Format::JsonLines, false).unwrap()
+}
+
+fn row(value: Value) -> Row {
+    jsonl(&value.to_string()).remove(0)
+}
+
+fn csv(text: &str) -> Vec<Row> {
+    parse("rows.csv", text.as_bytes(), Format::Csv { delimiter: b',' }, false).unwrap()
+}
+
+fn user(row: &Row) -> String {
+    let Prompt::Chat(turns) = row.prompt(false).unwrap() else { panic!("no chat") };
+    assert_eq!((turns.len(), turns[0].role.as_str()), (1, "user"));
+    turns[0].content.clone()
+}
+
+#[test]
+fn unknown_fields_and_their_order_survive() {
+    let line = r#"{"z":1,"prompt":"a","b":{"y":[1.5,null],"x":"ü"},"a":9007199254740993}"#;
+    let mut rows = jsonl(&format!("\u{feff}\n{line}\r\n\n{line}"));
+    assert_eq!((rows.len(), rows[0].line, rows[1].line), (2, 2, 4));
+    assert_eq!(serde_json::to_string(&rows[0].object).unwrap(), line);
+    rows[0].set("response", "r");
+    rows[0].set("z", 2);
+    assert_eq!(rows[0].object.keys().collect::<Vec<_>>(), ["z", "prompt", "b", "a", "response"]);
+}
+
+#[test]
+fn bad_lines_keep_their_place_and_say_why() {
+    let text = b"{\"prompt\":\"a\"}\nnot json\n[1]\n{\"prompt\":\"b\"\n{\"prompt\":\"\xff\"}\n{\"prompt\":\"c\"}\n";
+    let rows = parse("x.jsonl", text, Format::JsonLines, false).unwrap();
+    assert_eq!(
+        rows.iter().map(|row| row.fault().is_some()).collect::<Vec<_>>(),
+        [false, true, true, true, true, false]
+    );
+    assert_eq!(rows[1].object["line"], 2);
+    let found = rows[1].object["error"].as_str().unwrap();
+    assert!(found.starts_with("x.jsonl, line 2: expected a JSON object, found expected "), "{found}");
+    assert!(
+        rows[2].prompt(false).unwrap_err().to_string().ends_with("line 3: expected a JSON object, found a list of 1")
+    );
+    assert_eq!(rows[5].line, 6);
+    let strict = parse("x.jsonl", text, Format::JsonLines, true).unwrap_err().to_string();
+    assert!(strict.starts_with("x.jsonl, line 2: expected a JSON object"), "{strict}");
+    assert!(parse("x.jsonl", b"{\"prompt\":\"a\"}", Format::JsonLines, true).is_ok());
+}
+
+#[test]
+fn prompts_stand_in_many_places() {
+    assert_eq!(user(&row(json!({"prompt": "a", "goal": "b"}))), "a");
+    assert_eq!(user(&csv("goal,target\nx,y\n")[0]), "x");
+    assert_eq!(user(&csv("Index,Goal,Target,Behavior\n0,x,y,title\n")[0]), "x");
+    assert_eq!(user(&csv("category,source,forbidden_prompt\nc,s,\"x\ny\"\n")[0]), "x\ny");
+    let harmbench = csv("Behavior,ContextString,BehaviorID\nx,,1\nx,some context,2\n");
+    assert_eq!(user(&harmbench[0]), "x");
+    assert_eq!(user(&harmbench[1]), "some context\n\n---\n\nx");
+    assert_eq!(user(&row(json!({"instruction": "x", "instances": [{"input": "y", "output": ""}]}))), "x\n\ny");
+    assert_eq!(user(&row(json!({"instruction": "x", "input": "", "output": "z"}))), "x");
+    assert_eq!(user(&row(json!({"input": [{"role": "user", "content": "x"}], "ideal": "y"}))), "x");
+    let garak = json!({"goal": "g", "prompt": {"turns": [{"role": "user", "content": {"text": "x"}}]}, "output": {"text": "y"}});
+    assert_eq!(user(&row(garak.clone())), "x");
+    assert_eq!(row(garak).response().unwrap().as_deref(), Some("y"));
+    let parts = json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]}]});
+    assert_eq!(user(&row(parts)), "xy");
+    assert_eq!(row(json!({"tokens": [1, 2], "prompt": "a"})).prompt(false).unwrap(), Prompt::Tokens(vec![1, 2]));
+    assert_eq!(row(json!({"prompt": "a"})).prompt(true).unwrap(), Prompt::Raw("a".into()));
+}
+
+#[test]
+fn rows_without_a_usable_prompt_say_what_they_have() {
+    for (value, expected) in [
+        (json!({"text": "a", "id": 3}), "expected `prompt`, `messages` or `tokens`, found only text, id"),
+        (json!({}), "found an empty row"),
+        (json!({"prompt": "  "}), "expected a prompt, found an empty text"),
+        (json!({"prompt": 3}), "expected `prompt` to be a text, or a list of messages with role and content, found 3"),
+        (json!({"messages": []}), "found a list of 0"),
+        (json!({"messages": [{"role": "user", "content": null}]}), "expected `messages` to be a text, or a list"),
+        (json!({"messages": [{"content": "a"}]}), "found a list of 1"),
+        (json!({"tokens": []}), "expected a prompt, found an empty list of tokens"),
+        (json!({"tokens": [1, -1]}), "expected `tokens` to be a list of token ids, found a list of 2"),
+        (json!({"tokens": [4294967296u64]}), "token ids"),
+    ] {
+        let found = row(value.clone()).prompt(false).unwrap_err().to_string();
+        assert!(found.starts_with("rows.jsonl, line 1: ") && found.contains(expected), "{value}: {found}");
+    }
+    let found = row(json!({"messages": [{"role": "user", "content": "a"}]})).prompt(true).unwrap_err().to_string();
+    assert!(found.contains("--raw uses no template"), "{found}");
+}
+
+#[test]
+fn exchanges_come_in_three_forms() {
+    let text = |prompt: Prompt, answer: &str| Exchange::Text { prompt, answer: answer.into() };
+    let exchange = |value: Value| row(value).exchange(false);
+    assert_eq!(exchange(json!({"prompt": "a", "response": ""})).unwrap(), text(Prompt::user("a"), ""));
+    let turns = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
+    assert_eq!(exchange(json!({ "messages": turns })).unwrap(), text(Prompt::user("a"), "b"));
+    let ids = |prompt_len| Exchange::Tokens { tokens: vec![5, 6, 7], prompt_len };
+    assert_eq!(exchange(json!({"tokens": [5, 6, 7]})).unwrap(), ids(0));
+    assert_eq!(exchange(json!({"tokens": [5, 6, 7], "prompt_tokens": 2})).unwrap(), ids(2));
+    assert_eq!(exchange(json!({"tokens": [5, 6, 7], "prompt_tokens": [5]})).unwrap(), ids(1));
+    for bad in [
+        json!({"tokens": [5], "prompt_tokens": 2}),
+        json!({"tokens": [5], "prompt_tokens": [6]}),
+        json!({"prompt": "a"}),
+    ] {
+        assert!(exchange(bad.clone()).is_err(), "{bad}");
+    }
+    assert!(exchange(json!({"messages": [{"role": "assistant", "content": "b"}]})).is_err(), "an answer to nothing");
+}
+
+#[test]
+fn pairs_come_in_five_forms() {
+    let expected = Pair { prompt: Prompt::user("a"), chosen: "good".into(), rejected: "bad".into() };
+    let turn = |content: &str| json!({"role": "assistant", "content": content});
+    let asked = json!({"role": "user", "content": "a"});
+    let human = "\n\nHuman: a\n\nAssistant: ";
+    for value in [
+        json!({"prompt": "a", "chosen": "good", "rejected": "bad"}),
+        json!({"prompt": [asked], "chosen": [turn("good")], "rejected": [turn("bad")]}),
+        json!({"chosen": [asked, turn("good")], "rejected": [asked, turn("bad")]}),
+        json!({"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "good"},
+            "rejected": {"from": "gpt", "value": "bad"}}),
+        json!({"chosen": format!("{human}good"), "rejected": format!("{human}bad")}),
+    ] {
+        assert_eq!(row(value.clone()).pair(false).unwrap(), expected, "{value}");
+    }
+    assert_eq!(row(Value::Object(expected.to_object())).pair(false).unwrap(), expected);
+    let long = "\n\nHuman: a\n\nAssistant: b\nb\n\nHuman: c\n\nAssistant:";
+    let pair = row(json!({"chosen": format!("{long} d"), "rejected": format!("{long}")})).pair(false).unwrap();
+    let Prompt::Chat(turns) = &pair.prompt else { panic!("no chat") };
+    assert_eq!(turns.iter().map(|turn| turn.content.as_str()).collect::<Vec<_>>(), ["a", "b\nb", "c"]);
+    assert_eq!((pair.chosen.as_str(), pair.rejected.as_str()), ("d", ""));
+    assert_eq!(row(Value::Object(pair.to_object())).pair(false).unwrap(), pair);
+}
+
+#[test]
+fn what_is_no_pair_is_refused() {
+    let human = |text: &str| format!("\n\nHuman: {text}");
+    for (value, expected) in [
+        (json!({"prompt": "a", "chosen": "b"}), "expected a field `rejected`, found none"),
+        (json!({"prompt": "a", "chosen": "b", "rejected": 3}), "expected `rejected` to be one answer, found 3"),
+        (
+            json!({"chosen": "b", "rejected": "c"}),
+            "a transcript (`Human:`, `Assistant:`) or messages, as there is no `prompt`",
+        ),
+        (json!({"chosen": human("a"), "rejected": human("a")}), "does not end with the assistant's turn"),
+        (
+            json!({"chosen": human("a\n\nAssistant: b"), "rejected": human("x\n\nAssistant: b")}),
+            "found different turns before it",
+        ),
+    ] {
+        let found = row(value.clone()).pair(false).unwrap_err().to_string();
+        assert!(found.contains(expected), "{value}: {found}");
+    }
+}
+
+#[test]
+fn csv_rows_are_counted_and_checked() {
+    let rows = csv("prompt,type\na,x\n\"b\nb\",y\nc\nd,z\n");
+    assert_eq!(rows.iter().map(|row| row.line).collect::<Vec<_>>(), [2, 3, 5, 6]);
+    assert!(rows[2].fault().unwrap().to_string().ends_with("line 5: expected 2 columns, as in the header, found 1"));
+    assert_eq!(rows[3].text("type").unwrap(), "z");
+    let bytes = b"prompt,type\n\xff,x\nb,y\n";
+    let rows = parse("x.csv", bytes, Format::Csv { delimiter: b',' }, false).unwrap();
+    assert_eq!((rows.len(), rows[0].fault().is_some(), user(&rows[1]).as_str()), (2, true, "b"));
+    let found = parse("x.csv", b"a,a\n1,2\n", Format::Csv { delimiter: b',' }, false).unwrap_err().to_string();
+    assert!(found.contains("found two columns `a`"), "{found}");
+}
+
+#[test]
+fn formats_are_told_apart() {
+    let detect = |name: &str, text: &str| Format::detect(name, text.as_bytes());
+    let comma = Format::Csv { delimiter: b',' };
+    assert_eq!(detect("a.CSV", "{}"), comma);
+    assert_eq!(detect("a.tsv", ""), Format::Csv { delimiter: b'\t' });
+    assert_eq!(detect("a.txt", "{}"), Format::Plain);
+    assert_eq!(detect("a.json", " [{}]"), Format::Json);
+    assert_eq!(detect("a.json", "{}\n{}"), Format::JsonLines);
+    assert_eq!(detect("standard input", "goal,target\nx,y"), comma);
+    assert_eq!(detect("standard input", "well, hello\nyou"), Format::Plain);
+    let plain = parse("a.txt", b" one \n\ntwo\r\n", Format::Plain, false).unwrap();
+    assert_eq!((user(&plain[0]).as_str(), user(&plain[1]).as_str(), plain[1].line), ("one", "two", 3));
+    let list = parse("a.json", br#"[{"prompt":"a"}, 3]"#, Format::Json, false).unwrap();
+    assert!(list[0].fault().is_none() && list[1].fault().is_some());
+    assert!(parse("a.json", b"[1", Format::Json, false).unwrap_err().to_string().contains("a.json: expected a list"));
+}
+
+#[test]
+fn numbers_are_read_from_text_too() {
+    let row = row(json!({"a": 1.5, "b": " 2 ", "c": "", "d": "x", "e": null}));
+    assert_eq!((row.number("a").unwrap(), row.number("b").unwrap()), (Some(1.5), Some(2.0)));
+    assert_eq!((row.number("c").unwrap(), row.number("e").unwrap()), (None, None));
+    assert!(row.number("d").is_err());
+    assert!(row.text("none").unwrap_err().to_string().contains("expected a field `none`, found none"));
+}
+
+#[test]
+fn written_rows_are_read_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = [json!({"prompt": "a,\n\"b\"", "n": 1}), json!({"prompt": "c", "extra": [1]})];
+    for name in ["out.jsonl", "out.csv"] {
+        let path = dir.path().join(name);
+        let mut writer = RowWriter::create(Some(&path)).unwrap();
+        rows.iter().for_each(|row| writer.write(row.as_object().unwrap()).unwrap());
+        assert!(!path.exists(), "nothing before it is whole");
+        writer.finish().unwrap();
+        let back = read(Some(&path), true).unwrap();
+        assert_eq!(back.len(), 2);
+        assert_eq!(user(&back[0]), "a,\n\"b\"");
+        assert_eq!((back[0].number("n").unwrap(), back[1].number("n").unwrap()), (Some(1.0), None));
+    }
+    let found = RowWriter::create(Some(&dir.path().join("no/out.jsonl"))).err().unwrap().to_string();
+    assert!(found.contains("no/out.jsonl: cannot write"), "{found}");
+    write_atomic(&dir.path().join("empty.jsonl"), b"\n").unwrap();
+    assert!(read(Some(&dir.path().join("empty.jsonl")), true).unwrap().is_empty());
+}
+
+#[test]
+fn an_error_is_placed_once() {
+    let mut row = row(json!({"prompt": "a"}));
+    let inner = Error::Row { place: "prompt".into(), expected: "b".into(), found: "c".into() };
+    let placed = row.placed(inner);
+    assert_eq!(placed.to_string(), "rows.jsonl, line 1: prompt: expected b, found c");
+    let again = row.placed(placed);
+    assert_eq!(again.to_string(), "rows.jsonl, line 1: prompt: expected b, found c");
+    row.fail(&again);
+    assert_eq!(
+        (row.object["line"].as_u64(), row.object["error"].as_str()),
+        (Some(1), Some(again.to_string().as_str()))
+    );
+}
+
+#[test]
+fn splits_that_share_a_prompt_are_refused_by_name() {
+    let split = |texts: &[&str]| -> Vec<Row> {
+        let lines: Vec<_> = texts.iter().map(|text| json!({"prompt": text}).to_string()).collect();
+        jsonl(&lines.join("\n"))
+    };
+    let long = "how do I bake a loaf of bread with rye flour and no yeast at all";
+    let train = split(&["something else entirely, nothing in common", long, long]);
+    let honest = split(&["how do I bake a cake with wheat flour and no eggs at all today", "two words"]);
+    overlap(&[("train", &train), ("test", &honest)]).unwrap();
+    let mut named = split(&["other words", &long.replace("at all", "whatsoever")]);
+    named[1].set("id", "t-7");
+    let found = overlap(&[("train", &train), ("test", &named)]).unwrap_err().to_string();
+    assert!(found.contains("train rows.jsonl, line 2 and test `t-7` (rows.jsonl, line 2) with 79 %"), "{found}");
+    assert!(!found.contains("bread"), "prompts are not quoted");
+    let short = split(&["Two words!"]);
+    assert!(overlap(&[("test", &honest), ("gate", &short)]).is_err(), "short texts count when they are equal");
+}
+
+/// The index finds exactly what comparing all with all finds.
+#[test]
+fn overlap_agrees_with_comparing_everything() {
+    use crate::text::ngrams::{NEAR_DUPLICATE, grams, jaccard};
+    use rand::{Rng, SeedableRng};
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(7);
+    let mut text = |words: usize, variety: usize| -> String {
+        (0..words).map(|_| format!("w{} ", random.random_range(0..variety))).collect()
+    };
+    let mut found_some = [false; 2];
+    for _ in 0..400 {
+        let base = text(12, 4);
+        let all: Vec<(usize, String)> =
+            (0..4).map(|i| (i % 2, format!("{}{}", &base[..base.len() / 2], text(4, 2)))).collect();
+        let near = |a: &str, b: &str| jaccard(&grams(a), &grams(b)) >= NEAR_DUPLICATE;
+        let expected = all.iter().any(|a| all.iter().any(|b| a.0 != b.0 && near(&a.1, &b.1)));
+        let found = overlap_of(all.iter().map(|(split, text)| (*split, text.as_str(), String::new))).is_err();
+        assert_eq!(found, expected, "{all:?}");
+        found_some[usize::from(found)] = true;
+    }
+    assert_eq!(found_some, [true, true], "both answers must have been tried");
+}

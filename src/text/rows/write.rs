@@ -1,0 +1,86 @@
+//! Rows out: JSONL or CSV, to standard output or to a file that appears whole or not at all.
+
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::text::output::AtomicFile;
+
+/// Writes rows in the order in which they come.
+pub struct RowWriter {
+    /// For messages.
+    path: PathBuf,
+    sink: Sink,
+    /// CSV needs all rows before it knows its columns.
+    csv: Option<Vec<Map<String, Value>>>,
+}
+
+enum Sink {
+    Stdout(BufWriter<io::Stdout>),
+    File(AtomicFile),
+}
+
+impl RowWriter {
+    /// Standard output when `None`. A file ending in `.csv` is written as CSV, everything else as JSONL; an output that cannot be
+    /// written is an error here, before any work.
+    pub fn create(output: Option<&Path>) -> Result<RowWriter> {
+        let Some(path) = output else {
+            let sink = Sink::Stdout(BufWriter::new(io::stdout()));
+            return Ok(RowWriter { path: "standard output".into(), sink, csv: None });
+        };
+        let is_csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
+        let sink = Sink::File(AtomicFile::create(path)?);
+        Ok(RowWriter { path: path.to_path_buf(), sink, csv: is_csv.then(Vec::new) })
+    }
+
+    pub fn write(&mut self, object: &Map<String, Value>) -> Result<()> {
+        if let Some(rows) = &mut self.csv {
+            rows.push(object.clone());
+            return Ok(());
+        }
+        let path = &self.path;
+        let mut line = serde_json::to_vec(object).map_err(|error| Error::write(path)(error.into()))?;
+        line.push(b'\n');
+        self.put(&line)
+    }
+
+    /// Nothing is in the file before this.
+    pub fn finish(mut self) -> Result<()> {
+        if let Some(rows) = self.csv.take() {
+            let table = table(&rows).map_err(Error::write(&self.path))?;
+            self.put(&table)?;
+        }
+        match self.sink {
+            Sink::Stdout(mut out) => out.flush().map_err(Error::write(&self.path)),
+            Sink::File(file) => file.commit(),
+        }
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        let done = match &mut self.sink {
+            Sink::Stdout(out) => out.write_all(bytes),
+            Sink::File(file) => file.write_all(bytes),
+        };
+        done.map_err(Error::write(&self.path))
+    }
+}
+
+/// A column for every key, in the order of first appearance. Texts stand as they are, other values as JSON.
+fn table(rows: &[Map<String, Value>]) -> io::Result<Vec<u8>> {
+    let mut columns = Map::new();
+    for key in rows.iter().flat_map(Map::keys) {
+        columns.entry(key.clone()).or_insert(Value::Null);
+    }
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(columns.keys())?;
+    for row in rows {
+        writer.write_record(columns.keys().map(|key| match row.get(key) {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        }))?;
+    }
+    writer.into_inner().map_err(|error| io::Error::other(error.to_string()))
+}

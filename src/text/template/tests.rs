@@ -1,0 +1,94 @@
+use super::*;
+
+fn turn(role: &str, content: &str) -> Message {
+    Message { role: role.into(), content: content.into() }
+}
+
+fn template(source: &str) -> Template {
+    let specials = [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(key, text)| (key.to_string(), text.to_string()));
+    Template::new(Path::new("chat_template.jinja"), source.to_string(), specials.into()).unwrap()
+}
+
+fn render(source: &str, turns: &[Message], add_generation_prompt: bool) -> String {
+    template(source).render(turns, add_generation_prompt).unwrap()
+}
+
+/// Blocks, trimming and methods as the templates of published models use them; expected is jinja2's output with transformers'
+/// settings.
+const BLOCKS: &str = "{%- macro turn(m, sep='|') -%}\n{{ m['role'].upper() + sep + m.content|trim }}\n{%- endmacro -%}\n\
+    {% for m in messages if m.role != 'system' %}\n  {{- turn(m, sep=':') }}{{ ', ' if not loop.last }}\n{% endfor %}\n\
+    {{ messages|selectattr('role','equalto','user')|map(attribute='content')|join('/') }} {{ messages|length }} \
+    {{ messages[-1]['content'][:3] }} {{ {'k': [1, true, none, 1.5]}|tojson }} {{ messages[0].get('none', 'dflt') }}\n\
+    {% if add_generation_prompt %}\n    {{ 'ASSISTANT:' }}\n{% endif %}\n\n";
+
+#[test]
+fn templates_render_as_jinja2_renders_them() {
+    let turns = [turn("system", "s"), turn("user", " ü <b> "), turn("assistant", "d"), turn("user", "efgh")];
+    let expected = "USER:ü <b>, \nASSISTANT:d, \nUSER:efgh\n ü <b> /efgh 4 efg {\"k\": [1, true, null, 1.5]} dflt\n";
+    assert_eq!(render(BLOCKS, &turns, false), expected);
+    assert_eq!(render(BLOCKS, &turns, true), format!("{expected}    ASSISTANT:\n"));
+}
+
+#[test]
+fn what_transformers_adds_to_jinja_is_there() {
+    let user = [turn("user", "a'<b> ü")];
+    assert_eq!(render("{{ messages[0] | tojson }}", &user, false), r#"{"role": "user", "content": "a'<b> ü"}"#);
+    assert_eq!(render("{{ messages[0].content | tojson(ensure_ascii=true) }}", &user, false), r#""a'<b> \u00fc""#);
+    assert_eq!(render("{{ {'a': []} | tojson(indent=2) }}", &user, false), "{\n  \"a\": []\n}");
+    assert_eq!(render("{% generation %}x{%- endgeneration -%} y", &user, false), "xy");
+    assert_eq!(render("{{ bos_token ~ eos_token ~ (tools is none) }}{{ pad_token }}", &user, false), "<s></s>True");
+    assert_eq!(render("a\r\n{% if true %}\r\nb\r\n{% endif %}\r\n", &user, false), "a\nb\n");
+    assert_eq!(render("{{ strftime_now('%Y') | length }}{{ strftime_now is defined }}", &user, false), "4True");
+    let reverse = "{% for m in messages[::-1] %}{% if m.content.startswith('a') %}{% break %}{% endif %}{{ m.content }}{% endfor %}";
+    assert_eq!(render(reverse, &[turn("user", "a"), turn("user", "b"), turn("user", "c")], false), "cb");
+}
+
+#[test]
+fn what_a_template_refuses_is_the_rows_error() {
+    let refused =
+        template("{{ raise_exception('roles must alternate') }}").render(&[turn("user", "a")], true).unwrap_err();
+    assert!(matches!(refused, Error::Row { .. }));
+    assert!(
+        refused.to_string().contains("chat_template.jinja") && refused.to_string().contains("roles must alternate")
+    );
+    assert!(template("{{ none_such + 'a' }}").render(&[turn("user", "a")], true).is_err());
+}
+
+#[test]
+fn foreign_code_stays_within_bounds() {
+    let user = [turn("user", "a")];
+    let endless = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}";
+    let found = template(endless).render(&user, false).unwrap_err().to_string();
+    assert!(found.contains("fuel"), "{found}");
+    let long = "{% for a in range(90000) %}{{ 'x' * 1000 }}{% endfor %}";
+    let found = template(long).render(&user, false).unwrap_err().to_string();
+    assert!(found.contains("more than 16777216 bytes"), "{found}");
+    let deep = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
+    assert!(template(deep).render(&user, false).is_err());
+    let broken = Template::new(Path::new("t.jinja"), "{% if %}".into(), BTreeMap::new()).err().unwrap().to_string();
+    assert!(broken.starts_with("t.jinja: expected a chat template in Jinja, found syntax error"), "{broken}");
+}
+
+#[test]
+fn a_template_is_found_where_transformers_looks() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let render = || Template::open(dir.path()).unwrap().map(|t| t.render(&[turn("user", "a")], false).unwrap());
+    assert_eq!(render(), None);
+    write("tokenizer_config.json", r#"{"eos_token": "</s>"}"#);
+    assert_eq!(render(), None);
+    write(
+        "tokenizer_config.json",
+        r#"{"chat_template": "1{{ eos_token }}{{ bos_token }}", "eos_token": {"content": "</s>"}}"#,
+    );
+    write("special_tokens_map.json", r#"{"eos_token": "other", "bos_token": {"content": "<s>"}}"#);
+    assert_eq!(render().as_deref(), Some("1</s><s>"));
+    let list = r#"{"chat_template": [{"name": "tool_use", "template": "3"}, {"name": "default", "template": "2"}]}"#;
+    write("tokenizer_config.json", list);
+    assert_eq!(render().as_deref(), Some("2"));
+    write("tokenizer_config.json", r#"{"chat_template": [{"name": "tool_use", "template": "3"}]}"#);
+    let found = Template::open(dir.path()).err().unwrap().to_string();
+    assert!(found.contains("expected chat_template to be a text, or a list with one named `default`"), "{found}");
+    write("chat_template.jinja", "4");
+    assert_eq!(render().as_deref(), Some("4"));
+}
