@@ -59,11 +59,12 @@ class Pair:
     chosen: Sequence
     rejected: Sequence
     reward_0: tuple = (0.0, 0.0)
+    harmful: tuple = (False, False)  # as the judge says
 
-    @property
-    def wrong(self) -> bool:
-        """Misordered or tied by r_0: its scores are nothing to hold on to."""
-        return not self.reward_0[0] > self.reward_0[1]
+    def held(self, tau_r: float) -> list[bool]:
+        """Which answers' scores are worth holding: none of a pair that r_0 misorders or ties, no harmful one it approves."""
+        ordered = self.reward_0[0] > self.reward_0[1]
+        return [ordered and not (h and r >= tau_r) for h, r in zip(self.harmful, self.reward_0)]
 
 
 @dataclass
@@ -83,9 +84,14 @@ class Step:
         return [f for f in self.failures if f.verdict in ("reward", "coupled") and f.reward_chosen]
 
 
+def wide(values: torch.Tensor) -> torch.Tensor:
+    """At least f32: losses are never computed in bf16."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def head_logprobs(hidden: torch.Tensor, weight: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """log p of `label` per row of `hidden`, (n,), in f32: only rows that predict an answer token meet the vocabulary."""
-    return -F.cross_entropy(F.linear(hidden, weight).float(), label, reduction="none")
+    """log p of `label` per row of `hidden`, (n,), at least in f32: only rows that predict an answer token meet the vocabulary."""
+    return -F.cross_entropy(wide(F.linear(hidden, weight)), label, reduction="none")
 
 
 compiled_head_logprobs = torch.compile(head_logprobs, dynamic=True)
@@ -104,16 +110,15 @@ def token_logprobs(model: Model, sequences: list[Sequence], limit: int, pack: in
 
 def mean_by_owner(values: torch.Tensor, owner: torch.Tensor, count: int) -> torch.Tensor:
     """Mean of the values of each owner, (count,)."""
-    total = torch.zeros(count, device=values.device).index_add(0, owner, values)
-    return total / torch.bincount(owner, minlength=count)
+    return values.new_zeros(count).index_add(0, owner, values) / torch.bincount(owner, minlength=count)
 
 
 def rewards(model: Model, sequences: list[Sequence], limit: int, pack: int) -> torch.Tensor:
-    """Score at the last token of each sequence, (N,), f32."""
+    """Score at the last token of each sequence, (N,), at least f32."""
     parts, order = [], []
     for batch in lay_out(sequences, model.setting.layout, limit, pack):
         last = model.hidden(batch)[batch.last(model.device)]
-        parts.append(model.inner.score(last).float()[:, 0])
+        parts.append(wide(model.inner.score(last))[:, 0])
         order += [index for index, _, _ in batch.rows]
     inverse = torch.empty(len(order), dtype=torch.long, device=model.device)
     inverse[torch.tensor(order, device=model.device)] = torch.arange(len(order), device=model.device)
@@ -132,14 +137,14 @@ def reward_terms(model: Model, step: Step, o: Objective, limit: int, pack: int) 
     scores = rewards(model, sequences, limit, pack)
     chosen, rejected, kept, lost = scores.split([len(new), len(new), len(old), len(old)])
     scaled = lambda r: (r - o.mu_0) / o.s  # noqa: E731
-    held = [i for i, p in enumerate(old) if not p.wrong]
-    start = torch.tensor([old[i].reward_0 for i in held], device=scores.device).reshape(-1, 2)
+    held = torch.tensor([p.held(o.tau_r) for p in old], device=scores.device).reshape(-1, 2).bool()
+    start = scores.new_tensor([p.reward_0 for p in old]).reshape(-1, 2)[held]
     now = torch.stack([kept, lost], 1)[held]
     terms = {
         "bt": mean_or_zero(-F.logsigmoid(chosen - rejected - o.margin)),
         "center": mean_or_zero((scaled(chosen) + scaled(rejected)) ** 2),
         "replay": mean_or_zero(-F.logsigmoid(kept - lost - o.margin)),
-        "anchor": mean_or_zero(((scaled(now) - scaled(start)) ** 2).flatten()),
+        "anchor": mean_or_zero((scaled(now) - scaled(start)) ** 2),
     }
     return terms, coupling(model, step, o, dict(zip(map(id, new), rejected.detach())), limit, pack)
 
@@ -167,8 +172,8 @@ def policy_terms(model: Model, step: Step, w: torch.Tensor, o: Objective, limit:
     means = mean_by_owner(values, owner, len(sequences))
     rejected, kept, retained = means.split([len(items), len(safe), 0 if kl else len(step.retain)])
     if o.likelihood == "npo":
-        start = torch.tensor([f.logprob_0 for f in items], device=means.device)
-        n = torch.tensor([f.rejected.end - f.rejected.start for f in items], device=means.device)
+        start = means.new_tensor([f.logprob_0 for f in items])
+        n = means.new_tensor([f.rejected.end - f.rejected.start for f in items])
         b = o.b * n if o.logp == "sum" else o.b
         terms["npo"] = mean_or_zero(w * (-2 / b) * F.logsigmoid(-b * (rejected - start)))
     else:
@@ -182,7 +187,7 @@ def unlikelihood(values: torch.Tensor, owner: torch.Tensor, count: int) -> torch
     """−mean over tokens with log p ≥ −5 of log(1 − p), per sequence; 0 where there is no such token."""
     mask = (owner < count) & (values >= -5)
     losses = -torch.log(-torch.expm1(values[mask]))
-    total = torch.zeros(count, device=values.device).index_add(0, owner[mask], losses)
+    total = values.new_zeros(count).index_add(0, owner[mask], losses)
     return total / torch.bincount(owner[mask], minlength=count).clamp(min=1)
 
 
@@ -192,8 +197,8 @@ def retain_kl(model: Model, sequences: list[Sequence], limit: int, pack: int) ->
     for batch in lay_out(sequences, model.setting.layout, limit, pack):
         at, _, owner = batch.targets(model.device)
         with torch.no_grad(), model.original():
-            start = F.log_softmax(model.inner.lm_head(model.hidden(batch)[at]).float(), -1)
-        now = F.log_softmax(model.inner.lm_head(model.hidden(batch)[at]).float(), -1)
+            start = F.log_softmax(wide(model.inner.lm_head(model.hidden(batch)[at])), -1)
+        now = F.log_softmax(wide(model.inner.lm_head(model.hidden(batch)[at])), -1)
         divergence = (start.exp() * (start - now)).sum(-1)
         total.append(mean_by_owner(divergence, owner, len(batch.rows)))
     return mean_or_zero(torch.cat(total)) if total else torch.zeros((), device=model.device)

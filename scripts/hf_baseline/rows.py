@@ -63,25 +63,36 @@ class Renderer:
             return list(row["tokens"][: row.get("prompt_tokens")])
         return self._ids(self._template(turns_of(row), add_generation_prompt=True))
 
+    def full(self, row: dict, text: str | None = None) -> Sequence:
+        """The whole rendering, as a reward model reads it at its last token."""
+        if "tokens" in row:
+            return Sequence(tuple(row["tokens"]), 0, len(row["tokens"]))
+        tokens = self._ids(self._template(turns_of(row) + [{"role": "assistant", "content": text}]))
+        return Sequence(tuple(tokens), 0, len(tokens))
+
     def answer(self, row: dict, text: str | None = None) -> Sequence:
-        """The full rendering. Its answer is what it has beyond `prompt`, through the end-of-turn token."""
+        """Prompt and answer. The answer is what the full rendering has beyond the prompt's, through its end-of-turn token."""
         if "tokens" in row:
             return Sequence(tuple(row["tokens"]), row.get("prompt_tokens", 1), len(row["tokens"]))
         asked = self._template(turns_of(row), add_generation_prompt=True)
-        turns = turns_of(row) + [{"role": "assistant", "content": text}]
-        full = self._template(turns)
+        full = self._template(turns_of(row) + [{"role": "assistant", "content": text}])
         if not full.startswith(asked):
             raise BadRow(f"{row['_where']}: the template of {self.folder} renders the prompt differently with an answer")
         prompt, tokens = self._ids(asked), self._ids(full)
-        if tokens[: len(prompt)] != prompt or len(tokens) == len(prompt):
-            raise BadRow(f"{row['_where']}: no token boundary between prompt and answer in {self.folder}")
-        return Sequence(tuple(tokens), len(prompt), self._end_of_turn(tokens, len(prompt)))
+        if tokens[: len(prompt)] != prompt:  # the border was merged away: as the answer follows in generation
+            tokens = prompt + self._ids(full[len(asked) :])
+        end = self._end_of_turn(tokens, len(prompt))
+        if end == len(prompt):
+            raise BadRow(f"{row['_where']}: expected an answer, found none")
+        return Sequence(tuple(tokens[:end]), len(prompt), end)
 
     def _end_of_turn(self, tokens: list[int], start: int) -> int:
-        """One past the last end-of-turn token: templates may write a newline after it, which no model answers."""
+        """One past the last special token where only blanks follow it: ChatML writes a newline that no model answers."""
+        special = set(self.tokenizer.all_special_ids)
         for index in range(len(tokens) - 1, start - 1, -1):
-            if tokens[index] == self.tokenizer.eos_token_id:
-                return index + 1
+            if tokens[index] in special:
+                blank = not self.tokenizer.decode(tokens[index + 1 :]).strip()
+                return index + 1 if blank else len(tokens)
         return len(tokens)
 
 

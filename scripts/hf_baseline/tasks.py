@@ -51,11 +51,13 @@ class StepTask:
             drawn = seeded_prefix(generator, rejected)
             k = row.get("forced", drawn) if args.forced_prefix else 0
             safe = forced(rejected, of_policy.answer(row, chosen), k) if chosen else None
-            scored = of_reward.answer(row, chosen) if chosen else None
-            failures.append(Failure(verdict, rejected, safe, scored, of_reward.answer(row, row["rejected"])))
+            scored = of_reward.full(row, chosen) if chosen else None
+            failures.append(Failure(verdict, rejected, safe, scored, of_reward.full(row, row["rejected"])))
         retain = [of_policy.answer(r, r["response"]) for r in read_jsonl(args.retain, ("prompt", "response"))]
         replay = [
-            Pair(of_reward.answer(row, row["chosen"]), of_reward.answer(row, row["rejected"]))
+            # A row may carry the judge's word: `harmful`: [chosen, rejected].
+            Pair(of_reward.full(row, row["chosen"]), of_reward.full(row, row["rejected"]),
+                 harmful=tuple(row.get("harmful", (False, False))))
             for row in read_jsonl(args.replay, ("prompt", "chosen", "rejected"))
         ]
         return failures, retain, replay
@@ -115,7 +117,8 @@ class ReadTask:
         self.model = Model(self.spec(args), self.is_reward, setting, device, None)
         self.model.merge()
         renderer = Renderer(self.model.folder)
-        self.sequences = [renderer.answer(row, text) for row, text in self.texts(args)][: args.limit]
+        render = renderer.full if self.is_reward else renderer.answer
+        self.sequences = [render(row, text) for row, text in self.texts(args)][: args.limit]
         self.tokens = sum(len(s.tokens) for s in self.sequences)
 
     @torch.inference_mode()
@@ -162,7 +165,7 @@ class LogprobTask(ReadTask):
 
     def compute(self, sequences) -> dict:
         values, owner = objective.token_logprobs(self.model, sequences, *self.limits)
-        total = torch.zeros(len(sequences), device=values.device).index_add(0, owner, values)
+        total = values.new_zeros(len(sequences)).index_add(0, owner, values)
         return {"logprob": total.cpu()}
 
 
