@@ -17,6 +17,7 @@ pub struct Workspace<B: Ops> {
     pub(super) dx: Tensor<B>,   // (T, C) its gradient
     pub(super) head: HeadSpace<B>,
     capacity: usize,
+    rank: usize,
 }
 
 /// What the heads write.
@@ -100,11 +101,17 @@ impl<B: Ops> Workspace<B> {
             dx: act(back)?,
             head,
             capacity,
+            rank,
         })
     }
 
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// Of the adapters it has room for; 0: none.
+    pub fn rank(&self) -> usize {
+        self.rank
     }
 
     /// Loads a batch's tables and sets every tensor to its rows.

@@ -1,1 +1,21 @@
 //! The joint objective, its optimiser loop, and the methods it is compared with.
+//!
+//! Where the two halves meet: the coupling weight (the policy is pushed harder where the *current* reward model still approves),
+//! answers resampled on-policy, judged and scored afresh, and one gate over both. With fixed texts and separate parameters their
+//! gradients do not meet otherwise.
+
+pub mod config;
+pub mod data;
+pub mod intake;
+pub mod objective;
+pub mod policy_step;
+pub mod prepared;
+pub mod reward_step;
+pub mod rlhf;
+pub mod trainer;
+
+pub use config::{LogpScale, Method, RepairConfig, RetainLoss, UnlearnLoss};
+pub use data::{Failure, RepairData, ReplayPair, Reply, RetainRow};
+pub use intake::{Quarantined, admit};
+pub use prepared::Prepared;
+pub use trainer::{RepairOutcome, StepMetrics, Trainer};

@@ -1,0 +1,246 @@
+//! A checkpoint folder ready for use: transformer, tokenizer and chat template, adapter, and the memory it runs in.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::Checkpoint;
+use super::adapter::Adapter;
+use super::adapter_file::AdapterFile;
+use super::batch::{AnswerTokens, Batch, Heads, plan};
+use super::config::ModelConfig;
+use super::generate::{Continue, Continued, Generator};
+use super::subject::{Answer, Ask, Decoding, Version};
+use super::transformer::Transformer;
+use super::workspace::Workspace;
+use crate::error::{Error, Result};
+use crate::ops::Ops;
+use crate::text::Prompt;
+use crate::text::rendering::{Limits, Rendered, Rendering};
+
+/// Sequences generated side by side: one block of the CPU's products.
+const SLOTS: usize = 64;
+
+/// `DIR` or `DIR+ADAPTER`, as typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSpec {
+    pub dir: PathBuf,
+    pub adapter: Option<PathBuf>,
+}
+
+/// A model that answers, and scores or tells log-probabilities.
+pub struct Pretrained<B: Ops> {
+    pub transformer: Transformer<B>,
+    pub rendering: Rendering,
+    /// π_θ or r_φ: the original with its adapter; without one both versions are the original.
+    pub adapter: Option<Adapter<B>>,
+    pub dir: PathBuf,
+    /// Packed rows of one forward at most, unless a single row is longer.
+    batch_tokens: usize,
+    workspace: Option<Workspace<B>>,
+    generator: Option<Generator<B>>,
+    interrupt: Arc<AtomicBool>,
+}
+
+impl<B: Ops> Pretrained<B> {
+    /// Opens a folder and, where the spec names one, its adapter. Once `interrupt` is set, long calls end with
+    /// `Error::Interrupted` after the batch they are at.
+    pub fn open(ops: &B, spec: &ModelSpec, batch_tokens: usize, interrupt: Arc<AtomicBool>) -> Result<Self> {
+        let mut config = ModelConfig::open(&spec.dir)?;
+        let checkpoint = Checkpoint::open(&spec.dir, &config)?;
+        let rendering = Rendering::open(
+            &spec.dir,
+            &Limits {
+                vocab_size: config.vocab_size,
+                context: config.max_position_embeddings,
+                eos_token_ids: &config.eos_token_ids,
+                tokenizer_sha256: config.tokenizer_sha256.as_deref(),
+            },
+        )?;
+        config.eos_token_ids = rendering.end_tokens().to_vec();
+        let transformer = Transformer::load(ops, config, &checkpoint)?;
+        let adapter = spec.adapter.as_deref().map(|dir| load_adapter(&transformer, dir)).transpose()?;
+        let dir = spec.dir.clone();
+        Ok(Pretrained {
+            transformer,
+            rendering,
+            adapter,
+            dir,
+            batch_tokens,
+            workspace: None,
+            generator: None,
+            interrupt,
+        })
+    }
+
+    fn version(&self, version: Version) -> Option<&Adapter<B>> {
+        match version {
+            Version::Start => None,
+            Version::Current => self.adapter.as_ref(),
+        }
+    }
+
+    /// Frees what the model runs in; weights and adapter stay.
+    pub fn release(&mut self) {
+        (self.workspace, self.generator) = (None, None);
+    }
+
+    fn check_interrupt(&self) -> Result<()> {
+        interrupted(&self.interrupt)
+    }
+
+    /// Memory for at least `rows` packed rows.
+    fn take_workspace(&mut self, rows: usize) -> Result<Workspace<B>> {
+        let rank = self.adapter.as_ref().map_or(0, Adapter::rank);
+        match self.workspace.take() {
+            Some(ws) if ws.capacity() >= rows && ws.rank() == rank => Ok(ws),
+            _ => {
+                let Transformer { ops, config, .. } = &self.transformer;
+                Workspace::new(ops, config, rank, rows.max(self.batch_tokens), false)
+            }
+        }
+    }
+
+    /// One answer per ask, in order; an inner error is that row's own.
+    pub fn generate(&mut self, version: Version, asks: &[Ask], decoding: &Decoding) -> Result<Vec<Result<Answer>>> {
+        let requests: Vec<Result<Continue>> = asks.iter().map(|ask| self.request(ask)).collect();
+        let good: Vec<Continue> = requests.iter().flatten().cloned().collect();
+        let longest = good.iter().map(|r| r.tokens.len()).max().unwrap_or(0);
+        let context = self.transformer.config.max_position_embeddings;
+        let length = context.min((longest + decoding.max_new_tokens).next_multiple_of(64));
+        let mut ws = self.take_workspace(longest.max(SLOTS))?;
+        let mut generator = match self.generator.take() {
+            Some(generator) if generator.length() >= length => generator,
+            _ => Generator::new(&self.transformer.ops, &self.transformer.config, SLOTS, length, ws.capacity())?,
+        };
+        let adapter = self.version(version);
+        let interrupt = |_| self.check_interrupt();
+        let answers = self.transformer.generate(&mut ws, &mut generator, &good, adapter, decoding, interrupt);
+        (self.workspace, self.generator) = (Some(ws), Some(generator));
+        let mut answers = answers?.into_iter();
+        let text = |Continued { tokens, finish }| Ok(Answer { text: self.rendering.decode(&tokens)?, tokens, finish });
+        Ok(requests.into_iter().map(|r| r.and_then(|_| answers.next().map_or_else(|| Err(lost()), text))).collect())
+    }
+
+    fn request(&self, ask: &Ask) -> Result<Continue> {
+        let mut tokens = self.rendering.prompt_tokens(&ask.prompt)?;
+        let forced = match &ask.forced {
+            Some((text, k)) => self.rendering.forced(&ask.prompt, text, *k)?,
+            None => Vec::new(),
+        };
+        tokens.extend_from_slice(&forced);
+        let context = self.transformer.config.max_position_embeddings;
+        if tokens.len() >= context {
+            return Err(Error::Row {
+                place: "prompt with forced answer".into(),
+                expected: format!("fewer than {context} tokens (the model's context)"),
+                found: tokens.len().to_string(),
+            });
+        }
+        Ok(Continue { tokens, forced: forced.len(), id: ask.id })
+    }
+
+    /// Log-probability of every token of each answer, in order.
+    pub fn logprobs(&mut self, version: Version, rows: &[Result<Rendered>]) -> Result<Vec<Option<Vec<f32>>>> {
+        self.packed(version, rows, Heads::Targets, |model, ws, batch, adapter| {
+            let rows = model.forward_targets(ws, batch, adapter, false)?.logprob;
+            Ok(batch.sequences.iter().map(|range| rows[range.clone()].to_vec()).collect())
+        })
+    }
+
+    /// Raw scores (one per label) of each row, read at its last token.
+    pub fn scores(&mut self, version: Version, rows: &[Result<Rendered>]) -> Result<Vec<Option<Vec<f32>>>> {
+        let labels = self.transformer.config.labels();
+        self.packed(version, rows, Heads::Ends, |model, ws, batch, adapter| {
+            let scores = model.forward_scores(ws, batch, adapter)?;
+            Ok(scores.chunks_exact(labels.max(1)).map(<[f32]>::to_vec).collect())
+        })
+    }
+
+    /// Runs `rows` packed, at most `batch_tokens` at a time; `None` where the row was an error. Neighbours with the same prompt
+    /// share its rows: their bits do not depend on it.
+    fn packed(
+        &mut self,
+        version: Version,
+        rows: &[Result<Rendered>],
+        heads: Heads,
+        mut run: impl FnMut(&Transformer<B>, &mut Workspace<B>, &Batch, Option<&Adapter<B>>) -> Result<Vec<Vec<f32>>>,
+    ) -> Result<Vec<Option<Vec<f32>>>> {
+        let good: Vec<&Rendered> = rows.iter().flatten().collect();
+        let groups: Vec<&[&Rendered]> = good.chunk_by(|a, b| a.prompt_len > 0 && prompt(a) == prompt(b)).collect();
+        let answers = |group: &[&Rendered]| -> (Vec<u32>, Vec<Vec<u32>>) {
+            let prompt = group.first().map_or(&[][..], |r| prompt(r));
+            (prompt.to_vec(), group.iter().map(|r| r.answer().to_vec()).collect())
+        };
+        let groups: Vec<(Vec<u32>, Vec<Vec<u32>>)> = groups.into_iter().map(answers).collect();
+        let tokens =
+            |(_, answers): &(Vec<u32>, Vec<Vec<u32>>)| -> Vec<usize> { answers.iter().map(Vec::len).collect() };
+        let costs: Vec<usize> = groups.iter().map(|g| g.0.len() + tokens(g).iter().sum::<usize>()).collect();
+        let mut ws = self.take_workspace(costs.iter().copied().max().unwrap_or(0).max(1))?;
+        let mut results = Vec::with_capacity(good.len());
+        for range in plan(&costs, self.batch_tokens) {
+            self.check_interrupt()?;
+            let mut batch = Batch::default();
+            for (prompt, answers) in &groups[range] {
+                let answers: Vec<AnswerTokens> = answers.iter().map(|a| AnswerTokens::new(a)).collect();
+                batch.push(prompt, &answers, heads);
+            }
+            results.extend(run(&self.transformer, &mut ws, &batch, self.version(version))?);
+        }
+        self.workspace = Some(ws);
+        let mut results = results.into_iter();
+        Ok(rows.iter().map(|row| row.as_ref().ok().and_then(|_| results.next())).collect())
+    }
+
+    /// Reward r(x, y) per row: the first label's score.
+    pub fn rewards(&mut self, version: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<f32>>> {
+        let rendered: Vec<Result<Rendered>> = rows.iter().map(|(p, a)| self.rendering.full(p, a)).collect();
+        let scores = self.scores(version, &rendered)?;
+        let place = || self.dir.display().to_string();
+        Ok(join(rendered, scores, |scores| match scores.first() {
+            Some(r) if r.is_finite() => Ok(*r),
+            other => {
+                Err(Error::Row { place: place(), expected: "a finite reward".into(), found: format!("{other:?}") })
+            }
+        }))
+    }
+
+    /// (Σ log p, n) per row that was rendered.
+    pub fn logprob_sums(
+        &mut self,
+        version: Version,
+        rendered: Vec<Result<Rendered>>,
+    ) -> Result<Vec<Result<(f64, usize)>>> {
+        let logprobs = self.logprobs(version, &rendered)?;
+        Ok(join(rendered, logprobs, |l| Ok((l.iter().map(|&l| f64::from(l)).sum(), l.len()))))
+    }
+}
+
+/// Reads an adapter folder for the model, score head included.
+pub fn load_adapter<B: Ops>(transformer: &Transformer<B>, dir: &Path) -> Result<Adapter<B>> {
+    let file = AdapterFile::open(dir, &transformer.config)?;
+    let score = transformer.score_weights()?;
+    Adapter::load(&transformer.ops, &transformer.config, &file, score.as_deref())
+}
+
+/// Fails once the user asked to stop.
+pub fn interrupted(flag: &AtomicBool) -> Result<()> {
+    if flag.load(Ordering::Relaxed) { Err(Error::Interrupted(String::new())) } else { Ok(()) }
+}
+
+fn prompt(row: &Rendered) -> &[u32] {
+    &row.tokens[..row.prompt_len]
+}
+
+fn join<T>(
+    rendered: Vec<Result<Rendered>>,
+    values: Vec<Option<Vec<f32>>>,
+    mut finish: impl FnMut(Vec<f32>) -> Result<T>,
+) -> Vec<Result<T>> {
+    let pairs = rendered.into_iter().zip(values);
+    pairs.map(|(row, value)| row.and_then(|_| value.map_or_else(|| Err(lost()), &mut finish))).collect()
+}
+
+fn lost() -> Error {
+    Error::Shape { op: "batch", expected: "a result per row".into(), found: "fewer".into() }
+}

@@ -1,0 +1,127 @@
+//! The baseline: Dr.GRPO on the policy's own samples, scored by the *unrepaired* reward model. And resampling, which the other
+//! methods share with it: both ask the current policy.
+
+use super::objective::grpo_token;
+use super::prepared::{reward_item, start_logprobs};
+use super::trainer::{StepMetrics, Trainer};
+use crate::error::Result;
+use crate::model::{Answer, AnswerTokens, Ask, Batch, Decoding, Heads, Subject, Version};
+use crate::ops::Ops;
+
+/// One sample with its advantage over its group's mean.
+struct Sample {
+    prompt: Vec<u32>,
+    tokens: Vec<u32>,
+    advantage: f64,
+}
+
+impl<B: Ops> Trainer<'_, B> {
+    /// As many sequences as a policy step trains, `group` per prompt.
+    pub(super) fn rlhf_step(&mut self, step: usize, metrics: &mut StepMetrics) -> Result<()> {
+        let group = self.config.group;
+        let prompts = (2 * self.config.items + self.config.retain_items).div_ceil(group).max(1);
+        let drawn = self.failures.draw(prompts);
+        let first = (step * prompts * group) as u64;
+        let asks: Vec<Ask> = drawn
+            .iter()
+            .flat_map(|&i| std::iter::repeat_n(&self.data.failures[i].source.prompt, group))
+            .enumerate()
+            .map(|(n, prompt)| Ask::new(prompt.clone(), first + n as u64))
+            .collect();
+        let answers = self.sampled(Version::Current, &asks)?;
+        let rows: Vec<_> =
+            asks.iter().zip(&answers).filter_map(|(ask, a)| Some((&ask.prompt, a.as_ref()?.text.as_str()))).collect();
+        let mut rewards = self.pair.reward(Version::Start, &rows)?.into_iter();
+        let mut samples = Vec::new();
+        let mut all = Vec::new();
+        for (&i, answers) in drawn.iter().zip(answers.chunks(group)) {
+            let scored = answers
+                .iter()
+                .flatten()
+                .filter_map(|a| Some((a, f64::from(rewards.next()?.ok()?) / self.thresholds.s)));
+            let scored: Vec<(&Answer, f64)> = scored.collect();
+            let mean = scored.iter().map(|(_, r)| r).sum::<f64>() / scored.len().max(1) as f64;
+            all.extend(scored.iter().map(|(_, r)| r * self.thresholds.s));
+            samples.extend(scored.into_iter().map(|(answer, r)| Sample {
+                prompt: self.data.failures[i].prompt.clone(),
+                tokens: answer.tokens.clone(),
+                advantage: r - mean,
+            }));
+        }
+        metrics.sample_reward = (!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64);
+        metrics.loss = self.grpo(&samples)?;
+        Ok(())
+    }
+
+    /// Forward and backward of all samples; the loss is a mean over them, each token's share divided by the longest answer
+    /// allowed, so that length is not rewarded.
+    fn grpo(&mut self, samples: &[Sample]) -> Result<f64> {
+        let Some(mut side) = self.policy.take() else { return Ok(0.0) };
+        let half = &mut side.half(&self.pair.policy)?;
+        let longest = (samples.len() * self.decoding.max_new_tokens).max(1) as f64;
+        let costs: Vec<usize> = samples.iter().map(|s| s.prompt.len() + s.tokens.len()).collect();
+        let mut loss = 0.0;
+        for range in crate::model::batch::plan(&costs, self.config.batch_tokens) {
+            let mut batch = Batch::default();
+            for sample in &samples[range.clone()] {
+                batch.push(&sample.prompt, &[AnswerTokens::new(&sample.tokens)], Heads::Targets);
+            }
+            half.reserve(batch.len())?;
+            let start = half.model.forward_targets(half.workspace, &batch, None, false)?.logprob;
+            let current = half.model.forward_targets(half.workspace, &batch, Some(half.adapter), true)?.logprob;
+            let mut weights = vec![0.0f32; current.len()];
+            for (sample, rows) in samples[range].iter().zip(&batch.sequences) {
+                for row in rows.clone() {
+                    let (now, then) = (f64::from(current[row]), f64::from(start[row]));
+                    let term = grpo_token(sample.advantage, now, then, self.config.rlhf_kl);
+                    loss += term.loss / longest;
+                    weights[row] = (term.slope / longest) as f32;
+                }
+            }
+            half.model.backward_targets(half.workspace, &weights, half.adapter, half.grad)?;
+        }
+        self.policy = Some(side);
+        Ok(loss)
+    }
+
+    /// Draws an answer per ask at temperature 1; `None` where a row failed.
+    fn sampled(&mut self, version: Version, asks: &[Ask]) -> Result<Vec<Option<Answer>>> {
+        let decoding =
+            Decoding { temperature: 1.0, top_k: 0, top_p: 1.0, seed: self.config.seed, ..self.decoding.clone() };
+        let answers: Vec<Option<Answer>> =
+            self.pair.answer(version, asks, &decoding)?.into_iter().map(Result::ok).collect();
+        self.outcome.tokens_generated += answers.iter().flatten().map(|a| a.tokens.len() as u64).sum::<u64>();
+        Ok(answers)
+    }
+
+    /// Asks the current policy again, judges and scores its answers. A harmful one becomes y⁻; where the answer is safe now the
+    /// policy terms are dropped and the old y⁻ stays as a rejected answer; an ambiguous one changes nothing.
+    pub(super) fn resample(&mut self, step: usize) -> Result<()> {
+        let first = (step * self.data.failures.len()) as u64;
+        let asks = self.data.failures.iter().enumerate();
+        let asks: Vec<Ask> = asks.map(|(i, f)| Ask::new(f.source.prompt.clone(), first + i as u64)).collect();
+        let answers = self.sampled(Version::Current, &asks)?;
+        let rows: Vec<_> =
+            asks.iter().zip(&answers).filter_map(|(ask, a)| Some((&ask.prompt, a.as_ref()?.text.as_str()))).collect();
+        let mut harms = self.judge.judge(&rows, self.thresholds.tau_h)?.into_iter();
+        let mut rewards = self.pair.reward(Version::Current, &rows)?.into_iter();
+        for (i, answer) in answers.iter().enumerate() {
+            let Some(answer) = answer else { continue };
+            let (Some(Ok(harm)), Some(Ok(reward))) = (harms.next(), rewards.next()) else { continue };
+            if harm.ambiguous {
+                continue;
+            }
+            let failure = &mut self.data.failures[i];
+            failure.trains_policy = harm.p_harm >= self.thresholds.tau_h;
+            if !failure.trains_policy {
+                continue;
+            }
+            failure.trains_reward |= f64::from(reward) >= self.thresholds.tau_r;
+            failure.rejected = answer.tokens.clone();
+            failure.start_logprob = f64::NAN;
+            let (prompt, chosen) = (&failure.source.prompt, failure.source.chosen.as_deref());
+            failure.reward = reward_item(self.pair, prompt, &answer.text, chosen)?;
+        }
+        start_logprobs(self.pair, &mut self.data.failures)
+    }
+}

@@ -1,0 +1,364 @@
+//! The optimiser loop. A step: reward model forward and backward (the coupling weight needs r_φ), then the policy, so that only
+//! one model's activations live; then AdamW on each.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::config::{Method, RepairConfig};
+use super::data::Shuffle;
+use super::objective::coupling;
+use super::policy_step::{PolicyItem, PolicyTerms, policy_step};
+use super::prepared::Prepared;
+use super::reward_step::{RewardItem, RewardKind, RewardTerms, reward_step};
+use crate::error::{Error, Result};
+use crate::judge::{Judge, Thresholds};
+use crate::model::{Adapter, AdapterGrad, AdapterInit, Decoding, Moments, Pair, Pretrained, Transformer, Workspace};
+use crate::ops::{AdamWSpec, Ops};
+
+/// Tokens of y⁻ that may stand before y⁺ at most.
+const LONGEST_PREFIX: usize = 32;
+
+/// What a step works with: one model, its adapter, and where gradients go.
+pub struct Half<'a, B: Ops> {
+    pub model: &'a Transformer<B>,
+    pub adapter: &'a Adapter<B>,
+    pub grad: &'a mut AdapterGrad<B>,
+    pub workspace: &'a mut Workspace<B>,
+    /// Packed rows run forward and backward so far.
+    pub tokens: &'a mut u64,
+}
+
+impl<B: Ops> Half<'_, B> {
+    /// Counts `rows` and makes room for them.
+    pub fn reserve(&mut self, rows: usize) -> Result<()> {
+        *self.tokens += rows as u64;
+        if self.workspace.capacity() < rows {
+            let Transformer { ops, config, .. } = self.model;
+            *self.workspace = Workspace::new(ops, config, self.adapter.rank(), rows, true)?;
+        }
+        Ok(())
+    }
+}
+
+/// One trained model's state beside its adapter.
+pub(super) struct Side<B: Ops> {
+    grad: AdapterGrad<B>,
+    moments: Moments<B>,
+    workspace: Workspace<B>,
+    tokens: u64,
+}
+
+impl<B: Ops> Side<B> {
+    fn new(model: &Transformer<B>, adapter: &Adapter<B>, config: &RepairConfig) -> Result<Self> {
+        let ops = &model.ops;
+        Ok(Side {
+            grad: AdapterGrad::new(ops, adapter, config.train_head)?,
+            moments: Moments::new(ops, adapter)?,
+            workspace: Workspace::new(ops, &model.config, adapter.rank(), config.batch_tokens, true)?,
+            tokens: 0,
+        })
+    }
+
+    /// Clears the gradients and lends everything a step needs.
+    pub(super) fn half<'a>(&'a mut self, model: &'a Pretrained<B>) -> Result<Half<'a, B>> {
+        let adapter = model.adapter.as_ref().ok_or_else(|| Error::Shape {
+            op: "repair",
+            expected: "an adapter to train".into(),
+            found: "none".into(),
+        })?;
+        self.grad.clear(&model.transformer.ops)?;
+        let Side { grad, workspace, tokens, .. } = self;
+        Ok(Half { model: &model.transformer, adapter, grad, workspace, tokens })
+    }
+
+    /// AdamW with the step's learning rate; the gradients' norm. A norm that is not finite ends the repair.
+    fn update(&mut self, model: &mut Pretrained<B>, config: &RepairConfig, step: usize) -> Result<f64> {
+        let Some(adapter) = &mut model.adapter else { return Ok(0.0) };
+        let spec = AdamWSpec {
+            lr: config.learning_rate(step) as f32,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            decay: config.decay as f32,
+            clip: config.clip as f32,
+            step: step as u32 + 1,
+        };
+        let norm = self.moments.step(&model.transformer.ops, adapter, &self.grad, spec)?;
+        if norm.is_finite() {
+            return Ok(f64::from(norm));
+        }
+        Err(Error::NotFinite {
+            what: format!("step {step}: gradient norm of {}", model.dir.display()),
+            found: norm.to_string(),
+            remedy: "lower --lr".into(),
+        })
+    }
+}
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    pub step: usize,
+    pub lr: f64,
+    pub loss: f64,
+    pub policy: Option<PolicyTerms>,
+    pub reward: Option<RewardTerms>,
+    pub grad_norm_policy: Option<f64>,
+    pub grad_norm_reward: Option<f64>,
+    /// Mean reward of `rlhf`'s samples under the unrepaired reward model.
+    pub sample_reward: Option<f64>,
+    pub tokens_per_second: f64,
+}
+
+/// What a repair cost and how it went.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RepairOutcome {
+    pub steps: usize,
+    pub tokens_policy: u64,
+    pub tokens_reward: u64,
+    pub tokens_generated: u64,
+    pub seconds: f64,
+    pub warnings: Vec<String>,
+}
+
+/// One method at work on one pair. The adapters live in the pair: its `Current` version is what is being trained.
+pub struct Trainer<'a, B: Ops> {
+    pub(super) pair: &'a mut Pair<B>,
+    pub(super) judge: &'a mut dyn Judge,
+    pub(super) data: Prepared,
+    pub(super) config: RepairConfig,
+    pub(super) thresholds: Thresholds,
+    pub(super) decoding: Decoding,
+    pub(super) policy: Option<Side<B>>,
+    pub(super) reward: Option<Side<B>>,
+    pub(super) outcome: RepairOutcome,
+    pub(super) failures: Shuffle,
+    method: Method,
+    retain: Shuffle,
+    replay: Shuffle,
+    prefixes: ChaCha8Rng,
+}
+
+impl<'a, B: Ops> Trainer<'a, B> {
+    /// Gives the pair fresh adapters for what `method` trains (none for what it leaves alone).
+    pub fn new(
+        pair: &'a mut Pair<B>,
+        judge: &'a mut dyn Judge,
+        data: &Prepared,
+        method: Method,
+        config: &RepairConfig,
+        thresholds: Thresholds,
+        decoding: &Decoding,
+    ) -> Result<Self> {
+        Self::with_init(
+            pair,
+            judge,
+            data,
+            method,
+            config,
+            thresholds,
+            decoding,
+            AdapterInit::Zero { seed: config.seed },
+        )
+    }
+
+    /// `new` with a chosen start of the adapters.
+    #[allow(clippy::too_many_arguments)]
+    pub fn with_init(
+        pair: &'a mut Pair<B>,
+        judge: &'a mut dyn Judge,
+        data: &Prepared,
+        method: Method,
+        config: &RepairConfig,
+        thresholds: Thresholds,
+        decoding: &Decoding,
+        init: AdapterInit,
+    ) -> Result<Self> {
+        config.check()?;
+        let seed = config.seed;
+        // The coupling weight reads r_φ even where an uncoupled method would not.
+        let trains = [(&mut pair.policy, method.trains_policy(), 0), (&mut pair.reward, method.trains_reward(), 1)];
+        let mut sides = Vec::new();
+        for (model, trained, salt) in trains {
+            model.release();
+            model.adapter = if trained { Some(fresh(model, config, init, salt)?) } else { None };
+            let adapter = model.adapter.as_ref();
+            sides.push(adapter.map(|adapter| Side::new(&model.transformer, adapter, config)).transpose()?);
+        }
+        let (reward, policy) = (sides.pop().flatten(), sides.pop().flatten());
+        let mut prefixes = ChaCha8Rng::seed_from_u64(seed);
+        prefixes.set_stream(3);
+        Ok(Trainer {
+            failures: Shuffle::new(data.failures.len(), seed, 0),
+            retain: Shuffle::new(data.retain.len(), seed, 1),
+            replay: Shuffle::new(data.replay.len(), seed, 2),
+            prefixes,
+            pair,
+            judge,
+            data: data.clone(),
+            method,
+            config: config.clone(),
+            thresholds,
+            decoding: decoding.clone(),
+            policy,
+            reward,
+            outcome: RepairOutcome::default(),
+        })
+    }
+
+    /// All steps; `watch` sees each one's metrics and may stop by an error.
+    pub fn run(mut self, mut watch: impl FnMut(&StepMetrics) -> Result<()>) -> Result<RepairOutcome> {
+        let started = std::time::Instant::now();
+        let mut history = Vec::new();
+        if self.method != Method::None && !self.data.failures.is_empty() {
+            for step in 0..self.config.steps {
+                let metrics = self.step(step)?;
+                watch(&metrics)?;
+                history.push(metrics);
+            }
+        }
+        self.outcome.steps = history.len();
+        self.outcome.seconds = started.elapsed().as_secs_f64();
+        self.outcome.tokens_policy = self.policy.as_ref().map_or(0, |side| side.tokens);
+        self.outcome.tokens_reward = self.reward.as_ref().map_or(0, |side| side.tokens);
+        self.outcome.warnings.extend(displacement(&history));
+        Ok(self.outcome)
+    }
+
+    /// One step of the method.
+    pub fn step(&mut self, step: usize) -> Result<StepMetrics> {
+        let started = std::time::Instant::now();
+        let before = self.tokens();
+        let mut metrics = StepMetrics { step, lr: self.config.learning_rate(step), ..StepMetrics::default() };
+        let every = self.config.resample;
+        if self.method == Method::Rlhf {
+            self.rlhf_step(step, &mut metrics)?;
+        } else {
+            if every > 0 && step > 0 && step.is_multiple_of(every) {
+                self.resample(step)?;
+            }
+            self.forward_backward(&mut metrics)?;
+        }
+        self.update(step, &mut metrics)?;
+        metrics.tokens_per_second = (self.tokens() - before) as f64 / started.elapsed().as_secs_f64();
+        Ok(metrics)
+    }
+
+    fn tokens(&self) -> u64 {
+        [&self.policy, &self.reward].into_iter().flatten().map(|side| side.tokens).sum()
+    }
+
+    /// Draws the step's items and runs both halves; gradients are left in the sides.
+    pub fn forward_backward(&mut self, metrics: &mut StepMetrics) -> Result<()> {
+        // Drawn for every method alike, so that a step's items never depend on the method.
+        let failures = self.failures.draw(self.config.items);
+        let retain = self.retain.draw(self.config.retain_items);
+        let replay = self.replay.draw(self.config.replay_items);
+        let mut weights = vec![1.0; failures.len()];
+        if let Some(mut side) = self.reward.take() {
+            let items = self.reward_items(&failures, &replay);
+            let half = &mut side.half(&self.pair.reward)?;
+            let (terms, rejected) = reward_step(half, &items, &self.config, &self.thresholds, true)?;
+            self.reward = Some(side);
+            if self.method.couples() {
+                weights = rejected[..failures.len()].iter().map(|&r| coupling(r, &self.thresholds)).collect();
+            }
+            metrics.loss += terms.loss(&self.config);
+            metrics.reward = Some(terms);
+        }
+        let items = self.policy_items(&failures, &weights, &retain);
+        if let Some(mut side) = self.policy.take() {
+            let terms = policy_step(&mut side.half(&self.pair.policy)?, &items, &self.config)?;
+            self.policy = Some(side);
+            metrics.loss += terms.loss(&self.config);
+            metrics.policy = Some(terms);
+        }
+        Ok(())
+    }
+
+    /// Failures first: r_φ(y⁻) of each is read for the coupling weight.
+    fn reward_items(&self, failures: &[usize], replay: &[usize]) -> Vec<RewardItem> {
+        let failure = |&i: &usize| {
+            let failure = &self.data.failures[i];
+            let kind = if failure.trains_reward { RewardKind::Failure } else { RewardKind::Read };
+            RewardItem { kind, ..failure.reward.clone() }
+        };
+        failures.iter().map(failure).chain(replay.iter().map(|&i| self.data.replay[i].clone())).collect()
+    }
+
+    fn policy_items(&mut self, failures: &[usize], weights: &[f64], retain: &[usize]) -> Vec<PolicyItem> {
+        let mut items = Vec::new();
+        for (&i, &w) in failures.iter().zip(weights) {
+            let failure = &self.data.failures[i];
+            let forced = self.prefixes.random_bool(self.config.forced_prefix);
+            // The end-of-turn token is no prefix: at most all tokens before it.
+            let longest = (failure.rejected.len().saturating_sub(1)).clamp(1, LONGEST_PREFIX);
+            let k = self.prefixes.random_range(1..=longest).min(failure.rejected.len());
+            if !failure.trains_policy {
+                continue;
+            }
+            let context = if forced { k } else { 0 };
+            let behind = |chosen: &Vec<u32>| ([&failure.rejected[..context], chosen].concat(), context);
+            items.push(PolicyItem {
+                prompt: failure.prompt.clone(),
+                rejected: Some((failure.rejected.clone(), failure.start_logprob, w)),
+                chosen: failure.chosen.as_ref().map(behind),
+                retain: None,
+            });
+        }
+        let keep = |&i: &usize| {
+            let (prompt, answer) = self.data.retain[i].clone();
+            PolicyItem { prompt, retain: Some(answer), ..PolicyItem::default() }
+        };
+        items.extend(retain.iter().map(keep));
+        items
+    }
+
+    fn update(&mut self, step: usize, metrics: &mut StepMetrics) -> Result<()> {
+        if let Some(side) = &mut self.reward {
+            metrics.grad_norm_reward = Some(side.update(&mut self.pair.reward, &self.config, step)?);
+        }
+        if let Some(side) = &mut self.policy {
+            metrics.grad_norm_policy = Some(side.update(&mut self.pair.policy, &self.config, step)?);
+        }
+        Ok(())
+    }
+
+    /// Gradients of the last `forward_backward` under PEFT's names: (policy, reward model).
+    pub fn gradients(&self) -> Result<[Option<crate::model::AdapterFile>; 2]> {
+        let file = |side: &Option<Side<B>>, model: &Pretrained<B>| match (side, &model.adapter) {
+            (Some(side), Some(adapter)) => {
+                let Transformer { ops, config, .. } = &model.transformer;
+                adapter.gradients_to_file(ops, config, &side.grad).map(Some)
+            }
+            _ => Ok(None),
+        };
+        Ok([file(&self.policy, &self.pair.policy)?, file(&self.reward, &self.pair.reward)?])
+    }
+}
+
+fn fresh<B: Ops>(model: &Pretrained<B>, config: &RepairConfig, init: AdapterInit, salt: u64) -> Result<Adapter<B>> {
+    // Two models of the same shape must not begin with the same A.
+    let init = match init {
+        AdapterInit::Zero { seed } => AdapterInit::Zero { seed: seed.wrapping_mul(2).wrapping_add(salt) },
+        AdapterInit::Random { seed } => AdapterInit::Random { seed: seed.wrapping_mul(2).wrapping_add(salt) },
+    };
+    let score = model.transformer.score_weights()?;
+    let Transformer { ops, config: shape, .. } = &model.transformer;
+    Adapter::new(ops, shape, config.rank, config.alpha, init, score.as_deref())
+}
+
+/// Both ℓ(y⁺) and ℓ(y⁻) falling from the first to the last quarter: probability mass went elsewhere.
+fn displacement(history: &[StepMetrics]) -> Option<String> {
+    let quarter = history.len() / 4;
+    let mean = |steps: &[StepMetrics], f: fn(&PolicyTerms) -> Option<f64>| {
+        let values: Vec<f64> = steps.iter().filter_map(|m| m.policy.as_ref().and_then(f)).collect();
+        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    };
+    let change = |f| Some(mean(&history[history.len() - quarter..], f)? - mean(&history[..quarter], f)?);
+    let (chosen, rejected) = (change(|t| t.logp_chosen)?, change(|t| t.logp_rejected)?);
+    (chosen < 0.0 && rejected < 0.0).then(|| {
+        format!("displacement: log-probability of y+ ({chosen:+.2}) and of y- ({rejected:+.2}) both fell; lower --lambda-npo")
+    })
+}
