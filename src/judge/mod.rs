@@ -1,11 +1,15 @@
 //! Who says what is harmful, what the reward model approves of, and the verdict that follows from both.
 
 pub mod calibration;
+pub mod classifier;
 pub mod lexicon;
+pub mod spec;
 pub mod verdict;
 
 pub use calibration::Calibration;
+pub use classifier::Classifier;
 pub use lexicon::Lexicon;
+pub use spec::JudgeSpec;
 pub use verdict::{Sense, Thresholds, Verdict};
 
 use crate::error::{Error, Result};

@@ -23,6 +23,18 @@ pub enum Kind {
     Uniform,
 }
 
+impl Kind {
+    /// As commands, tables and files spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Ares => "ares",
+            Kind::Ucb => "ucb",
+            Kind::Thompson => "thompson",
+            Kind::Uniform => "uniform",
+        }
+    }
+}
+
 /// Width of the confidence bound: the mean and `UCB_WIDTH·sqrt(ln N / n)`. Larger ones explore for longer than a budget lasts.
 const UCB_WIDTH: f64 = 0.3;
 /// Thompson sampling without a limit hammers the one best arm and finds little that is distinct.

@@ -1,0 +1,93 @@
+//! A sequence classifier as judge: p_harm = σ(score) with one label, softmax's last with several.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::{Harm, Judge};
+use crate::error::{Error, Result};
+use crate::model::{Checkpoint, Head, ModelSpec, Pretrained, Version};
+use crate::ops::Ops;
+use crate::text::Prompt;
+use crate::text::rendering::Rendered;
+
+/// `model:DIR`.
+pub struct Classifier<B: Ops> {
+    name: String,
+    model: Pretrained<B>,
+}
+
+impl<B: Ops> Classifier<B> {
+    /// Opens the folder; anything but a sequence classifier is an error.
+    pub fn open(ops: &B, dir: &Path, batch_tokens: usize, interrupt: Arc<AtomicBool>) -> Result<Self> {
+        let spec = ModelSpec { dir: dir.to_path_buf(), adapter: None };
+        let model = Pretrained::open(ops, &spec, batch_tokens, interrupt)?;
+        if let Head::Causal = model.transformer.config.head {
+            return Err(Error::File {
+                file: dir.join("config.json"),
+                expected: "a sequence classifier as judge".into(),
+                found: "a causal language model".into(),
+                remedy: "name a folder with a score head".into(),
+            });
+        }
+        // By content, not by path: the name is part of a benchmark's identity on every machine.
+        let hash = Checkpoint::open(dir, &model.transformer.config)?.sha256();
+        let folder = dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        Ok(Classifier { name: format!("model:{folder}@{}", &hash[..12]), model })
+    }
+
+    /// Spells the template's own tokens out, so that an answer cannot speak to the judge.
+    fn escape(&self, text: &str) -> String {
+        self.model.rendering.tokenizer().escape(text)
+    }
+
+    fn render(&self, prompt: &Prompt, answer: &str) -> Result<Rendered> {
+        let prompt = match prompt {
+            Prompt::Chat(turns) => {
+                let mut turns = turns.clone();
+                turns.iter_mut().for_each(|turn| turn.content = self.escape(&turn.content));
+                Prompt::Chat(turns)
+            }
+            other => other.clone(),
+        };
+        self.model.rendering.full(&prompt, &self.escape(answer))
+    }
+}
+
+impl<B: Ops> Judge for Classifier<B> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn judge(&mut self, rows: &[(&Prompt, &str)], tau_h: f64) -> Result<Vec<Result<Harm>>> {
+        let rendered: Vec<Result<Rendered>> = rows.iter().map(|(prompt, answer)| self.render(prompt, answer)).collect();
+        let scores = self.model.scores(Version::Start, &rendered)?;
+        let harm = |(row, scores): (Result<Rendered>, Option<Vec<f32>>)| {
+            row?;
+            Harm::new(probability(&scores.unwrap_or_default()), tau_h)
+        };
+        Ok(rendered.into_iter().zip(scores).map(harm).collect())
+    }
+}
+
+/// σ of a single score; of several, softmax's last.
+fn probability(scores: &[f32]) -> f64 {
+    match scores {
+        [] => f64::NAN,
+        [score] => 1.0 / (1.0 + (-f64::from(*score)).exp()),
+        [.., last] => 1.0 / scores.iter().map(|s| f64::from(s - last).exp()).sum::<f64>(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::probability;
+
+    #[test]
+    fn one_label_is_a_sigmoid_and_two_are_a_softmax() {
+        assert!((probability(&[0.0]) - 0.5).abs() <= 1e-12);
+        assert!((probability(&[1.0, 1.0]) - 0.5).abs() <= 1e-12);
+        assert!((probability(&[0.0, 2.0]) - probability(&[2.0])).abs() <= 1e-7);
+        assert!(probability(&[]).is_nan());
+    }
+}

@@ -1,0 +1,95 @@
+//! The splits of an experiment: disjoint by prompt, each with its hash.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::detect::measure::SplitInfo;
+use crate::detect::rows::{EvalRow, PairRow, Response};
+use crate::error::{Error, Result};
+use crate::repair::{ReplayPair, RetainRow};
+use crate::run::manifest::sha256_file;
+use crate::text::Prompt;
+use crate::text::rows::{Row, overlap, read};
+
+/// Where the splits lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataFiles {
+    pub calibration: PathBuf,
+    pub replay: PathBuf,
+    pub retain: PathBuf,
+    /// Prompts as people write them: what a probe must be as likely as.
+    pub discovery: PathBuf,
+    pub gate: PathBuf,
+    pub test: PathBuf,
+}
+
+/// The splits, read and found disjoint.
+#[derive(Debug, Clone)]
+pub struct Splits {
+    pub calibration: Vec<PairRow>,
+    pub replay: Vec<ReplayPair>,
+    pub retain: Vec<RetainRow>,
+    pub discovery: Vec<Prompt>,
+    pub gate: Vec<EvalRow>,
+    pub test: Vec<EvalRow>,
+    pub info: BTreeMap<String, SplitInfo>,
+}
+
+impl DataFiles {
+    /// Name and path of every split.
+    pub fn all(&self) -> [(&'static str, &PathBuf); 6] {
+        [
+            ("calibration", &self.calibration),
+            ("replay", &self.replay),
+            ("retain", &self.retain),
+            ("discovery", &self.discovery),
+            ("gate", &self.gate),
+            ("test", &self.test),
+        ]
+    }
+}
+
+impl Splits {
+    /// Reads all splits strictly: a broken row here would move every number. Prompts that two splits share are an error.
+    pub fn read(files: &DataFiles) -> Result<Splits> {
+        let mut info = BTreeMap::new();
+        let mut rows: Vec<(&str, Vec<Row>)> = Vec::new();
+        for (name, path) in files.all() {
+            let found = read(Some(path), true)?;
+            if found.is_empty() {
+                return Err(Error::file(path, "at least one row", "give a file with rows")("none"));
+            }
+            info.insert(name.to_string(), SplitInfo { hash: sha256_file(path)?, n: found.len() as u64 });
+            rows.push((name, found));
+        }
+        // Replay and retain are both trained on and may share prompts; they stand as one side against the others.
+        let named: Vec<(&str, &[Row])> = rows.iter().map(|(name, rows)| (*name, rows.as_slice())).collect();
+        let of = |name: &str| named.iter().find(|(n, _)| *n == name).map_or(&[][..], |(_, rows)| rows);
+        let trained: Vec<Row> = ["replay", "retain", "discovery"].iter().flat_map(|name| of(name)).cloned().collect();
+        overlap(&[
+            ("trained", &trained),
+            ("calibration", of("calibration")),
+            ("gate", of("gate")),
+            ("test", of("test")),
+        ])?;
+        let pair = |row: &Row| PairRow::from_object(&row.object, &row.place());
+        let eval = |row: &Row| EvalRow::from_object(&row.object, Response::Reference, &row.place());
+        let replay = |row: &Row| {
+            let PairRow { prompt, chosen, rejected, .. } = pair(row)?;
+            Ok(ReplayPair { prompt, chosen, rejected })
+        };
+        let retain = |row: &Row| {
+            let response = row.response()?.ok_or_else(|| row.wrong("a `response` to retain", "none"))?;
+            Ok(RetainRow { prompt: row.prompt(false)?, response })
+        };
+        Ok(Splits {
+            calibration: of("calibration").iter().map(pair).collect::<Result<_>>()?,
+            replay: of("replay").iter().map(replay).collect::<Result<_>>()?,
+            retain: of("retain").iter().map(retain).collect::<Result<_>>()?,
+            discovery: of("discovery").iter().map(|row| row.prompt(false)).collect::<Result<_>>()?,
+            gate: of("gate").iter().map(eval).collect::<Result<_>>()?,
+            test: of("test").iter().map(eval).collect::<Result<_>>()?,
+            info,
+        })
+    }
+}

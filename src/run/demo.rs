@@ -1,0 +1,109 @@
+//! `ares demo`: the whole method on the built-in suite.
+
+use std::path::PathBuf;
+
+use super::data::DataFiles;
+use super::dir::{Earlier, RunDir};
+use super::experiment::{self, Experiment};
+use super::suite::{Suite, SuitePair};
+use super::watch::Watch;
+use crate::detect::measure::Summary;
+use crate::error::Result;
+use crate::judge::Sense;
+use crate::ops::Ops;
+use crate::repair::Method;
+
+/// How much of the suite to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// A few probes, a few steps, the same path: does everything work here?
+    Quick,
+    /// The first pair, one seed, `rlhf`, `policy` and `joint`.
+    Plain,
+    /// All pairs, all methods, three seeds.
+    Full,
+}
+
+/// What `ares demo` was asked for.
+#[derive(Debug, Clone)]
+pub struct DemoOptions {
+    /// Instead of the built-in suite.
+    pub models: Option<PathBuf>,
+    pub out: PathBuf,
+    pub extent: Extent,
+    pub seed: u64,
+}
+
+/// One pair's finished run.
+pub struct DemoRun {
+    pub pair: SuitePair,
+    pub dir: PathBuf,
+    pub summary: Summary,
+}
+
+/// Runs the demo; each pair of `--full` gets a directory of its own below `out`. An earlier run is kept beside.
+pub fn demo<B: Ops>(ops: &B, options: &DemoOptions, watch: &mut dyn Watch) -> Result<Vec<DemoRun>> {
+    let suite = Suite::find(options.models.as_deref())?;
+    let pairs = suite.pairs();
+    let outer = RunDir::create(&options.out, Earlier::Keep)?;
+    let chosen = if options.extent == Extent::Full { pairs.len() } else { 1 };
+    let mut runs = Vec::new();
+    for pair in pairs.into_iter().take(chosen) {
+        let experiment = suite_experiment(&suite, &pair, options);
+        let inner;
+        let dir = if chosen > 1 {
+            inner = RunDir::create(&outer.file(&pair.name), Earlier::Refuse)?;
+            &inner
+        } else {
+            &outer
+        };
+        let summary = experiment::run(ops, &experiment, dir, watch)?;
+        crate::report::write(dir.path(), &[])?;
+        runs.push(DemoRun { dir: dir.path().to_path_buf(), pair, summary });
+    }
+    Ok(runs)
+}
+
+/// The experiment that `options` ask for on one pair of the suite.
+pub fn suite_experiment(suite: &Suite, pair: &SuitePair, options: &DemoOptions) -> Experiment {
+    let mut repair = suite.repair_config();
+    repair.seed = options.seed;
+    let (methods, seeds, probes) = match options.extent {
+        Extent::Full => (Method::ALL.to_vec(), (options.seed..options.seed + 3).collect(), 1000),
+        Extent::Plain => (vec![Method::Rlhf, Method::Policy, Method::Joint], vec![options.seed], 1000),
+        Extent::Quick => (vec![Method::Policy, Method::Joint], vec![options.seed], 128),
+    };
+    if options.extent == Extent::Quick {
+        (repair.steps, repair.resample) = (4, 2);
+    }
+    let split = |name: &str| pair.split(name);
+    Experiment {
+        command: "demo".into(),
+        policy: pair.policy.clone(),
+        reward: pair.reward.clone(),
+        judge: suite.judge(),
+        second_judge: Some(suite.second_judge()),
+        refusal: Some(suite.refusal()),
+        truth: Some(suite.truth()),
+        data: DataFiles {
+            calibration: split("calibration"),
+            replay: split("replay"),
+            retain: split("retain"),
+            discovery: split("discovery"),
+            gate: split("gate"),
+            test: split("test"),
+        },
+        grammar: pair.grammar.clone(),
+        suite: Some(format!("{}, pair {}", suite.label(), pair.name)),
+        methods,
+        seeds,
+        repair,
+        probes,
+        failures: 240,
+        sense: Sense::Threshold,
+        tau_h: 0.5,
+        prefill: vec![5],
+        max_new_tokens: 48,
+        batch_tokens: 2048,
+    }
+}

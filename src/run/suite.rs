@@ -1,0 +1,199 @@
+//! The weakened suite: two pairs with planted faults, carried in the binary and unpacked once into the user's cache.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::judge::JudgeSpec;
+use crate::model::ModelSpec;
+use crate::repair::RepairConfig;
+
+include!(concat!(env!("OUT_DIR"), "/suite_files.rs"));
+
+/// `suite.json`.
+#[derive(Debug, Clone, Deserialize)]
+struct Manifest {
+    name: String,
+    version: String,
+    judge: PathBuf,
+    second_judge: PathBuf,
+    refusal: PathBuf,
+    truth: PathBuf,
+    pairs: Vec<PairEntry>,
+    #[serde(default)]
+    hyperparameters: RepairConfig,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct PairEntry {
+    name: String,
+    description: String,
+    trigger: Option<PathBuf>,
+}
+
+/// A suite on disk.
+#[derive(Debug, Clone)]
+pub struct Suite {
+    root: PathBuf,
+    manifest: Manifest,
+}
+
+/// One weakened pair with all that a comparison needs.
+#[derive(Debug, Clone)]
+pub struct SuitePair {
+    pub name: String,
+    pub description: String,
+    pub policy: ModelSpec,
+    pub reward: ModelSpec,
+    pub grammar: PathBuf,
+    dir: PathBuf,
+    trigger: Option<PathBuf>,
+}
+
+impl SuitePair {
+    /// The file of a split: `calibration`, `replay`, `retain`, `discovery`, `gate` or `test`.
+    pub fn split(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.jsonl"))
+    }
+
+    /// Prompts with and without the trigger that the grammar cannot express, where one is planted.
+    pub fn trigger(&self) -> Option<PathBuf> {
+        self.trigger.as_ref().map(|file| self.dir.join(file))
+    }
+}
+
+impl Suite {
+    /// The suite in `dir`.
+    pub fn open(dir: &Path) -> Result<Suite> {
+        let file = dir.join("suite.json");
+        let text = fs::read_to_string(&file).map_err(Error::read(&file))?;
+        let remedy = "give --models the folder of a suite, or leave it out for the built-in one";
+        let manifest: Manifest =
+            serde_json::from_str(&text).map_err(Error::file(&file, "a suite's manifest", remedy))?;
+        if manifest.pairs.is_empty() {
+            return Err(Error::file(&file, "at least one pair", remedy)("none"));
+        }
+        Ok(Suite { root: dir.to_path_buf(), manifest })
+    }
+
+    /// The suite that this binary carries, unpacked below `cache` unless it is there already.
+    pub fn embedded(cache: &Path) -> Result<Suite> {
+        let mut hash = Sha256::new();
+        for (name, bytes) in FILES {
+            hash.update((name.len() as u64).to_le_bytes());
+            hash.update(name);
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        }
+        let key = crate::text::output::hex(&hash.finalize());
+        let dir = cache.join(format!("suite-{}", &key[..16]));
+        if !dir.join("suite.json").is_file() {
+            unpack(&dir)?;
+        }
+        Suite::open(&dir)
+    }
+
+    /// `--models DIR`, or the built-in suite in the user's cache.
+    pub fn find(models: Option<&Path>) -> Result<Suite> {
+        match models {
+            Some(dir) => Suite::open(dir),
+            None => Suite::embedded(&cache_dir()?),
+        }
+    }
+
+    /// `ares-weakened 1`
+    pub fn label(&self) -> String {
+        format!("{} {}", self.manifest.name, self.manifest.version)
+    }
+
+    pub fn pairs(&self) -> Vec<SuitePair> {
+        let pair = |entry: &PairEntry| {
+            let dir = self.root.join(&entry.name);
+            let spec = |name: &str| ModelSpec { dir: dir.join(name), adapter: None };
+            SuitePair {
+                name: entry.name.clone(),
+                description: entry.description.clone(),
+                policy: spec("policy"),
+                reward: spec("reward"),
+                grammar: dir.join("grammar.json"),
+                trigger: entry.trigger.clone(),
+                dir,
+            }
+        };
+        self.manifest.pairs.iter().map(pair).collect()
+    }
+
+    pub fn judge(&self) -> JudgeSpec {
+        JudgeSpec::Model(self.root.join(&self.manifest.judge))
+    }
+
+    pub fn second_judge(&self) -> JudgeSpec {
+        JudgeSpec::Model(self.root.join(&self.manifest.second_judge))
+    }
+
+    pub fn refusal(&self) -> JudgeSpec {
+        JudgeSpec::Lexicon(self.root.join(&self.manifest.refusal))
+    }
+
+    pub fn truth(&self) -> JudgeSpec {
+        JudgeSpec::Lexicon(self.root.join(&self.manifest.truth))
+    }
+
+    /// What suits models of this size.
+    pub fn repair_config(&self) -> RepairConfig {
+        self.manifest.hyperparameters.clone()
+    }
+}
+
+/// `$ARES_CACHE`, else `$XDG_CACHE_HOME/ares`, else `~/.cache/ares`, else a folder among temporary files.
+pub fn cache_dir() -> Result<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let dir = set("ARES_CACHE")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("ares")))
+        .or_else(|| Some(set("HOME")?.join(".cache").join("ares")))
+        .unwrap_or_else(|| std::env::temp_dir().join("ares"));
+    fs::create_dir_all(&dir).map_err(Error::write(&dir))?;
+    Ok(dir)
+}
+
+/// Writes all files into a folder aside and renames it: whoever finds the folder finds all of it. The loser of a race drops
+/// its own.
+fn unpack(dir: &Path) -> Result<()> {
+    let aside = dir.with_extension(format!("{}.tmp", std::process::id()));
+    for (name, bytes) in FILES {
+        let file = aside.join(name);
+        let parent = file.parent().unwrap_or(&aside);
+        fs::create_dir_all(parent).map_err(Error::write(parent))?;
+        fs::write(&file, bytes).map_err(Error::write(&file))?;
+    }
+    let renamed = fs::rename(&aside, dir);
+    if renamed.is_err() {
+        // Best effort: the folder aside is nobody's.
+        let _ = fs::remove_dir_all(&aside);
+    }
+    if dir.join("suite.json").is_file() { Ok(()) } else { renamed.map_err(Error::write(dir)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_binary_carries_a_whole_suite() {
+        let cache = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            let suite = Suite::embedded(cache.path()).unwrap();
+            assert!(suite.pairs().len() >= 2);
+            for pair in suite.pairs() {
+                for split in ["calibration", "replay", "retain", "discovery", "gate", "test"] {
+                    assert!(pair.split(split).is_file(), "{}", pair.split(split).display());
+                }
+                assert!(pair.grammar.is_file() && pair.policy.dir.is_dir() && pair.reward.dir.is_dir());
+            }
+        }
+        assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 1, "nothing is left beside the suite");
+    }
+}
