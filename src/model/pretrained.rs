@@ -168,22 +168,20 @@ impl<B: Ops> Pretrained<B> {
     ) -> Result<Vec<Option<Vec<f32>>>> {
         let good: Vec<&Rendered> = rows.iter().flatten().collect();
         let groups: Vec<&[&Rendered]> = good.chunk_by(|a, b| a.prompt_len > 0 && prompt(a) == prompt(b)).collect();
-        let answers = |group: &[&Rendered]| -> (Vec<u32>, Vec<Vec<u32>>) {
+        let owned = |group: &&[&Rendered]| -> (Vec<u32>, Vec<Vec<u32>>) {
             let prompt = group.first().map_or(&[][..], |r| prompt(r));
             (prompt.to_vec(), group.iter().map(|r| r.answer().to_vec()).collect())
         };
-        let groups: Vec<(Vec<u32>, Vec<Vec<u32>>)> = groups.into_iter().map(answers).collect();
-        let tokens =
-            |(_, answers): &(Vec<u32>, Vec<Vec<u32>>)| -> Vec<usize> { answers.iter().map(Vec::len).collect() };
-        let costs: Vec<usize> = groups.iter().map(|g| g.0.len() + tokens(g).iter().sum::<usize>()).collect();
+        let groups: Vec<(Vec<u32>, Vec<Vec<u32>>)> = groups.iter().map(owned).collect();
+
+        let costs: Vec<usize> = groups.iter().map(|(p, answers)| Batch::cost(p, &views(answers), heads)).collect();
         let mut ws = self.take_workspace(costs.iter().copied().max().unwrap_or(0).max(1))?;
         let mut results = Vec::with_capacity(good.len());
         for range in plan(&costs, self.batch_tokens) {
             self.check_interrupt()?;
             let mut batch = Batch::default();
             for (prompt, answers) in &groups[range] {
-                let answers: Vec<AnswerTokens> = answers.iter().map(|a| AnswerTokens::new(a)).collect();
-                batch.push(prompt, &answers, heads);
+                batch.push(prompt, &views(answers), heads);
             }
             results.extend(run(&self.transformer, &mut ws, &batch, self.version(version))?);
         }
@@ -243,4 +241,8 @@ fn join<T>(
 
 fn lost() -> Error {
     Error::Shape { op: "batch", expected: "a result per row".into(), found: "fewer".into() }
+}
+
+fn views(answers: &[Vec<u32>]) -> Vec<AnswerTokens<'_>> {
+    answers.iter().map(|tokens| AnswerTokens::new(tokens)).collect()
 }
