@@ -8,7 +8,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ares::backend::Cpu;
-use ares::model::{Adapter, AdapterFile, AdapterGrad, AnswerTokens, Batch, Heads, HostTensor, Transformer, Workspace};
+use ares::model::generate::{Continue, Generator};
+use ares::model::pretrained::{ModelSpec, Pretrained};
+use ares::model::{Adapter, AdapterFile, AdapterGrad, AnswerTokens, Ask, Batch, Decoding, Heads, HostTensor, Version};
+use ares::model::{Transformer, Workspace};
+use ares::text::Prompt;
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
@@ -47,6 +51,8 @@ struct Values {
     /// Positions whose logits are given whole.
     positions: Vec<usize>,
     logits: Vec<Vec<f64>>,
+    /// What follows the prompt, up to the first near tie.
+    greedy: Vec<u32>,
     /// Per label, at the last token.
     reward: Vec<f64>,
 }
@@ -186,6 +192,46 @@ fn whole_distributions() {
             }
         }
     }
+}
+
+/// The framework ran each step anew over the whole sequence; the engine decodes with its cache, in two slots that are refilled.
+#[test]
+fn greedy_continuations() {
+    let decoding = Decoding { ignore_eos: true, ..Decoding::greedy(12) };
+    for case in Case::all(true) {
+        let mut ws = case.workspace(256, false);
+        for (version, (adapter, expected)) in case.versions().into_iter().enumerate() {
+            let mut generator = Generator::new(&case.model.ops, &case.model.config, 2, 256, ws.capacity()).unwrap();
+            let sequences = case.golden.sequences.iter().enumerate();
+            let requests: Vec<Continue> =
+                sequences.map(|(i, s)| Continue { tokens: s.prompt().to_vec(), forced: 0, id: i as u64 }).collect();
+            let found =
+                case.model.generate(&mut ws, &mut generator, &requests, adapter, &decoding, |_| Ok(())).unwrap();
+            assert_eq!(found.len(), expected.len());
+            for (i, (found, values)) in found.iter().zip(expected).enumerate() {
+                let what = format!("{}, version {version}, sequence {i}", case.name);
+                assert!(values.greedy.len() >= 8 && found.tokens.len() == 12, "{what}");
+                assert_eq!(found.tokens[..values.greedy.len()], values.greedy, "{what}");
+            }
+        }
+    }
+}
+
+/// A *trained* checkpoint: its published greedy text, 200 tokens long, comes out letter by letter.
+#[test]
+fn published_greedy_text() {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/stories260K");
+    let dir = std::env::var_os("ARES_STORIES260K").map_or_else(beside, PathBuf::from);
+    if !dir.join("model.safetensors").exists() {
+        println!("skipped: no stories260K in {} (ARES_STORIES260K names its folder)", dir.display());
+        return;
+    }
+    let spec = ModelSpec { dir: dir.clone(), adapter: None };
+    let mut model = Pretrained::open(&Cpu::new(), &spec, 256, Default::default()).unwrap();
+    let decoding = Decoding { ignore_eos: true, ..Decoding::greedy(200) };
+    let answers = model.generate(Version::Start, &[Ask::new(Prompt::Tokens(vec![1]), 0)], &decoding).unwrap();
+    let expected = std::fs::read_to_string(dir.join("greedy_expected.txt")).unwrap();
+    assert_eq!(answers[0].as_ref().unwrap().text.trim(), expected.trim());
 }
 
 #[test]
