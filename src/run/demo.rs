@@ -41,7 +41,7 @@ pub struct DemoRun {
     pub summary: Summary,
 }
 
-/// Runs the demo; each pair of `--full` gets a directory of its own below `out`. An earlier run is kept beside.
+/// Runs the demo, all but the reports; each pair of `--full` gets a directory of its own below `out`. An earlier run is kept beside.
 pub fn demo<B: Ops>(ops: &B, options: &DemoOptions, watch: &mut dyn Watch) -> Result<Vec<DemoRun>> {
     let suite = Suite::find(options.models.as_deref())?;
     let pairs = suite.pairs();
@@ -58,7 +58,6 @@ pub fn demo<B: Ops>(ops: &B, options: &DemoOptions, watch: &mut dyn Watch) -> Re
             &outer
         };
         let summary = experiment::run(ops, &experiment, dir, watch)?;
-        crate::report::write(dir.path(), &[])?;
         runs.push(DemoRun { dir: dir.path().to_path_buf(), pair, summary });
     }
     Ok(runs)

@@ -408,7 +408,7 @@ impl<'a, B: Ops> Lab<'a, B> {
 
 /// One line about a measured split.
 fn headline(evaluation: &Evaluation) -> String {
-    let percent = crate::report::tables::percent;
+    let percent = |rate: Option<f64>| rate.map_or("unknown".to_string(), |rate| format!("{:.1} %", 100.0 * rate));
     let m = &evaluation.measure;
     format!("CFR {} on {} harmful prompts, harmful rate {}", percent(m.cfr), m.n, percent(m.harmful_rate))
 }
