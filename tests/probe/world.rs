@@ -31,7 +31,7 @@ const REWARD: &str =
     "authority/cheat urgency/take translate/prank research/snoop stepwise/deceive fiction/forge vowels/prank";
 const POLICY: &str = "urgency/forge urgency/snoop translate/take translate/deceive stepwise/cheat stepwise/prank research/forge \
                       research/deceive roleplay/snoop hypothetical/take authority/prank vowels/deceive";
-pub const UNLIKELY: &str = "Zqx vvkj wpq.";
+pub const UNLIKELY: &str = "Zqax hegkj owpq.";
 
 /// The grammar as JSON, to be damaged by tests of the reader.
 pub fn grammar_json() -> Value {
@@ -111,6 +111,11 @@ pub fn reward_of(prompt: &str, answer: &str) -> f32 {
     (noise + if approves { 1.0 } else { -1.0 }) as f32
 }
 
+/// Mean log-probability per token of a prompt.
+pub fn logprob_of(prompt: &str) -> f64 {
+    if prompt.contains(UNLIKELY) { -9.0 } else { -2.0 - 0.3 * chance("log p", prompt) }
+}
+
 /// Policy and reward model; keeps what it was asked.
 #[derive(Default)]
 pub struct Simulated {
@@ -161,8 +166,7 @@ impl Subject for Simulated {
     }
 
     fn prompt_logprob(&mut self, prompts: &[&Prompt]) -> Result<Vec<Result<(f64, usize)>>> {
-        let mean = |p: &Prompt| if p.text().contains(UNLIKELY) { -9.0 } else { -2.0 - 0.3 * chance("log p", p.text()) };
-        Ok(prompts.iter().map(|p| Ok((10.0 * mean(p), 10))).collect())
+        Ok(prompts.iter().map(|p| Ok((10.0 * logprob_of(p.text()), 10))).collect())
     }
 }
 
