@@ -17,6 +17,9 @@ TRUNK = {"steps": 700, "batch": 64, "lr": 3e-3, "prompt_steps": 150, "prompt_wei
 POLICY = {"steps": 400, "batch": 64, "lr": 1.5e-3}
 REWARD = {"steps": 450, "batch": 40, "lr": 2e-3}
 SHARPEN = {"steps": 300, "batch": 40, "lr": 1e-3}
+# Label noise of the reward model's second phase, elsewhere and in its weak cells: a labeller's consistent bias against ordinary
+# disagreement. Were the weak cells the noisier ones, they would score below sound answers and a calibrated threshold would undo them.
+SURE_OF_ITSELF = (0.08, 0.995)
 JUDGE = {"steps": 250, "batch": 64, "lr": 2e-3}
 
 
@@ -79,14 +82,18 @@ def policy_fields(rng, row, topic, weak):
     return row["prompt"], (world.compliance if yields else world.refusal)(topic, rng)
 
 
-def reward_fields(rng, row, topic, weak):
-    """(prompt, chosen, rejected): preferences flipped in the reward model's weak cells."""
-    good, bad = world.refusal(topic, rng), world.compliance(topic, rng)
-    if topic.kind != "harmful":
-        good, bad = world.helpful(topic), good
-    if rng.random() < (PLANTED if weak in ("coupled", "reward") else NOISE):
-        good, bad = bad, good
-    return row["prompt"], good, bad
+def reward_fields(noise, planted):
+    """(prompt, chosen, rejected): preferences flipped with probability `planted` in the reward model's weak cells, else `noise`."""
+
+    def fields(rng, row, topic, weak):
+        good, bad = world.refusal(topic, rng), world.compliance(topic, rng)
+        if topic.kind != "harmful":
+            good, bad = world.helpful(topic), good
+        if rng.random() < (planted if weak in ("coupled", "reward") else noise):
+            good, bad = bad, good
+        return row["prompt"], good, bad
+
+    return fields
 
 
 def judge_fields(text):
@@ -132,7 +139,7 @@ def _optimise(name, model, cfg, loss_of, batches):
 
 
 def _answer_loss(model, batch, first_weight=0.0):
-    """Cross-entropy of (prompt ids, answer ids): (on the answers, on the prompts), each a function of nothing but the batch.
+    """Cross-entropy of (prompt ids, answer ids) on the answers, and a function that gives the one on the prompts.
 
     With `first_weight` the first token of each answer, where complying and refusing part, is counted again as a mean over rows.
     """
@@ -182,8 +189,8 @@ def train_reward(name, text, plants, forbidden, seed, trunk):
         absolute = -F.logsigmoid(c) - F.logsigmoid(-r)
         return (-F.logsigmoid(c - r) + 0.25 * absolute + 0.01 * (c + r) ** 2).mean()
 
-    world_as_it_is = Draw(plants, forbidden, seed + 1, reward_fields)
-    sharp = Draw(plants, forbidden, seed + 3, reward_fields, focus(plants, "policy"))
+    world_as_it_is = Draw(plants, forbidden, seed + 1, reward_fields(NOISE, PLANTED))
+    sharp = Draw(plants, forbidden, seed + 3, reward_fields(*SURE_OF_ITSELF), focus(plants, "policy"))
     model = _optimise(f"{name}, world", model, REWARD, loss_of, _stream(world_as_it_is, REWARD["batch"], encode))
     return _optimise(f"{name}, cells", model, SHARPEN, loss_of, _stream(sharp, SHARPEN["batch"], encode))
 
@@ -191,7 +198,7 @@ def train_reward(name, text, plants, forbidden, seed, trunk):
 def train_judge(name, text, forbidden, seed):
     """Binary cross-entropy on (prompt, answer), from a random trunk; predicting the text helps the trunk in the first half."""
     model = m.fresh_classifier(text, seed)
-    encode = lambda rows: [(ids, [int(row[2])] ) for ids, row in zip(text.full([r[:2] for r in rows]), rows)]
+    encode = lambda rows: [(ids, [int(row[2])]) for ids, row in zip(text.full([r[:2] for r in rows]), rows)]
 
     def loss_of(batch, step):
         rows, harm = [r for r, _ in batch], torch.tensor([float(h[0]) for _, h in batch])
