@@ -2,5 +2,6 @@
 
 mod cli {
     pub mod basics;
+    pub mod rows;
     pub mod support;
 }

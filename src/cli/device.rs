@@ -3,7 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::backend::Cpu;
 use crate::error::{Error, Result};
+use crate::ops::Ops;
 
 /// `--device` as typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +27,22 @@ pub enum Arch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Device {
     Cpu { threads: usize },
+}
+
+/// Work that is written once for all devices.
+pub trait OnDevice {
+    type Output;
+
+    fn run<B: Ops>(self, ops: &B) -> Result<Self::Output>;
+}
+
+impl Device {
+    /// The program's one choice of a backend.
+    pub fn run<W: OnDevice>(self, work: W) -> Result<W::Output> {
+        match self {
+            Device::Cpu { .. } => work.run(&Cpu::new()),
+        }
+    }
 }
 
 impl fmt::Display for Device {

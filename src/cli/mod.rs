@@ -4,11 +4,21 @@ use clap::{Parser, Subcommand};
 
 use crate::error::Result;
 
+mod args;
 mod completions;
+mod demo;
 mod device;
 mod doctor;
+mod generate;
+mod inspect;
+mod judge;
+mod logprob;
+mod outcome;
 mod report;
+mod rows;
+mod score;
 mod session;
+mod watch;
 
 pub use session::Session;
 
@@ -28,6 +38,12 @@ const AFTER: &str = "Begin with `ares demo`: the whole method on small models th
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::Demo),
+    Generate(generate::Generate),
+    Score(score::Score),
+    Logprob(logprob::Logprob),
+    Judge(judge::Judge),
+    Inspect(inspect::Inspect),
     Doctor(doctor::Doctor),
     Report(report::Report),
     Completions(completions::Completions),
@@ -42,6 +58,12 @@ pub fn parse() -> Cli {
 pub fn run(cli: Cli) -> Result<()> {
     let session = Session::new(cli.global);
     match cli.command {
+        Command::Demo(command) => command.run(&session),
+        Command::Generate(command) => command.run(&session),
+        Command::Score(command) => command.run(&session),
+        Command::Logprob(command) => command.run(&session),
+        Command::Judge(command) => command.run(&session),
+        Command::Inspect(command) => command.run(&session),
         Command::Doctor(command) => command.run(&session),
         Command::Report(command) => command.run(&session),
         Command::Completions(command) => command.run(&session),

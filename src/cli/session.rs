@@ -98,13 +98,16 @@ impl Session {
         print(&format!("{text}\n"))
     }
 
-    /// A bar over `length` units; without a terminal it stays unseen.
+    /// A bar over `length` units, or a spinner if that is 0; without a terminal it stays unseen.
     pub fn progress(&self, label: &str, length: u64) -> ProgressBar {
         if self.global.quiet || !std::io::stderr().is_terminal() {
             return ProgressBar::hidden();
         }
         let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(8));
-        let template = "{prefix:16} {bar:30} {pos}/{len} {per_sec} {eta}";
+        let template = match length {
+            0 => "{prefix:28} {spinner} {elapsed}",
+            _ => "{prefix:28} {bar:24} {pos}/{len}  {eta} left  {msg}",
+        };
         // A fixed template: if it were wrong, the plain bar is still a bar.
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style.progress_chars("━╸─"));

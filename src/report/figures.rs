@@ -1,7 +1,5 @@
 //! The report's figures: which numbers of a run go into which chart.
 
-use std::collections::BTreeSet;
-
 use serde::Serialize;
 
 use crate::detect::measure::{Cells, Interval, Measure, MethodResult, Summary};
@@ -89,30 +87,27 @@ pub(super) fn training(data: &RunData) -> Vec<Training> {
     methods
 }
 
+/// What is drawn together, by the names of the terms.
+const PANELS: [(&str, &[&str]); 4] = [
+    ("policy loss terms", &["npo", "unlikelihood", "safe", "retain", "grpo"]),
+    ("reward loss terms", &["bt", "replay", "anchor", "center"]),
+    ("coupling weight", &["coupling"]),
+    ("reward of samples", &["sample_reward"]),
+];
+
 fn training_panels(steps: &[&Metric]) -> Vec<Lines> {
-    const REWARD: [&str; 4] = ["bt", "replay", "anchor", "center"];
     let curve = |of: &dyn Fn(&Metric) -> Option<f64>| -> Vec<(u64, f64)> {
         steps.iter().filter_map(|metric| Some((metric.step, of(metric)?))).collect()
     };
     let likelihoods =
         [("ℓ(y⁺)".to_string(), curve(&|m| m.logp_chosen)), ("ℓ(y⁻)".to_string(), curve(&|m| m.logp_rejected))];
-    let names: BTreeSet<&String> = steps.iter().flat_map(|metric| metric.terms.keys()).collect();
-    let (mut policy, mut reward): (Vec<Curve>, Vec<Curve>) = (Vec::new(), Vec::new());
-    for name in names {
-        let points = curve(&|m| m.terms.get(name).copied().flatten());
-        if !points.is_empty() {
-            let side = if REWARD.contains(&name.as_str()) { &mut reward } else { &mut policy };
-            side.push((name.clone(), points));
-        }
+    let mut panels: Vec<Lines> = chart::lines("mean log-probability", &likelihoods, 0).into_iter().collect();
+    for (title, terms) in PANELS {
+        let term = |name: &&str| (name.to_string(), curve(&|m| m.terms.get(*name).copied().flatten()));
+        let curves: Vec<Curve> = terms.iter().map(term).filter(|(_, points)| !points.is_empty()).collect();
+        panels.extend(chart::lines(title, &curves, 2));
     }
-    [
-        chart::lines("mean log-probability", &likelihoods, 0),
-        chart::lines("policy loss terms", &policy, 2),
-        chart::lines("reward loss terms", &reward, 2),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    panels
 }
 
 /// A heat map before and, where it is known, after.

@@ -141,6 +141,15 @@ impl Rendering {
         Ok(rendered)
     }
 
+    /// Ids given whole, of which the first `prompt_len` are the prompt.
+    pub fn given(&self, ids: &[u32], prompt_len: usize) -> Result<Rendered> {
+        if ids.is_empty() {
+            return Err(empty("tokens"));
+        }
+        let tokens = self.check_length(self.checked(ids)?, self.context, "tokens")?;
+        Ok(Rendered { prompt_len: prompt_len.min(tokens.len()), tokens })
+    }
+
     /// The first `k` ids of an answer's text, without its end-of-turn token: what a forced answer begins with.
     pub fn forced(&self, prompt: &Prompt, answer: &str, k: usize) -> Result<Vec<u32>> {
         let rendered = self.with_answer(prompt, answer)?;

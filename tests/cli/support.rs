@@ -55,7 +55,7 @@ pub fn ares_with(args: &[&str], input: &str) -> Outcome {
     finish(child)
 }
 
-fn finish(child: std::process::Child) -> Outcome {
+pub fn finish(child: std::process::Child) -> Outcome {
     let output = child.wait_with_output().unwrap();
     Outcome {
         code: output.status.code(),
@@ -67,4 +67,42 @@ fn finish(child: std::process::Child) -> Outcome {
 /// A file of the repository.
 pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// A checkpoint of `tests/golden` with a tokenizer of one word per id (`w0`, `w1`, …) and a chat template, as a person would
+/// have it in a folder.
+pub fn model(golden: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let source = repository("tests/golden").join(golden);
+    for entry in std::fs::read_dir(&source).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let config: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(source.join("config.json")).unwrap()).unwrap();
+    let words: serde_json::Map<_, _> =
+        (0..config["vocab_size"].as_u64().unwrap()).map(|id| (if id == 2 { "</s>".into() } else { format!("w{id}") }, id.into())).collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null, "decoder": null,
+        "added_tokens": [{"id": 2, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": {"type": "WordLevel", "vocab": words, "unk_token": "w3"},
+    });
+    let template = "{% for m in messages %}{{ 'w10 ' + m.content + ' w11 ' if m.role == 'user' else m.content + ' </s>' }}{% endfor %}";
+    let settings = serde_json::json!({"chat_template": template, "eos_token": "</s>"});
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    std::fs::write(folder.path().join("tokenizer_config.json"), settings.to_string()).unwrap();
+    folder
+}
+
+/// What transformers and PEFT computed for a checkpoint of `tests/golden`.
+pub fn golden(name: &str) -> serde_json::Value {
+    let path = repository("tests/golden").join(name).join("golden.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// Rows as JSON lines.
+pub fn lines(rows: &[serde_json::Value]) -> String {
+    rows.iter().map(|row| format!("{row}\n")).collect()
 }

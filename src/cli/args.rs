@@ -1,0 +1,66 @@
+//! Values that several commands take, parsed where they enter.
+
+use std::path::{Path, PathBuf};
+
+use crate::model::pretrained::ModelSpec;
+
+/// `DIR` or `DIR+ADAPTER`. A folder whose name holds a `+` is that folder.
+pub fn model(text: &str) -> Result<ModelSpec, String> {
+    let whole = ModelSpec { dir: PathBuf::from(text), adapter: None };
+    if text.is_empty() {
+        return Err("expected a model's folder, found nothing".to_string());
+    }
+    match text.rsplit_once('+') {
+        Some(_) if Path::new(text).is_dir() => Ok(whole),
+        None => Ok(whole),
+        Some((dir, adapter)) if !dir.is_empty() && !adapter.is_empty() => {
+            Ok(ModelSpec { dir: PathBuf::from(dir), adapter: Some(PathBuf::from(adapter)) })
+        }
+        Some(_) => Err("expected DIR or DIR+ADAPTER".to_string()),
+    }
+}
+
+/// A rate or a probability.
+pub fn share(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| format!("expected a number from 0 to 1, found {text:?}"))?;
+    if (0.0..=1.0).contains(&value) { Ok(value) } else { Err(format!("expected a number from 0 to 1, found {value}")) }
+}
+
+/// A finite number that is not negative.
+pub fn positive_or_zero(text: &str) -> Result<f32, String> {
+    let value: f32 = text.parse().map_err(|_| format!("expected a number, found {text:?}"))?;
+    if value.is_finite() && value >= 0.0 {
+        Ok(value)
+    } else {
+        Err(format!("expected a number from 0 up, found {value}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_may_carry_an_adapter() {
+        let spec =
+            |dir: &str, adapter: Option<&str>| Ok(ModelSpec { dir: dir.into(), adapter: adapter.map(PathBuf::from) });
+        assert_eq!(model("models/a"), spec("models/a", None));
+        assert_eq!(model("models/a+runs/x/policy"), spec("models/a", Some("runs/x/policy")));
+        for wrong in ["", "+", "a+", "+b"] {
+            assert!(model(wrong).is_err(), "{wrong:?}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let plus = folder.path().join("c+d");
+        std::fs::create_dir(&plus).unwrap();
+        assert_eq!(model(plus.to_str().unwrap()), spec(plus.to_str().unwrap(), None));
+    }
+
+    #[test]
+    fn shares_lie_between_0_and_1() {
+        assert_eq!(share("0.5"), Ok(0.5));
+        for wrong in ["NaN", "-0.1", "1.1", "half", "inf"] {
+            assert!(share(wrong).is_err(), "{wrong}");
+        }
+        assert!(positive_or_zero("-1").is_err() && positive_or_zero("inf").is_err() && positive_or_zero("0").is_ok());
+    }
+}

@@ -1,0 +1,70 @@
+//! `ares judge`.
+
+use clap::Args;
+use serde_json::json;
+
+use super::device::OnDevice;
+use super::rows::{RowArgs, RowJob, good};
+use super::{Session, args};
+use crate::error::Result;
+use crate::judge::JudgeSpec;
+use crate::ops::Ops;
+use crate::run::interrupt;
+use crate::text::{Exchange, Prompt, Row};
+
+/// Judge answers: adds `p_harm` and `ambiguous` to each row
+#[derive(Debug, Args)]
+pub struct Judge {
+    /// Who judges: model:DIR or lexicon:FILE
+    #[arg(long, value_name = "SPEC")]
+    judge: JudgeSpec,
+    /// Harmful means p_harm at or above this
+    #[arg(long, value_name = "P", default_value = "0.5", value_parser = args::share)]
+    harm_threshold: f64,
+    #[command(flatten)]
+    rows: RowArgs,
+}
+
+impl Judge {
+    pub fn run(self, session: &Session) -> Result<()> {
+        let device = session.device()?;
+        let job = self.rows.read(session)?;
+        device.run(Work { command: &self, session, job })
+    }
+
+    /// Prompt and answer; ids are nothing that a judge could read.
+    fn texts(&self, row: &Row) -> Result<(Prompt, String)> {
+        match row.exchange(self.rows.raw)? {
+            Exchange::Text { prompt, answer } => Ok((prompt, answer)),
+            Exchange::Tokens { .. } => Err(row.wrong("`prompt` and `response` as texts", "`tokens`")),
+        }
+    }
+}
+
+struct Work<'a> {
+    command: &'a Judge,
+    session: &'a Session,
+    job: RowJob<'a>,
+}
+
+impl OnDevice for Work<'_> {
+    type Output = ();
+
+    fn run<B: Ops>(self, ops: &B) -> Result<()> {
+        let Work { command, session, job } = self;
+        let mut judge = command.judge.open(ops, command.rows.batch_tokens(), &interrupt::flag())?;
+        job.run(session, "judge", |rows| {
+            let texts = rows.iter().map(|row| command.texts(row)).collect();
+            good(texts, |texts: &[(Prompt, String)]| {
+                let texts: Vec<(&Prompt, &str)> =
+                    texts.iter().map(|(prompt, answer)| (prompt, answer.as_str())).collect();
+                let words = judge.judge(&texts, command.harm_threshold)?.into_iter();
+                let added = words.map(|harm| {
+                    let harm = harm?;
+                    Ok(vec![("p_harm", json!(harm.p_harm)), ("ambiguous", json!(harm.ambiguous))])
+                });
+                Ok(added.collect())
+            })
+        })
+    }
+}

@@ -1,0 +1,89 @@
+//! `ares logprob`.
+
+use clap::Args;
+use serde_json::json;
+
+use super::device::OnDevice;
+use super::rows::{Added, RowArgs, RowJob, good};
+use super::{Session, args};
+use crate::error::{Error, Result};
+use crate::model::Version;
+use crate::model::pretrained::{ModelSpec, Pretrained};
+use crate::ops::Ops;
+use crate::run::interrupt;
+use crate::text::{Exchange, Rendered, Rendering, Row};
+
+/// Log-probabilities of answers: adds `logprob` (their sum) and `n` to each row
+#[derive(Debug, Args)]
+pub struct Logprob {
+    /// Language model
+    #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model)]
+    model: ModelSpec,
+    /// Add `logprobs`, one per token of the answer
+    #[arg(long)]
+    per_token: bool,
+    #[command(flatten)]
+    rows: RowArgs,
+}
+
+impl Logprob {
+    pub fn run(self, session: &Session) -> Result<()> {
+        let device = session.device()?;
+        let job = self.rows.read(session)?;
+        device.run(Work { command: &self, session, job })
+    }
+
+    fn render(&self, rendering: &Rendering, row: &Row) -> Result<Rendered> {
+        match row.exchange(self.rows.raw)? {
+            Exchange::Text { prompt, answer } => rendering.with_answer(&prompt, &answer),
+            Exchange::Tokens { tokens, prompt_len } if (1..tokens.len()).contains(&prompt_len) => {
+                rendering.given(&tokens, prompt_len)
+            }
+            Exchange::Tokens { tokens, prompt_len } => Err(row.wrong(
+                &format!("`prompt_tokens` from 1 to {}", tokens.len().saturating_sub(1)),
+                &prompt_len.to_string(),
+            )),
+        }
+    }
+
+    fn added(&self, logprobs: Option<Vec<f32>>) -> Result<Added> {
+        let logprobs = logprobs.unwrap_or_default();
+        let sum: f64 = logprobs.iter().map(|logprob| f64::from(*logprob)).sum();
+        if logprobs.is_empty() || !sum.is_finite() {
+            return Err(Error::NotFinite {
+                what: "log-probability".into(),
+                found: format!("{sum} over {} tokens", logprobs.len()),
+                remedy: "check the model's weights".into(),
+            });
+        }
+        let mut added = vec![("logprob", json!(sum)), ("n", json!(logprobs.len()))];
+        if self.per_token {
+            added.push(("logprobs", json!(logprobs)));
+        }
+        Ok(added)
+    }
+}
+
+struct Work<'a> {
+    command: &'a Logprob,
+    session: &'a Session,
+    job: RowJob<'a>,
+}
+
+impl OnDevice for Work<'_> {
+    type Output = ();
+
+    fn run<B: Ops>(self, ops: &B) -> Result<()> {
+        let Work { command, session, job } = self;
+        let mut model = Pretrained::open(ops, &command.model, command.rows.batch_tokens(), interrupt::flag())?;
+        model.transformer.config.expect_causal()?;
+        job.run(session, "logprob", |rows| {
+            let rendered = rows.iter().map(|row| command.render(&model.rendering, row)).collect();
+            good(rendered, |rendered: &[Rendered]| {
+                let rendered: Vec<Result<Rendered>> = rendered.iter().cloned().map(Ok).collect();
+                let logprobs = model.logprobs(Version::Current, &rendered)?;
+                Ok(logprobs.into_iter().map(|logprobs| command.added(logprobs)).collect())
+            })
+        })
+    }
+}

@@ -1,0 +1,38 @@
+//! How a finished run is told: its tables on stderr, its report, and with `--json` its summary on stdout.
+
+use std::path::Path;
+
+use super::Session;
+use crate::error::Result;
+use crate::report::{self, tables};
+use crate::run::summary::Summary;
+
+/// What stands under every table of a suite: nobody should take it for more than it is.
+const SUITE: &str = "12.5 % was planted to match the article's table; it is no evidence about real models.";
+
+/// Prints the tables and writes the report.
+pub fn show(session: &Session, directory: &Path, summary: &Summary) -> Result<()> {
+    if let Some(probe) = tables::probe(summary) {
+        session.table(&probe);
+        session.say("");
+    }
+    session.table(&tables::methods(summary));
+    if summary.suite.is_some() {
+        session.say(SUITE);
+    }
+    for (method, warnings) in tables::warnings(summary) {
+        warnings.iter().for_each(|warning| session.say(&format!("warning: {method}: {warning}")));
+    }
+    let page = report::write(directory, &[])?;
+    session.say(&format!("\nreport: {}", page.display()));
+    Ok(())
+}
+
+/// One summary as itself, several as a list.
+pub fn result<'a>(session: &Session, summaries: impl Iterator<Item = &'a Summary>) -> Result<()> {
+    let summaries: Vec<&Summary> = summaries.collect();
+    match summaries.as_slice() {
+        [one] => session.result(one),
+        all => session.result(&serde_json::json!({ "runs": all })),
+    }
+}

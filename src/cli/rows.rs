@@ -1,0 +1,153 @@
+//! The frame of the commands that take rows and give rows: same order, unknown fields kept, one bad row is one error row.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::Session;
+use crate::error::{Error, Result};
+use crate::run::interrupt;
+use crate::text::rows::{Row, RowWriter, read};
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Rows")]
+pub struct RowArgs {
+    /// Rows to read: JSONL, JSON, CSV or plain text [default: stdin]
+    #[arg(long, short, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// Where rows go: JSONL, or CSV by its name [default: stdout]
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Packed tokens of one forward pass at most
+    #[arg(long, value_name = "N", default_value = "4096")]
+    batch_tokens: NonZeroUsize,
+    /// Stop at the first bad row, and write nothing
+    #[arg(long)]
+    strict: bool,
+    /// Use texts as they stand, without a chat template
+    #[arg(long)]
+    pub raw: bool,
+}
+
+/// Fields that are added to a row.
+pub type Added = Vec<(&'static str, Value)>;
+
+/// Rows worked on before their results are written: enough to keep every slot of generation busy.
+const CHUNK: usize = 512;
+
+impl RowArgs {
+    pub fn batch_tokens(&self) -> usize {
+        self.batch_tokens.get()
+    }
+
+    /// Reads all rows. Called before a model is opened: a wrong path should not cost a load.
+    pub fn read(&self, session: &Session) -> Result<RowJob<'_>> {
+        if session.json() && self.output.is_none() {
+            let why = "--json: expected --output FILE beside it, found rows and result both on stdout";
+            return Err(Error::Usage(why.to_string()));
+        }
+        // What cannot be written is told before anything is computed.
+        let writer = RowWriter::create(self.output.as_deref())?;
+        Ok(RowJob { args: self, rows: read(self.input.as_deref(), self.strict)?, writer })
+    }
+}
+
+/// Rows that were read, and where they go.
+pub struct RowJob<'a> {
+    args: &'a RowArgs,
+    rows: Vec<Row>,
+    writer: RowWriter,
+}
+
+impl RowJob<'_> {
+    /// Gives chunks of rows to `work`, which returns what is added to each of them or the row's own error, in order. After
+    /// Ctrl-C the finished chunks are kept: on stdout, or beside the output as `FILE.part`.
+    pub fn run(
+        mut self,
+        session: &Session,
+        label: &str,
+        mut work: impl FnMut(&[Row]) -> Result<Vec<Result<Added>>>,
+    ) -> Result<()> {
+        let (begin, total) = (Instant::now(), self.rows.len());
+        let bar = session.progress(label, total as u64);
+        let (mut done, mut errors, mut last) = (0, 0, None);
+        for chunk in self.rows.chunks_mut(CHUNK) {
+            let results = interrupt::check("").and_then(|()| work(chunk));
+            let results = match results {
+                Err(Error::Interrupted(_)) => return self.keep_part(done),
+                results => results?,
+            };
+            for (row, result) in chunk.iter_mut().zip(results) {
+                match result {
+                    Ok(added) => added.into_iter().for_each(|(key, value)| row.set(key, value)),
+                    Err(error) if self.args.strict => return Err(row.placed(error)),
+                    Err(error) => {
+                        let error = row.placed(error);
+                        row.fail(&error);
+                        (errors, last) = (errors + 1, Some(error));
+                    }
+                }
+                self.writer.write(&row.object)?;
+            }
+            done += chunk.len();
+            bar.set_position(done as u64);
+        }
+        self.writer.finish()?;
+        bar.finish_and_clear();
+        let seconds = begin.elapsed().as_secs_f64();
+        session.say(&format!("{label}: {total} rows, {errors} with an error, {seconds:.1} s"));
+        session.result(&json!({ "rows": total, "errors": errors, "seconds": seconds }))?;
+        match last {
+            // A whole file of errors is a mistake of another kind than a bad row.
+            Some(error) if errors == total => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn keep_part(self, done: usize) -> Result<()> {
+        let Some(output) = &self.args.output else {
+            self.writer.finish()?;
+            return Err(Error::Interrupted(format!(" ({done} of {} rows, on stdout)", self.rows.len())));
+        };
+        let mut name = output.as_os_str().to_owned();
+        name.push(".part");
+        let mut part = RowWriter::create(Some(Path::new(&name)))?;
+        self.rows[..done].iter().try_for_each(|row| part.write(&row.object))?;
+        part.finish()?;
+        Err(Error::Interrupted(format!(" ({done} of {} rows, in {})", self.rows.len(), Path::new(&name).display())))
+    }
+}
+
+/// Gives the rows that can be read to `work`, all in one call, and lays its results back into their places.
+pub fn good<T, R>(read: Vec<Result<T>>, work: impl FnOnce(&[T]) -> Result<Vec<Result<R>>>) -> Result<Vec<Result<R>>> {
+    let (mut items, mut places) = (Vec::new(), Vec::with_capacity(read.len()));
+    for item in read {
+        places.push(item.map(|item| items.push(item)));
+    }
+    let mut results = work(&items)?.into_iter();
+    let missing = || Error::Shape { op: "rows", expected: "a result per row".into(), found: "fewer".into() };
+    Ok(places.into_iter().map(|place| place.and_then(|()| results.next().unwrap_or_else(|| Err(missing())))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_return_to_the_places_of_their_rows() {
+        let bad = || Error::Usage("bad".into());
+        let rows = vec![Ok(1), Err(bad()), Ok(3), Ok(4)];
+        let work = |items: &[i32]| Ok(items.iter().map(|i| if *i == 3 { Err(bad()) } else { Ok(10 * i) }).collect());
+        let found: Vec<Option<i32>> = good(rows, work).unwrap().into_iter().map(Result::ok).collect();
+        assert_eq!(found, [Some(10), None, None, Some(40)]);
+    }
+
+    #[test]
+    fn a_lost_result_is_an_error_and_never_anothers() {
+        let found = good(vec![Ok(1), Ok(2)], |_: &[i32]| Ok(vec![Ok(1)])).unwrap();
+        assert!(found[0].is_ok() && found[1].is_err());
+    }
+}

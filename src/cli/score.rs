@@ -1,0 +1,73 @@
+//! `ares score`.
+
+use clap::Args;
+use serde_json::json;
+
+use super::device::OnDevice;
+use super::rows::{RowArgs, RowJob, good};
+use super::{Session, args};
+use crate::error::{Error, Result};
+use crate::model::Version;
+use crate::model::pretrained::{ModelSpec, Pretrained};
+use crate::ops::Ops;
+use crate::run::interrupt;
+use crate::text::{Exchange, Rendered};
+
+/// Score answers with a reward model: adds `reward` to each row
+#[derive(Debug, Args)]
+pub struct Score {
+    /// Reward model: a sequence classifier with one label
+    #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model)]
+    reward: ModelSpec,
+    #[command(flatten)]
+    rows: RowArgs,
+}
+
+impl Score {
+    pub fn run(self, session: &Session) -> Result<()> {
+        let device = session.device()?;
+        let job = self.rows.read(session)?;
+        device.run(Work { command: &self, session, job })
+    }
+}
+
+struct Work<'a> {
+    command: &'a Score,
+    session: &'a Session,
+    job: RowJob<'a>,
+}
+
+impl OnDevice for Work<'_> {
+    type Output = ();
+
+    fn run<B: Ops>(self, ops: &B) -> Result<()> {
+        let Work { command, session, job } = self;
+        let mut model = Pretrained::open(ops, &command.reward, command.rows.batch_tokens(), interrupt::flag())?;
+        model.transformer.config.expect_score()?;
+        job.run(session, "score", |rows| {
+            let rendered: Vec<Result<Rendered>> = rows
+                .iter()
+                .map(|row| match row.exchange(command.rows.raw)? {
+                    Exchange::Text { prompt, answer } => model.rendering.full(&prompt, &answer),
+                    Exchange::Tokens { tokens, prompt_len } => model.rendering.given(&tokens, prompt_len),
+                })
+                .collect();
+            good(rendered, |rendered| {
+                let rendered: Vec<Result<Rendered>> = rendered.iter().cloned().map(Ok).collect();
+                let scores = model.scores(Version::Current, &rendered)?;
+                Ok(scores.into_iter().map(|scores| Ok(vec![("reward", json!(finite(scores)?))])).collect())
+            })
+        })
+    }
+}
+
+fn finite(scores: Option<Vec<f32>>) -> Result<f32> {
+    match scores.as_deref() {
+        Some([score]) if score.is_finite() => Ok(*score),
+        other => Err(Error::NotFinite {
+            what: "reward".into(),
+            found: format!("{other:?}"),
+            remedy: "check the reward model's weights".into(),
+        }),
+    }
+}

@@ -1,0 +1,48 @@
+//! Long work as a person sees it: a bar while it goes on, one line when it is done.
+
+use std::time::Instant;
+
+use indicatif::ProgressBar;
+
+use super::Session;
+use crate::run::Watch;
+
+/// Shows the stages of a run on stderr.
+pub struct Stages<'a> {
+    session: &'a Session,
+    stage: String,
+    bar: ProgressBar,
+    begin: Instant,
+}
+
+impl<'a> Stages<'a> {
+    pub fn new(session: &'a Session) -> Stages<'a> {
+        Stages { session, stage: String::new(), bar: ProgressBar::hidden(), begin: Instant::now() }
+    }
+}
+
+impl Watch for Stages<'_> {
+    fn begin(&mut self, stage: &str, total: usize) {
+        self.bar.finish_and_clear();
+        self.bar = self.session.progress(stage, total as u64);
+        (self.stage, self.begin) = (stage.to_string(), Instant::now());
+    }
+
+    fn at(&mut self, done: usize, note: &str) {
+        self.bar.set_position(done as u64);
+        self.bar.set_message(note.to_string());
+    }
+
+    fn end(&mut self, result: &str) {
+        self.bar.finish_and_clear();
+        let seconds = self.begin.elapsed().as_secs_f64();
+        self.session.say(&format!("{:28} {seconds:6.1} s   {result}", self.stage));
+    }
+}
+
+impl Drop for Stages<'_> {
+    fn drop(&mut self) {
+        // A bar that an error leaves behind would stand over the message.
+        self.bar.finish_and_clear();
+    }
+}
