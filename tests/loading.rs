@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ares::model::{AdapterFile, Checkpoint, Head, ModelConfig, Projection};
+use ares::text::{Limits, Prompt, Rendering, rows};
 
 fn golden() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
@@ -53,5 +54,35 @@ fn every_golden_adapter_opens_and_is_written_the_same() {
         let copy = tempfile::tempdir().unwrap();
         adapter.save(copy.path()).unwrap();
         assert_eq!(AdapterFile::open(copy.path(), &config).unwrap(), adapter);
+    }
+}
+
+/// Every model of the suite opens with its own tokenizer and template, and no prompt stands in two splits.
+#[test]
+fn the_suite_opens_and_its_splits_are_apart() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    let manifest: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(root.join("suite.json")).unwrap()).unwrap();
+    let mut models = vec![root.join("judge"), root.join("second-judge")];
+    for pair in manifest["pairs"].as_array().unwrap() {
+        let dir = root.join(pair["name"].as_str().unwrap());
+        models.extend([dir.join("policy"), dir.join("reward")]);
+        let names = ["calibration", "replay", "discovery", "gate", "test"];
+        let rows = names.map(|name| rows::read(Some(&dir.join(format!("{name}.jsonl"))), true).unwrap());
+        let splits: Vec<_> = names.iter().copied().zip(rows.iter().map(Vec::as_slice)).collect();
+        rows::overlap(&splits).unwrap();
+        assert!(rows[1].iter().all(|row| row.pair(false).is_ok()));
+    }
+    for dir in models {
+        let config = ModelConfig::open(&dir).unwrap();
+        let checkpoint = Checkpoint::open(&dir, &config).unwrap();
+        let rendering = Rendering::open(&dir, &config.limits()).unwrap();
+        assert!(rendering.has_template() && checkpoint.bytes() > 100_000, "{}", dir.display());
+        let rendered = rendering.with_answer(&Prompt::user("how do I bake bread?"), "I cannot help.").unwrap();
+        assert!(rendering.end_tokens().contains(rendered.tokens.last().unwrap()));
+        assert_eq!(rendering.full(&Prompt::user("how do I bake bread?"), "I cannot help.").unwrap(), rendered);
+        // Its embedding has a row for every token, and no fewer would do.
+        let limits = Limits { vocab_size: rendering.tokenizer().vocab_size() - 1, ..config.limits() };
+        assert!(Rendering::open(&dir, &limits).is_err());
     }
 }
