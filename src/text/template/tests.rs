@@ -37,6 +37,11 @@ fn what_transformers_adds_to_jinja_is_there() {
     assert_eq!(render("{{ {'a': []} | tojson(indent=2) }}", &user, false), "{\n  \"a\": []\n}");
     assert_eq!(render("{% generation %}x{%- endgeneration -%} y", &user, false), "xy");
     assert_eq!(render("{{ bos_token ~ eos_token ~ (tools is none) }}{{ pad_token }}", &user, false), "<s></s>True");
+    assert_eq!(
+        render("a\n  {% if true %}\n  b\n  {% endif %}\nc", &user, false),
+        "a\n  b\nc",
+        "blocks leave no blanks"
+    );
     assert_eq!(render("a\r\n{% if true %}\r\nb\r\n{% endif %}\r\n", &user, false), "a\nb\n");
     assert_eq!(render("{{ strftime_now('%Y') | length }}{{ strftime_now is defined }}", &user, false), "4True");
     let reverse = "{% for m in messages[::-1] %}{% if m.content.startswith('a') %}{% break %}{% endif %}{{ m.content }}{% endfor %}";
