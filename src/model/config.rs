@@ -286,17 +286,17 @@ fn refuse_unsupported(fields: &Fields, family: Family) -> Result<()> {
 fn attention_sizes(fields: &Fields, family: Family, hidden_size: usize) -> Result<(usize, usize, usize)> {
     let heads = fields.required_size("num_attention_heads")?;
     let kv_heads = fields.size("num_key_value_heads")?.unwrap_or(heads);
-    if heads % kv_heads != 0 {
+    if !heads.is_multiple_of(kv_heads) {
         let expected = format!("a divisor of num_attention_heads ({heads})");
         return Err(fields.wrong("num_key_value_heads", &expected, &kv_heads.to_string()));
     }
     let stated = fields.size("head_dim")?.or((family == Family::Qwen3).then_some(128));
-    if hidden_size % heads != 0 && (stated.is_none() || family == Family::Llama) {
+    if !hidden_size.is_multiple_of(heads) && (stated.is_none() || family == Family::Llama) {
         let expected = format!("a multiple of num_attention_heads ({heads})");
         return Err(fields.wrong("hidden_size", &expected, &hidden_size.to_string()));
     }
     let head_dim = stated.unwrap_or(hidden_size / heads);
-    if head_dim % 2 != 0 {
+    if !head_dim.is_multiple_of(2) {
         return Err(fields.wrong("head_dim", "even, as rotary positions turn pairs", &head_dim.to_string()));
     }
     Ok((heads, kv_heads, head_dim))
