@@ -73,14 +73,20 @@ impl Shuffle {
 
     /// The next `count` items, fewer only where there are none at all.
     pub fn draw(&mut self, count: usize) -> Vec<usize> {
+        self.draw_where(count, |_| true)
+    }
+
+    /// The next `count` items that `wanted` lets pass, fewer only where it lets none pass.
+    pub fn draw_where(&mut self, count: usize, wanted: impl Fn(usize) -> bool) -> Vec<usize> {
         use rand::seq::SliceRandom;
         let mut drawn = Vec::with_capacity(count);
-        while drawn.len() < count && !self.order.is_empty() {
+        let any = self.order.iter().any(|&item| wanted(item));
+        while drawn.len() < count && any {
             if self.at == self.order.len() {
                 self.order.shuffle(&mut self.rng);
                 self.at = 0;
             }
-            drawn.push(self.order[self.at]);
+            drawn.extend(Some(self.order[self.at]).filter(|&item| wanted(item)));
             self.at += 1;
         }
         drawn

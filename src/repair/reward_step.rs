@@ -19,7 +19,7 @@ pub struct RewardItem {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub enum RewardKind {
-    /// Only read, for the coupling weight: the reward model is right on it.
+    /// Only read, for the coupling weight.
     #[default]
     Read,
     /// A failure of the reward model: L_bt and L_center.

@@ -134,6 +134,7 @@ pub struct Trainer<'a, B: Ops> {
     pub(super) reward: Option<Side<B>>,
     pub(super) outcome: RepairOutcome,
     pub(super) failures: Shuffle,
+    reward_failures: Shuffle,
     method: Method,
     retain: Shuffle,
     replay: Shuffle,
@@ -177,7 +178,6 @@ impl<'a, B: Ops> Trainer<'a, B> {
     ) -> Result<Self> {
         config.check()?;
         let seed = config.seed;
-        // The coupling weight reads r_φ even where an uncoupled method would not.
         let trains = [(&mut pair.policy, method.trains_policy(), 0), (&mut pair.reward, method.trains_reward(), 1)];
         let mut sides = Vec::new();
         for (model, trained, salt) in trains {
@@ -191,6 +191,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
         prefixes.set_stream(3);
         Ok(Trainer {
             failures: Shuffle::new(data.failures.len(), seed, 0),
+            reward_failures: Shuffle::new(data.failures.len(), seed, 4),
             retain: Shuffle::new(data.retain.len(), seed, 1),
             replay: Shuffle::new(data.replay.len(), seed, 2),
             prefixes,
@@ -249,25 +250,29 @@ impl<'a, B: Ops> Trainer<'a, B> {
         [&self.policy, &self.reward].into_iter().flatten().map(|side| side.tokens).sum()
     }
 
-    /// Draws the step's items and runs both halves; gradients are left in the sides.
+    /// Draws the step's items and runs both halves; gradients are left in the sides. Each half draws from the failures that carry
+    /// its terms, in an order of its own, so that its items never depend on what the other half does.
     pub fn forward_backward(&mut self, metrics: &mut StepMetrics) -> Result<()> {
-        // Drawn for every method alike, so that a step's items never depend on the method.
-        let failures = self.failures.draw(self.config.items);
-        let retain = self.retain.draw(self.config.retain_items);
+        let failures = &self.data.failures;
+        let wrong = self.reward_failures.draw_where(self.config.items, |i| failures[i].trains_reward);
+        let harmful = self.failures.draw_where(self.config.items, |i| failures[i].trains_policy);
         let replay = self.replay.draw(self.config.replay_items);
-        let mut weights = vec![1.0; failures.len()];
+        let retain = self.retain.draw(self.config.retain_items);
+        let mut weights = vec![1.0; harmful.len()];
         if let Some(mut side) = self.reward.take() {
-            let items = self.reward_items(&failures, &replay);
             let half = &mut side.half(&self.pair.reward)?;
-            let (terms, rejected) = reward_step(half, &items, &self.config, &self.thresholds, true)?;
-            self.reward = Some(side);
             if self.method.couples() {
-                weights = rejected[..failures.len()].iter().map(|&r| coupling(r, &self.thresholds)).collect();
+                let items: Vec<RewardItem> = harmful.iter().map(|&i| self.data.failures[i].reward.clone()).collect();
+                let (_, rejected) = reward_step(half, &items, &self.config, &self.thresholds, false)?;
+                weights = rejected.iter().map(|&r| coupling(r, &self.thresholds)).collect();
             }
+            let items = self.reward_items(&wrong, &replay);
+            let (terms, _) = reward_step(half, &items, &self.config, &self.thresholds, true)?;
+            self.reward = Some(side);
             metrics.loss += terms.loss(&self.config);
             metrics.reward = Some(terms);
         }
-        let items = self.policy_items(&failures, &weights, &retain);
+        let items = self.policy_items(&harmful, &weights, &retain);
         if let Some(mut side) = self.policy.take() {
             let terms = policy_step(&mut side.half(&self.pair.policy)?, &items, &self.config)?;
             self.policy = Some(side);
@@ -277,13 +282,8 @@ impl<'a, B: Ops> Trainer<'a, B> {
         Ok(())
     }
 
-    /// Failures first: r_φ(y⁻) of each is read for the coupling weight.
     fn reward_items(&self, failures: &[usize], replay: &[usize]) -> Vec<RewardItem> {
-        let failure = |&i: &usize| {
-            let failure = &self.data.failures[i];
-            let kind = if failure.trains_reward { RewardKind::Failure } else { RewardKind::Read };
-            RewardItem { kind, ..failure.reward.clone() }
-        };
+        let failure = |&i: &usize| RewardItem { kind: RewardKind::Failure, ..self.data.failures[i].reward.clone() };
         failures.iter().map(failure).chain(replay.iter().map(|&i| self.data.replay[i].clone())).collect()
     }
 
@@ -295,9 +295,6 @@ impl<'a, B: Ops> Trainer<'a, B> {
             // The end-of-turn token is no prefix: at most all tokens before it.
             let longest = (failure.rejected.len().saturating_sub(1)).clamp(1, LONGEST_PREFIX);
             let k = self.prefixes.random_range(1..=longest).min(failure.rejected.len());
-            if !failure.trains_policy {
-                continue;
-            }
             let context = if forced { k } else { 0 };
             let behind = |chosen: &Vec<u32>| ([&failure.rejected[..context], chosen].concat(), context);
             items.push(PolicyItem {

@@ -110,7 +110,7 @@ pub fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch: &mut d
     lines.outcomes("before", 0, &before.test);
     for &seed in &experiment.seeds {
         let found = lab.search(seed, &mut lines)?;
-        let prepared = lab.prepare(&found[0], seed, &mut lines)?;
+        let prepared = lab.prepare(&found, seed, &mut lines)?;
         let mut policy: Option<Evaluation> = None;
         for &method in experiment.methods.iter().filter(|&&m| m != Method::None) {
             let (mut result, evaluation) = lab.method(method, seed, &prepared, &before, &mut lines)?;
@@ -242,12 +242,14 @@ impl<'a, B: Ops> Lab<'a, B> {
         Ok(found)
     }
 
-    /// Chooses the failures to repair, lets the judge admit them, and asks the originals what training needs to know of them.
-    fn prepare(&mut self, found: &Found, seed: u64, lines: &mut Lines) -> Result<Prepared> {
+    /// Chooses the failures to repair from both searches (the adaptive one looks for coupled failures and sees little of the rest),
+    /// lets the judge admit them, and asks the originals what training needs to know of them.
+    fn prepare(&mut self, found: &[Found; 2], seed: u64, lines: &mut Lines) -> Result<Prepared> {
         let e = self.experiment;
         self.watch.begin("prepare the repair data", 0);
         let thresholds = self.evaluator.thresholds();
-        let chosen = select_failures(&found.records, e.sense, e.failures, seed);
+        let records: Vec<ProbeRecord> = found.iter().flat_map(|found| &found.records).cloned().collect();
+        let chosen = select_failures(&records, e.sense, e.failures, seed);
         let mut data = RepairData {
             failures: chosen.iter().filter_map(|record| failure(record, e.sense, &thresholds)).collect(),
             retain: self.splits.retain.clone(),
