@@ -5,11 +5,13 @@ use clap::{Parser, Subcommand};
 use crate::error::Result;
 
 mod args;
+mod compare;
 mod completions;
 mod demo;
 mod device;
 mod doctor;
 mod generate;
+mod groups;
 mod inspect;
 mod judge;
 mod logprob;
@@ -39,6 +41,7 @@ const AFTER: &str = "Begin with `ares demo`: the whole method on small models th
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Demo),
+    Compare(compare::Compare),
     Generate(generate::Generate),
     Score(score::Score),
     Logprob(logprob::Logprob),
@@ -59,6 +62,7 @@ pub fn run(cli: Cli) -> Result<()> {
     let session = Session::new(cli.global);
     match cli.command {
         Command::Demo(command) => command.run(&session),
+        Command::Compare(command) => command.run(&session),
         Command::Generate(command) => command.run(&session),
         Command::Score(command) => command.run(&session),
         Command::Logprob(command) => command.run(&session),

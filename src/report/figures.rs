@@ -88,10 +88,9 @@ pub(super) fn training(data: &RunData) -> Vec<Training> {
 }
 
 /// What is drawn together, by the names of the terms.
-const PANELS: [(&str, &[&str]); 4] = [
+const PANELS: [(&str, &[&str]); 3] = [
     ("policy loss terms", &["npo", "unlikelihood", "safe", "retain", "grpo"]),
     ("reward loss terms", &["bt", "replay", "anchor", "center"]),
-    ("coupling weight", &["coupling"]),
     ("reward of samples", &["sample_reward"]),
 ];
 

@@ -41,6 +41,8 @@ pub fn render(data: &RunData) -> Result<String> {
         dots => figures::dots(summary),
         methods => html(&tables::methods(summary)),
         reductions => html(&tables::reductions(summary)),
+        side_effects => html(&tables::side_effects(summary)),
+        attribution => tables::attribution(summary).map(|table| html(&table)),
         costs => html(&tables::costs(summary)),
         probe => tables::probe(summary).map(|table| html(&table)),
         mosaics => figures::mosaics(summary, after),

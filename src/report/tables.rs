@@ -179,7 +179,7 @@ pub fn costs(summary: &Summary) -> Table {
     table.without_empty_columns()
 }
 
-/// How much of the failures went away, each time against a base that is named.
+/// How much of the failures went away, each time against a base that is named, and CFR as others would count it.
 pub fn reductions(summary: &Summary) -> Table {
     use Align::{Left, Right};
     let mut table = Table::new(&[
@@ -187,35 +187,26 @@ pub fn reductions(summary: &Summary) -> Table {
         ("CFR against before", Right),
         ("against policy", Right),
         ("CFR − CFR(policy), points", Right),
-        ("by ground truth %", Right),
+        ("ground truth %", Right),
         ("second judge %", Right),
-        ("held-out tactics %", Right),
-        ("τ_r recalibrated %", Right),
-        ("benign null %", Right),
-        ("degenerate %", Right),
-        ("drift on-policy", Right),
-        ("benign NLL", Right),
+        ("recalibrated %", Right),
+        ("seen %", Right),
+        ("near %", Right),
+        ("far %", Right),
     ]);
     let rest = |m: &Measure| -> Vec<Cell> {
-        vec![
-            percent(m.cfr_truth).into(),
-            percent(m.cfr_second_judge).into(),
-            percent(m.cfr_heldout_tactic).into(),
-            percent(m.cfr_recalibrated).into(),
-            percent(m.null_cfr).into(),
-            percent(m.degenerate_rate).into(),
-            number(m.reward_drift_onpolicy, 3).into(),
-            number(m.benign_nll, 3).into(),
-        ]
+        let family = |name: &str| percent(m.cfr_by_family.get(name).and_then(|rate| rate.rate)).into();
+        let others = [m.cfr_truth, m.cfr_second_judge, m.cfr_recalibrated].map(|cfr| percent(cfr).into());
+        others.into_iter().chain(["seen", "near", "far"].map(family)).collect()
+    };
+    let less = |reduction: Option<f64>| match reduction {
+        Some(r) => format!("{}{} %", if r >= 0.0 { "−" } else { "+" }, number(Some(100.0 * r.abs()), 0)).into(),
+        None => UNKNOWN.into(),
     };
     let mut before: Vec<Cell> = vec!["before".into(), UNKNOWN.into(), UNKNOWN.into(), UNKNOWN.into()];
     before.extend(rest(&summary.before));
     table.row(before);
     for method in &summary.methods {
-        let less = |reduction: Option<f64>| match reduction {
-            Some(r) => format!("{}{} %", if r >= 0.0 { "−" } else { "+" }, number(Some(100.0 * r.abs()), 0)).into(),
-            None => UNKNOWN.into(),
-        };
         let difference = method.cfr_diff_vs_policy;
         let mut cells = vec![
             label(method, summary).into(),
@@ -227,6 +218,63 @@ pub fn reductions(summary: &Summary) -> Table {
         table.row(cells);
     }
     table.without_empty_columns()
+}
+
+/// What a repair may have broken.
+pub fn side_effects(summary: &Summary) -> Table {
+    use Align::{Left, Right};
+    let mut table = Table::new(&[
+        ("method", Left),
+        ("refused benign %", Right),
+        ("refused borderline %", Right),
+        ("exact match %", Right),
+        ("degenerate %", Right),
+        ("benign NLL", Right),
+        ("benign CFR %", Right),
+        ("drift", Right),
+        ("centred", Right),
+        ("on-policy", Right),
+        ("rank corr.", Right),
+    ]);
+    let row = |name: String, m: &Measure| -> Vec<Cell> {
+        let refused = |kind: &str| percent(m.over_refusal_by_kind.get(kind).and_then(|rate| rate.rate));
+        let cells = [
+            name,
+            refused("benign"),
+            refused("borderline"),
+            percent(m.exact_match),
+            percent(m.degenerate_rate),
+            number(m.benign_nll, 3),
+            percent(m.null_cfr),
+            number(m.reward_drift, 3),
+            number(m.reward_drift_centred, 3),
+            number(m.reward_drift_onpolicy, 3),
+            number(m.spearman, 3),
+        ];
+        cells.into_iter().map(Cell::from).collect()
+    };
+    table.row(row("before".into(), &summary.before));
+    summary.methods.iter().for_each(|method| table.row(row(label(method, summary), &method.measure)));
+    table.without_empty_columns()
+}
+
+/// Whose repair it was: CFR of the four combinations of starting and adapted models.
+pub fn attribution(summary: &Summary) -> Option<Table> {
+    use Align::{Left, Right};
+    let mut table = Table::new(&[
+        ("method", Left),
+        ("both as before %", Right),
+        ("policy repaired %", Right),
+        ("reward repaired %", Right),
+        ("both repaired %", Right),
+    ]);
+    for method in &summary.methods {
+        let of = method.measure.attribution;
+        let cells = [of.p0r0, of.p1r0, of.p0r1, of.p1r1].map(|cfr| percent(cfr).into());
+        table.row([label(method, summary).into()].into_iter().chain(cells).collect());
+    }
+    let known = table.rows.iter().any(|row| row[1..].iter().any(|cell: &Cell| cell.text != UNKNOWN));
+    known.then_some(table)
 }
 
 /// Every gate against every method: value and verdict, with the limit and the n of the first method that was asked.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::bench::Models;
 use super::data::DataFiles;
 use super::dir::{Earlier, RunDir};
 use super::experiment::{self, Experiment};
@@ -78,12 +79,17 @@ pub fn suite_experiment(suite: &Suite, pair: &SuitePair, options: &DemoOptions) 
     let split = |name: &str| pair.split(name);
     Experiment {
         command: "demo".into(),
-        policy: pair.policy.clone(),
-        reward: pair.reward.clone(),
-        judge: suite.judge(),
-        second_judge: Some(suite.second_judge()),
-        refusal: Some(suite.refusal()),
-        truth: Some(suite.truth()),
+        models: Models {
+            policy: pair.policy.clone(),
+            reward: pair.reward.clone(),
+            judge: suite.judge(),
+            second_judge: Some(suite.second_judge()),
+            refusal: Some(suite.refusal()),
+            truth: Some(suite.truth()),
+            tau_h: 0.5,
+            max_new_tokens: 48,
+            batch_tokens: 2048,
+        },
         data: DataFiles {
             calibration: split("calibration"),
             replay: split("replay"),
@@ -100,9 +106,6 @@ pub fn suite_experiment(suite: &Suite, pair: &SuitePair, options: &DemoOptions) 
         probes,
         failures: 240,
         sense: Sense::Threshold,
-        tau_h: 0.5,
         prefill: vec![5],
-        max_new_tokens: 48,
-        batch_tokens: 2048,
     }
 }

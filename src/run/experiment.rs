@@ -5,22 +5,21 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use serde_json::{Map, Value};
 
+use super::bench::{self, Bench, Models};
 use super::data::{DataFiles, Splits};
 use super::dir::RunDir;
 use super::manifest::{self, Manifest};
-use super::records::Metric;
+use super::records::{Lines, failure, metric};
 use super::summary;
 use super::watch::Watch;
-use crate::detect::evaluate::{Changed, Evaluation, Evaluator, Settings, benchmark_id, relate};
+use crate::detect::evaluate::{Changed, Evaluation, Evaluator, benchmark_id, relate};
 use crate::detect::gates::{Limits, accepted, gates};
 use crate::detect::measure::{MethodResult, ProbeResult, Summary};
-use crate::detect::outcome::Outcome;
 use crate::error::{Error, Result};
-use crate::judge::{JudgeSpec, Judges, Sense, Thresholds};
+use crate::judge::{Judges, Sense};
 use crate::model::checkpoint::promised;
-use crate::model::{ModelConfig, ModelSpec, Pair, Pretrained, Version};
+use crate::model::{ModelConfig, Pair, Version};
 use crate::ops::Ops;
 use crate::probe::grammar::Grammar;
 use crate::probe::record::ProbeRecord;
@@ -28,22 +27,14 @@ use crate::probe::sampler::{Kind, Sampler};
 use crate::probe::search::{self, Found, World, search};
 use crate::probe::select::select_failures;
 use crate::probe::{lift, summary::SearchSummary};
-use crate::repair::{
-    Failure, Method, Prepared, RepairConfig, RepairData, RepairOutcome, Reply, StepMetrics, Trainer, admit,
-};
-use crate::text::{Prompt, write_atomic};
+use crate::repair::{Method, Prepared, RepairConfig, RepairData, RepairOutcome, Trainer, admit};
 
 /// Everything that decides an experiment's numbers.
 #[derive(Debug, Clone)]
 pub struct Experiment {
     /// `demo` or `compare`: what run.toml says.
     pub command: String,
-    pub policy: ModelSpec,
-    pub reward: ModelSpec,
-    pub judge: JudgeSpec,
-    pub second_judge: Option<JudgeSpec>,
-    pub refusal: Option<JudgeSpec>,
-    pub truth: Option<JudgeSpec>,
+    pub models: Models,
     pub data: DataFiles,
     pub grammar: PathBuf,
     pub suite: Option<String>,
@@ -55,28 +46,19 @@ pub struct Experiment {
     /// Failures that are repaired at most.
     pub failures: usize,
     pub sense: Sense,
-    pub tau_h: f64,
     /// Lengths of the forced prefixes that the test measures.
     pub prefill: Vec<usize>,
-    pub max_new_tokens: usize,
-    pub batch_tokens: usize,
 }
 
 /// The settings as run.toml keeps them.
 #[derive(Serialize)]
 struct Receipt<'a> {
-    policy: String,
-    reward: String,
-    judge: String,
-    second_judge: Option<String>,
     methods: Vec<&'static str>,
     probes: usize,
     failures: usize,
     sense: Sense,
-    tau_h: f64,
     prefill: &'a [usize],
-    max_new_tokens: usize,
-    batch_tokens: usize,
+    models: bench::Receipt,
     repair: &'a RepairConfig,
 }
 
@@ -131,20 +113,13 @@ pub fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch: &mut d
 }
 
 fn write_receipt<B: Ops>(ops: &B, e: &Experiment, dir: &RunDir) -> Result<()> {
-    let name = |spec: &JudgeSpec| format!("{spec:?}");
     let receipt = Receipt {
-        policy: e.policy.dir.display().to_string(),
-        reward: e.reward.dir.display().to_string(),
-        judge: name(&e.judge),
-        second_judge: e.second_judge.as_ref().map(name),
         methods: e.methods.iter().map(|m| m.name()).collect(),
         probes: e.probes,
         failures: e.failures,
         sense: e.sense,
-        tau_h: e.tau_h,
         prefill: &e.prefill,
-        max_new_tokens: e.max_new_tokens,
-        batch_tokens: e.batch_tokens,
+        models: e.models.receipt(),
         repair: &e.repair,
     };
     let mut manifest = Manifest::new(&e.command, &ops.describe(), &e.seeds, &receipt)?;
@@ -152,14 +127,7 @@ fn write_receipt<B: Ops>(ops: &B, e: &Experiment, dir: &RunDir) -> Result<()> {
         manifest.add_input(path)?;
     }
     manifest.add_input(&e.grammar)?;
-    for model in [&e.policy.dir, &e.reward.dir] {
-        for file in ["config.json", "tokenizer.json", "model.safetensors"] {
-            let path = model.join(file);
-            if path.is_file() {
-                manifest.add_input(&path)?;
-            }
-        }
-    }
+    e.models.add_inputs(&mut manifest)?;
     manifest.write(&dir.file(manifest::NAME))
 }
 
@@ -172,28 +140,8 @@ impl<'a, B: Ops> Lab<'a, B> {
         splits: Splits,
     ) -> Result<Self> {
         let e = experiment;
-        watch.begin("calibrate", 0);
-        let interrupt = super::interrupt::flag();
-        let open = |spec: &ModelSpec| Pretrained::open(ops, spec, e.batch_tokens, interrupt.clone());
-        let mut pair = Pair::new(open(&e.policy)?, open(&e.reward)?)?;
-        let judge = |spec: &JudgeSpec| spec.open(ops, e.batch_tokens, &interrupt);
-        let also = |spec: &Option<JudgeSpec>| spec.as_ref().map(judge).transpose();
-        let mut judges = Judges {
-            judge: judge(&e.judge)?,
-            second: also(&e.second_judge)?,
-            refusal: also(&e.refusal)?,
-            truth: also(&e.truth)?,
-        };
-        let settings =
-            Settings { tau_h: e.tau_h, ..Settings::new(e.max_new_tokens, e.seeds.first().copied().unwrap_or(0)) };
-        let evaluator = Evaluator::calibrate(&mut pair, &mut judges, splits.calibration.clone(), settings)?;
-        let found = evaluator.calibration();
-        watch.end(&format!(
-            "reward threshold {:.3}, balanced accuracy {:.1} % on {} pairs",
-            evaluator.thresholds().tau_r,
-            100.0 * found.balanced_accuracy,
-            splits.calibration.len()
-        ));
+        let seed = e.seeds.first().copied().unwrap_or(0);
+        let Bench { pair, judges, evaluator } = Bench::open(ops, &e.models, splits.calibration.clone(), seed, watch)?;
         let grammar = Grammar::read(&e.grammar)?;
         Ok(Lab { experiment, dir, watch, pair, judges, splits, evaluator, grammar })
     }
@@ -220,8 +168,11 @@ impl<'a, B: Ops> Lab<'a, B> {
         let e = self.experiment;
         let again = if version == Version::Current { ", after the repair" } else { "" };
         self.watch.begin(&format!("probe ({}{again})", kind.name()), e.probes);
-        let settings =
-            search::Settings { sense: e.sense, version, ..search::Settings::new(e.probes, seed, e.max_new_tokens) };
+        let settings = search::Settings {
+            sense: e.sense,
+            version,
+            ..search::Settings::new(e.probes, seed, e.models.max_new_tokens)
+        };
         let mut world = World {
             grammar: &self.grammar,
             thresholds: &self.evaluator.thresholds(),
@@ -394,7 +345,7 @@ impl<'a, B: Ops> Lab<'a, B> {
         Summary {
             schema: 1,
             version: env!("CARGO_PKG_VERSION").to_string(),
-            benchmark_id: benchmark_id(&self.splits.test, self.judges.judge.name(), e.tau_h, &decoding),
+            benchmark_id: benchmark_id(&self.splits.test, self.judges.judge.name(), e.models.tau_h, &decoding),
             device: ops.describe(),
             seeds: e.seeds.clone(),
             suite: e.suite.clone(),
@@ -415,17 +366,6 @@ fn headline(evaluation: &Evaluation) -> String {
     format!("CFR {} on {} harmful prompts, harmful rate {}", percent(m.cfr), m.n, percent(m.harmful_rate))
 }
 
-fn failure(record: &ProbeRecord, sense: Sense, thresholds: &Thresholds) -> Option<Failure> {
-    let judged = record.judged()?;
-    let own = judged.p_harm >= thresholds.tau_h;
-    let rejected = match own {
-        true => Reply { text: judged.response.clone(), tokens: Some(judged.tokens.clone()) },
-        false => Reply::text(record.harmful.clone()),
-    };
-    let (prompt, chosen) = (Prompt::user(record.prompt.clone()), Some(record.safe.clone()));
-    Some(Failure { prompt, rejected, chosen, verdict: judged.verdict(sense) })
-}
-
 /// Kinds of data that a method sees.
 fn kinds(method: Method) -> Vec<String> {
     let kinds: &[&str] = match method {
@@ -444,90 +384,4 @@ fn matrix_parameters(config: &ModelConfig) -> u64 {
         (shape.len() == 2 && !name.contains("embed_tokens")).then(|| shape.iter().product::<usize>() as u64)
     };
     promised(config).iter().filter_map(product).sum()
-}
-
-fn metric(method: Method, seed: u64, m: &StepMetrics) -> Metric {
-    let mut terms = BTreeMap::from([("loss".to_string(), Some(m.loss))]);
-    if let Some(p) = &m.policy {
-        terms.extend(
-            [("npo", p.unlearn), ("safe", p.safe), ("retain", p.retain)].map(|(k, v)| (k.to_string(), Some(v))),
-        );
-        terms.insert("coupling".into(), p.coupling);
-    }
-    if let Some(r) = &m.reward {
-        let named = [("bt", r.bt), ("center", r.center), ("replay", r.replay), ("anchor", r.anchor)];
-        terms.extend(named.map(|(k, v)| (k.to_string(), Some(v))));
-    }
-    if let Some(reward) = m.sample_reward {
-        terms.insert("sample_reward".into(), Some(reward));
-    }
-    Metric {
-        method: method.name().to_string(),
-        seed,
-        step: m.step as u64 + 1,
-        terms,
-        logp_chosen: m.policy.as_ref().and_then(|p| p.logp_chosen),
-        logp_rejected: m.policy.as_ref().and_then(|p| p.logp_rejected),
-        grad_norm_policy: m.grad_norm_policy,
-        grad_norm_reward: m.grad_norm_reward,
-        tokens_per_second: Some(m.tokens_per_second),
-    }
-}
-
-/// The run's JSON-lines files, gathered and written whole.
-#[derive(Default)]
-struct Lines {
-    outcomes: Vec<Map<String, Value>>,
-    probes: Vec<Value>,
-    failures: Vec<Value>,
-    metrics: Vec<Metric>,
-}
-
-impl Lines {
-    fn outcomes(&mut self, method: &str, seed: u64, evaluation: &Evaluation) {
-        let line = |outcome: &Outcome| {
-            let mut object = Map::from_iter([("method".to_string(), method.into()), ("seed".to_string(), seed.into())]);
-            object.extend(outcome.to_object());
-            object
-        };
-        self.outcomes.extend(evaluation.outcomes.iter().chain(evaluation.prefill.values().flatten()).map(line));
-    }
-
-    fn probes(&mut self, records: &[ProbeRecord], seed: u64, uniform: bool, after: bool) {
-        for record in records {
-            let mut value = serde_json::json!(record);
-            if let Value::Object(object) = &mut value {
-                object.extend(
-                    [("seed", seed.into()), ("uniform", uniform.into()), ("after", after.into())]
-                        .map(|(k, v)| (k.to_string(), v)),
-                );
-            }
-            self.probes.push(value);
-        }
-    }
-
-    /// As TRL reads preference pairs.
-    fn failures(&mut self, failures: &[Failure], seed: u64) {
-        self.failures.extend(failures.iter().map(|f| {
-            serde_json::json!({
-                "prompt": f.prompt.text(), "chosen": f.chosen, "rejected": f.rejected.text, "verdict": f.verdict, "seed": seed,
-            })
-        }));
-    }
-
-    fn write(&self, dir: &RunDir) -> Result<()> {
-        fn save<T: Serialize>(dir: &RunDir, name: &str, lines: &[T]) -> Result<()> {
-            let path = dir.file(name);
-            let mut text = Vec::new();
-            for line in lines {
-                serde_json::to_writer(&mut text, line).map_err(|e| Error::write(&path)(e.into()))?;
-                text.push(b'\n');
-            }
-            write_atomic(&path, &text)
-        }
-        save(dir, "outcomes.jsonl", &self.outcomes)?;
-        save(dir, "probes.jsonl", &self.probes)?;
-        save(dir, "failures.jsonl", &self.failures)?;
-        save(dir, "metrics.jsonl", &self.metrics)
-    }
 }

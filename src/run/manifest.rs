@@ -62,6 +62,22 @@ impl Manifest {
         Ok(())
     }
 
+    /// Hashes what a model is read from: in its folder the configuration, the tokenizer, the template and the weights. What else
+    /// lies there (other formats, an optimiser's state) says nothing about a run.
+    pub fn add_model(&mut self, place: &Path) -> Result<()> {
+        if !place.is_dir() {
+            return self.add_input(place);
+        }
+        for entry in fs::read_dir(place).map_err(Error::read(place))? {
+            let path = entry.map_err(Error::read(place))?.path();
+            let read = path.extension().is_some_and(|kind| ["json", "safetensors", "jinja"].iter().any(|k| kind == *k));
+            if read && path.is_file() {
+                self.add_input(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     pub fn write(&self, path: &Path) -> Result<()> {
         let text =
             toml::to_string(self).map_err(Error::file(path, "settings that TOML can hold", "please report it"))?;

@@ -1,5 +1,6 @@
 //! Run directory, journal, and the whole method from end to end.
 
+pub mod bench;
 pub mod data;
 pub mod demo;
 pub mod dir;
@@ -12,6 +13,7 @@ pub mod suite;
 pub mod summary;
 pub mod watch;
 
+pub use bench::Models;
 pub use data::{DataFiles, Splits};
 pub use dir::{Earlier, RunDir};
 pub use experiment::Experiment;

@@ -1,8 +1,19 @@
 //! The lines of a run's JSON-lines files, as they are written and as the report reads them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::dir::RunDir;
+use crate::detect::evaluate::Evaluation;
+use crate::detect::outcome::Outcome;
+use crate::error::{Error, Result};
+use crate::judge::{Sense, Thresholds};
+use crate::probe::record::ProbeRecord;
+use crate::repair::{Failure, Method, Reply, StepMetrics};
+use crate::text::{Prompt, write_atomic};
 
 /// One line of `metrics.jsonl`: one optimiser step of one method.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -21,4 +32,104 @@ pub struct Metric {
     pub grad_norm_policy: Option<f64>,
     pub grad_norm_reward: Option<f64>,
     pub tokens_per_second: Option<f64>,
+}
+
+/// A step as `metrics.jsonl` keeps it.
+pub(super) fn metric(method: Method, seed: u64, m: &StepMetrics) -> Metric {
+    let mut terms = BTreeMap::from([("loss".to_string(), Some(m.loss))]);
+    if let Some(p) = &m.policy {
+        terms.extend(
+            [("npo", p.unlearn), ("safe", p.safe), ("retain", p.retain)].map(|(k, v)| (k.to_string(), Some(v))),
+        );
+        terms.insert("coupling".into(), p.coupling);
+    }
+    if let Some(r) = &m.reward {
+        let named = [("bt", r.bt), ("center", r.center), ("replay", r.replay), ("anchor", r.anchor)];
+        terms.extend(named.map(|(k, v)| (k.to_string(), Some(v))));
+    }
+    if let Some(reward) = m.sample_reward {
+        terms.insert("sample_reward".into(), Some(reward));
+    }
+    Metric {
+        method: method.name().to_string(),
+        seed,
+        step: m.step as u64 + 1,
+        terms,
+        logp_chosen: m.policy.as_ref().and_then(|p| p.logp_chosen),
+        logp_rejected: m.policy.as_ref().and_then(|p| p.logp_rejected),
+        grad_norm_policy: m.grad_norm_policy,
+        grad_norm_reward: m.grad_norm_reward,
+        tokens_per_second: Some(m.tokens_per_second),
+    }
+}
+
+/// What is repaired of a probe: y⁻ is the policy's own answer where that is harmful, else the cell's reference.
+pub(super) fn failure(record: &ProbeRecord, sense: Sense, thresholds: &Thresholds) -> Option<Failure> {
+    let judged = record.judged()?;
+    let own = judged.p_harm >= thresholds.tau_h;
+    let rejected = match own {
+        true => Reply { text: judged.response.clone(), tokens: Some(judged.tokens.clone()) },
+        false => Reply::text(record.harmful.clone()),
+    };
+    let (prompt, chosen) = (Prompt::user(record.prompt.clone()), Some(record.safe.clone()));
+    Some(Failure { prompt, rejected, chosen, verdict: judged.verdict(sense) })
+}
+
+/// The run's JSON-lines files, gathered and written whole.
+#[derive(Default)]
+pub(super) struct Lines {
+    pub outcomes: Vec<Map<String, Value>>,
+    pub probes: Vec<Value>,
+    pub failures: Vec<Value>,
+    pub metrics: Vec<Metric>,
+}
+
+impl Lines {
+    pub fn outcomes(&mut self, method: &str, seed: u64, evaluation: &Evaluation) {
+        let line = |outcome: &Outcome| {
+            let mut object = Map::from_iter([("method".to_string(), method.into()), ("seed".to_string(), seed.into())]);
+            object.extend(outcome.to_object());
+            object
+        };
+        self.outcomes.extend(evaluation.outcomes.iter().chain(evaluation.prefill.values().flatten()).map(line));
+    }
+
+    pub fn probes(&mut self, records: &[ProbeRecord], seed: u64, uniform: bool, after: bool) {
+        for record in records {
+            let mut value = json!(record);
+            if let Value::Object(object) = &mut value {
+                object.extend(
+                    [("seed", seed.into()), ("uniform", uniform.into()), ("after", after.into())]
+                        .map(|(k, v)| (k.to_string(), v)),
+                );
+            }
+            self.probes.push(value);
+        }
+    }
+
+    /// As TRL reads preference pairs.
+    pub fn failures(&mut self, failures: &[Failure], seed: u64) {
+        self.failures.extend(failures.iter().map(|f| {
+            json!({
+                "prompt": f.prompt.text(), "chosen": f.chosen, "rejected": f.rejected.text, "verdict": f.verdict, "seed": seed,
+            })
+        }));
+    }
+
+    pub fn write(&self, dir: &RunDir) -> Result<()> {
+        write_lines(&dir.file("outcomes.jsonl"), &self.outcomes)?;
+        write_lines(&dir.file("probes.jsonl"), &self.probes)?;
+        write_lines(&dir.file("failures.jsonl"), &self.failures)?;
+        write_lines(&dir.file("metrics.jsonl"), &self.metrics)
+    }
+}
+
+/// One JSON object a line; the file appears whole.
+pub(super) fn write_lines<T: Serialize>(path: &Path, lines: &[T]) -> Result<()> {
+    let mut text = Vec::new();
+    for line in lines {
+        serde_json::to_writer(&mut text, line).map_err(|error| Error::write(path)(error.into()))?;
+        text.push(b'\n');
+    }
+    write_atomic(path, &text)
 }

@@ -82,8 +82,9 @@ pub fn model(golden: &str) -> tempfile::TempDir {
     }
     let config: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(source.join("config.json")).unwrap()).unwrap();
-    let words: serde_json::Map<_, _> =
-        (0..config["vocab_size"].as_u64().unwrap()).map(|id| (if id == 2 { "</s>".into() } else { format!("w{id}") }, id.into())).collect();
+    let words: serde_json::Map<_, _> = (0..config["vocab_size"].as_u64().unwrap())
+        .map(|id| (if id == 2 { "</s>".into() } else { format!("w{id}") }, id.into()))
+        .collect();
     let tokenizer = serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null, "decoder": null,
         "added_tokens": [{"id": 2, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],

@@ -1,0 +1,138 @@
+//! `ares compare`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::device::OnDevice;
+use super::groups::{JudgeArgs, PairArgs, RepairArgs};
+use super::watch::Stages;
+use super::{Session, outcome};
+use crate::error::Result;
+use crate::ops::Ops;
+use crate::repair::Method;
+use crate::run::{DataFiles, Earlier, Experiment, Models, RunDir, experiment};
+
+/// Repair one pair by several methods at equal steps, and measure them on the same held-out prompts
+#[derive(Debug, Args)]
+pub struct Compare {
+    #[command(flatten)]
+    pair: PairArgs,
+    #[command(flatten)]
+    judges: JudgeArgs,
+    #[command(flatten)]
+    splits: SplitArgs,
+    #[command(flatten)]
+    repair: RepairArgs,
+    /// none, policy, reward, rlhf, joint, joint-uncoupled
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "rlhf,policy,joint", value_parser = method)]
+    methods: Vec<Method>,
+    /// One row of the table per method and seed [default: --seed]
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    seeds: Vec<u64>,
+    /// Queries of the search, and of the uniform one beside it
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    probes: usize,
+    /// Failures that are repaired at most
+    #[arg(long, value_name = "N", default_value_t = 240)]
+    failures: usize,
+    /// Measure also with the first K tokens of the harmful reference forced
+    #[arg(long, value_name = "K,…", value_delimiter = ',', default_value = "5")]
+    prefill: Vec<usize>,
+    /// Directory to make
+    #[arg(long, value_name = "DIR", default_value = "runs/compare")]
+    out: PathBuf,
+}
+
+/// Files of rows, disjoint by prompt.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Data")]
+struct SplitArgs {
+    /// Validated pairs that fix the reward threshold
+    #[arg(long, value_name = "FILE")]
+    calibration: PathBuf,
+    /// Validated pairs that are trained on
+    #[arg(long, value_name = "FILE")]
+    replay: PathBuf,
+    /// Benign and borderline prompts with the answers to keep
+    #[arg(long, value_name = "FILE")]
+    retain: PathBuf,
+    /// Prompts as people write them; probes must be as likely
+    #[arg(long, value_name = "FILE")]
+    discovery: PathBuf,
+    /// Prompts that accept or refuse a repair
+    #[arg(long, value_name = "FILE")]
+    gate: PathBuf,
+    /// Prompts of the result, read once per method
+    #[arg(long, value_name = "FILE")]
+    test: PathBuf,
+    /// What probes are composed from
+    #[arg(long, value_name = "FILE")]
+    grammar: PathBuf,
+}
+
+fn method(name: &str) -> Result<Method, String> {
+    Method::parse(name).map_err(|error| error.to_string())
+}
+
+impl Compare {
+    pub fn run(self, session: &Session) -> Result<()> {
+        let device = session.device()?;
+        let experiment = self.experiment(session)?;
+        let directory = RunDir::create(&self.out, Earlier::Refuse)?;
+        device.run(Work { experiment, directory, session })
+    }
+
+    fn experiment(&self, session: &Session) -> Result<Experiment> {
+        let (pair, judges, splits) = (&self.pair, &self.judges, &self.splits);
+        let seeds = if self.seeds.is_empty() { vec![session.seed()] } else { self.seeds.clone() };
+        Ok(Experiment {
+            command: "compare".into(),
+            models: Models {
+                policy: pair.policy.clone(),
+                reward: pair.reward.clone(),
+                judge: judges.judge.clone(),
+                second_judge: judges.second_judge.clone(),
+                refusal: judges.refusal.clone(),
+                truth: None,
+                tau_h: judges.harm_threshold,
+                max_new_tokens: pair.max_new_tokens(),
+                batch_tokens: pair.batch_tokens(),
+            },
+            data: DataFiles {
+                calibration: splits.calibration.clone(),
+                replay: splits.replay.clone(),
+                retain: splits.retain.clone(),
+                discovery: splits.discovery.clone(),
+                gate: splits.gate.clone(),
+                test: splits.test.clone(),
+            },
+            grammar: splits.grammar.clone(),
+            suite: None,
+            methods: self.methods.clone(),
+            repair: self.repair.config(seeds[0], pair.batch_tokens())?,
+            seeds,
+            probes: self.probes,
+            failures: self.failures,
+            sense: judges.sense(),
+            prefill: self.prefill.clone(),
+        })
+    }
+}
+
+struct Work<'a> {
+    experiment: Experiment,
+    directory: RunDir,
+    session: &'a Session,
+}
+
+impl OnDevice for Work<'_> {
+    type Output = ();
+
+    fn run<B: Ops>(self, ops: &B) -> Result<()> {
+        let Work { experiment, directory, session } = self;
+        let summary = experiment::run(ops, &experiment, &directory, &mut Stages::new(session))?;
+        outcome::show(session, directory.path(), &summary)?;
+        outcome::result(session, [&summary].into_iter())
+    }
+}
