@@ -9,7 +9,11 @@ Each setting runs in a process of its own, so that peak memory and failures are 
 f32-eager-padded, is the reference: f32 settings that do not agree with it (loss terms 1e-5, gradients 1e-3 of their
 tensor's largest, scores and log-probabilities 1e-4) are recorded as wrong and not timed; bf16 settings are timed with
 their distance stated. `--check FILE` holds the reference itself against what `ares` computed, and nothing is timed when
-they disagree (exit 1).
+they disagree (exit 1). For step, FILE is a safetensors dump: `term.<name>` (npo safe retain bt center replay anchor), and
+`policy.<name>` and `reward.<name>`, gradients under PEFT's names.
+
+`--ares PROGRAM` runs `ares` itself on the same rows (score, logprob, generate), checks its values and prints the ratio. Give
+it enough rows: a process of its own pays for its first use of memory, which the framework's warm-up has paid before.
 """
 
 import argparse
@@ -53,6 +57,7 @@ def arguments() -> argparse.Namespace:
     add("--input", metavar="FILE", help="rows of score, logprob or generate, instead of --replay and --retain")
     add("--setting", action="append", help="e.g. f32-compile-packed; repeat; default: all that suit the device")
     add("--check", metavar="FILE", help="what ares computed: a gradient dump, or the JSONL of score/logprob/generate")
+    add("--ares", metavar="PROGRAM", help="run `ares` on the same rows too (score, logprob, generate): check, time, ratio")
     add("--dump-gradients", metavar="FILE", help="loss terms and gradients of the first step; no timing")
     add("--out", metavar="FILE", help="JSON (default: stdout)")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"])
@@ -88,8 +93,9 @@ def arguments() -> argparse.Namespace:
 
 def refuse(parser, args) -> None:
     """Usage errors, before any process is started."""
-    needs = {"step": ["policy", "reward", "failures", "retain", "replay"], "generate": ["policy"] + ["retain"] * (not args.input),
-             "score": ["reward"] + ["replay"] * (not args.input), "logprob": ["policy"] + ["retain"] * (not args.input)}
+    rows = lambda name: [] if args.input else [name]  # noqa: E731
+    needs = {"step": ["policy", "reward", "failures", "retain", "replay"], "score": ["reward"] + rows("replay"),
+             "logprob": ["policy"] + rows("retain"), "generate": ["policy"] + rows("retain")}
     for task in args.task:
         missing = [f"--{name}" for name in needs[task] if not getattr(args, name)]
         if missing:
@@ -147,7 +153,8 @@ def worker(args) -> dict:
         synchronise()
         seconds.append(time.perf_counter() - start)
         tokens.append(count)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident
     return {"device": device_name(device), "seconds": spread(seconds), "tokens": statistics.fmean(tokens),
             "tokens_per_second": statistics.median(n / s for n, s in zip(tokens, seconds)), "peak_bytes": peak}
 
@@ -188,6 +195,8 @@ def run_setting(args, task: str, setting: str, values: str, repeats: int) -> dic
 
 def distances(found: dict, expected: dict) -> dict:
     """Per kind of value, the largest distance and the name of the tensor that has it."""
+    import torch.nn.functional as F
+
     worst: dict = {}
     missing = sorted(set(expected) ^ set(found))
     if missing:
@@ -196,6 +205,9 @@ def distances(found: dict, expected: dict) -> dict:
         other = found[name]
         kind = name.split(".")[0]
         kind = "gradient" if kind in ("policy", "reward") and "." in name else kind
+        if kind == "tokens":  # rows end where their longest does
+            width = max(other.shape[1], value.shape[1])
+            other, value = (F.pad(t, (0, width - t.shape[1]), value=-1) for t in (other, value))
         if other.shape != value.shape:
             return {kind: [math.inf, f"{name}: {tuple(other.shape)} against {tuple(value.shape)}"]}
         distance = (other.double() - value.double()).abs().max().item()
@@ -255,7 +267,29 @@ def measure(args, task: str, folder: str) -> list[dict]:
                 result = {"status": "wrong", "reason": told(worst)}
         results.append({"task": task, "setting": setting} | result)
         report(results[-1])
+    if args.ares and task != "step" and args.repeats:
+        results.append(beside(args, task, folder, reference, results))
+        report(results[-1])
     return results
+
+
+def beside(args, task: str, folder: str, reference: dict, results: list[dict]) -> dict:
+    """`ares` on the same rows, in the same run: refused when it disagrees, else its times and the ratio to the best f32."""
+    from hf_baseline.beside import run_ares
+
+    seconds, values = run_ares(args, task, folder, args.repeats)
+    worst = distances(values, reference)
+    if not agree(worst):
+        sys.exit(f"{task}: ares and transformers disagree: {told(worst)}")
+    timed = [r for r in results if "seconds" in r and r["setting"].startswith("f32")]
+    best = min(timed, key=lambda r: r["seconds"]["median"], default=None)
+    result = {"task": task, "setting": "ares", "status": "ok", "seconds": spread(seconds),
+              "distance": {kind: distance for kind, (distance, _) in worst.items()}}
+    if best:
+        median = result["seconds"]["median"]
+        result |= {"tokens_per_second": best["tokens"] / median, "beside": best["setting"],
+                   "ratio": best["seconds"]["median"] / median}
+    return result
 
 
 def cuda_wanted(args) -> bool:
@@ -267,7 +301,9 @@ def cuda_wanted(args) -> bool:
 def report(result: dict) -> None:
     if result["status"] == "ok" and "seconds" in result:
         s = result["seconds"]
-        text = f"{s['median']:.4f} s  [{s['q1']:.4f}, {s['q3']:.4f}]  {result['tokens_per_second']:.0f} tokens/s"
+        text = f"{s['median']:.4f} s  [{s['q1']:.4f}, {s['q3']:.4f}]  {result.get('tokens_per_second', 0):.0f} tokens/s"
+        if "ratio" in result:
+            text += f"  {result['ratio']:.2f} x {result['beside']}"
     else:
         text = f"{result['status']}: {result.get('reason', '')}"
     print(f"{result['task']:9} {result['setting']:34} {text}", file=sys.stderr, flush=True)
@@ -286,7 +322,7 @@ def versions() -> dict:
 def document(args, results: list[dict]) -> dict:
     best = {}
     for result in results:
-        if "seconds" in result:
+        if "seconds" in result and result["setting"] != "ares":
             kind = "f32" if result["setting"].startswith("f32") else "any"
             for key in {kind, "any"}:
                 label = f"{result['task']}.{key}"

@@ -133,6 +133,14 @@ class ReadTask:
         return self.compute(self.sequences)
 
 
+def scored_rows(args) -> list[tuple[dict, str | None]]:
+    """(row, answer) of everything that is scored."""
+    if args.input:
+        return [(row, row.get("response")) for row in read_jsonl(args.input)]
+    rows = read_jsonl(args.replay, ("prompt", "chosen", "rejected"))
+    return [(row, row[side]) for row in rows for side in ("chosen", "rejected")]
+
+
 class ScoreTask(ReadTask):
     """`ares score`: the reward of each row; without --input, of both answers of each replay row."""
 
@@ -142,10 +150,7 @@ class ScoreTask(ReadTask):
         return args.reward
 
     def texts(self, args) -> list:
-        if args.input:
-            return [(row, row.get("response")) for row in read_jsonl(args.input)]
-        rows = read_jsonl(args.replay, ("prompt", "chosen", "rejected"))
-        return [(row, row[side]) for row in rows for side in ("chosen", "rejected")]
+        return scored_rows(args)
 
     def compute(self, sequences) -> dict:
         return {"reward": objective.rewards(self.model, sequences, *self.limits).cpu()}
