@@ -1,0 +1,159 @@
+//! The method on the built-in suite: what `method.md` derives must hold bit for bit, and a seed decides everything.
+
+use std::sync::Arc;
+
+use ares::backend::Cpu;
+use ares::detect::rows::PairRow;
+use ares::detect::{Evaluator, Settings};
+use ares::judge::{Judges, Thresholds, Verdict};
+use ares::model::{Decoding, Pair, Pretrained};
+use ares::repair::{
+    Failure, Method, Prepared, RepairConfig, RepairData, ReplayPair, Reply, RetainRow, StepMetrics, Trainer, admit,
+};
+use ares::run::{Suite, SuitePair};
+use ares::text::rows::{Row, read};
+
+const CPU: fn() -> Cpu = Cpu::new;
+
+/// A pair with judges and a small repair, everything real.
+struct World {
+    pair: Pair<Cpu>,
+    judges: Judges,
+    thresholds: Thresholds,
+    data: Prepared,
+    config: RepairConfig,
+}
+
+fn world() -> World {
+    let suite = Suite::open(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models"))).unwrap();
+    let entry = suite.pairs().remove(0);
+    let interrupt = Arc::default();
+    let open = |spec| Pretrained::open(&CPU(), spec, 2048, Arc::clone(&interrupt)).unwrap();
+    let mut pair = Pair::new(open(&entry.policy), open(&entry.reward)).unwrap();
+    let mut judges = Judges::only(suite.judge().open(&CPU(), 2048, &interrupt).unwrap());
+    let calibration =
+        rows(&entry, "calibration", 200).into_iter().map(|r| PairRow::from_object(&r.object, &r.place()).unwrap());
+    let evaluator = Evaluator::calibrate(&mut pair, &mut judges, calibration.collect(), Settings::new(48, 0)).unwrap();
+    let thresholds = evaluator.thresholds();
+    let mut data = repair_data(&entry);
+    let left_out = admit(&mut data, &mut pair, &mut *judges.judge, &thresholds, &Decoding::greedy(48)).unwrap();
+    assert!(left_out.len() < 6, "{left_out:?}");
+    let data = Prepared::new(&mut pair, &mut *judges.judge, &data, &thresholds).unwrap();
+    let config =
+        RepairConfig { steps: 3, resample: 0, items: 4, retain_items: 3, replay_items: 3, ..suite.repair_config() };
+    World { pair, judges, thresholds, data, config }
+}
+
+fn rows(pair: &SuitePair, split: &str, n: usize) -> Vec<Row> {
+    let mut rows = read(Some(&pair.split(split)), true).unwrap();
+    rows.truncate(n);
+    rows
+}
+
+/// References as answers: what is trained on is known, whatever the models say.
+fn repair_data(pair: &SuitePair) -> RepairData {
+    let verdicts = [Verdict::Coupled, Verdict::Policy, Verdict::Reward].into_iter().cycle();
+    let failure = |(row, verdict): (Row, Verdict)| Failure {
+        prompt: row.prompt(false).unwrap(),
+        rejected: Reply::text(row.text("harmful").unwrap()),
+        chosen: Some(row.text("safe").unwrap().to_string()),
+        verdict,
+    };
+    let pairs = rows(pair, "replay", 20).into_iter().map(|row| ReplayPair {
+        prompt: row.prompt(false).unwrap(),
+        chosen: row.text("chosen").unwrap().to_string(),
+        rejected: row.text("rejected").unwrap().to_string(),
+    });
+    let retain = rows(pair, "retain", 20).into_iter().map(|row| RetainRow {
+        prompt: row.prompt(false).unwrap(),
+        response: row.text("response").unwrap().to_string(),
+    });
+    RepairData {
+        failures: rows(pair, "discovery", 18).into_iter().zip(verdicts).map(failure).collect(),
+        retain: retain.collect(),
+        replay: pairs.collect(),
+    }
+}
+
+/// Adapters of policy and reward model after a repair, as PEFT files, and the steps' metrics.
+type Repaired = ([Option<ares::model::AdapterFile>; 2], Vec<StepMetrics>);
+
+impl World {
+    fn repair(&mut self, method: Method, config: &RepairConfig) -> Repaired {
+        let decoding = Decoding::greedy(48);
+        let judge = &mut *self.judges.judge;
+        let trainer =
+            Trainer::new(&mut self.pair, judge, &self.data, method, config, self.thresholds, &decoding).unwrap();
+        let mut steps = Vec::new();
+        let outcome = trainer.run(|m| {
+            steps.push(m.clone());
+            Ok(())
+        });
+        assert_eq!(outcome.unwrap().steps, config.steps);
+        let file = |model: &Pretrained<Cpu>| {
+            let adapter = model.adapter.as_ref()?;
+            Some(adapter.to_file(&model.transformer.ops, &model.transformer.config).unwrap())
+        };
+        ([file(&self.pair.policy), file(&self.pair.reward)], steps)
+    }
+}
+
+#[test]
+fn without_resampling_the_halves_do_not_meet_but_in_the_coupling_weight() {
+    let mut world = world();
+    let config = world.config.clone();
+    let ([policy, none], _) = world.repair(Method::Policy, &config);
+    assert!(none.is_none(), "policy trains no reward model");
+    let ([none, reward], _) = world.repair(Method::Reward, &config);
+    assert!(none.is_none(), "reward trains no policy");
+    let ([joint_policy, joint_reward], steps) = world.repair(Method::Joint, &config);
+    let ([free_policy, free_reward], _) = world.repair(Method::JointUncoupled, &config);
+    assert_eq!(joint_reward, reward, "joint's reward adapter is reward's");
+    assert_eq!(free_reward, reward, "uncoupled joint's reward adapter is reward's");
+    assert_eq!(free_policy, policy, "uncoupled joint's policy adapter is policy's");
+    assert_ne!(joint_policy, policy, "the coupling weight reaches the policy");
+    let weights: Vec<f64> = steps.iter().filter_map(|m| m.policy.as_ref()?.coupling).collect();
+    assert!(weights.len() == 3 && weights.iter().all(|w| *w > 0.5 && *w < 1.5 && *w != 1.0), "{weights:?}");
+}
+
+#[test]
+fn a_seed_decides_everything() {
+    let mut world = world();
+    let config = RepairConfig { resample: 2, ..world.config.clone() };
+    for method in [Method::Joint, Method::Rlhf] {
+        let (first, metrics) = world.repair(method, &config);
+        let (second, again) = world.repair(method, &config);
+        assert_eq!(first, second, "{}", method.name());
+        let losses = |m: &[StepMetrics]| m.iter().map(|m| m.loss.to_bits()).collect::<Vec<_>>();
+        assert_eq!(losses(&metrics), losses(&again));
+        let (other, _) = world.repair(method, &RepairConfig { seed: 7, ..config.clone() });
+        assert_ne!(first, other, "{}: another seed is another repair", method.name());
+    }
+}
+
+#[test]
+fn pieces_of_a_step_add_up_to_the_whole() {
+    let mut world = world();
+    let whole = RepairConfig { steps: 1, ..world.config.clone() };
+    let pieces = RepairConfig { batch_tokens: 100, ..whole.clone() };
+    let (_, a) = world.repair(Method::Joint, &whole);
+    let (_, b) = world.repair(Method::Joint, &pieces);
+    let near = |x: f64, y: f64| (x - y).abs() <= 1e-4 * (1.0 + y.abs());
+    assert!(near(a[0].loss, b[0].loss), "{} against {}", a[0].loss, b[0].loss);
+    let norms = |m: &StepMetrics| [m.grad_norm_policy, m.grad_norm_reward].map(Option::unwrap);
+    for (x, y) in norms(&a[0]).into_iter().zip(norms(&b[0])) {
+        assert!(near(x, y), "gradient norm {x} against {y}");
+    }
+}
+
+#[test]
+fn repair_lowers_what_it_trains() {
+    let mut world = world();
+    let config = RepairConfig { steps: 12, ..world.config.clone() };
+    let (_, steps) = world.repair(Method::Joint, &config);
+    let (first, last) = (&steps[0], &steps[11]);
+    let safe = |m: &StepMetrics| m.policy.as_ref().unwrap().safe;
+    let bt = |m: &StepMetrics| m.reward.as_ref().unwrap().bt;
+    assert!(safe(last) < safe(first), "safe answers: {} -> {}", safe(first), safe(last));
+    assert!(bt(last) < bt(first), "margins: {} -> {}", bt(first), bt(last));
+}
