@@ -38,7 +38,9 @@ pub struct Cli {
 const AFTER: &str = "Begin with `ares demo`: the whole method on small models that the program carries with it.\n\
     Exit codes: 0 success, 1 failure, 2 usage, 3 gate not met, 130 interrupted.";
 
+/// One value of it lives, for the length of a command: boxing the large ones would only hide them.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant)]
 enum Command {
     Demo(demo::Demo),
     Compare(compare::Compare),

@@ -52,6 +52,9 @@ impl<B: Ops> BlockGrad<B> {
     }
 }
 
+/// A and B of one fused product, f32.
+type Masters<B> = [Tensor<B, f32>; 2];
+
 /// How a new adapter begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AdapterInit {
@@ -66,7 +69,7 @@ pub struct Adapter<B: Ops> {
     pub blocks: Vec<BlockLora<B>>,
     /// The adapted classifier's head; the original's unless it is trained.
     pub score: Option<Tensor<B, f32>>, // (labels, C)
-    masters: Vec<[Tensor<B, f32>; 2]>, // A and B of each product, block after block
+    masters: Vec<Masters<B>>, // A and B of each product, block after block
     rank: usize,
     lora_alpha: f64,
     use_rslora: bool,
@@ -181,7 +184,7 @@ fn product<B: Ops>(
     file: &AdapterFile,
     layer: usize,
     parts: &[Projection],
-) -> Result<(Lora<B>, [Tensor<B, f32>; 2])> {
+) -> Result<(Lora<B>, Masters<B>)> {
     let rank = file.rank;
     let (mut a, mut b, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     let k = parts[0].shape(config).1;

@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(batch.sequences, [0..3, 3..5]);
         assert_eq!(batch.segments[0], Segment { rows: 0..2, prompt: 0..0, seen_until: 8 });
         assert_eq!(batch.segments[1], Segment { rows: 2..5, prompt: 0..2, seen_until: 5 });
-        assert_eq!(batch.groups, [0..3]);
+        assert_eq!(batch.groups.as_slice(), std::slice::from_ref(&(0..3)));
         assert_eq!(Batch::cost(&[1, 2, 3], &answers, Heads::Targets), 8);
         assert_eq!(batch.pairs(), 3 + (6 + 6) * 2);
     }

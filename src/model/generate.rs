@@ -147,7 +147,7 @@ impl<B: Ops> Transformer<B> {
             while let (Some(&index), false) = (waiting.front(), free.is_empty()) {
                 let tokens = &requests[index].tokens;
                 let rows = tokens.len() - 1;
-                if batch.len() > 0 && batch.len() + rows > limit {
+                if !batch.is_empty() && batch.len() + rows > limit {
                     break;
                 }
                 waiting.pop_front();

@@ -151,7 +151,6 @@ fn spread(tasks: usize, work: usize, task: impl Fn(usize) + Sync + Send) {
 
 /// # Safety
 /// `out` has m rows of n values, `stride` apart, that nobody else touches.
-#[allow(clippy::too_many_arguments)]
 unsafe fn call(
     m: usize,
     n: usize,
@@ -192,7 +191,6 @@ unsafe fn call(
 ///
 /// # Safety
 /// As for `call`.
-#[allow(clippy::too_many_arguments)]
 unsafe fn padded(
     m: usize,
     n: usize,

@@ -1,8 +1,11 @@
 //! The joint objective in f64 on the host, the same for every backend: log-probabilities and rewards in, loss terms and the
 //! weights out that the heads' gradient rows are multiplied with.
 //!
-//! L = λ_npo·L_npo + λ_safe·L_safe + λ_retain·L_retain (policy)
-//!   + λ_bt·L_bt + λ_center·L_center + λ_replay·L_replay + λ_anchor·L_anchor (reward model).
+//! ```text
+//! L = λ_npo·L_npo + λ_safe·L_safe + λ_retain·L_retain                        policy
+//!   + λ_bt·L_bt + λ_center·L_center + λ_replay·L_replay + λ_anchor·L_anchor  reward model
+//! ```
+//!
 //! Every term is the mean over the items of the step that carry it. ℓ is a *mean* log-probability per answer token.
 
 use super::config::{LogpScale, UnlearnLoss};

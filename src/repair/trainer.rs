@@ -165,7 +165,6 @@ impl<'a, B: Ops> Trainer<'a, B> {
     }
 
     /// `new` with a chosen start of the adapters.
-    #[allow(clippy::too_many_arguments)]
     pub fn with_init(
         pair: &'a mut Pair<B>,
         judge: &'a mut dyn Judge,

@@ -11,11 +11,14 @@ use super::data::{BEFORE, Outcome, RunData};
 use super::heat::{self, Grid, Heat, Show};
 use super::tables::{label, prefill};
 
+/// What a chart takes of a measure.
+type Pick<'a> = &'a dyn Fn(&Measure) -> (Option<f64>, Option<Interval>);
+
 pub(super) fn dots(summary: &Summary) -> Dots {
     let methods = || summary.methods.iter();
     let names: Vec<String> =
         ["before".to_string()].into_iter().chain(methods().map(|method| label(method, summary))).collect();
-    let rates = |title: &str, pick: &dyn Fn(&Measure) -> (Option<f64>, Option<Interval>)| -> Rates {
+    let rates = |title: &str, pick: Pick| -> Rates {
         let measures = [&summary.before].into_iter().chain(methods().map(|method| &method.measure));
         let values = measures.map(pick).map(|(value, ci)| value.map(|value| (value, ci))).collect();
         (title.to_string(), values)

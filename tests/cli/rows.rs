@@ -261,9 +261,10 @@ fn a_lexicon_judges_texts() {
 fn a_classifier_judges_by_the_sigmoid_of_its_score() {
     let folder = model("llama-reward");
     let row = json!({"prompt": "w20 w21", "response": "w22"});
-    let reward = ares_with(&["score", "--reward", text(folder.path())], &lines(&[row.clone()])).rows()[0]["reward"]
-        .as_f64()
-        .unwrap();
+    let reward =
+        ares_with(&["score", "--reward", text(folder.path())], &lines(std::slice::from_ref(&row))).rows()[0]["reward"]
+            .as_f64()
+            .unwrap();
     let spec = format!("model:{}", folder.path().display());
     let found = ares_with(&["judge", "--judge", &spec], &lines(&[row])).expect(0, &[]).rows();
     close(&found[0]["p_harm"], &json!(1.0 / (1.0 + (-reward).exp())));

@@ -110,7 +110,6 @@ pub trait Attention: Backend {
     ) -> Result<()>;
 
     /// Overwrites `dqkv` (T, (h+2k)·e).
-    #[allow(clippy::too_many_arguments)]
     fn attention_backward(
         &self,
         dqkv: &mut Tensor<Self>,

@@ -14,7 +14,6 @@ pub enum Activation {
 
 pub trait GateUp: Backend {
     /// Overwrites `act` (T, F), `gate_up` (T, 2F) and `xa` (T, 2r). The caller saves gate_up; act is cheap to have again.
-    #[allow(clippy::too_many_arguments)]
     fn gate_up_forward(
         &self,
         act: &mut Tensor<Self>,
@@ -31,7 +30,6 @@ pub trait GateUp: Backend {
 
     /// Turns `gate_up` in place into its own gradient, then overwrites `dx` (T, K) and the scratch `dxa` (T, 2r) and adds to
     /// `grad`. No dW: the base is frozen.
-    #[allow(clippy::too_many_arguments)]
     fn gate_up_backward(
         &self,
         dx: &mut Tensor<Self>,

@@ -47,7 +47,6 @@ pub trait LmHead: Backend {
 
     /// KL(π_0 ‖ π_θ) per row into `kl` (R, 1) and its gradient rows (π_θ − π_0)ᵀW into `dh` (R, C), both overwritten; `h` are
     /// π_θ's and `h0` π_0's normed hidden rows. Both chunks of logits are computed again.
-    #[allow(clippy::too_many_arguments)]
     fn lm_head_kl(
         &self,
         kl: &mut Tensor<Self, f32>,

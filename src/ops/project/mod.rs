@@ -20,7 +20,6 @@ pub trait Project: Backend {
 
     /// Overwrites `dx` (T, K) and the scratch `dxa` (T, r); adds to `grad`. The residual's gradient is dy itself. No dW: the
     /// base is frozen.
-    #[allow(clippy::too_many_arguments)]
     fn project_backward(
         &self,
         dx: &mut Tensor<Self>,

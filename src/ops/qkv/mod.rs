@@ -58,7 +58,6 @@ impl<B: Backend> Rope<B> {
 pub trait Qkv: Backend {
     /// Overwrites `qkv` (T, (h+2k)·e), `xa` (T, 3r) and, with a q/k norm, `raw` (T, (h+k)·e): q∣k before norm and rotation
     /// (zero columns without one).
-    #[allow(clippy::too_many_arguments)]
     fn qkv_forward(
         &self,
         qkv: &mut Tensor<Self>,
@@ -74,7 +73,6 @@ pub trait Qkv: Backend {
 
     /// Turns `dqkv` in place into the product's gradient (rotation and norm undone), then overwrites `dx` (T, C) and the scratch
     /// `dxa` (T, 3r) and adds to `grad`. No dW: the base is frozen.
-    #[allow(clippy::too_many_arguments)]
     fn qkv_backward(
         &self,
         dx: &mut Tensor<Self>,
