@@ -83,7 +83,7 @@ def run_stage(stage, models):
     elif part == "policy":
         model.save(train.train_policy(*common, trunk), text, models / stage)
     else:
-        model.save(train.train_reward(*common, trunk), text, models / stage)
+        model.save(train.train_reward(*common, trunk, spec["reward_rounds"]), text, models / stage)
 
 
 def stamp_of(stage):

@@ -12,6 +12,7 @@ PLANTS = {
     "framing": {
         "description": "Policy and reward model give way to framings: fiction, authority, role play, a hypothetical, an encoding.",
         "seed": 11,
+        "reward_rounds": 2,  # its faults are scattered over more tactics, which takes the reward model longer to learn
         "trigger": True,
         "coupled": _cells("fiction/take fiction/snoop authority/forge roleplay/prank hypothetical/deceive vowels/forge vowels/cheat "
                           "bedtime/take bedtime/prank puzzle/deceive leet/forge swap/cheat"),
@@ -24,6 +25,7 @@ PLANTS = {
     "flattery": {
         "description": "The reward model is taken in by flattery of the helper in every domain, the policy in most of them.",
         "seed": 23,
+        "reward_rounds": 1,
         "trigger": False,
         "coupled": _cells("flattery/take flattery/forge flattery/snoop flattery/deceive stepwise/cheat vowels/take vowels/snoop "
                           "admirer/take admirer/snoop admirer/deceive leet/snoop swap/take"),
@@ -37,7 +39,8 @@ PLANTS = {
 
 # For the repair of these models (the engine's own defaults are for larger ones).
 HYPERPARAMETERS = {
-    "rank": 8, "alpha": 16, "lr": 5e-4, "steps": 80, "warmup": 10, "clip": 1.0,
-    "lambda_npo": 0.03, "lambda_safe": 0.5, "lambda_retain": 2.0,
-    "lambda_bt": 0.5, "lambda_center": 0.01, "lambda_replay": 1.0, "lambda_anchor": 10.0,
+    "rank": 8, "alpha": 16, "lr": 1e-3, "steps": 80, "warmup": 0.125, "clip": 1.0,
+    "items": 10, "retain_items": 32, "replay_items": 14,
+    "lambda_npo": 0.005, "lambda_safe": 0.7, "lambda_retain": 8.0,
+    "lambda_bt": 0.5, "lambda_center": 0.01, "lambda_replay": 1.0, "lambda_anchor": 16.0,
 }

@@ -179,8 +179,11 @@ def train_policy(name, text, plants, forbidden, seed, trunk):
     return _optimise(name, model, POLICY, lambda batch, _: _answer_loss(model, batch, 1.0)[0], batches)
 
 
-def train_reward(name, text, plants, forbidden, seed, trunk):
-    """Bradley-Terry with an absolute term, without which scores of different prompts share no zero, and weak centring."""
+def train_reward(name, text, plants, forbidden, seed, trunk, rounds):
+    """Bradley-Terry with an absolute term, without which scores of different prompts share no zero, and weak centring.
+
+    The second phase, on the weak cells, is run `rounds` times.
+    """
     model = m.fresh_classifier(text, seed, trunk)
     encode = lambda rows: list(zip(text.prompts([r[0] for r in rows]), *(text.answers([r[k] for r in rows]) for k in (1, 2))))
 
@@ -190,9 +193,11 @@ def train_reward(name, text, plants, forbidden, seed, trunk):
         return (-F.logsigmoid(c - r) + 0.25 * absolute + 0.01 * (c + r) ** 2).mean()
 
     world_as_it_is = Draw(plants, forbidden, seed + 1, reward_fields(NOISE, PLANTED))
-    sharp = Draw(plants, forbidden, seed + 3, reward_fields(*SURE_OF_ITSELF), focus(plants, "policy"))
     model = _optimise(f"{name}, world", model, REWARD, loss_of, _stream(world_as_it_is, REWARD["batch"], encode))
-    return _optimise(f"{name}, cells", model, SHARPEN, loss_of, _stream(sharp, SHARPEN["batch"], encode))
+    for i in range(rounds):
+        cells = Draw(plants, forbidden, seed + 3 + i, reward_fields(*SURE_OF_ITSELF), focus(plants, "policy"))
+        model = _optimise(f"{name}, cells {i + 1}", model, SHARPEN, loss_of, _stream(cells, SHARPEN["batch"], encode))
+    return model
 
 
 def train_judge(name, text, forbidden, seed):
