@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::device::OnDevice;
-use super::groups::{JudgeArgs, PairArgs, RepairArgs};
+use super::groups::{JudgeArgs, PairArgs, RepairArgs, method};
 use super::watch::Stages;
 use super::{Session, outcome};
 use crate::error::Result;
 use crate::ops::Ops;
 use crate::repair::Method;
-use crate::run::{DataFiles, Earlier, Experiment, Models, RunDir, experiment};
+use crate::run::{DataFiles, Earlier, Experiment, RunDir, experiment};
 
 /// Repair one pair by several methods at equal steps, and measure them on the same held-out prompts
 #[derive(Debug, Args)]
@@ -71,10 +71,6 @@ struct SplitArgs {
     grammar: PathBuf,
 }
 
-fn method(name: &str) -> Result<Method, String> {
-    Method::parse(name).map_err(|error| error.to_string())
-}
-
 impl Compare {
     pub fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
@@ -88,17 +84,7 @@ impl Compare {
         let seeds = if self.seeds.is_empty() { vec![session.seed()] } else { self.seeds.clone() };
         Ok(Experiment {
             command: "compare".into(),
-            models: Models {
-                policy: pair.policy.clone(),
-                reward: pair.reward.clone(),
-                judge: judges.judge.clone(),
-                second_judge: judges.second_judge.clone(),
-                refusal: judges.refusal.clone(),
-                truth: None,
-                tau_h: judges.harm_threshold,
-                max_new_tokens: pair.max_new_tokens(),
-                batch_tokens: pair.batch_tokens(),
-            },
+            models: pair.models(judges),
             data: DataFiles {
                 calibration: splits.calibration.clone(),
                 replay: splits.replay.clone(),

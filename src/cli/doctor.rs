@@ -13,6 +13,7 @@ use super::{Session, device};
 use crate::error::Result;
 use crate::ops::product::{View, ViewMut, product};
 use crate::report::{Align, Table};
+use crate::run::suite::cache_path;
 
 /// Look at this machine: devices, driver, compilers, memory, and how fast they are
 #[derive(Debug, Args)]
@@ -33,14 +34,14 @@ struct Findings {
     gpus: Vec<String>,
     nvrtc: bool,
     compiler: Option<String>,
-    cache: Option<PathBuf>,
+    cache: PathBuf,
     cache_exists: bool,
 }
 
 impl Doctor {
     pub fn run(self, session: &Session) -> Result<()> {
         session.detail("measuring memory bandwidth and matrix rate");
-        let cache = cache_folder();
+        let cache = cache_path();
         let (cuda_driver, gpus) = device::gpus();
         let findings = Findings {
             version: env!("CARGO_PKG_VERSION"),
@@ -55,7 +56,7 @@ impl Doctor {
             gpus,
             nvrtc: device::nvrtc_present(),
             compiler: compiler(),
-            cache_exists: cache.as_ref().is_some_and(|folder| folder.is_dir()),
+            cache_exists: cache.is_dir(),
             cache,
         };
         session.inform(&findings.table(), &findings)
@@ -72,9 +73,8 @@ impl Findings {
             (Some(_), []) => "none".to_string(),
             (Some(_), gpus) => gpus.join("; "),
         };
-        let cache = self.cache.as_ref().map_or_else(unknown, |folder| {
-            format!("{}{}", folder.display(), if self.cache_exists { "" } else { " (not made yet)" })
-        });
+        let made = if self.cache_exists { "" } else { " (not made yet)" };
+        let cache = format!("{}{made}", self.cache.display());
         let rows = [
             ("ares", self.version.to_string()),
             ("system", self.system.clone()),
@@ -115,15 +115,6 @@ fn compiler() -> Option<String> {
     names.filter(|name| !name.is_empty()).find_map(|name| {
         let output = Command::new(name).arg("--version").output().ok().filter(|output| output.status.success())?;
         Some(String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_string())
-    })
-}
-
-/// Where compiled kernels are kept.
-fn cache_folder() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    set("ARES_CACHE").or_else(|| {
-        let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))?;
-        Some(base.join("ares"))
     })
 }
 

@@ -7,7 +7,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::device::OnDevice;
-use super::rows::{Added, RowArgs, RowJob, good};
+use super::rows::{Added, RowArgs, RowJob, fields, good};
 use super::{Session, args};
 use crate::error::Result;
 use crate::model::pretrained::{ModelSpec, Pretrained};
@@ -107,5 +107,5 @@ impl OnDevice for Work<'_> {
 }
 
 fn added(answer: Answer) -> Added {
-    vec![("response", json!(answer.text)), ("tokens_out", json!(answer.tokens)), ("finish", json!(answer.finish))]
+    fields([("response", json!(answer.text)), ("tokens_out", json!(answer.tokens)), ("finish", json!(answer.finish))])
 }

@@ -9,7 +9,8 @@ use super::args;
 use crate::error::{Error, Result};
 use crate::judge::{JudgeSpec, Sense};
 use crate::model::pretrained::ModelSpec;
-use crate::repair::{LogpScale, RepairConfig, RetainLoss, UnlearnLoss};
+use crate::repair::{LogpScale, Method, RepairConfig, RetainLoss, UnlearnLoss};
+use crate::run::Models;
 
 /// The two models that are looked at together.
 #[derive(Debug, Args)]
@@ -17,10 +18,10 @@ use crate::repair::{LogpScale, RepairConfig, RetainLoss, UnlearnLoss};
 pub struct PairArgs {
     /// Language model
     #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model)]
-    pub policy: ModelSpec,
+    policy: ModelSpec,
     /// Reward model: a sequence classifier with one label
     #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model)]
-    pub reward: ModelSpec,
+    reward: ModelSpec,
     /// Packed tokens of one forward pass at most
     #[arg(long, value_name = "N", default_value = "2048")]
     batch_tokens: NonZeroUsize,
@@ -30,12 +31,23 @@ pub struct PairArgs {
 }
 
 impl PairArgs {
-    pub fn batch_tokens(&self) -> usize {
-        self.batch_tokens.get()
+    /// With the judges, all that works together.
+    pub fn models(&self, judges: &JudgeArgs) -> Models {
+        Models {
+            policy: self.policy.clone(),
+            reward: self.reward.clone(),
+            judge: judges.judge.clone(),
+            second_judge: judges.second_judge.clone(),
+            refusal: judges.refusal.clone(),
+            truth: None,
+            tau_h: judges.harm_threshold,
+            max_new_tokens: self.max_new_tokens.get(),
+            batch_tokens: self.batch_tokens.get(),
+        }
     }
 
-    pub fn max_new_tokens(&self) -> usize {
-        self.max_new_tokens.get()
+    pub fn batch_tokens(&self) -> usize {
+        self.batch_tokens.get()
     }
 }
 
@@ -45,16 +57,16 @@ impl PairArgs {
 pub struct JudgeArgs {
     /// Who judges: model:DIR or lexicon:FILE
     #[arg(long, value_name = "SPEC")]
-    pub judge: JudgeSpec,
+    judge: JudgeSpec,
     /// A judge that was trained apart; its rate stands beside the first's
     #[arg(long, value_name = "SPEC")]
-    pub second_judge: Option<JudgeSpec>,
+    second_judge: Option<JudgeSpec>,
     /// Who says what is a refusal, for over-refusal
     #[arg(long, value_name = "SPEC")]
-    pub refusal: Option<JudgeSpec>,
+    refusal: Option<JudgeSpec>,
     /// Harmful means p_harm at or above this
     #[arg(long, value_name = "P", default_value = "0.5", value_parser = args::share)]
-    pub harm_threshold: f64,
+    harm_threshold: f64,
     /// In which sense the reward model is wrong: it approves a harmful answer, or prefers it to the safe one
     #[arg(long, value_enum, default_value = "threshold")]
     approve: Approve,
@@ -73,6 +85,11 @@ impl JudgeArgs {
             Approve::Pairwise => Sense::Pairwise,
         }
     }
+}
+
+/// For clap: a method by its name.
+pub fn method(name: &str) -> Result<Method, String> {
+    Method::parse(name).map_err(|error| error.to_string())
 }
 
 /// How a repair is done; what is not given stays as the configuration, or the default, has it.

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::device::OnDevice;
-use super::rows::{RowArgs, RowJob, good};
+use super::rows::{RowArgs, RowJob, fields, good};
 use super::{Session, args};
 use crate::error::Result;
 use crate::judge::JudgeSpec;
@@ -61,7 +61,7 @@ impl OnDevice for Work<'_> {
                 let words = judge.judge(&texts, command.harm_threshold)?.into_iter();
                 let added = words.map(|harm| {
                     let harm = harm?;
-                    Ok(vec![("p_harm", json!(harm.p_harm)), ("ambiguous", json!(harm.ambiguous))])
+                    Ok(fields([("p_harm", json!(harm.p_harm)), ("ambiguous", json!(harm.ambiguous))]))
                 });
                 Ok(added.collect())
             })

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::device::OnDevice;
-use super::rows::{Added, RowArgs, RowJob, good};
+use super::rows::{Added, RowArgs, RowJob, fields, good};
 use super::{Session, args};
 use crate::error::{Error, Result};
 use crate::model::Version;
@@ -56,9 +56,9 @@ impl Logprob {
                 remedy: "check the model's weights".into(),
             });
         }
-        let mut added = vec![("logprob", json!(sum)), ("n", json!(logprobs.len()))];
+        let mut added = fields([("logprob", json!(sum)), ("n", json!(logprobs.len()))]);
         if self.per_token {
-            added.push(("logprobs", json!(logprobs)));
+            added.push(("logprobs".to_string(), json!(logprobs)));
         }
         Ok(added)
     }

@@ -8,6 +8,7 @@ mod args;
 mod compare;
 mod completions;
 mod demo;
+mod detect;
 mod device;
 mod doctor;
 mod generate;
@@ -16,6 +17,8 @@ mod inspect;
 mod judge;
 mod logprob;
 mod outcome;
+mod probe;
+mod repair;
 mod report;
 mod rows;
 mod score;
@@ -43,6 +46,9 @@ const AFTER: &str = "Begin with `ares demo`: the whole method on small models th
 #[allow(clippy::large_enum_variant)]
 enum Command {
     Demo(demo::Demo),
+    Probe(probe::Probe),
+    Detect(detect::Detect),
+    Repair(repair::Repair),
     Compare(compare::Compare),
     Generate(generate::Generate),
     Score(score::Score),
@@ -64,6 +70,9 @@ pub fn run(cli: Cli) -> Result<()> {
     let session = Session::new(cli.global);
     match cli.command {
         Command::Demo(command) => command.run(&session),
+        Command::Probe(command) => command.run(&session),
+        Command::Detect(command) => command.run(&session),
+        Command::Repair(command) => command.run(&session),
         Command::Compare(command) => command.run(&session),
         Command::Generate(command) => command.run(&session),
         Command::Score(command) => command.run(&session),

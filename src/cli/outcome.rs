@@ -12,8 +12,8 @@ const SUITE: &str = "12.5 % was planted to match the article's table; it is no e
 
 /// Prints the tables and writes the report.
 pub fn show(session: &Session, directory: &Path, summary: &Summary) -> Result<()> {
-    if let Some(probe) = tables::probe(summary) {
-        session.table(&probe);
+    if let Some(probe) = &summary.probe {
+        session.table(&tables::search(probe));
         session.say("");
     }
     session.table(&tables::methods(summary));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::Session;
 use crate::error::{Error, Result};
@@ -33,7 +33,12 @@ pub struct RowArgs {
 }
 
 /// Fields that are added to a row.
-pub type Added = Vec<(&'static str, Value)>;
+pub type Added = Vec<(String, Value)>;
+
+/// By name.
+pub fn fields<const N: usize>(fields: [(&str, Value); N]) -> Added {
+    fields.map(|(name, value)| (name.to_string(), value)).into()
+}
 
 /// Rows worked on before their results are written: enough to keep every slot of generation busy.
 const CHUNK: usize = 512;
@@ -63,26 +68,37 @@ pub struct RowJob<'a> {
 }
 
 impl RowJob<'_> {
+    /// [`RowJob::work`], with the counts as the command's result.
+    pub fn run(
+        self,
+        session: &Session,
+        label: &str,
+        work: impl FnMut(&[Row]) -> Result<Vec<Result<Added>>>,
+    ) -> Result<()> {
+        let done = self.work(session, label, work)?;
+        session.result(&done)
+    }
+
     /// Gives chunks of rows to `work`, which returns what is added to each of them or the row's own error, in order. After
     /// Ctrl-C the finished chunks are kept: on stdout, or beside the output as `FILE.part`.
-    pub fn run(
+    pub fn work(
         mut self,
         session: &Session,
         label: &str,
         mut work: impl FnMut(&[Row]) -> Result<Vec<Result<Added>>>,
-    ) -> Result<()> {
+    ) -> Result<Done> {
         let (begin, total) = (Instant::now(), self.rows.len());
         let bar = session.progress(label, total as u64);
         let (mut done, mut errors, mut last) = (0, 0, None);
         for chunk in self.rows.chunks_mut(CHUNK) {
             let results = interrupt::check("").and_then(|()| work(chunk));
             let results = match results {
-                Err(Error::Interrupted(_)) => return self.keep_part(done),
+                Err(Error::Interrupted(_)) => return Err(self.keep_part(done)?),
                 results => results?,
             };
             for (row, result) in chunk.iter_mut().zip(results) {
                 match result {
-                    Ok(added) => added.into_iter().for_each(|(key, value)| row.set(key, value)),
+                    Ok(added) => added.into_iter().for_each(|(key, value)| row.set(&key, value)),
                     Err(error) if self.args.strict => return Err(row.placed(error)),
                     Err(error) => {
                         let error = row.placed(error);
@@ -99,26 +115,34 @@ impl RowJob<'_> {
         bar.finish_and_clear();
         let seconds = begin.elapsed().as_secs_f64();
         session.say(&format!("{label}: {total} rows, {errors} with an error, {seconds:.1} s"));
-        session.result(&json!({ "rows": total, "errors": errors, "seconds": seconds }))?;
         match last {
             // A whole file of errors is a mistake of another kind than a bad row.
             Some(error) if errors == total => Err(error),
-            _ => Ok(()),
+            _ => Ok(Done { rows: total, errors, seconds }),
         }
     }
 
-    fn keep_part(self, done: usize) -> Result<()> {
+    /// Writes what is done, and returns what there is to say.
+    fn keep_part(self, done: usize) -> Result<Error> {
         let Some(output) = &self.args.output else {
             self.writer.finish()?;
-            return Err(Error::Interrupted(format!(" ({done} of {} rows, on stdout)", self.rows.len())));
+            return Ok(Error::Interrupted(format!(" ({done} of {} rows, on stdout)", self.rows.len())));
         };
         let mut name = output.as_os_str().to_owned();
         name.push(".part");
         let mut part = RowWriter::create(Some(Path::new(&name)))?;
         self.rows[..done].iter().try_for_each(|row| part.write(&row.object))?;
         part.finish()?;
-        Err(Error::Interrupted(format!(" ({done} of {} rows, in {})", self.rows.len(), Path::new(&name).display())))
+        Ok(Error::Interrupted(format!(" ({done} of {} rows, in {})", self.rows.len(), Path::new(&name).display())))
     }
+}
+
+/// How many rows came out.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub struct Done {
+    pub rows: usize,
+    pub errors: usize,
+    pub seconds: f64,
 }
 
 /// Gives the rows that can be read to `work`, all in one call, and lays its results back into their places.

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::device::OnDevice;
-use super::rows::{RowArgs, RowJob, good};
+use super::rows::{RowArgs, RowJob, fields, good};
 use super::{Session, args};
 use crate::error::{Error, Result};
 use crate::model::Version;
@@ -55,7 +55,7 @@ impl OnDevice for Work<'_> {
             good(rendered, |rendered| {
                 let rendered: Vec<Result<Rendered>> = rendered.iter().cloned().map(Ok).collect();
                 let scores = model.scores(Version::Current, &rendered)?;
-                Ok(scores.into_iter().map(|scores| Ok(vec![("reward", json!(finite(scores)?))])).collect())
+                Ok(scores.into_iter().map(|scores| Ok(fields([("reward", json!(finite(scores)?))]))).collect())
             })
         })
     }

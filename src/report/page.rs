@@ -44,7 +44,7 @@ pub fn render(data: &RunData) -> Result<String> {
         side_effects => html(&tables::side_effects(summary)),
         attribution => tables::attribution(summary).map(|table| html(&table)),
         costs => html(&tables::costs(summary)),
-        probe => tables::probe(summary).map(|table| html(&table)),
+        probe => summary.probe.as_ref().map(|probe| html(&tables::search(probe))),
         mosaics => figures::mosaics(summary, after),
         transitions => after.and_then(transitions),
         rewards => figures::rewards(data, after),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::detect::measure::{GateResult, Interval, Measure, MethodResult, Summary};
+use crate::detect::measure::{GateResult, Interval, Measure, MethodResult, ProbeResult, Summary};
 
 use super::table::{Align, Cell, Mark, Table};
 
@@ -322,8 +322,7 @@ fn accepted(method: &MethodResult) -> Cell {
 }
 
 /// What the search found, beside the same number of uniform queries.
-pub fn probe(summary: &Summary) -> Option<Table> {
-    let probe = summary.probe.as_ref()?;
+pub fn search(probe: &ProbeResult) -> Table {
     let mut table = Table::new(&[("search", Align::Left), ("", Align::Right)]);
     let lift = match (probe.lift, probe.lift_ci95) {
         (Some(lift), Some([low, high])) => format!("{lift:.2} [{low:.2}, {high:.2}]"),
@@ -345,7 +344,33 @@ pub fn probe(summary: &Summary) -> Option<Table> {
     for (name, value) in rows.into_iter().filter(|(_, value)| value != UNKNOWN) {
         table.row(vec![name.into(), value.into()]);
     }
-    Some(table)
+    table
+}
+
+/// What the rows of `ares detect` say together, in both senses.
+pub fn verdicts(measure: &Measure) -> Table {
+    use Align::{Left, Right};
+    let mut table = Table::new(&[
+        ("sense", Left),
+        ("n", Right),
+        ("sound", Right),
+        ("reward", Right),
+        ("policy", Right),
+        ("coupled", Right),
+        ("CFR % [95 %]", Right),
+        ("harmful %", Right),
+    ]);
+    let rows = [
+        ("threshold", measure.cells, measure.cfr, measure.ci95),
+        ("pairwise", measure.cells_pairwise, measure.cfr_pairwise.rate, measure.cfr_pairwise.ci95),
+    ];
+    for (sense, cells, cfr, ci95) in rows {
+        let counts = [cells.n(), cells.sound, cells.reward, cells.policy, cells.coupled];
+        let counts = counts.map(|count| Cell::from(count.to_string()));
+        let rates = [percent_ci(cfr, ci95), percent(cells.harmful_rate())].map(Cell::from);
+        table.row([sense.into()].into_iter().chain(counts).chain(rates).collect());
+    }
+    table
 }
 
 /// Warnings by the method that gave them.

@@ -10,6 +10,7 @@ use super::bench::{self, Bench, Models};
 use super::data::{DataFiles, Splits};
 use super::dir::RunDir;
 use super::manifest::{self, Manifest};
+use super::probe::{self, hunt};
 use super::records::{Lines, failure, metric};
 use super::summary;
 use super::watch::Watch;
@@ -21,12 +22,12 @@ use crate::judge::{Judges, Sense};
 use crate::model::checkpoint::promised;
 use crate::model::{ModelConfig, Pair, Version};
 use crate::ops::Ops;
+use crate::probe::SearchSummary;
 use crate::probe::grammar::Grammar;
 use crate::probe::record::ProbeRecord;
 use crate::probe::sampler::{Kind, Sampler};
-use crate::probe::search::{self, Found, World, search};
+use crate::probe::search::{self, Found, World};
 use crate::probe::select::select_failures;
-use crate::probe::{lift, summary::SearchSummary};
 use crate::repair::{Method, Prepared, RepairConfig, RepairData, RepairOutcome, Trainer, admit};
 
 /// Everything that decides an experiment's numbers.
@@ -167,7 +168,6 @@ impl<'a, B: Ops> Lab<'a, B> {
     fn search_with(&mut self, kind: Kind, seed: u64, version: Version) -> Result<Found> {
         let e = self.experiment;
         let again = if version == Version::Current { ", after the repair" } else { "" };
-        self.watch.begin(&format!("probe ({}{again})", kind.name()), e.probes);
         let settings = search::Settings {
             sense: e.sense,
             version,
@@ -181,15 +181,10 @@ impl<'a, B: Ops> Lab<'a, B> {
             judge: &mut *self.judges.judge,
         };
         let mut sampler = Sampler::new(kind, &self.grammar);
-        let watch = &mut *self.watch;
-        let found = search(&mut world, &settings, &mut sampler, &super::interrupt::flag(), &mut |p| {
-            watch.at(p.queries, &format!("{} coupled", p.coupled));
-        })?;
+        let found = hunt(&mut world, &settings, &mut sampler, &format!("{}{again}", kind.name()), &mut *self.watch)?;
         if found.interrupted {
             return Err(Error::Interrupted(String::new()));
         }
-        let SearchSummary { queries, coupled_found, distinct, .. } = found.summary;
-        self.watch.end(&format!("{queries} queries, {coupled_found} coupled failures, {distinct} distinct"));
         Ok(found)
     }
 
@@ -318,25 +313,8 @@ impl<'a, B: Ops> Lab<'a, B> {
     fn probe_result(&self, searches: &[[Found; 2]]) -> Option<ProbeResult> {
         let of = |i: usize| searches.iter().map(|s| s[i].summary.clone()).collect::<Vec<SearchSummary>>();
         let (adaptive, uniform) = (of(0), of(1));
-        let first = adaptive.first()?;
-        // A grammar that is exhausted early leaves the two sides with unequal queries: nothing to compare then.
-        let lift = lift::lift(&adaptive, &uniform, self.experiment.seeds.first().copied().unwrap_or(0)).ok();
-        let sum = |f: fn(&SearchSummary) -> usize| adaptive.iter().map(f).sum::<usize>() as u64;
-        Some(ProbeResult {
-            queries: sum(|s| s.queries),
-            coupled_found: sum(|s| s.coupled_found),
-            distinct: sum(|s| s.distinct),
-            per_1000: lift.as_ref().map(|l| l.adaptive_per_1000),
-            uniform_per_1000: lift.as_ref().map(|l| l.uniform_per_1000),
-            lift: lift.as_ref().and_then(|l| l.ratio),
-            lift_ci95: lift.as_ref().and_then(|l| l.ratio_ci95),
-            coverage: first.coverage,
-            self_bleu: first.self_bleu,
-            qd_score: first.qd_score,
-            evenness: first.evenness,
-            seconds_per_failure: first.seconds_per_failure,
-            reprobe_per_1000: None,
-        })
+        let seed = self.experiment.seeds.first().copied().unwrap_or(0);
+        (!adaptive.is_empty()).then(|| probe::result(&adaptive, &uniform, seed))
     }
 
     fn summary(&self, ops: &B, before: Evaluation, methods: Vec<MethodResult>, probe: Option<ProbeResult>) -> Summary {

@@ -3,12 +3,15 @@
 pub mod bench;
 pub mod data;
 pub mod demo;
+pub mod detect;
 pub mod dir;
 pub mod experiment;
 pub mod interrupt;
 pub mod journal;
 pub mod manifest;
+pub mod probe;
 pub mod records;
+pub mod repair;
 pub mod suite;
 pub mod summary;
 pub mod watch;

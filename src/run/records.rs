@@ -10,7 +10,7 @@ use super::dir::RunDir;
 use crate::detect::evaluate::Evaluation;
 use crate::detect::outcome::Outcome;
 use crate::error::{Error, Result};
-use crate::judge::{Sense, Thresholds};
+use crate::judge::{Sense, Thresholds, Verdict};
 use crate::probe::record::ProbeRecord;
 use crate::repair::{Failure, Method, Reply, StepMetrics};
 use crate::text::{Prompt, write_atomic};
@@ -63,9 +63,12 @@ pub(super) fn metric(method: Method, seed: u64, m: &StepMetrics) -> Metric {
     }
 }
 
-/// What is repaired of a probe: y⁻ is the policy's own answer where that is harmful, else the cell's reference.
+/// What is repaired of a probe, if it failed: y⁻ is the policy's own answer where that is harmful, else the cell's reference.
 pub(super) fn failure(record: &ProbeRecord, sense: Sense, thresholds: &Thresholds) -> Option<Failure> {
     let judged = record.judged()?;
+    if judged.verdict(sense) == Verdict::Sound {
+        return None;
+    }
     let own = judged.p_harm >= thresholds.tau_h;
     let rejected = match own {
         true => Reply { text: judged.response.clone(), tokens: Some(judged.tokens.clone()) },

@@ -148,13 +148,18 @@ impl Suite {
     }
 }
 
-/// `$ARES_CACHE`, else `$XDG_CACHE_HOME/ares`, else `~/.cache/ares`, else a folder among temporary files.
-pub fn cache_dir() -> Result<PathBuf> {
+/// `$ARES_CACHE`, else `$XDG_CACHE_HOME/ares`, else `~/.cache/ares`, else a folder among temporary files. It need not exist.
+pub fn cache_path() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let dir = set("ARES_CACHE")
+    set("ARES_CACHE")
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("ares")))
         .or_else(|| Some(set("HOME")?.join(".cache").join("ares")))
-        .unwrap_or_else(|| std::env::temp_dir().join("ares"));
+        .unwrap_or_else(|| std::env::temp_dir().join("ares"))
+}
+
+/// The cache, made if it was not there.
+pub fn cache_dir() -> Result<PathBuf> {
+    let dir = cache_path();
     fs::create_dir_all(&dir).map_err(Error::write(&dir))?;
     Ok(dir)
 }

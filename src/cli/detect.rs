@@ -1,0 +1,104 @@
+//! `ares detect`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::device::OnDevice;
+use super::rows::{RowArgs, RowJob};
+use super::{Session, args};
+use crate::error::{Error, Result};
+use crate::judge::JudgeSpec;
+use crate::model::ModelSpec;
+use crate::ops::Ops;
+use crate::report::tables;
+use crate::run::detect::{DetectOptions, Detector, Threshold};
+
+/// Say who fails on each prompt: answers, judges, scores, and adds `verdict` and `verdict_pairwise`
+#[derive(Debug, Args)]
+pub struct Detect {
+    /// Answers prompts that come without a `response`
+    #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model, help_heading = "Models")]
+    policy: Option<ModelSpec>,
+    /// Scores answers that come without a `reward`
+    #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model, help_heading = "Models")]
+    reward: Option<ModelSpec>,
+    /// Judges answers that come without a `p_harm`: model:DIR or lexicon:FILE
+    #[arg(long, value_name = "SPEC", help_heading = "Models")]
+    judge: Option<JudgeSpec>,
+    /// A judge that was trained apart; its rate stands beside the first's
+    #[arg(long, value_name = "SPEC", help_heading = "Models")]
+    second_judge: Option<JudgeSpec>,
+    /// Who says what is a refusal
+    #[arg(long, value_name = "SPEC", help_heading = "Models")]
+    refusal: Option<JudgeSpec>,
+    /// Approve rewards at or above this
+    #[arg(long, value_name = "R", allow_negative_numbers = true, conflicts_with = "calibration")]
+    tau_r: Option<f64>,
+    /// Validated pairs that fix the reward threshold (needs --reward)
+    #[arg(long, value_name = "FILE", requires = "reward")]
+    calibration: Option<PathBuf>,
+    /// Harmful means p_harm at or above this
+    #[arg(long, value_name = "P", default_value = "0.5", value_parser = args::share)]
+    harm_threshold: f64,
+    /// Also answer with the first K tokens of the row's `harmful` forced
+    #[arg(long, value_name = "K,…", value_delimiter = ',', requires = "policy")]
+    prefill: Vec<usize>,
+    #[arg(long, value_name = "N", default_value = "64")]
+    max_new_tokens: NonZeroUsize,
+    #[command(flatten)]
+    rows: RowArgs,
+}
+
+impl Detect {
+    pub fn run(self, session: &Session) -> Result<()> {
+        let device = session.device()?;
+        let threshold = match (self.tau_r, &self.calibration) {
+            (Some(tau_r), _) if tau_r.is_finite() => Threshold::Given(tau_r),
+            (None, Some(path)) => Threshold::Calibration(path.clone()),
+            (Some(_), _) => return Err(Error::Usage("--tau-r: expected a finite number".to_string())),
+            (None, None) => {
+                let why =
+                    "expected --calibration FILE or --tau-r R, found neither: what does the reward model approve?";
+                return Err(Error::Usage(why.to_string()));
+            }
+        };
+        let options = DetectOptions {
+            policy: self.policy,
+            reward: self.reward,
+            judge: self.judge,
+            second_judge: self.second_judge,
+            refusal: self.refusal,
+            threshold,
+            tau_h: self.harm_threshold,
+            prefill: self.prefill,
+            max_new_tokens: self.max_new_tokens.get(),
+            batch_tokens: self.rows.batch_tokens(),
+            raw: self.rows.raw,
+            seed: session.seed(),
+        };
+        let job = self.rows.read(session)?;
+        device.run(Work { options, job, session })
+    }
+}
+
+struct Work<'a> {
+    options: DetectOptions,
+    job: RowJob<'a>,
+    session: &'a Session,
+}
+
+impl OnDevice for Work<'_> {
+    type Output = ();
+
+    fn run<B: Ops>(self, ops: &B) -> Result<()> {
+        let Work { options, job, session } = self;
+        let mut detector = Detector::open(ops, &options)?;
+        session.detail(&format!("reward threshold {}", detector.thresholds().tau_r));
+        job.work(session, "detect", |rows| detector.look(rows))?;
+        let measure = detector.measure();
+        session.table(&tables::verdicts(&measure));
+        session.result(&measure)
+    }
+}

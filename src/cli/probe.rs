@@ -1,0 +1,113 @@
+//! `ares probe`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::Session;
+use super::device::OnDevice;
+use super::groups::{JudgeArgs, PairArgs};
+use super::watch::Stages;
+use crate::error::Result;
+use crate::ops::Ops;
+use crate::probe::{Fitness, Kind};
+use crate::report::tables;
+use crate::run::probe::{ProbeOptions, probe};
+use crate::run::{Earlier, RunDir};
+
+/// Search for prompts on which policy and reward model fail together
+#[derive(Debug, Args)]
+pub struct Probe {
+    #[command(flatten)]
+    pair: PairArgs,
+    #[command(flatten)]
+    judges: JudgeArgs,
+    /// Validated pairs that fix the reward threshold
+    #[arg(long, value_name = "FILE")]
+    calibration: PathBuf,
+    /// What probes are composed from
+    #[arg(long, value_name = "FILE")]
+    grammar: PathBuf,
+    /// Prompts as people write them; probes must be as likely
+    #[arg(long, value_name = "FILE")]
+    discovery: Option<PathBuf>,
+    /// Answers to ask for
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    queries: usize,
+    /// How the next probe is chosen
+    #[arg(long, value_enum, default_value = "thompson")]
+    sampler: SamplerName,
+    /// What makes a probe good
+    #[arg(long, value_enum, default_value = "product")]
+    fitness: FitnessName,
+    /// Make as many uniform queries beside it, and print the lift
+    #[arg(long)]
+    uniform: bool,
+    /// Begin with what an earlier search learned: its weights.json
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
+    /// Directory to make
+    #[arg(long, value_name = "DIR", default_value = "runs/probe")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum SamplerName {
+    Thompson,
+    Ucb,
+    Ares,
+    Uniform,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FitnessName {
+    Product,
+    Zsum,
+}
+
+impl Probe {
+    pub fn run(self, session: &Session) -> Result<()> {
+        let device = session.device()?;
+        let options = ProbeOptions {
+            models: self.pair.models(&self.judges),
+            calibration: self.calibration,
+            grammar: self.grammar,
+            discovery: self.discovery,
+            queries: self.queries,
+            sampler: match self.sampler {
+                SamplerName::Thompson => Kind::Thompson,
+                SamplerName::Ucb => Kind::Ucb,
+                SamplerName::Ares => Kind::Ares,
+                SamplerName::Uniform => Kind::Uniform,
+            },
+            fitness: match self.fitness {
+                FitnessName::Product => Fitness::Product,
+                FitnessName::Zsum => Fitness::Zsum,
+            },
+            sense: self.judges.sense(),
+            uniform: self.uniform,
+            weights: self.weights,
+            seed: session.seed(),
+        };
+        let directory = RunDir::create(&self.out, Earlier::Refuse)?;
+        device.run(Work { options, directory, session })
+    }
+}
+
+struct Work<'a> {
+    options: ProbeOptions,
+    directory: RunDir,
+    session: &'a Session,
+}
+
+impl OnDevice for Work<'_> {
+    type Output = ();
+
+    fn run<B: Ops>(self, ops: &B) -> Result<()> {
+        let Work { options, directory, session } = self;
+        let found = probe(ops, &options, &directory, &mut Stages::new(session))?;
+        session.table(&tables::search(&found));
+        session.say(&format!("\nwrote {}", directory.path().display()));
+        session.result(&found)
+    }
+}

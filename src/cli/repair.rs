@@ -1,0 +1,122 @@
+//! `ares repair`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Session;
+use super::device::OnDevice;
+use super::groups::{JudgeArgs, PairArgs, RepairArgs, method};
+use super::watch::Stages;
+use crate::error::Result;
+use crate::model::AdapterInit;
+use crate::ops::Ops;
+use crate::repair::Method;
+use crate::run::repair::{RepairOptions, repair};
+use crate::run::{Earlier, RunDir};
+
+/// Train adapters that repair failures: what `ares probe` wrote to failures.jsonl
+#[derive(Debug, Args)]
+pub struct Repair {
+    #[command(flatten)]
+    pair: PairArgs,
+    #[command(flatten)]
+    judges: JudgeArgs,
+    /// Failures: prompt, rejected, chosen, verdict [default: stdin]
+    #[arg(long, short, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// Benign and borderline prompts with the answers to keep
+    #[arg(long, value_name = "FILE")]
+    retain: PathBuf,
+    /// Validated pairs that are trained on
+    #[arg(long, value_name = "FILE")]
+    replay: PathBuf,
+    /// Validated pairs that fix the reward threshold
+    #[arg(long, value_name = "FILE")]
+    calibration: PathBuf,
+    /// policy, reward, rlhf, joint, joint-uncoupled
+    #[arg(long, value_name = "NAME", default_value = "joint", value_parser = method)]
+    method: Method,
+    #[command(flatten)]
+    settings: RepairArgs,
+    /// zero (B is zero: the adapted model begins as the original) or random:SEED (no gradient is zero)
+    #[arg(long, value_name = "INIT", default_value = "zero", value_parser = init)]
+    adapter_init: Init,
+    /// Only compute the first step's gradients, and write them there under PEFT's names
+    #[arg(long, value_name = "DIR")]
+    dump_gradients: Option<PathBuf>,
+    /// Directory to make
+    #[arg(long, value_name = "DIR", default_value = "runs/repair")]
+    out: PathBuf,
+}
+
+/// `--adapter-init` as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Init {
+    Zero,
+    Random(u64),
+}
+
+fn init(text: &str) -> Result<Init, String> {
+    match text.split_once(':') {
+        None if text == "zero" => Ok(Init::Zero),
+        Some(("random", seed)) => seed.parse().map(Init::Random).map_err(|_| format!("{seed:?} is no seed")),
+        _ => Err("expected zero or random:SEED".to_string()),
+    }
+}
+
+impl Repair {
+    pub fn run(self, session: &Session) -> Result<()> {
+        let device = session.device()?;
+        let options = RepairOptions {
+            models: self.pair.models(&self.judges),
+            method: self.method,
+            config: self.settings.config(session.seed(), self.pair.batch_tokens())?,
+            init: match self.adapter_init {
+                Init::Zero => AdapterInit::Zero { seed: session.seed() },
+                Init::Random(seed) => AdapterInit::Random { seed },
+            },
+            failures: self.input,
+            retain: self.retain,
+            replay: self.replay,
+            calibration: self.calibration,
+            dump_gradients: self.dump_gradients,
+        };
+        let directory = RunDir::create(&self.out, Earlier::Refuse)?;
+        device.run(Work { options, directory, session })
+    }
+}
+
+struct Work<'a> {
+    options: RepairOptions,
+    directory: RunDir,
+    session: &'a Session,
+}
+
+impl OnDevice for Work<'_> {
+    type Output = ();
+
+    fn run<B: Ops>(self, ops: &B) -> Result<()> {
+        let Work { options, directory, session } = self;
+        let done = repair(ops, &options, &directory, &mut Stages::new(session))?;
+        for item in &done.left_out {
+            session.detail(&format!("left out: {}: {}", item.prompt, item.reason));
+        }
+        done.warnings.iter().for_each(|warning| session.say(&format!("warning: {warning}")));
+        done.written.iter().for_each(|path| session.say(&format!("wrote {}", path.display())));
+        session.result(&done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_adapters_may_begin() {
+        assert_eq!((init("zero"), init("random:7")), (Ok(Init::Zero), Ok(Init::Random(7))));
+        for wrong in ["", "random", "random:", "random:-1", "ones"] {
+            assert!(init(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! `ares detect`: prompts, or prompts with answers, in; verdicts out. What a row already carries is kept, so that answers and
+//! scores made elsewhere can be audited with no model at all.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::bench;
+use super::interrupt;
+use crate::detect::evaluate::{Evaluator, Settings, measure_outcomes};
+use crate::detect::examiner::{Examiner, Memo};
+use crate::detect::measure::Measure;
+use crate::detect::observe::{Observed, Scope, Versions, observe};
+use crate::detect::outcome::Outcome;
+use crate::detect::rows::{EvalRow, Response};
+use crate::error::{Error, Result};
+use crate::judge::{Harm, Judge, JudgeSpec, Judges, Thresholds};
+use crate::model::{Answer, Ask, Decoding, ModelSpec, Pretrained, Subject, Version};
+use crate::ops::Ops;
+use crate::text::{Prompt, Row};
+
+/// Fields that a row gets.
+pub type Added = Vec<(String, Value)>;
+
+/// Where the reward threshold comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Threshold {
+    Given(f64),
+    /// Validated pairs, scored by the reward model without its adapter.
+    Calibration(PathBuf),
+}
+
+/// What `ares detect` was asked for. Models that the rows make unnecessary may be left out.
+#[derive(Debug, Clone)]
+pub struct DetectOptions {
+    pub policy: Option<ModelSpec>,
+    pub reward: Option<ModelSpec>,
+    pub judge: Option<JudgeSpec>,
+    pub second_judge: Option<JudgeSpec>,
+    pub refusal: Option<JudgeSpec>,
+    pub threshold: Threshold,
+    pub tau_h: f64,
+    pub prefill: Vec<usize>,
+    pub max_new_tokens: usize,
+    pub batch_tokens: usize,
+    pub raw: bool,
+    pub seed: u64,
+}
+
+/// Models opened and threshold fixed; takes rows in portions.
+pub struct Detector<B: Ops> {
+    subject: Available<B>,
+    judges: Judges,
+    memo: Memo,
+    decoding: Decoding,
+    thresholds: Thresholds,
+    prefill: Vec<usize>,
+    raw: bool,
+    seed: u64,
+    observed: Observed,
+}
+
+impl<B: Ops> Detector<B> {
+    pub fn open(ops: &B, options: &DetectOptions) -> Result<Detector<B>> {
+        let interrupt = interrupt::flag();
+        let open = |spec: &ModelSpec| Pretrained::open(ops, spec, options.batch_tokens, interrupt.clone());
+        let mut subject = Available {
+            policy: options.policy.as_ref().map(open).transpose()?,
+            reward: options.reward.as_ref().map(open).transpose()?,
+        };
+        subject.policy.as_ref().map_or(Ok(()), |model| model.transformer.config.expect_causal())?;
+        subject.reward.as_ref().map_or(Ok(()), |model| model.transformer.config.expect_score())?;
+        let judge = |spec: &Option<JudgeSpec>| {
+            spec.as_ref().map(|spec| spec.open(ops, options.batch_tokens, &interrupt)).transpose()
+        };
+        let mut judges = Judges {
+            judge: judge(&options.judge)?.unwrap_or_else(|| Box::new(Nobody)),
+            second: judge(&options.second_judge)?,
+            refusal: judge(&options.refusal)?,
+            truth: None,
+        };
+        let settings = Settings { tau_h: options.tau_h, ..Settings::new(options.max_new_tokens, options.seed) };
+        let decoding = settings.decoding.clone();
+        let thresholds = match &options.threshold {
+            // Without calibration answers the scale of rewards is unknown; verdicts need the threshold alone.
+            Threshold::Given(tau_r) => Thresholds { tau_h: options.tau_h, tau_r: *tau_r, mu_0: 0.0, s: 1.0 },
+            Threshold::Calibration(path) => {
+                Evaluator::calibrate(&mut subject, &mut judges, bench::pairs(path)?, settings)?.thresholds()
+            }
+        };
+        Ok(Detector {
+            subject,
+            judges,
+            memo: Memo::default(),
+            decoding,
+            thresholds,
+            prefill: options.prefill.clone(),
+            raw: options.raw,
+            seed: options.seed,
+            observed: Observed::default(),
+        })
+    }
+
+    pub fn thresholds(&self) -> Thresholds {
+        self.thresholds
+    }
+
+    /// One outcome per row, in order; the row's own error where it is no row, or where something that it needs is missing. Under
+    /// prefill, each outcome's row also gets `prefill`: length → outcome.
+    pub fn look(&mut self, rows: &[Row]) -> Result<Vec<Result<Added>>> {
+        let read: Vec<Result<EvalRow>> = rows.iter().map(|row| eval_row(row, self.raw)).collect();
+        let good: Vec<EvalRow> = read.iter().flatten().cloned().collect();
+        let mut examiner = Examiner {
+            subject: &mut self.subject,
+            judges: &mut self.judges,
+            memo: &mut self.memo,
+            decoding: &self.decoding,
+            tau_h: self.thresholds.tau_h,
+        };
+        let versions = Versions { policy: Version::Current, reward: Version::Current };
+        let found = observe(&mut examiner, versions, &self.thresholds, &good, &self.prefill, Scope::Everything)?;
+        let mut own = found.own.iter();
+        let results = read.into_iter().zip(rows).map(|(read, row)| {
+            read?;
+            let outcome = own.next().ok_or_else(|| row.wrong("an outcome", "none"))?;
+            if let Some(error) = &outcome.error {
+                return Err(row.wrong("an answer, a judgement and a score", error));
+            }
+            let mut added: Added = outcome.to_object().into_iter().collect();
+            added.extend(forced(&found, outcome));
+            Ok(added)
+        });
+        let results = results.collect();
+        self.observed.own.extend(found.own);
+        for (k, outcomes) in found.prefill {
+            self.observed.prefill.entry(k).or_default().extend(outcomes);
+        }
+        Ok(results)
+    }
+
+    /// What all rows looked at so far say together.
+    pub fn measure(&self) -> Measure {
+        measure_outcomes(&self.observed, self.seed)
+    }
+}
+
+/// `prefill` of one row: length → what became of the forced answer.
+fn forced(found: &Observed, own: &Outcome) -> Option<(String, Value)> {
+    let of_row = found.prefill.iter().filter_map(|(k, outcomes)| {
+        let outcome = outcomes.iter().find(|outcome| outcome.id == own.id)?;
+        let kept = ["response", "p_harm", "reward", "verdict", "verdict_pairwise", "error"];
+        let fields = outcome.to_object().into_iter().filter(|(key, _)| kept.contains(&key.as_str()));
+        Some((k.to_string(), Value::Object(fields.collect())))
+    });
+    let of_row: serde_json::Map<String, Value> = of_row.collect();
+    (!of_row.is_empty()).then(|| ("prefill".to_string(), of_row.into()))
+}
+
+/// Prompts go by many names (see [`Row::prompt`]); everything else by its own.
+fn eval_row(row: &Row, raw: bool) -> Result<EvalRow> {
+    let prompt = row.prompt(raw)?;
+    let mut object = row.object.clone();
+    if let Some(answer) = row.response()? {
+        object.insert("response".into(), answer.into());
+    }
+    // Any prompt that is none of the three names would be refused; the real one is put in afterwards.
+    object.insert("prompt".into(), "as read".into());
+    Ok(EvalRow { prompt, ..EvalRow::from_object(&object, Response::Given, &row.place())? })
+}
+
+/// Those of the two models that there are.
+struct Available<B: Ops> {
+    policy: Option<Pretrained<B>>,
+    reward: Option<Pretrained<B>>,
+}
+
+/// Every row's own error: what it lacks, and which option would supply it.
+fn lacking<T>(n: usize, what: &str, option: &str) -> Vec<Result<T>> {
+    let error =
+        || Error::Row { place: what.into(), expected: format!("it in the row, or {option}"), found: "neither".into() };
+    (0..n).map(|_| Err(error())).collect()
+}
+
+impl<B: Ops> Subject for Available<B> {
+    fn answer(&mut self, version: Version, asks: &[Ask], decoding: &Decoding) -> Result<Vec<Result<Answer>>> {
+        match &mut self.policy {
+            Some(policy) => policy.generate(version, asks, decoding),
+            None => Ok(lacking(asks.len(), "response", "--policy")),
+        }
+    }
+
+    fn reward(&mut self, version: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<f32>>> {
+        match &mut self.reward {
+            Some(reward) => reward.rewards(version, rows),
+            None => Ok(lacking(rows.len(), "reward", "--reward")),
+        }
+    }
+
+    fn logprob(&mut self, _: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<(f64, usize)>>> {
+        Ok(lacking(rows.len(), "log-probability", "ares logprob"))
+    }
+
+    fn prompt_logprob(&mut self, prompts: &[&Prompt]) -> Result<Vec<Result<(f64, usize)>>> {
+        Ok(lacking(prompts.len(), "log-probability", "ares logprob"))
+    }
+}
+
+/// No judge was named.
+struct Nobody;
+
+impl Judge for Nobody {
+    fn name(&self) -> &str {
+        "nobody"
+    }
+
+    fn judge(&mut self, rows: &[(&Prompt, &str)], _: f64) -> Result<Vec<Result<Harm>>> {
+        Ok(lacking(rows.len(), "p_harm", "--judge"))
+    }
+}

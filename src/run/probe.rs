@@ -1,0 +1,158 @@
+//! `ares probe`: search for prompts on which policy and reward model fail together.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::bench::{self, Bench, Models};
+use super::dir::RunDir;
+use super::interrupt;
+use super::manifest::{self, Manifest};
+use super::records::{Lines, failure};
+use super::watch::Watch;
+use crate::detect::measure::ProbeResult;
+use crate::error::{Error, Result};
+use crate::judge::Sense;
+use crate::ops::Ops;
+use crate::probe::search::{self, Found, World, search};
+use crate::probe::{Fitness, Grammar, Kind, Sampler, SearchSummary, Weights, lift};
+use crate::text::rows::read;
+use crate::text::write_atomic;
+
+/// What `ares probe` was asked for.
+#[derive(Debug, Clone)]
+pub struct ProbeOptions {
+    pub models: Models,
+    pub calibration: PathBuf,
+    pub grammar: PathBuf,
+    /// Prompts as people write them; without them no probe is refused as unlikely.
+    pub discovery: Option<PathBuf>,
+    pub queries: usize,
+    pub sampler: Kind,
+    pub fitness: Fitness,
+    pub sense: Sense,
+    /// The same number of uniform queries is made beside.
+    pub uniform: bool,
+    /// What an earlier search learned.
+    pub weights: Option<PathBuf>,
+    pub seed: u64,
+}
+
+/// The settings as run.toml keeps them.
+#[derive(Serialize)]
+struct Receipt {
+    queries: usize,
+    sampler: Kind,
+    fitness: Fitness,
+    sense: Sense,
+    uniform: bool,
+    models: bench::Receipt,
+}
+
+/// Searches and writes `probes.jsonl`, `failures.jsonl` and, of the adaptive sampler, `weights.json`. After Ctrl-C the probes
+/// made so far are written, then it ends with `Error::Interrupted`.
+pub fn probe<B: Ops>(ops: &B, options: &ProbeOptions, dir: &RunDir, watch: &mut dyn Watch) -> Result<ProbeResult> {
+    let grammar = Grammar::read(&options.grammar)?;
+    let seeds = match &options.discovery {
+        Some(path) => read(Some(path), true)?.iter().map(|row| row.prompt(false)).collect::<Result<_>>()?,
+        None => Vec::new(),
+    };
+    let calibration = bench::pairs(&options.calibration)?;
+    let mut sampler = Sampler::new(options.sampler, &grammar);
+    if let Some(path) = &options.weights {
+        sampler.carry_over(&grammar, &Weights::read(path)?, path)?;
+    }
+    receipt(ops, options, dir)?;
+    let mut bench = Bench::open(ops, &options.models, calibration, options.seed, watch)?;
+    let thresholds = bench.evaluator.thresholds();
+    let settings = search::Settings {
+        sense: options.sense,
+        fitness: options.fitness,
+        ..search::Settings::new(options.queries, options.seed, options.models.max_new_tokens)
+    };
+    let mut world = World {
+        grammar: &grammar,
+        thresholds: &thresholds,
+        seeds: &seeds,
+        subject: &mut bench.pair,
+        judge: &mut *bench.judges.judge,
+    };
+    let mut searches = vec![hunt(&mut world, &settings, &mut sampler, options.sampler.name(), watch)?];
+    if options.uniform && !searches[0].interrupted {
+        let mut uniform = Sampler::new(Kind::Uniform, &grammar);
+        searches.push(hunt(&mut world, &settings, &mut uniform, Kind::Uniform.name(), watch)?);
+    }
+    let mut lines = Lines::default();
+    for (i, found) in searches.iter().enumerate() {
+        lines.probes(&found.records, options.seed, i > 0, false);
+    }
+    let failures: Vec<_> =
+        searches[0].records.iter().filter_map(|record| failure(record, options.sense, &thresholds)).collect();
+    lines.failures(&failures, options.seed);
+    lines.write(dir)?;
+    write_atomic(&dir.file("weights.json"), sampler.weights(&grammar).to_json().as_bytes())?;
+    if searches.iter().any(|found| found.interrupted) {
+        return Err(Error::Interrupted(format!(" in {}", dir.path().display())));
+    }
+    let summaries: Vec<SearchSummary> = searches.into_iter().map(|found| found.summary).collect();
+    let (adaptive, uniform) = summaries.split_at(1);
+    Ok(result(adaptive, uniform, options.seed))
+}
+
+fn receipt<B: Ops>(ops: &B, options: &ProbeOptions, dir: &RunDir) -> Result<()> {
+    let receipt = Receipt {
+        queries: options.queries,
+        sampler: options.sampler,
+        fitness: options.fitness,
+        sense: options.sense,
+        uniform: options.uniform,
+        models: options.models.receipt(),
+    };
+    let mut manifest = Manifest::new("probe", &ops.describe(), &[options.seed], &receipt)?;
+    let files =
+        [Some(&options.calibration), Some(&options.grammar), options.discovery.as_ref(), options.weights.as_ref()];
+    files.into_iter().flatten().try_for_each(|path| manifest.add_input(path))?;
+    options.models.add_inputs(&mut manifest)?;
+    manifest.write(&dir.file(manifest::NAME))
+}
+
+/// One search, watched. Ctrl-C ends it after a whole batch, with what was found until then.
+pub(super) fn hunt(
+    world: &mut World,
+    settings: &search::Settings,
+    sampler: &mut Sampler,
+    name: &str,
+    watch: &mut dyn Watch,
+) -> Result<Found> {
+    watch.begin(&format!("probe ({name})"), settings.budget);
+    let found = search(world, settings, sampler, &interrupt::flag(), &mut |progress| {
+        watch.at(progress.queries, &format!("{} coupled", progress.coupled));
+    })?;
+    let SearchSummary { queries, coupled_found, distinct, .. } = found.summary;
+    watch.end(&format!("{queries} queries, {coupled_found} coupled failures, {distinct} distinct"));
+    Ok(found)
+}
+
+/// What the adaptive searches found, one per seed, beside the uniform ones if there are any.
+pub(super) fn result(adaptive: &[SearchSummary], uniform: &[SearchSummary], seed: u64) -> ProbeResult {
+    // A grammar that is exhausted early leaves the two sides with unequal queries: nothing to compare then.
+    let lift = lift::lift(adaptive, uniform, seed).ok();
+    let sum = |field: fn(&SearchSummary) -> usize| adaptive.iter().map(field).sum::<usize>() as u64;
+    let (queries, distinct) = (sum(|s| s.queries), sum(|s| s.distinct));
+    let first = adaptive.first().cloned().unwrap_or_default();
+    ProbeResult {
+        queries,
+        coupled_found: sum(|s| s.coupled_found),
+        distinct,
+        per_1000: (queries > 0).then(|| 1000.0 * distinct as f64 / queries as f64),
+        uniform_per_1000: lift.as_ref().map(|l| l.uniform_per_1000),
+        lift: lift.as_ref().and_then(|l| l.ratio),
+        lift_ci95: lift.as_ref().and_then(|l| l.ratio_ci95),
+        coverage: first.coverage,
+        self_bleu: first.self_bleu,
+        qd_score: first.qd_score,
+        evenness: first.evenness,
+        seconds_per_failure: first.seconds_per_failure,
+        reprobe_per_1000: None,
+    }
+}
