@@ -1,8 +1,8 @@
 //! Matrix products on the CPU: the `gemm` crate in fixed blocks, so that a row's bits never depend on its company.
 //!
 //! `gemm` chooses its inner loops by the shape it is given, so the same row multiplied alone or among others may differ in its
-//! last bits. Here every call it gets has 64 rows (the last block padded with zeros) and a column panel that depends on the
-//! weight's shape alone.
+//! last bits. Here every call has at most 64 rows, never so few that another loop would be chosen (`least_rows`: the last block
+//! is padded with zeros up to that), and column panels that are either the whole width or too wide for another loop.
 
 use std::cell::RefCell;
 
@@ -81,24 +81,35 @@ pub(crate) fn product(c: ViewMut, a: View, b: View, accumulate: bool) {
     if rows == 0 || cols == 0 {
         return;
     }
-    let panel = cols.div_ceil(cols.div_ceil(PANEL)).next_multiple_of(16);
-    let panels = cols.div_ceil(panel);
+    let blocks = rows.div_ceil(BLOCK);
+    let panels = panels(blocks, cols);
+    let start = |panel: usize| if panel == panels { cols } else { panel * cols / panels / 16 * 16 };
     let target = Target(c.data.as_mut_ptr());
     let task = |index: usize| {
-        let (row, col) = (index / panels * BLOCK, index % panels * panel);
-        let (m, n) = (BLOCK.min(rows - row), panel.min(cols - col));
+        let (row, col) = (index / panels * BLOCK, start(index % panels));
+        let (m, n) = (BLOCK.min(rows - row), start(index % panels + 1) - col);
         let out = target.at(row * c.stride + col);
         let right = &b.data[col * b.col_stride..];
         let left = &a.data[row * a.row_stride..];
-        if m == BLOCK {
+        if m >= least_rows(n, &b) {
             // SAFETY: the rectangle lies inside `c`, which holds extent(rows, cols, stride) values, and is this task's own.
-            unsafe { call(BLOCK, n, inner, out, c.stride, accumulate, (left, a.row_stride, 1), (right, &b)) }
+            unsafe { call(m, n, inner, out, c.stride, accumulate, (left, a.row_stride, 1), (right, &b)) }
         } else {
             // SAFETY: as above; `padded` reads and writes m rows only.
             unsafe { padded(m, n, inner, out, c.stride, accumulate, (left, a.row_stride), (right, &b)) }
         }
     };
-    spread(rows.div_ceil(BLOCK) * panels, rows * cols * inner, task);
+    spread(blocks * panels, rows * cols * inner, task);
+}
+
+/// Into how many column panels a product is cut: so that a panel of the right operand stays in cache, and where there are
+/// fewer row blocks than threads, so that all threads have work. Panels are wider than 64 columns, where gemm cuts k by k
+/// alone: bits do not depend on the cut.
+fn panels(blocks: usize, cols: usize) -> usize {
+    const LEAST: usize = 96;
+    let threads = rayon::current_num_threads();
+    let wanted = if blocks < threads { threads.div_ceil(blocks).min(cols / LEAST) } else { 1 };
+    cols.div_ceil(PANEL).max(wanted)
 }
 
 /// c += scale·aᵀ·b where the sum runs over many rows: deterministic, but a sum over the batch.
@@ -187,7 +198,16 @@ unsafe fn call(
     }
 }
 
-/// The last block: m < 64 rows, padded with zeros to the 64 that every row is multiplied among.
+/// The fewest rows for which gemm 0.19 takes the same loop as for `BLOCK` rows, and so gives a row the same bits: a single row
+/// goes to its matrix-vector product, and up to 256 results of operands that both run along k to its dot products. Where a row
+/// count is only bounded by the block size, each result is one chain over k, cut by k alone.
+/// `a_row_does_not_see_its_company` holds this against the version in use.
+fn least_rows(n: usize, b: &View) -> usize {
+    const DOTS: usize = 256;
+    if b.row_stride == 1 && BLOCK * n > DOTS { (DOTS / n + 1).max(2) } else { 2 }
+}
+
+/// The last block where it has too few rows: padded with zeros to `least_rows`.
 ///
 /// # Safety
 /// As for `call`.
@@ -201,10 +221,11 @@ unsafe fn padded(
     (left, left_stride): (&[f32], usize),
     right: (&[f32], &View),
 ) {
+    let least = least_rows(n, right.1);
     PAD.with_borrow_mut(|pad| {
         pad.clear();
-        pad.resize(BLOCK * (k + n), 0.0);
-        let (rows, sums) = pad.split_at_mut(BLOCK * k);
+        pad.resize(least * (k + n), 0.0);
+        let (rows, sums) = pad.split_at_mut(least * k);
         for (to, from) in rows.chunks_exact_mut(k.max(1)).take(m).zip(left.chunks(left_stride)) {
             to.copy_from_slice(&from[..k]);
         }
@@ -213,8 +234,8 @@ unsafe fn padded(
             let row = unsafe { std::slice::from_raw_parts(out.add(r * stride), n) };
             sums[r * n..][..n].copy_from_slice(row);
         }
-        // SAFETY: `sums` is this thread's own and holds BLOCK × n values.
-        unsafe { call(BLOCK, n, k, sums.as_mut_ptr(), n, accumulate, (rows, k, 1), right) };
+        // SAFETY: `sums` is this thread's own and holds least × n values.
+        unsafe { call(least, n, k, sums.as_mut_ptr(), n, accumulate, (rows, k, 1), right) };
         for r in 0..m {
             // SAFETY: row r of the caller's rectangle.
             let row = unsafe { std::slice::from_raw_parts_mut(out.add(r * stride), n) };
@@ -245,47 +266,57 @@ pub(crate) fn add_scaled(y: &mut [f32], x: &[f32], factor: f32) {
     }
 }
 
-/// Runs `work` compiled for the widest vectors this processor has. A release binary is built for the oldest processor of its
-/// kind; what is inlined into `work` is compiled once more for newer ones.
-#[inline(always)]
-pub(crate) fn simd<R>(work: impl FnOnce() -> R) -> R {
-    struct Work<F>(F);
-    impl<R, F: FnOnce() -> R> pulp::WithSimd for Work<F> {
-        type Output = R;
+/// Declares a function that is compiled for the widest vectors the processor at hand has. A release binary is built for the
+/// oldest processor of its kind; the body, and what is `#[inline(always)]` in it, is compiled again for newer ones. (A closure or
+/// a function passed to a helper would not do: the compiler may keep it as one function, for the oldest processor.)
+macro_rules! simd {
+    ($(#[$meta:meta])* fn $name:ident<$life:lifetime>($($argument:ident: $type:ty),* $(,)?) -> $output:ty $body:block) => {
+        $(#[$meta])*
+        fn $name<$life>($($argument: $type),*) -> $output {
+            struct Work<$life> {
+                $($argument: $type,)*
+                life: std::marker::PhantomData<&$life ()>,
+            }
+            impl<$life> pulp::WithSimd for Work<$life> {
+                type Output = $output;
 
-        #[inline(always)]
-        fn with_simd<S: pulp::Simd>(self, _: S) -> R {
-            (self.0)()
+                #[inline(always)]
+                fn with_simd<S: pulp::Simd>(self, _: S) -> $output {
+                    let Work { $($argument,)* life: _ } = self;
+                    $body
+                }
+            }
+            pulp::Arch::new().dispatch(Work { $($argument,)* life: std::marker::PhantomData })
         }
-    }
-    pulp::Arch::new().dispatch(Work(work))
+    };
+    ($(#[$meta:meta])* fn $name:ident<$life:lifetime>($($argument:ident: $type:ty),* $(,)?) $body:block) => {
+        simd! { $(#[$meta])* fn $name<$life>($($argument: $type),*) -> () $body }
+    };
 }
+pub(crate) use simd;
 
 /// e^x to about one unit in the last place, in arithmetic that the compiler turns into whole vectors (libm's `expf` is a call
 /// per element). Cody–Waite reduction to |r| ≤ ln 2 / 2, then a polynomial of degree six (coefficients of Cephes `expf`).
 /// Below -87.3 it is 0, above 88.7 infinite; NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    let clamped = if x < -88.0 {
-        -88.0
-    } else if x > 89.0 {
-        89.0
-    } else {
-        x
-    };
-    let n = (clamped * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0; // rounds to the nearest whole number
+    let clamped = x.clamp(-88.0, 89.0);
+    // Adding 1.5·2²³ rounds to the nearest whole number and leaves it in the lowest bits, as vectors of integers can read it.
+    let shifted = clamped * std::f32::consts::LOG2_E + 12_582_912.0;
+    let n = shifted - 12_582_912.0;
     let r = (clamped - n * 0.693_359_4) - n * -2.121_944_4e-4;
     let p = 1.987_569_1e-4;
     let p = p * r + 1.398_199_9e-3;
     let p = p * r + 8.333_452e-3;
     let p = p * r + 4.166_579_6e-2;
     let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 5.000_000_1e-1;
+    let p = p * r + 0.5;
     let e = p * r * r + r + 1.0;
     // 2^n in two factors: n reaches ±128, one exponent field does not.
-    let half = (n * 0.5) as i32;
-    let rest = n as i32 - half;
-    let scale = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
+    let whole = (shifted.to_bits() as i32).wrapping_sub(0x4B40_0000);
+    let half = whole >> 1;
+    let rest = whole.wrapping_sub(half);
+    let scale = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
     if x < -87.3 { 0.0 } else { e * scale(half) * scale(rest) }
 }
 
@@ -307,35 +338,41 @@ mod tests {
         assert_eq!(exp(100.0), f32::INFINITY);
     }
 
-    /// A row's bits do not depend on how many rows stand above, below or beside it.
+    fn noise(seed: usize, len: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
+    }
+
+    /// A row's bits do not depend on how many rows stand above, below or beside it, whichever way the right operand lies.
     #[test]
     fn a_row_does_not_see_its_company() {
-        for (n, k) in [(7, 5), (128, 128), (640, 172), (1030, 96), (24, 352)] {
-            let noise = |seed: usize, len: usize| -> Vec<f32> {
-                (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
-            };
+        for (n, k) in
+            [(7, 5), (128, 128), (640, 172), (1030, 96), (24, 352), (3, 19), (8, 2), (1, 40), (48, 1300), (200, 1300)]
+        {
             let (a, b) = (noise(1, 200 * k), noise(2, n * k));
-            let run = |first: usize, rows: usize| {
-                let mut c = vec![f32::NAN; rows * n];
-                product(
-                    ViewMut::new(&mut c, rows, n, n),
-                    View::new(&a[first * k..], rows, k, k),
-                    View::new(&b, k, n, n),
-                    false,
-                );
-                c
-            };
-            let all = run(0, 200);
-            for (first, rows) in [(0, 1), (3, 1), (5, 2), (60, 9), (100, 64), (64, 100), (199, 1)] {
-                let some = run(first, rows);
-                assert!(
-                    some.iter().map(|v| v.to_bits()).eq(all[first * n..][..rows * n].iter().map(|v| v.to_bits())),
-                    "rows {first}..{} of {n} x {k}",
-                    first + rows
-                );
+            for right in [View::new(&b, k, n, n), View::new(&b, n, k, k).t()] {
+                let run = |first: usize, rows: usize| {
+                    let mut c = noise(3, 200 * n).split_off(first * n);
+                    let a = View::new(&a[first * k..], rows, k, k);
+                    product(ViewMut::new(&mut c, rows, n, n), a, right, true);
+                    c.truncate(rows * n);
+                    c
+                };
+                let all = run(0, 200);
+                let ends = (1..=BLOCK).map(|rows| (3, rows));
+                for (first, rows) in ends.chain([(5, 2), (60, 9), (100, 64), (64, 100), (199, 1)]) {
+                    let some = run(first, rows);
+                    assert!(
+                        some.iter().map(|v| v.to_bits()).eq(all[first * n..][..rows * n].iter().map(|v| v.to_bits())),
+                        "rows {first}..{} of {n} x {k}, strides {} and {}",
+                        first + rows,
+                        right.row_stride,
+                        right.col_stride
+                    );
+                }
+                let at = |i: usize| f64::from(b[i * right.row_stride]);
+                let exact: f64 = (0..k).map(|i| f64::from(a[i]) * at(i)).sum::<f64>() + f64::from(noise(3, 1)[0]);
+                assert!((f64::from(all[0]) - exact).abs() <= 1e-4, "found {}, expected {exact}", all[0]);
             }
-            let exact: f64 = (0..k).map(|i| f64::from(a[i]) * f64::from(b[i * n])).sum();
-            assert!((f64::from(all[0]) - exact).abs() <= 1e-4, "found {}, expected {exact}", all[0]);
         }
     }
 }

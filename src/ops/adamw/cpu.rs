@@ -1,7 +1,13 @@
+use rayon::prelude::*;
+
 use super::{AdamW, AdamWSpec, Parameter};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
 use crate::ops::expect;
+use crate::ops::product::simd;
+
+/// Numbers per task; the norm's partial sums are cut here too, so that their order is fixed.
+const CHUNK: usize = 1 << 14;
 
 impl AdamW for Cpu {
     fn adamw(
@@ -15,7 +21,8 @@ impl AdamW for Cpu {
             for tensor in [&*p.m, &*p.v, p.grad] {
                 expect("adamw", "shape", tensor.shape(), p.master.shape())?;
             }
-            square += p.grad.buffer.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
+            let partial: Vec<f64> = p.grad.buffer.par_chunks(CHUNK).map(sum_of_squares).collect();
+            square += partial.iter().sum::<f64>();
         }
         let total = square.sqrt() as f32;
         norm.buffer[0] = total;
@@ -24,7 +31,11 @@ impl AdamW for Cpu {
         }
         let factor = if total > spec.clip { spec.clip / total } else { 1.0 };
         for p in parameters {
-            update(p, factor, spec);
+            let moments = p.m.buffer.par_chunks_mut(CHUNK).zip(p.v.buffer.par_chunks_mut(CHUNK));
+            let values = p.master.buffer.par_chunks_mut(CHUNK).zip(p.grad.buffer.par_chunks(CHUNK));
+            values.zip(moments).for_each(|((master, grad), (m, v))| {
+                update(master, m, v, grad, factor, spec);
+            });
             if let Some((operand, scale)) = &mut p.operand {
                 self.operand(operand, p.master, *scale)?;
             }
@@ -40,15 +51,31 @@ impl AdamW for Cpu {
     }
 }
 
-fn update(p: &mut Parameter<'_, Cpu>, factor: f32, spec: AdamWSpec) {
-    let correct1 = 1.0 / (1.0 - spec.beta1.powi(spec.step as i32));
-    let correct2 = 1.0 / (1.0 - spec.beta2.powi(spec.step as i32));
-    let moments = p.m.buffer.iter_mut().zip(&mut p.v.buffer);
-    for (((m, v), master), grad) in moments.zip(&mut p.master.buffer).zip(&p.grad.buffer) {
-        let g = grad * factor;
-        *m = spec.beta1 * *m + (1.0 - spec.beta1) * g;
-        *v = spec.beta2 * *v + (1.0 - spec.beta2) * g * g;
-        let step = *m * correct1 / ((*v * correct2).sqrt() + spec.eps);
-        *master -= spec.lr * (step + spec.decay * *master);
+simd! {
+    /// In eight running sums of f64.
+    fn sum_of_squares<'a>(values: &'a [f32]) -> f64 {
+        let mut sums = [0.0f64; 8];
+        let blocks = values.chunks_exact(8);
+        let rest: f64 = blocks.remainder().iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+        for block in blocks {
+            for i in 0..8 {
+                sums[i] += f64::from(block[i]) * f64::from(block[i]);
+            }
+        }
+        sums.iter().sum::<f64>() + rest
+    }
+}
+
+simd! {
+    fn update<'a>(master: &'a mut [f32], m: &'a mut [f32], v: &'a mut [f32], grad: &'a [f32], factor: f32, spec: AdamWSpec) {
+        let correct1 = 1.0 / (1.0 - spec.beta1.powi(spec.step as i32));
+        let correct2 = 1.0 / (1.0 - spec.beta2.powi(spec.step as i32));
+        for (((m, v), master), grad) in m.iter_mut().zip(v).zip(master).zip(grad) {
+            let g = grad * factor;
+            *m = spec.beta1 * *m + (1.0 - spec.beta1) * g;
+            *v = spec.beta2 * *v + (1.0 - spec.beta2) * g * g;
+            let step = *m * correct1 / ((*v * correct2).sqrt() + spec.eps);
+            *master -= spec.lr * (step + spec.decay * *master);
+        }
     }
 }

@@ -3,6 +3,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::tile::{LANES, ROWS, mix, scores, spread};
 use super::{Attention, AttentionSpec, Packing, Segment, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
@@ -31,7 +32,7 @@ impl Attention for Cpu {
         let tasks = packing.segments.par_iter().zip(o).zip(lse);
         tasks.for_each(|((segment, o), lse)| {
             SCRATCH.with_borrow_mut(|scratch| {
-                simd(|| segment_forward(o, lse, &qkv.buffer, segment, &spec, scratch));
+                segment_forward(o, lse, &qkv.buffer, segment, &spec, scratch);
             });
             self.store(o);
         });
@@ -58,12 +59,10 @@ impl Attention for Cpu {
         packing.groups.par_iter().zip(&groups).zip(parts).for_each(|((group, whole), dqkv)| {
             let known = Known { d_o: &d_o.buffer, o: &o.buffer, lse: &lse.buffer, qkv: &qkv.buffer };
             SCRATCH.with_borrow_mut(|scratch| {
-                simd(|| {
-                    dqkv.fill(0.0);
-                    for segment in &packing.segments[group.clone()] {
-                        segment_backward(dqkv, whole.rows.start, &known, segment, &spec, scratch);
-                    }
-                });
+                dqkv.fill(0.0);
+                for segment in &packing.segments[group.clone()] {
+                    segment_backward(dqkv, whole.rows.start, &known, segment, &spec, scratch);
+                }
             });
             self.store(dqkv);
         });
@@ -88,66 +87,119 @@ fn split<'a>(mut values: &'a mut [f32], cols: usize, segments: &[Segment]) -> Ve
     parts
 }
 
-/// One head's keys and values of one segment, both ways round: sums over positions and sums over channels each run along
-/// contiguous memory.
+/// One head's keys and values of one segment, both ways round, and a tile of four of its query rows: sums over positions and
+/// sums over channels each run along contiguous memory. `n` positions in rows of `stride`, `e` channels in rows of `width`.
 #[derive(Default)]
 pub(crate) struct Scratch {
+    n: usize,
+    stride: usize,
+    width: usize,
     k: Vec<f32>,   // (n, e)
     k_t: Vec<f32>, // (e, n)
     v: Vec<f32>,   // (n, e)
     v_t: Vec<f32>, // (e, n)
-    s: Vec<f32>,   // (n) scores, then probabilities
-    d: Vec<f32>,   // (n) gradients of the probabilities, then of the scores
     dk: Vec<f32>,  // (n, e)
     dv: Vec<f32>,  // (n, e)
+    q: Vec<f32>,   // (4, e) query rows
+    d_o: Vec<f32>, // (4, e)
+    y: Vec<f32>,   // (4, e) rows of o, then of dq
+    s: Vec<f32>,   // (4, n) scores, then probabilities
+    d: Vec<f32>,   // (4, n) gradients of the probabilities, then of the scores
+}
+
+/// A query of the tile: packed row within the segment, its head, and the keys that it sees.
+struct Query {
+    row: usize,
+    head: usize,
+    seen: Range<usize>,
 }
 
 impl Scratch {
     /// Gathers head `kv` of the keys that `segment` sees: its prompt's, then its own. Index in here = position.
     #[inline(always)]
-    fn gather(&mut self, qkv: &[f32], segment: &Segment, kv: usize, spec: &AttentionSpec) -> usize {
-        let (e, width) = (spec.head_dim, spec.width());
-        let n = segment.prompt.len() + segment.rows.len();
-        let (k_at, v_at) = ((spec.heads + kv) * e, (spec.heads + spec.kv_heads + kv) * e);
-        for buffer in [&mut self.k, &mut self.k_t, &mut self.v, &mut self.v_t, &mut self.dk, &mut self.dv] {
+    fn gather(&mut self, qkv: &[f32], segment: &Segment, kv: usize, spec: &AttentionSpec, backward: bool) {
+        let (e, columns) = (spec.head_dim, spec.width());
+        self.n = segment.prompt.len() + segment.rows.len();
+        (self.stride, self.width) = (self.n.next_multiple_of(LANES), e.next_multiple_of(LANES));
+        let (n, stride, width) = (self.n, self.stride, self.width);
+        let fit = |buffer: &mut Vec<f32>, len: usize| {
             buffer.clear();
-            buffer.resize(n * e, 0.0);
+            buffer.resize(len, 0.0);
+        };
+        [&mut self.k_t, &mut self.v].into_iter().for_each(|buffer| fit(buffer, stride * width));
+        if backward {
+            [&mut self.k, &mut self.v_t].into_iter().for_each(|buffer| fit(buffer, stride * width));
+            [&mut self.dk, &mut self.dv].into_iter().for_each(|buffer| fit(buffer, n * width));
         }
-        self.s.resize(n.max(self.s.len()), 0.0);
-        self.d.resize(n.max(self.d.len()), 0.0);
+        [&mut self.q, &mut self.d_o, &mut self.y].into_iter().for_each(|buffer| fit(buffer, ROWS * width));
+        [&mut self.s, &mut self.d].into_iter().for_each(|buffer| fit(buffer, ROWS * stride));
+        let (k_at, v_at) = ((spec.heads + kv) * e, (spec.heads + spec.kv_heads + kv) * e);
         for (j, row) in segment.prompt.clone().chain(segment.rows.clone()).enumerate() {
-            let row = &qkv[row * width..][..width];
-            self.k[j * e..][..e].copy_from_slice(&row[k_at..][..e]);
-            self.v[j * e..][..e].copy_from_slice(&row[v_at..][..e]);
-            for c in 0..e {
-                self.k_t[c * n + j] = row[k_at + c];
-                self.v_t[c * n + j] = row[v_at + c];
+            let row = &qkv[row * columns..][..columns];
+            let (k, v) = (&row[k_at..][..e], &row[v_at..][..e]);
+            self.v[j * width..][..e].copy_from_slice(v);
+            k.iter().enumerate().for_each(|(c, k)| self.k_t[c * stride + j] = *k);
+            if backward {
+                self.k[j * width..][..e].copy_from_slice(k);
+                v.iter().enumerate().for_each(|(c, v)| self.v_t[c * stride + j] = *v);
             }
         }
-        n
+    }
+
+    /// The tile's queries from number `first` on (row by row, the heads of `kv` within a row), and all keys any of them sees.
+    #[inline(always)]
+    fn tile(&self, first: usize, segment: &Segment, kv: usize, spec: &AttentionSpec) -> (Vec<Query>, Range<usize>) {
+        let per = spec.heads / spec.kv_heads;
+        let last = (first + ROWS).min(segment.rows.len() * per);
+        let query = |index: usize| {
+            let (row, head) = (index / per, kv * per + index % per);
+            Query { row, head, seen: seen(segment.prompt.len() + row, self.n, spec) }
+        };
+        let queries: Vec<Query> = (first..last).map(query).collect();
+        let start = queries.iter().map(|q| q.seen.start).min().unwrap_or(0);
+        let end = queries.iter().map(|q| q.seen.end).max().unwrap_or(0);
+        (queries, start..end)
     }
 }
 
+/// Copies one row of e values per query into `tile` (4, width); rows without a query become zeros.
 #[inline(always)]
-fn segment_forward(
-    o: &mut [f32],
-    lse: &mut [f32],
-    qkv: &[f32],
-    segment: &Segment,
-    spec: &AttentionSpec,
-    scratch: &mut Scratch,
-) {
-    let (h, e, width) = (spec.heads, spec.head_dim, spec.width());
-    for kv in 0..spec.kv_heads {
-        let n = scratch.gather(qkv, segment, kv, spec);
-        for (i, row) in segment.rows.clone().enumerate() {
-            let seen = seen(segment.prompt.len() + i, n, spec);
-            for head in heads_of(kv, spec) {
-                let q = &qkv[row * width + head * e..][..e];
-                let s = &mut scratch.s[..seen.len()];
-                weighted_columns(s, q, &scratch.k_t[seen.start..], n, spec.scale);
-                lse[i * h + head] = softmax(s, spec.softcap);
-                weighted_rows(&mut o[i * h * e + head * e..][..e], s, &scratch.v[seen.start * e..], e);
+fn load<'a>(tile: &mut [f32], queries: &[Query], row: impl Fn(&Query) -> &'a [f32]) {
+    let width = tile.len() / ROWS;
+    for (r, tile) in tile.chunks_exact_mut(width).enumerate() {
+        match queries.get(r).map(&row) {
+            Some(row) => tile[..row.len()].copy_from_slice(row),
+            None => tile.fill(0.0),
+        }
+    }
+}
+
+/// Zeros what a query does not see of the keys that its tile covers.
+#[inline(always)]
+fn blank(row: &mut [f32], seen: &Range<usize>, covered: &Range<usize>) {
+    row[covered.start..seen.start].fill(0.0);
+    row[seen.end..covered.end].fill(0.0);
+}
+
+simd! {
+    fn segment_forward<'a>(o: &'a mut [f32], lse: &'a mut [f32], qkv: &'a [f32], segment: &'a Segment, spec: &'a AttentionSpec, scratch: &'a mut Scratch) {
+        let (h, e, columns) = (spec.heads, spec.head_dim, spec.width());
+        let queries = segment.rows.len() * (h / spec.kv_heads);
+        for kv in 0..spec.kv_heads {
+            scratch.gather(qkv, segment, kv, spec, false);
+            for first in (0..queries).step_by(ROWS) {
+                let (queries, covered) = scratch.tile(first, segment, kv, spec);
+                let Scratch { k_t, v, q, y, s, stride, width, .. } = scratch;
+                load(q, &queries, |q| &qkv[(segment.rows.start + q.row) * columns + q.head * e..][..e]);
+                scores(s, q, k_t, e, &covered, spec.scale);
+                for (query, s) in queries.iter().zip(s.chunks_exact_mut(*stride)) {
+                    lse[query.row * h + query.head] = softmax(&mut s[query.seen.clone()], spec.softcap);
+                    blank(s, &query.seen, &covered);
+                }
+                mix(y, s, v, &covered);
+                for (query, y) in queries.iter().zip(y.chunks_exact(*width)) {
+                    o[(query.row * h + query.head) * e..][..e].copy_from_slice(&y[..e]);
+                }
             }
         }
     }
@@ -161,43 +213,43 @@ struct Known<'a> {
     qkv: &'a [f32],
 }
 
-/// Adds one segment's share to its group's `dqkv`, whose first row is packed row `first`.
-#[inline(always)]
-fn segment_backward(
-    dqkv: &mut [f32],
-    first: usize,
-    known: &Known,
-    segment: &Segment,
-    spec: &AttentionSpec,
-    scratch: &mut Scratch,
-) {
-    let (h, e, width) = (spec.heads, spec.head_dim, spec.width());
-    for kv in 0..spec.kv_heads {
-        let n = scratch.gather(known.qkv, segment, kv, spec);
-        let Scratch { k, k_t, v_t, s, d, dk, dv, .. } = scratch;
-        for (i, row) in segment.rows.clone().enumerate() {
-            let seen = seen(segment.prompt.len() + i, n, spec);
-            let (s, d) = (&mut s[..seen.len()], &mut d[..seen.len()]);
-            for head in heads_of(kv, spec) {
-                let q = &known.qkv[row * width + head * e..][..e];
-                let d_o = &known.d_o[(row * h + head) * e..][..e];
-                let delta = dot(d_o, &known.o[(row * h + head) * e..][..e]);
-                weighted_columns(s, q, &k_t[seen.start..], n, spec.scale);
-                weighted_columns(d, d_o, &v_t[seen.start..], n, 1.0);
-                gradient_of_scores(s, d, known.lse[row * h + head], delta, spec);
-                weighted_rows(&mut dqkv[(row - first) * width + head * e..][..e], d, &k[seen.start * e..], e);
-                for (j, (p, ds)) in s.iter().zip(d.iter()).enumerate() {
-                    let at = (seen.start + j) * e;
-                    add_scaled(&mut dv[at..][..e], d_o, *p);
-                    add_scaled(&mut dk[at..][..e], q, *ds);
+simd! {
+    /// Adds one segment's share to its group's `dqkv`, whose first row is packed row `first`.
+    fn segment_backward<'a>(dqkv: &'a mut [f32], first: usize, known: &'a Known<'a>, segment: &'a Segment, spec: &'a AttentionSpec, scratch: &'a mut Scratch) {
+        let (h, e, columns) = (spec.heads, spec.head_dim, spec.width());
+        let start = segment.rows.start;
+        for kv in 0..spec.kv_heads {
+            scratch.gather(known.qkv, segment, kv, spec, true);
+            for index in (0..segment.rows.len() * (h / spec.kv_heads)).step_by(ROWS) {
+                let (queries, covered) = scratch.tile(index, segment, kv, spec);
+                let Scratch { k, k_t, v_t, q, d_o, y, s, d, dk, dv, stride, width, .. } = scratch;
+                load(q, &queries, |q| &known.qkv[(start + q.row) * columns + q.head * e..][..e]);
+                load(d_o, &queries, |q| &known.d_o[((start + q.row) * h + q.head) * e..][..e]);
+                scores(s, q, k_t, e, &covered, spec.scale);
+                scores(d, d_o, v_t, e, &covered, 1.0);
+                let rows = s.chunks_exact_mut(*stride).zip(d.chunks_exact_mut(*stride));
+                for (query, (s, d)) in queries.iter().zip(rows) {
+                    let at = (start + query.row) * h + query.head;
+                    let delta = dot(&known.d_o[at * e..][..e], &known.o[at * e..][..e]);
+                    let seen = query.seen.clone();
+                    gradient_of_scores(&mut s[seen.clone()], &mut d[seen], known.lse[at], delta, spec);
+                    blank(s, &query.seen, &covered);
+                    blank(d, &query.seen, &covered);
                 }
+                mix(y, d, k, &covered);
+                for (query, y) in queries.iter().zip(y.chunks_exact(*width)) {
+                    let row = start + query.row - first;
+                    dqkv[row * columns + query.head * e..][..e].copy_from_slice(&y[..e]);
+                }
+                spread(dv, s, d_o, &covered);
+                spread(dk, d, q, &covered);
             }
-        }
-        let (k_at, v_at) = ((h + kv) * e, (h + spec.kv_heads + kv) * e);
-        for (j, row) in segment.prompt.clone().chain(segment.rows.clone()).enumerate() {
-            let row = &mut dqkv[(row - first) * width..][..width];
-            add_scaled(&mut row[k_at..][..e], &dk[j * e..][..e], 1.0);
-            add_scaled(&mut row[v_at..][..e], &dv[j * e..][..e], 1.0);
+            let (k_at, v_at) = ((h + kv) * e, (h + spec.kv_heads + kv) * e);
+            for (j, row) in segment.prompt.clone().chain(segment.rows.clone()).enumerate() {
+                let row = &mut dqkv[(row - first) * columns..][..columns];
+                add_scaled(&mut row[k_at..][..e], &scratch.dk[j * scratch.width..][..e], 1.0);
+                add_scaled(&mut row[v_at..][..e], &scratch.dv[j * scratch.width..][..e], 1.0);
+            }
         }
     }
 }

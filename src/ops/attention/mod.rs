@@ -5,6 +5,7 @@
 //! δ = do·o, ds = p·(do·vᵀ − δ), dq = scale·ds·k, dk = scale·dsᵀ·q, dv = pᵀ·do.
 
 pub(crate) mod cpu;
+mod tile;
 
 use std::ops::Range;
 

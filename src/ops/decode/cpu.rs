@@ -55,24 +55,25 @@ impl Decode for Cpu {
         let tasks = o.buffer[..rows * width].par_chunks_exact_mut(width).zip(slots).enumerate();
         tasks.with_min_len(4).for_each(|(t, (o, (&slot, &position)))| {
             let q = &qkv.buffer[t * spec.width()..][..width];
-            simd(|| attend(o, q, cache, slot as usize, position as usize, &spec));
+            attend(o, q, cache, slot as usize, position as usize, &spec);
             self.store(o);
         });
         Ok(())
     }
 }
 
-#[inline(always)]
-fn attend(o: &mut [f32], q: &[f32], cache: &KvCache<Cpu>, slot: usize, position: usize, spec: &AttentionSpec) {
-    let (e, n) = (spec.head_dim, cache.length);
-    let first = spec.window.map_or(0, |window| (position + 1).saturating_sub(window));
-    let mut scores = vec![0.0; position + 1 - first];
-    for kv in 0..spec.kv_heads {
-        let at = (slot * spec.kv_heads + kv) * n * e;
-        for head in heads_of(kv, spec) {
-            weighted_columns(&mut scores, &q[head * e..][..e], &cache.k.buffer[at + first..], n, spec.scale);
-            softmax(&mut scores, spec.softcap);
-            weighted_rows(&mut o[head * e..][..e], &scores, &cache.v.buffer[at + first * e..], e);
+simd! {
+    fn attend<'a>(o: &'a mut [f32], q: &'a [f32], cache: &'a KvCache<Cpu>, slot: usize, position: usize, spec: &'a AttentionSpec) {
+        let (e, n) = (spec.head_dim, cache.length);
+        let first = spec.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let mut scores = vec![0.0; position + 1 - first];
+        for kv in 0..spec.kv_heads {
+            let at = (slot * spec.kv_heads + kv) * n * e;
+            for head in heads_of(kv, spec) {
+                weighted_columns(&mut scores, &q[head * e..][..e], &cache.k.buffer[at + first..], n, spec.scale);
+                softmax(&mut scores, spec.softcap);
+                weighted_rows(&mut o[head * e..][..e], &scores, &cache.v.buffer[at + first * e..], e);
+            }
         }
     }
 }

@@ -4,10 +4,13 @@ use super::{Activation, GateUp, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
 use crate::ops::lora::{linear_backward, linear_forward};
+use crate::ops::product::{exp, simd};
 use crate::ops::{Lora, LoraGrad};
 
 /// Rows per task.
 const ROWS: usize = 32;
+/// Numbers of one vector step.
+const LANES: usize = 16;
 
 impl GateUp for Cpu {
     fn gate_up_forward(
@@ -31,12 +34,7 @@ impl GateUp for Cpu {
         let Activation::Silu = activation;
         let out = act.buffer[..rows * cols].par_chunks_mut(ROWS * cols);
         out.zip(gate_up.buffer.par_chunks(ROWS * 2 * cols)).for_each(|(act, gate_up)| {
-            for (act, gate_up) in act.chunks_exact_mut(cols).zip(gate_up.chunks_exact(2 * cols)) {
-                let (gate, up) = gate_up.split_at(cols);
-                for ((act, gate), up) in act.iter_mut().zip(gate).zip(up) {
-                    *act = gate * sigmoid(*gate) * up;
-                }
-            }
+            silu(act, gate_up, cols);
             self.store(act);
         });
         Ok(())
@@ -59,21 +57,54 @@ impl GateUp for Cpu {
         let Activation::Silu = activation;
         let both = gate_up.buffer[..rows * cols * 2].par_chunks_mut(ROWS * 2 * cols);
         both.zip(dact.buffer.par_chunks(ROWS * cols)).for_each(|(gate_up, dact)| {
-            for (gate_up, dact) in gate_up.chunks_exact_mut(2 * cols).zip(dact.chunks_exact(cols)) {
-                let (gate, up) = gate_up.split_at_mut(cols);
-                for ((gate, up), dact) in gate.iter_mut().zip(up).zip(dact) {
-                    let s = sigmoid(*gate);
-                    let silu = *gate * s;
-                    *gate = dact * *up * (s + silu * (1.0 - s));
-                    *up = dact * silu;
-                }
-            }
+            silu_backward(gate_up, dact, cols);
             self.store(gate_up);
         });
         linear_backward(self, "gate_up", dx, grad, dxa, gate_up, x, xa, w, lora)
     }
 }
 
+simd! {
+    fn silu<'a>(act: &'a mut [f32], gate_up: &'a [f32], cols: usize) {
+        for (act, gate_up) in act.chunks_exact_mut(cols).zip(gate_up.chunks_exact(2 * cols)) {
+            let (gate, up) = gate_up.split_at(cols);
+            for ((act, gate), up) in act.iter_mut().zip(gate).zip(up) {
+                *act = gate * sigmoid(*gate) * up;
+            }
+        }
+    }
+}
+
+simd! {
+    fn silu_backward<'a>(gate_up: &'a mut [f32], dact: &'a [f32], cols: usize) {
+        for (gate_up, dact) in gate_up.chunks_exact_mut(2 * cols).zip(dact.chunks_exact(cols)) {
+            let (gate, up) = gate_up.split_at_mut(cols);
+            let blocks = gate.chunks_exact_mut(LANES).zip(up.chunks_exact_mut(LANES)).zip(dact.chunks_exact(LANES));
+            for ((gate, up), dact) in blocks {
+                // All of a block is read before any of it is written: whole vectors, whatever the compiler knows of overlaps.
+                let (mut dgate, mut dup) = ([0.0; LANES], [0.0; LANES]);
+                for i in 0..LANES {
+                    (dgate[i], dup[i]) = silu_gradient(gate[i], up[i], dact[i]);
+                }
+                gate.copy_from_slice(&dgate);
+                up.copy_from_slice(&dup);
+            }
+            for i in cols / LANES * LANES..cols {
+                (gate[i], up[i]) = silu_gradient(gate[i], up[i], dact[i]);
+            }
+        }
+    }
+}
+
+/// Gradients of gate and up.
+#[inline(always)]
+fn silu_gradient(gate: f32, up: f32, dact: f32) -> (f32, f32) {
+    let s = sigmoid(gate);
+    let silu = gate * s;
+    (dact * up * (s + silu * (1.0 - s)), dact * silu)
+}
+
+#[inline(always)]
 fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + crate::ops::product::exp(-x))
+    1.0 / (1.0 + exp(-x))
 }

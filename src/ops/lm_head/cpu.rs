@@ -37,7 +37,7 @@ impl LmHead for Cpu {
             let outs = out.logprob.buffer[first..].par_iter_mut().zip(&mut out.lse.buffer[first..]);
             let outs = outs.zip(&mut out.log_rest.buffer[first..]).zip(&targets.buffer[first..]);
             logits.par_chunks_exact_mut(vocab).zip(outs).for_each(|(row, (((logprob, lse), rest), &target))| {
-                (*logprob, *lse, *rest) = simd(|| target_row(row, target as usize));
+                (*logprob, *lse, *rest) = target_row(row, target as usize);
                 self.store(row);
             });
             if let Some(dh) = &mut dh {
@@ -71,7 +71,7 @@ impl LmHead for Cpu {
             let kls = kl.buffer[first..].par_iter_mut();
             let pairs = logits.par_chunks_exact_mut(vocab).zip(logits0.par_chunks_exact_mut(vocab));
             pairs.zip(kls).for_each(|((row, row0), kl)| {
-                *kl = simd(|| kl_row(row, row0));
+                *kl = kl_row(row, row0);
                 self.store(row);
             });
             back(&mut dh.buffer[first * cols..], logits, w, count);
@@ -95,32 +95,34 @@ fn back(dh: &mut [f32], dlogits: &[f32], w: &crate::backend::cpu::CpuMatrix, row
     product(ViewMut::new(dh, rows, cols, cols), d, w, false);
 }
 
-/// Logits become 1[target] − p; returns (log p, lse, log(1 − p)).
-#[inline(always)]
-fn target_row(row: &mut [f32], target: usize) -> (f32, f32, f32) {
-    let logit = row[target];
-    let max = maximum(row);
-    row.iter_mut().for_each(|l| *l = exp(*l - max));
-    let rest = total(&row[..target]) + total(&row[target + 1..]);
-    let sum = rest + row[target];
-    let lse = max + sum.ln();
-    let inverse = 1.0 / sum;
-    row.iter_mut().for_each(|p| *p *= -inverse);
-    row[target] = rest * inverse;
-    (logit - lse, lse, (rest * inverse).ln())
+simd! {
+    /// Logits become 1[target] − p; returns (log p, lse, log(1 − p)).
+    fn target_row<'a>(row: &'a mut [f32], target: usize) -> (f32, f32, f32) {
+        let logit = row[target];
+        let max = maximum(row);
+        row.iter_mut().for_each(|l| *l = exp(*l - max));
+        let rest = total(&row[..target]) + total(&row[target + 1..]);
+        let sum = rest + row[target];
+        let lse = max + sum.ln();
+        let inverse = 1.0 / sum;
+        row.iter_mut().for_each(|p| *p *= -inverse);
+        row[target] = rest * inverse;
+        (logit - lse, lse, (rest * inverse).ln())
+    }
 }
 
-/// `row`: θ's logits → π_θ − π_0; `row0`: π_0's logits → π_0. Returns Σ π_0·(log π_0 − log π_θ).
-#[inline(always)]
-fn kl_row(row: &mut [f32], row0: &mut [f32]) -> f32 {
-    let (lse, lse0) = (log_sum_exp(row), log_sum_exp(row0));
-    let mut sum = 0.0;
-    for (l, l0) in row.iter_mut().zip(row0) {
-        let (p, p0) = (exp(*l - lse), exp(*l0 - lse0));
-        sum += p0 * ((*l0 - lse0) - (*l - lse));
-        (*l, *l0) = (p - p0, p0);
+simd! {
+    /// `row`: θ's logits → π_θ − π_0; `row0`: π_0's logits → π_0. Returns Σ π_0·(log π_0 − log π_θ).
+    fn kl_row<'a>(row: &'a mut [f32], row0: &'a mut [f32]) -> f32 {
+        let (lse, lse0) = (log_sum_exp(row), log_sum_exp(row0));
+        let mut sum = 0.0;
+        for (l, l0) in row.iter_mut().zip(row0) {
+            let (p, p0) = (exp(*l - lse), exp(*l0 - lse0));
+            sum += p0 * ((*l0 - lse0) - (*l - lse));
+            (*l, *l0) = (p - p0, p0);
+        }
+        sum
     }
-    sum
 }
 
 #[inline(always)]

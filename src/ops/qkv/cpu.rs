@@ -5,6 +5,7 @@ use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
 use crate::ops::lora::{linear_backward, linear_forward};
 use crate::ops::norm::{rms_backward_row, rms_row};
+use crate::ops::product::simd;
 use crate::ops::{Lora, LoraGrad};
 
 impl Qkv for Cpu {
@@ -26,17 +27,14 @@ impl Qkv for Cpu {
             qkv.buffer.chunks_exact_mut(width).take(rows).for_each(|row| row.copy_from_slice(&bias.buffer[..width]));
         }
         linear_forward(self, "qkv", qkv, xa, x, &weights.w, lora, weights.bias.is_some())?;
-        let (rotated, e) = (spec.rotated(), spec.head_dim);
+        let rotated = spec.rotated();
         let tasks = qkv.buffer[..rows * width].par_chunks_exact_mut(width).with_min_len(32);
-        if let Some((q_norm, k_norm)) = &weights.qk_norm {
+        if let Some(norms) = &weights.qk_norm {
             let raw = raw.buffer[..rows * rotated].par_chunks_exact_mut(rotated);
             tasks.zip(raw).zip(&positions.buffer).for_each(|((row, raw), &position)| {
                 self.store(row);
                 raw.copy_from_slice(&row[..rotated]);
-                for (h, (head, raw)) in row[..rotated].chunks_exact_mut(e).zip(raw.chunks_exact(e)).enumerate() {
-                    let w = if h < spec.heads { q_norm } else { k_norm };
-                    rms_row(head, raw, &w.buffer, spec.norm);
-                }
+                norm_heads(&mut row[..rotated], raw, norms, spec);
                 rotate(&mut row[..rotated], position, rope, 1.0);
                 self.store(&mut row[..rotated]);
             });
@@ -79,30 +77,45 @@ impl Qkv for Cpu {
     }
 }
 
-/// Rotates every head of one row by its position's angles; `sign` -1 rotates back, which is the gradient.
-fn rotate(heads: &mut [f32], position: u32, rope: &Rope<Cpu>, sign: f32) {
-    let half = rope.cos.cols();
-    let cos = &rope.cos.buffer[position as usize * half..][..half];
-    let sin = &rope.sin.buffer[position as usize * half..][..half];
-    for head in heads.chunks_exact_mut(2 * half) {
-        let (a, b) = head.split_at_mut(half);
-        for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
-            let sin = sin * sign;
-            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+simd! {
+    /// Rotates every head of one row by its position's angles; `sign` -1 rotates back, which is the gradient.
+    fn rotate<'a>(heads: &'a mut [f32], position: u32, rope: &'a Rope<Cpu>, sign: f32) {
+        let half = rope.cos.cols();
+        let cos = &rope.cos.buffer[position as usize * half..][..half];
+        let sin = &rope.sin.buffer[position as usize * half..][..half];
+        for head in heads.chunks_exact_mut(2 * half) {
+            let (a, b) = head.split_at_mut(half);
+            for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                let sin = sin * sign;
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
         }
     }
 }
 
-/// Gradient of the q/k norm, in place; rstd is recomputed from `raw`.
-fn unnorm(row: &mut [f32], raw: &[f32], (q_norm, k_norm): &(Tensor<Cpu>, Tensor<Cpu>), spec: QkvSpec) {
-    let e = spec.head_dim;
-    let mut forward = vec![0.0; e];
-    let mut dy = vec![0.0; e];
-    for (h, (head, raw)) in row.chunks_exact_mut(e).zip(raw.chunks_exact(e)).enumerate() {
-        let w = &if h < spec.heads { q_norm } else { k_norm }.buffer;
-        let rstd = rms_row(&mut forward, raw, w, spec.norm);
-        dy.copy_from_slice(head);
-        head.fill(0.0);
-        rms_backward_row(head, &dy, raw, rstd, w, spec.norm);
+simd! {
+    /// Norms every head of q∣k.
+    fn norm_heads<'a>(row: &'a mut [f32], raw: &'a [f32], norms: &'a (Tensor<Cpu>, Tensor<Cpu>), spec: QkvSpec) {
+        let (e, (q_norm, k_norm)) = (spec.head_dim, norms);
+        for (h, (head, raw)) in row.chunks_exact_mut(e).zip(raw.chunks_exact(e)).enumerate() {
+            let w = if h < spec.heads { q_norm } else { k_norm };
+            rms_row(head, raw, &w.buffer, spec.norm);
+        }
+    }
+}
+
+simd! {
+    /// Gradient of the q/k norm, in place; rstd is recomputed from `raw`.
+    fn unnorm<'a>(row: &'a mut [f32], raw: &'a [f32], norms: &'a (Tensor<Cpu>, Tensor<Cpu>), spec: QkvSpec) {
+        let (e, (q_norm, k_norm)) = (spec.head_dim, norms);
+        let mut forward = vec![0.0; e];
+        let mut dy = vec![0.0; e];
+        for (h, (head, raw)) in row.chunks_exact_mut(e).zip(raw.chunks_exact(e)).enumerate() {
+            let w = &if h < spec.heads { q_norm } else { k_norm }.buffer;
+            let rstd = rms_row(&mut forward, raw, w, spec.norm);
+            dy.copy_from_slice(head);
+            head.fill(0.0);
+            rms_backward_row(head, &dy, raw, rstd, w, spec.norm);
+        }
     }
 }

@@ -23,50 +23,78 @@ impl Sample for Cpu {
         let tasks = logits.buffer[..rows * vocab].par_chunks_exact_mut(vocab).zip(&mut tokens.buffer).zip(keys);
         tasks.for_each(|((logits, token), (id, &position))| {
             *token = if spec.temperature > 0.0 {
-                draw(logits, uniform(spec.seed, [id[0], id[1]], position), spec)
+                let u = uniform(spec.seed, [id[0], id[1]], position);
+                draw(logits, u, spec)
             } else {
-                simd(|| largest(logits))
+                largest(logits)
             };
         });
         Ok(())
     }
 }
 
-/// The largest logit's id, the lowest on a tie.
-#[inline(always)]
-fn largest(logits: &[f32]) -> u32 {
-    let max = logits.iter().fold(f32::NEG_INFINITY, |max, &l| if l > max { l } else { max });
-    logits.iter().position(|&l| l == max).unwrap_or(0) as u32
+simd! {
+    /// The largest logit's id, the lowest on a tie.
+    fn largest<'a>(logits: &'a [f32]) -> u32 {
+        let max = logits.iter().fold(f32::NEG_INFINITY, |max, &l| if l > max { l } else { max });
+        logits.iter().position(|&l| l == max).unwrap_or(0) as u32
+    }
 }
 
-/// Inverse of the cumulative distribution at `u`, over the kept tokens: by id when all are kept, else from the largest down.
-fn draw(logits: &mut [f32], u: f32, spec: SampleSpec) -> u32 {
-    let max = logits.iter().fold(f32::NEG_INFINITY, |max, &l| if l > max { l } else { max });
-    let inverse = 1.0 / spec.temperature;
-    logits.iter_mut().for_each(|l| *l = exp((*l - max) * inverse));
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    let weight = |id: u32| f64::from(logits[id as usize]);
-    if spec.top_k > 0 || spec.top_p < 1.0 {
-        order.sort_by(|&a, &b| weight(b).total_cmp(&weight(a)).then(a.cmp(&b)));
-        if spec.top_k > 0 {
-            order.truncate(spec.top_k);
+simd! {
+    /// Inverse of the cumulative distribution at `u`, over the kept tokens: by id when all are kept, else from the largest down.
+    fn draw<'a>(logits: &'a mut [f32], u: f32, spec: SampleSpec) -> u32 {
+        let max = logits.iter().fold(f32::NEG_INFINITY, |max, &l| if l > max { l } else { max });
+        let inverse = 1.0 / spec.temperature;
+        logits.iter_mut().for_each(|l| *l = exp((*l - max) * inverse));
+        if spec.top_k > 0 || spec.top_p < 1.0 {
+            let kept = kept(logits, spec);
+            pick(u, &|| kept.iter().map(|&id| (id, logits[id as usize])))
+        } else {
+            pick(u, &|| (0..).zip(logits.iter().copied()))
         }
-        let limit = f64::from(spec.top_p) * order.iter().map(|&id| weight(id)).sum::<f64>();
-        let mut sum = 0.0;
-        let kept = order.iter().take_while(|&&id| {
-            let more = sum < limit;
-            sum += weight(id);
-            more
-        });
-        let kept = kept.count().max(1);
-        order.truncate(kept);
     }
-    let mut left = f64::from(u) * order.iter().map(|&id| weight(id)).sum::<f64>();
-    for &id in &order {
-        left -= weight(id);
+}
+
+/// The token at which the running sum of weights passes `u` of all.
+#[inline(always)]
+fn pick<I: Iterator<Item = (u32, f32)>>(u: f32, tokens: &impl Fn() -> I) -> u32 {
+    let mut left = f64::from(u) * tokens().map(|(_, weight)| f64::from(weight)).sum::<f64>();
+    let mut last = 0;
+    for (id, weight) in tokens() {
+        last = id;
+        left -= f64::from(weight);
         if left < 0.0 {
-            return id;
+            break;
         }
     }
-    order.last().copied().unwrap_or(0)
+    last
+}
+
+/// The tokens that top-k and top-p keep, largest first. Sorts only as far as top-p reaches.
+fn kept(weights: &[f32], spec: SampleSpec) -> Vec<u32> {
+    let larger = |a: &u32, b: &u32| weights[*b as usize].total_cmp(&weights[*a as usize]).then(a.cmp(b));
+    let weight = |id: &u32| f64::from(weights[*id as usize]);
+    let mut order: Vec<u32> = (0..weights.len() as u32).collect();
+    if spec.top_k > 0 && spec.top_k < order.len() {
+        order.select_nth_unstable_by(spec.top_k, larger);
+        order.truncate(spec.top_k);
+    }
+    let limit =
+        if spec.top_p < 1.0 { f64::from(spec.top_p) * order.iter().map(weight).sum::<f64>() } else { f64::INFINITY };
+    let (mut count, mut sorted, mut sum) = (0, 0, 0.0);
+    while count == sorted && sorted < order.len() {
+        let end = (2 * sorted).max(64).min(order.len());
+        if end < order.len() {
+            order[sorted..].select_nth_unstable_by(end - sorted, larger);
+        }
+        order[sorted..end].sort_unstable_by(larger);
+        while count < end && sum < limit {
+            sum += weight(&order[count]);
+            count += 1;
+        }
+        sorted = end;
+    }
+    order.truncate(count.max(1));
+    order
 }
