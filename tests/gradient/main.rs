@@ -4,12 +4,14 @@
 //! hold NaN before, outputs that it adds to hold noise, which must still be there.
 
 mod attention;
+mod block;
 #[path = "../common/mod.rs"]
 mod common;
 mod extremes;
 mod heads;
 mod linear;
 mod optimiser;
+mod transformer;
 
 use ares::backend::Cpu;
 use ares::ops::{Norm, NormSpec};
