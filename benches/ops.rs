@@ -1,20 +1,20 @@
 //! Each operation as a share of its bound: the time that the operation's own `cost` needs at rates measured here, on this
 //! machine and beside it (f32 products for FLOPs; a copy of as many bytes for bytes), divided by the time it took.
 //!
-//! `cargo bench --bench ops -- attention` runs those whose name holds `attention`. A share is printed behind each time.
+//! `cargo bench --bench ops -- attention` runs those whose name holds `attention`. The shares are printed at the end.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod rates;
 
 use std::cell::Cell;
-use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use ares::backend::{Cpu, Tensor};
 use ares::ops::*;
 use common::*;
 use criterion::{Criterion, criterion_group, criterion_main};
-use rayon::prelude::*;
+use rates::{copy_rate, matrix_rate};
 
 /// A model's layer and a batch for it.
 struct Shape {
@@ -61,52 +61,13 @@ const SHAPES: &[Shape] = &[
 
 const ACT: u64 = size_of::<f32>() as u64;
 
-/// FLOP/s of f32 products of 1024 × 512 × 2816 on all threads.
-fn matrix_rate() -> f64 {
-    let (m, k, n) = (1024, 512, 2816);
-    let (a, b, mut c) = (noise(1, m * k), noise(2, k * n), vec![0.0f32; m * n]);
-    let threads = gemm::Parallelism::Rayon(rayon::current_num_threads());
-    let seconds = best(20, || {
-        // SAFETY: the three matrices have the sizes and strides given.
-        unsafe {
-            #[rustfmt::skip]
-            gemm::gemm(
-                m, n, k, c.as_mut_ptr(), 1, n as isize, false,
-                a.as_ptr(), 1, k as isize, b.as_ptr(), 1, n as isize,
-                0.0, 1.0, false, false, false, threads,
-            );
-        }
-        black_box(&mut c);
-    });
-    (2 * m * k * n) as f64 / seconds
-}
-
-/// Bytes per second of a copy on all threads that moves `bytes` in all: what fits a cache is copied within it.
-fn copy_rate(bytes: u64) -> f64 {
-    let half = (bytes as usize / 8).clamp(1 << 12, 1 << 26);
-    let (from, mut to) = (noise(3, half), vec![0.0f32; half]);
-    let chunk = half.div_ceil(rayon::current_num_threads());
-    let seconds = best(20, || {
-        to.par_chunks_mut(chunk).zip(from.par_chunks(chunk)).for_each(|(to, from)| to.copy_from_slice(from));
-        black_box(&mut to);
-    });
-    (8 * half) as f64 / seconds
-}
-
-/// The shortest of `tries` runs, in seconds.
-fn best(tries: usize, mut run: impl FnMut()) -> f64 {
-    let time = |run: &mut dyn FnMut()| {
-        let start = Instant::now();
-        run();
-        start.elapsed().as_secs_f64()
-    };
-    (0..tries).map(|_| time(&mut run)).fold(f64::INFINITY, f64::min)
-}
-
-/// criterion with the bound beside it.
+/// criterion with the bound beside it. The matrix rate is measured again before every op and the best one counts, so that a
+/// busy moment of the machine flatters nobody.
 struct Bench<'a> {
     criterion: &'a mut Criterion,
     matrix_rate: f64,
+    /// Name, cost, seconds of a copy of as many bytes, seconds of the op.
+    results: Vec<(String, Cost, f64, f64)>,
 }
 
 impl Bench<'_> {
@@ -122,16 +83,24 @@ impl Bench<'_> {
             });
         });
         if fastest.get().is_finite() {
-            let (flops, bytes) = (cost.flops as f64 / self.matrix_rate, cost.bytes as f64 / copy_rate(cost.bytes));
-            let (bound, of) = if flops > bytes { (flops, "matrix rate") } else { (bytes, "copy bandwidth") };
-            println!("{name:40} share {:5.1} % of {of}\n", 100.0 * bound / fastest.get());
+            self.matrix_rate = self.matrix_rate.max(matrix_rate());
+            let copy = cost.bytes as f64 / copy_rate(cost.bytes);
+            self.results.push((name.to_string(), cost, copy, fastest.get()));
+        }
+    }
+
+    fn print(&self) {
+        println!("\nmatrix rate {:.0} GFLOP/s on {} threads", self.matrix_rate / 1e9, rayon::current_num_threads());
+        for (name, cost, copy, seconds) in &self.results {
+            let products = cost.flops as f64 / self.matrix_rate;
+            let (bound, of) = if products > *copy { (products, "matrix rate") } else { (*copy, "copy bandwidth") };
+            println!("{name:40} {:9.1} us {:6.1} % of {of}", 1e6 * seconds, 100.0 * bound / seconds);
         }
     }
 }
 
 fn ops(criterion: &mut Criterion) {
-    let mut bench = Bench { criterion, matrix_rate: matrix_rate() };
-    println!("matrix rate {:.0} GFLOP/s on {} threads\n", bench.matrix_rate / 1e9, rayon::current_num_threads());
+    let mut bench = Bench { criterion, matrix_rate: 0.0, results: Vec::new() };
     for shape in SHAPES {
         norm(&mut bench, shape);
         products(&mut bench, shape);
@@ -142,6 +111,7 @@ fn ops(criterion: &mut Criterion) {
             decode(&mut bench, shape, rows);
         }
     }
+    bench.print();
 }
 
 fn matrix(seed: u64, rows: usize, cols: usize) -> Tensor<Cpu> {
@@ -278,8 +248,9 @@ fn products(bench: &mut Bench, shape: &Shape) {
         cpu.gate_up_forward(&mut act, &mut p.y, &mut p.xa, &p.x, &w, Some(&p.lora), Activation::Silu).unwrap();
     });
     bench.op(&name("gate_up/activate"), activate, || cpu.activate(&mut act, &p.y, Activation::Silu).unwrap());
-    let dact = matrix(15, t, shape.features);
+    let (dact, saved) = (matrix(15, t, shape.features), p.y.buffer.clone());
     bench.op(&name("gate_up/backward"), p.backward_cost() + activate, || {
+        p.y.buffer.copy_from_slice(&saved); // turned into its gradient in place
         let (dx, grad, both, dxa) = (&mut p.dx, Some(&mut p.grad), &mut p.y, &mut p.dxa);
         cpu.gate_up_backward(dx, grad, both, dxa, &dact, &p.x, &p.xa, &w, Some(&p.lora), Activation::Silu).unwrap();
     });
