@@ -152,7 +152,7 @@ impl<B: Ops> Transformer<B> {
         })
     }
 
-    /// Backward of Σ weights[i]·log p_i, one weight per target row of the batch just run; adds to `grad`.
+    /// Backward of Σ `weights[i]`·log p_i, one weight per target row of the batch just run; adds to `grad`.
     pub fn backward_targets(
         &self,
         ws: &mut Workspace<B>,

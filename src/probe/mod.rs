@@ -1,8 +1,8 @@
 //! Search for prompts that expose coupled failures.
 //!
-//! A probe is a topic, a goal form, a persona and a tactic of a [`Grammar`], composed to a prompt. [`search`] lets a [`Sampler`]
+//! A probe is a topic, a goal form, a persona and a tactic of a [`Grammar`], composed to a prompt. [`fn@search`] lets a [`Sampler`]
 //! choose where to look, breeds probes from the elites of an archive, asks policy, judge and reward model, and learns from each
-//! answer. [`select_failures`] picks what is repaired; [`lift`] says whether the search was worth it.
+//! answer. [`select_failures`] picks what is repaired; [`fn@lift`] says whether the search was worth it.
 
 mod archive;
 mod beta;

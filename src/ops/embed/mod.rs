@@ -1,4 +1,4 @@
-//! Token embedding: x[t] = E[token[t]].
+//! Token embedding: `x[t] = E[token[t]]`.
 
 mod cpu;
 

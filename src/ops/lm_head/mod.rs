@@ -1,5 +1,5 @@
-//! The language-model head over R target rows, in chunks: logits l = h·Wᵀ, log p = l[y] − lse, and the rows
-//! g = ∂log p/∂h = W[y] − pᵀW. Logits of a whole batch never exist, and the head knows no loss: a loss is a weight per row,
+//! The language-model head over R target rows, in chunks: logits l = h·Wᵀ, `log p = l[y] − lse`, and the rows
+//! `g = ∂log p/∂h = W[y] − pᵀW`. Logits of a whole batch never exist, and the head knows no loss: a loss is a weight per row,
 //! applied to g afterwards. Only KL has an entry of its own, since its rows (π_θ − π_0)ᵀW are not of that form.
 
 pub(crate) mod cpu;

@@ -1,4 +1,4 @@
-//! Rows by index: gather y[i] = x[rows[i]], and its transpose. A head sees only the rows that have a target or end a sequence.
+//! Rows by index: gather `y[i] = x[rows[i]]`, and its transpose. A head sees only the rows that have a target or end a sequence.
 
 mod cpu;
 

@@ -1,4 +1,4 @@
-//! The score head of a sequence classifier: r[s] = h[s]·wᵀ in f32, h the last normed hidden row of each sequence.
+//! The score head of a sequence classifier: `r[s] = h[s]·wᵀ` in f32, h the last normed hidden row of each sequence.
 
 mod cpu;
 
