@@ -345,9 +345,19 @@ mod tests {
     /// A row's bits do not depend on how many rows stand above, below or beside it, whichever way the right operand lies.
     #[test]
     fn a_row_does_not_see_its_company() {
-        for (n, k) in
-            [(7, 5), (128, 128), (640, 172), (1030, 96), (24, 352), (3, 19), (8, 2), (1, 40), (48, 1300), (200, 1300)]
-        {
+        for (n, k) in [
+            (7, 5),
+            (128, 128),
+            (640, 172),
+            (1030, 96),
+            (24, 352),
+            (3, 19),
+            (8, 2),
+            (1, 40),
+            (48, 1300),
+            (112, 1300),
+            (200, 1300),
+        ] {
             let (a, b) = (noise(1, 200 * k), noise(2, n * k));
             for right in [View::new(&b, k, n, n), View::new(&b, n, k, k).t()] {
                 let run = |first: usize, rows: usize| {
