@@ -105,7 +105,7 @@ fn training_panels(steps: &[&Metric]) -> Vec<Lines> {
         [("ℓ(y⁺)".to_string(), curve(&|m| m.logp_chosen)), ("ℓ(y⁻)".to_string(), curve(&|m| m.logp_rejected))];
     let mut panels: Vec<Lines> = chart::lines("mean log-probability", &likelihoods, 0).into_iter().collect();
     for (title, terms) in PANELS {
-        let term = |name: &&str| (name.to_string(), curve(&|m| m.terms.get(*name).copied().flatten()));
+        let term = |name: &&str| (name.replace('_', " "), curve(&|m| m.terms.get(*name).copied().flatten()));
         let curves: Vec<Curve> = terms.iter().map(term).filter(|(_, points)| !points.is_empty()).collect();
         panels.extend(chart::lines(title, &curves, 2));
     }

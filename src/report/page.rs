@@ -35,6 +35,7 @@ pub fn render(data: &RunData) -> Result<String> {
     let page = context! {
         css => include_str!("page.css"),
         summary => summary,
+        tau_r => number(Some(summary.thresholds.tau_r), 3),
         benchmark => summary.benchmark_id.chars().take(16).collect::<String>(),
         after => after.map(|method| label(method, summary)),
         figures => headline(summary, after),

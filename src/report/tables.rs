@@ -200,7 +200,8 @@ pub fn reductions(summary: &Summary) -> Table {
         others.into_iter().chain(["seen", "near", "far"].map(family)).collect()
     };
     let less = |reduction: Option<f64>| match reduction {
-        Some(r) => format!("{}{} %", if r >= 0.0 { "−" } else { "+" }, number(Some(100.0 * r.abs()), 0)).into(),
+        Some(r) if r.abs() < 0.005 => "0 %".into(),
+        Some(r) => format!("{}{} %", if r > 0.0 { "−" } else { "+" }, number(Some(100.0 * r.abs()), 0)).into(),
         None => UNKNOWN.into(),
     };
     let mut before: Vec<Cell> = vec!["before".into(), UNKNOWN.into(), UNKNOWN.into(), UNKNOWN.into()];
@@ -291,7 +292,7 @@ pub fn gates(summary: &Summary) -> Option<Table> {
         }
         names.push(&gate.name);
         let n = format!("{}{}", if gate.weak { "weak " } else { "" }, gate.n);
-        let mut row: Vec<Cell> = vec![gate.name.as_str().into(), number(gate.limit, 3).into(), n.into()];
+        let mut row: Vec<Cell> = vec![gate.name.replace('_', " ").into(), number(gate.limit, 3).into(), n.into()];
         row.extend(asked.iter().map(|method| {
             let same = method.gates.iter().find(|other| other.name == gate.name);
             same.map_or(UNKNOWN.into(), gate_cell)
