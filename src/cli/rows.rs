@@ -163,10 +163,10 @@ mod tests {
     #[test]
     fn results_return_to_the_places_of_their_rows() {
         let bad = || Error::Usage("bad".into());
-        let rows = vec![Ok(1), Err(bad()), Ok(3), Ok(4)];
-        let work = |items: &[i32]| Ok(items.iter().map(|i| if *i == 3 { Err(bad()) } else { Ok(10 * i) }).collect());
+        let rows = vec![Ok(1), Err(bad()), Ok(3), Ok(4), Ok(5)];
+        let work = |items: &[i32]| Ok(items.iter().map(|i| if *i == 5 { Err(bad()) } else { Ok(10 * i) }).collect());
         let found: Vec<Option<i32>> = good(rows, work).unwrap().into_iter().map(Result::ok).collect();
-        assert_eq!(found, [Some(10), None, None, Some(40)]);
+        assert_eq!(found, [Some(10), None, Some(30), Some(40), None]);
     }
 
     #[test]

@@ -122,6 +122,8 @@ mod tests {
         let path = folder.path().join(NAME);
         written.write(&path).unwrap();
         assert_eq!(Manifest::read(&path).unwrap(), written);
+        assert_eq!(written.settings["rank"].as_integer(), Some(8));
+        assert_eq!((written.settings["lr"].as_float(), written.settings.len()), (Some(5e-4), 3));
         assert_eq!(written.inputs.len(), 2);
         let known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert!(written.inputs.values().any(|hash| hash == known));
