@@ -9,7 +9,7 @@ use super::{Session, args};
 use crate::error::{Error, Result};
 use crate::model::pretrained::ModelSpec;
 use crate::model::{AdapterFile, Checkpoint, Head, ModelConfig};
-use crate::report::tables::count;
+use crate::report::numbers::count;
 use crate::report::{Align, Mark, Table};
 use crate::text::Rendering;
 

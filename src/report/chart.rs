@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::detect::measure::{Cells, Interval};
 
-use super::tables::{number, percent};
+use super::numbers::{number, percent};
 
 /// Round to a tenth of a pixel: half the file, no visible difference.
 fn px(value: f64) -> f64 {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::tables::number;
+use super::numbers::number;
 
 /// Sums per (row, column).
 #[derive(Debug, Clone, Default)]

@@ -4,6 +4,7 @@ mod chart;
 pub mod data;
 mod figures;
 mod heat;
+pub mod numbers;
 mod page;
 pub mod table;
 pub mod tables;

@@ -12,8 +12,9 @@ use crate::run::Manifest;
 
 use super::data::{BEFORE, Outcome, RunData};
 use super::figures;
+use super::numbers::{number, percent};
 use super::table::{Align, Cell, Table};
-use super::tables::{self, label, number, percent, prefill};
+use super::tables::{self, label, prefill};
 
 /// The whole report as one HTML text: no script, nothing loaded from elsewhere.
 pub fn render(data: &RunData) -> Result<String> {
