@@ -1,27 +1,74 @@
-//! Embeds the weakened suite, so that `ares demo` runs from an empty folder on another machine.
+//! Embeds the weakened suite, so that `ares demo` runs from an empty folder on another machine, and the kernels, with a typed
+//! launcher for each.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
+#[path = "src/backend/cuda/source.rs"]
+#[allow(dead_code)] // the program uses the rest
+mod source;
+
 fn main() -> io::Result<()> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").unwrap_or_default());
-    let models = root.join("models");
+    let out = PathBuf::from(env::var("OUT_DIR").unwrap_or_default());
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/backend/cuda/source.rs");
+    suite(&root.join("models"), &out.join("suite_files.rs"))?;
+    if let Err(fault) = kernels(&root, &out.join("kernels.rs")) {
+        println!("cargo::error={fault}");
+    }
+    Ok(())
+}
+
+fn suite(models: &Path, out: &Path) -> io::Result<()> {
     println!("cargo::rerun-if-changed=models");
     let mut files = Vec::new();
-    collect(&models, &mut files)?;
+    collect(models, &mut files)?;
     files.sort();
     let mut code =
         String::from("/// (path below the suite's folder, contents)\npub(super) const FILES: &[(&str, &[u8])] = &[\n");
     for file in &files {
-        let name = file.strip_prefix(&models).unwrap_or(file).to_string_lossy().replace('\\', "/");
+        let name = file.strip_prefix(models).unwrap_or(file).to_string_lossy().replace('\\', "/");
         // Writing to a String cannot fail.
         let _ = writeln!(code, "    ({name:?}, include_bytes!({:?})),", file.display().to_string());
     }
     code.push_str("];\n");
-    let out = PathBuf::from(env::var("OUT_DIR").unwrap_or_default());
-    fs::write(out.join("suite_files.rs"), code)
+    fs::write(out, code)
+}
+
+/// One static per `kernels/*.cu` (headers inlined, trampolines behind), and a launcher per kernel.
+fn kernels(root: &Path, out: &Path) -> Result<(), String> {
+    println!("cargo::rerun-if-changed=kernels");
+    let folder = root.join("kernels");
+    let text = |name: &str| fs::read_to_string(folder.join(name)).map_err(|e| format!("kernels/{name}: {e}"));
+    let mut files = Vec::new();
+    collect(&folder, &mut files).map_err(|e| format!("kernels: {e}"))?;
+    let name = |file: &PathBuf| file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut names: Vec<String> = files.iter().map(name).filter(|n| n.ends_with(".cu")).collect();
+    names.sort();
+    let (mut code, mut list) = (String::new(), String::new());
+    for file in &names {
+        let body = text(file)?;
+        let signatures = source::signatures(file, &body)?;
+        let stem = file.trim_end_matches(".cu");
+        if !root.join("src/ops").join(stem).is_dir() {
+            return Err(format!("kernels/{file}: expected its partner src/ops/{stem}/, found none"));
+        }
+        let inlined = source::inline(file, &body, &mut |header| text(header))? + &source::trampolines(&signatures);
+        let upper = stem.to_uppercase();
+        let kernels: Vec<&str> = signatures.iter().map(|s| s.name.as_str()).collect();
+        let _ = writeln!(
+            code,
+            "/// `kernels/{file}`\npub static {upper}: Source = Source {{ file: {file:?}, text: {inlined:?}, kernels: &{kernels:?} }};\n"
+        );
+        signatures.iter().for_each(|s| code.push_str(&source::launcher(file, &upper, s)));
+        let _ = write!(list, "&{upper}, ");
+    }
+    let _ = writeln!(code, "/// Every file of `kernels/`, by name.\npub static SOURCES: &[&Source] = &[{list}];");
+    let runtime = text("sim.cpp")?;
+    let _ = writeln!(code, "/// `kernels/sim.cpp`: the simulator itself.\npub static SIM_RUNTIME: &str = {runtime:?};");
+    fs::write(out, code).map_err(|e| format!("{}: {e}", out.display()))
 }
 
 /// Every file below `dir`.

@@ -89,7 +89,7 @@ impl Backend for Cpu {
         format!("cpu ({} threads)", rayon::current_num_threads())
     }
 
-    fn stride(cols: usize) -> usize {
+    fn stride<T: Element>(cols: usize) -> usize {
         cols
     }
 

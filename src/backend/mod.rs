@@ -4,10 +4,12 @@
 //! backend implements one by one; a model is written once over them and monomorphised for each backend.
 
 pub mod cpu;
+pub mod cuda;
 pub mod element;
 pub mod tensor;
 
 pub use cpu::Cpu;
+pub use cuda::Cuda;
 pub use element::{Element, Real};
 pub use tensor::Tensor;
 
@@ -35,8 +37,8 @@ pub trait Backend: Sized + Clone + Send + Sync + 'static {
     /// What the user reads: `cpu (2 threads)`.
     fn describe(&self) -> String;
 
-    /// Elements from one row of a tensor to the next; at least `cols`.
-    fn stride(cols: usize) -> usize;
+    /// Elements from one row of a tensor of `T` to the next; at least `cols`.
+    fn stride<T: Element>(cols: usize) -> usize;
 
     /// `len` zeros. Out of memory is an error that says what was asked.
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buffer<T>>;

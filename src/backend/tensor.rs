@@ -16,7 +16,7 @@ pub struct Tensor<B: Backend, T: Element = <B as Backend>::Act> {
 impl<B: Backend, T: Element> Tensor<B, T> {
     /// Zeros; `rows` is the capacity too.
     pub fn zeros(backend: &B, rows: usize, cols: usize) -> Result<Self> {
-        let stride = B::stride(cols);
+        let stride = B::stride::<T>(cols);
         Ok(Tensor { buffer: backend.alloc(rows * stride)?, rows, cols, stride, capacity: rows })
     }
 

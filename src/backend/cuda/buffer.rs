@@ -1,0 +1,57 @@
+//! Device memory with its length.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use super::driver::Driver;
+use crate::backend::Element;
+use crate::error::{Error, Result};
+
+/// `len` elements in device memory, freed with their owner.
+pub struct DeviceBuffer<T: Element> {
+    driver: Arc<dyn Driver>,
+    address: u64,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> DeviceBuffer<T> {
+    /// Zeros; of length 0 there is no memory behind it.
+    pub(super) fn new(driver: &Arc<dyn Driver>, len: usize) -> Result<Self> {
+        let address = if len == 0 { 0 } else { driver.alloc(len * size_of::<T>())? };
+        Ok(DeviceBuffer { driver: driver.clone(), address, len, element: PhantomData })
+    }
+
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The address of `at`, when `at..at + len` lies within.
+    pub(super) fn range(&self, at: usize, len: usize) -> Result<u64> {
+        if at.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(Error::Shape {
+                op: "copy",
+                expected: format!("a range within {} elements", self.len),
+                found: format!("{at}..{}", at.saturating_add(len)),
+            });
+        }
+        Ok(self.address + (at * size_of::<T>()) as u64)
+    }
+}
+
+impl<T: Element> Drop for DeviceBuffer<T> {
+    fn drop(&mut self) {
+        if self.address != 0 {
+            // SAFETY: the address is ours alone; the driver waits for what is queued before it gives memory away.
+            unsafe { self.driver.free(self.address) };
+        }
+    }
+}

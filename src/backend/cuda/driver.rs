@@ -1,0 +1,168 @@
+//! What a device must offer: memory, copies, kernels. Two makers: the CUDA driver, and the simulator.
+//!
+//! Everything but `download`, `synchronize` and `elapsed` is queued in one stream, in order. Addresses are plain numbers; that
+//! they are alive and long enough is the caller's promise (`mod.rs` keeps it: a buffer knows its length).
+
+use std::fmt;
+
+use crate::error::Result;
+
+use super::source::Source;
+
+/// A preprocessor constant that a kernel is compiled with.
+pub type Define = (&'static str, u64);
+
+/// The instruction set that kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Arch {
+    Sm80,
+    Sm90a,
+    Sm100,
+    Sm120,
+}
+
+impl Arch {
+    pub const ALL: [Arch; 4] = [Arch::Sm80, Arch::Sm90a, Arch::Sm100, Arch::Sm120];
+
+    /// As the compiler spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arch::Sm80 => "sm_80",
+            Arch::Sm90a => "sm_90a",
+            Arch::Sm100 => "sm_100",
+            Arch::Sm120 => "sm_120",
+        }
+    }
+
+    /// The define ARCH that kernels test.
+    pub fn number(self) -> u64 {
+        match self {
+            Arch::Sm80 => 80,
+            Arch::Sm90a => 90,
+            Arch::Sm100 => 100,
+            Arch::Sm120 => 120,
+        }
+    }
+
+    /// The architecture that serves a device of this compute capability; `None` for one older than 8.0.
+    pub fn of(major: u32, _minor: u32) -> Option<Arch> {
+        match major {
+            8 => Some(Arch::Sm80),
+            9 => Some(Arch::Sm90a),
+            10 => Some(Arch::Sm100),
+            12.. => Some(Arch::Sm120),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What plans are made from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeviceInfo {
+    /// `cuda:0 NVIDIA H200`, `sim:sm_80`.
+    pub name: String,
+    pub arch: Arch,
+    pub multiprocessors: u32,
+    /// Largest dynamic shared memory of a block, bytes.
+    pub shared_per_block: u32,
+    /// Bytes in all.
+    pub memory: u64,
+}
+
+/// How a kernel is launched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaunchConfig {
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    /// Dynamic shared memory, bytes.
+    pub shared: u32,
+}
+
+impl LaunchConfig {
+    /// A row of blocks, each a row of threads.
+    pub fn linear(blocks: u32, threads: u32) -> LaunchConfig {
+        LaunchConfig { grid: [blocks, 1, 1], block: [threads, 1, 1], shared: 0 }
+    }
+
+    pub fn with_shared(self, bytes: u32) -> LaunchConfig {
+        LaunchConfig { shared: bytes, ..self }
+    }
+}
+
+/// A loaded kernel: the maker's own handle, and the name for messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Function {
+    pub handle: u64,
+    pub name: &'static str,
+}
+
+/// A captured sequence of launches: the maker's own handle, freed by `free_graph`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct GraphHandle(pub u64);
+
+/// A point in the stream.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Event(pub u64);
+
+pub trait Driver: Send + Sync {
+    fn info(&self) -> &DeviceInfo;
+
+    /// Bytes of memory, zeroed, 256-byte aligned. Out of memory is an error: what was asked, what is free, what to lower.
+    fn alloc(&self, bytes: usize) -> Result<u64>;
+
+    /// # Safety
+    /// `address` came from `alloc`, and nothing uses it any more.
+    unsafe fn free(&self, address: u64);
+
+    /// # Safety
+    /// `dst` has room for `src`.
+    unsafe fn upload(&self, dst: u64, src: &[u8]) -> Result<()>;
+
+    /// Waits for queued work.
+    ///
+    /// # Safety
+    /// `src` holds `dst.len()` bytes.
+    unsafe fn download(&self, dst: &mut [u8], src: u64) -> Result<()>;
+
+    /// # Safety
+    /// Both ranges are alive and do not overlap.
+    unsafe fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()>;
+
+    /// # Safety
+    /// `dst` has room for `bytes`.
+    unsafe fn zero(&self, dst: u64, bytes: usize) -> Result<()>;
+
+    /// Compiles (or finds in the cache) and loads one kernel of a source; modules are kept by (source, defines).
+    fn load(&self, source: &'static Source, defines: &[Define], kernel: &'static str) -> Result<Function>;
+
+    /// Each argument is an address or a number in the low bytes of its word.
+    ///
+    /// # Safety
+    /// The arguments fit the kernel's signature, and the kernel stays within their memory.
+    unsafe fn launch(&self, function: Function, config: LaunchConfig, args: &mut [u64]) -> Result<()>;
+
+    /// From here on work is recorded, not run.
+    fn capture_begin(&self) -> Result<()>;
+    /// Ends a capture, also one that failed.
+    fn capture_end(&self) -> Result<GraphHandle>;
+    /// Queues what was recorded.
+    ///
+    /// # Safety
+    /// All memory that it names is alive.
+    unsafe fn graph_launch(&self, graph: &GraphHandle) -> Result<()>;
+    fn graph_free(&self, graph: GraphHandle);
+
+    /// Waits for all queued work; an error names the last launch that succeeded and those since.
+    fn synchronize(&self) -> Result<()>;
+    /// Marks this point of the stream.
+    fn event(&self) -> Result<Event>;
+    /// Milliseconds between two events; waits for the later one. Frees nothing.
+    fn elapsed(&self, from: &Event, to: &Event) -> Result<f32>;
+    fn event_free(&self, event: Event);
+}

@@ -1,0 +1,257 @@
+//! NVIDIA GPUs: bf16 activations, f32 statistics, hand-written kernels compiled at run time. The same kernels, launchers and
+//! geometry run on the CPU under the simulator.
+//!
+//! `driver.rs` is what a device must offer; `source.rs` reads the kernels' signatures, from which `build.rs` writes the typed
+//! launchers in [`kernels`]; an operation's geometry and constants are in `src/ops/<op>/cuda.rs`.
+
+mod buffer;
+pub mod driver;
+pub mod kernels;
+pub mod source;
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use half::bf16;
+
+pub use buffer::DeviceBuffer;
+
+use self::driver::{Define, DeviceInfo, Driver, Function, GraphHandle, LaunchConfig};
+use self::source::Source;
+use super::{Backend, Element, Matrix};
+use crate::error::{Error, Result};
+
+/// A GPU, or the simulator in its place.
+#[derive(Clone)]
+pub struct Cuda {
+    state: Arc<State>,
+}
+
+struct State {
+    driver: Arc<dyn Driver>,
+    /// Loaded kernels by a hash of name and defines; the full key stands beside the value.
+    functions: Mutex<HashMap<u64, (Key, Function)>>,
+    /// Partial sums of kernels that split their work; grown to the largest that was asked for.
+    scratch: Mutex<Option<DeviceBuffer<f32>>>,
+}
+
+#[derive(PartialEq, Eq)]
+struct Key {
+    kernel: &'static str,
+    defines: Vec<Define>,
+}
+
+/// A frozen matrix (N, K), bf16, rows `stride` apart, zeros behind K: forward reads it as it lies, backward as well.
+pub struct DeviceMatrix {
+    pub buffer: DeviceBuffer<bf16>,
+    rows: usize,
+    cols: usize,
+}
+
+impl Matrix for DeviceMatrix {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn cols(&self) -> usize {
+        self.cols
+    }
+}
+
+impl DeviceMatrix {
+    /// Elements from row to row.
+    pub fn stride(&self) -> usize {
+        Cuda::stride::<bf16>(self.cols)
+    }
+}
+
+/// A captured sequence of launches, freed with its owner.
+#[derive(Default)]
+pub struct Graph(Option<(Arc<dyn Driver>, GraphHandle)>);
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if let Some((driver, handle)) = self.0.take() {
+            driver.graph_free(handle);
+        }
+    }
+}
+
+impl Cuda {
+    pub fn new(driver: Arc<dyn Driver>) -> Cuda {
+        let state = State { driver, functions: Mutex::default(), scratch: Mutex::default() };
+        Cuda { state: Arc::new(state) }
+    }
+
+    pub fn info(&self) -> &DeviceInfo {
+        self.state.driver.info()
+    }
+
+    pub fn driver(&self) -> &Arc<dyn Driver> {
+        &self.state.driver
+    }
+
+    /// Queues one kernel; compiles and loads it at its first use. An empty grid is no launch.
+    ///
+    /// # Safety
+    /// The words fit the kernel's signature, and the kernel stays within their memory.
+    pub(crate) unsafe fn launch(
+        &self,
+        source: &'static Source,
+        kernel: &'static str,
+        defines: &[Define],
+        config: LaunchConfig,
+        args: &mut [u64],
+    ) -> Result<()> {
+        if config.grid.contains(&0) {
+            return Ok(());
+        }
+        let function = self.function(source, kernel, defines)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.state.driver.launch(function, config, args) }
+    }
+
+    fn function(&self, source: &'static Source, kernel: &'static str, defines: &[Define]) -> Result<Function> {
+        let mut hasher = DefaultHasher::new();
+        (kernel, defines).hash(&mut hasher);
+        let hash = hasher.finish();
+        let mut functions = lock(&self.state.functions);
+        match functions.get(&hash) {
+            Some((key, function)) if key.kernel == kernel && key.defines == defines => return Ok(*function),
+            _ => {}
+        }
+        let function = self.state.driver.load(source, defines, kernel)?;
+        functions.insert(hash, (Key { kernel, defines: defines.to_vec() }, function));
+        Ok(function)
+    }
+
+    /// At least `len` floats for partial sums, whatever was in them; held until the guard is dropped, reused by the next
+    /// kernel of the stream.
+    pub(crate) fn scratch(&self, len: usize) -> Result<Scratch<'_>> {
+        let mut scratch = lock(&self.state.scratch);
+        if scratch.as_ref().is_none_or(|s| s.len() < len) {
+            // Freed first: the old one may be what keeps the new one from fitting.
+            if scratch.take().is_some() {
+                self.state.driver.synchronize()?;
+            }
+            *scratch = Some(self.alloc(len)?);
+        }
+        Ok(Scratch(scratch))
+    }
+}
+
+/// The backend's scratch memory, borrowed.
+pub(crate) struct Scratch<'a>(MutexGuard<'a, Option<DeviceBuffer<f32>>>);
+
+impl Scratch<'_> {
+    pub(crate) fn buffer(&mut self) -> Result<&mut DeviceBuffer<f32>> {
+        self.0.as_mut().ok_or_else(|| Error::Shape {
+            op: "scratch",
+            expected: "an allocation".into(),
+            found: "none".into(),
+        })
+    }
+}
+
+/// A poisoned lock guards plain tables, whole at any moment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Backend for Cuda {
+    type Act = bf16;
+    type Weight = DeviceMatrix;
+    type Buffer<T: Element> = DeviceBuffer<T>;
+    type Graph = Graph;
+
+    fn describe(&self) -> String {
+        self.info().name.clone()
+    }
+
+    /// Rows of activations begin at 16-byte borders; everything else lies packed.
+    fn stride<T: Element>(cols: usize) -> usize {
+        if T::NAME == bf16::NAME { cols.next_multiple_of(8) } else { cols }
+    }
+
+    fn alloc<T: Element>(&self, len: usize) -> Result<DeviceBuffer<T>> {
+        DeviceBuffer::new(&self.state.driver, len)
+    }
+
+    fn upload<T: Element>(&self, dst: &mut DeviceBuffer<T>, at: usize, src: &[T]) -> Result<()> {
+        let address = dst.range(at, src.len())?;
+        // SAFETY: `range` proved that the buffer holds it.
+        unsafe { self.state.driver.upload(address, bytemuck::cast_slice(src)) }
+    }
+
+    fn download<T: Element>(&self, dst: &mut [T], src: &DeviceBuffer<T>, at: usize) -> Result<()> {
+        let address = src.range(at, dst.len())?;
+        // SAFETY: `range` proved that the buffer holds it.
+        unsafe { self.state.driver.download(bytemuck::cast_slice_mut(dst), address) }
+    }
+
+    fn copy<T: Element>(
+        &self,
+        dst: &mut DeviceBuffer<T>,
+        dst_at: usize,
+        src: &DeviceBuffer<T>,
+        src_at: usize,
+        len: usize,
+    ) -> Result<()> {
+        let (to, from) = (dst.range(dst_at, len)?, src.range(src_at, len)?);
+        // SAFETY: `range` proved both, and `&mut` beside `&` that they are two buffers.
+        unsafe { self.state.driver.copy(to, from, len * size_of::<T>()) }
+    }
+
+    fn zero<T: Element>(&self, dst: &mut DeviceBuffer<T>, at: usize, len: usize) -> Result<()> {
+        let address = dst.range(at, len)?;
+        // SAFETY: `range` proved that the buffer holds it.
+        unsafe { self.state.driver.zero(address, len * size_of::<T>()) }
+    }
+
+    fn activations(&self, values: &[f32]) -> Vec<bf16> {
+        values.iter().map(|&value| bf16::from_f32(value)).collect()
+    }
+
+    fn weight(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<DeviceMatrix> {
+        if values.len() != rows * cols {
+            let (expected, found) = (format!("{rows} x {cols} values"), values.len().to_string());
+            return Err(Error::Shape { op: "weight", expected, found });
+        }
+        let stride = Cuda::stride::<bf16>(cols);
+        let mut rounded = vec![bf16::ZERO; rows * stride];
+        for (to, from) in rounded.chunks_exact_mut(stride.max(1)).zip(values.chunks_exact(cols.max(1))) {
+            for (to, &from) in to.iter_mut().zip(from) {
+                *to = bf16::from_f32(from);
+                if !to.is_finite() {
+                    return Err(Error::NotFinite {
+                        what: "a weight rounded to bf16".into(),
+                        found: from.to_string(),
+                        remedy: "this checkpoint needs --device cpu".into(),
+                    });
+                }
+            }
+        }
+        let mut buffer = self.alloc(rows * stride)?;
+        self.upload(&mut buffer, 0, &rounded)?;
+        Ok(DeviceMatrix { buffer, rows, cols })
+    }
+
+    fn replay(&self, graph: &mut Graph, mut record: impl FnMut() -> Result<()>) -> Result<()> {
+        let driver = &self.state.driver;
+        if graph.0.is_none() {
+            // Plainly first: it loads modules and grows the scratch, which a capture may not.
+            record()?;
+            driver.capture_begin()?;
+            let recorded = record();
+            let handle = driver.capture_end()?;
+            graph.0 = Some((driver.clone(), handle));
+            return recorded;
+        }
+        match &graph.0 {
+            // SAFETY: buffers that a step names live as long as the generator that owns its graph.
+            Some((_, handle)) => unsafe { driver.graph_launch(handle) },
+            None => Ok(()),
+        }
+    }
+}
