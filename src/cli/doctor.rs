@@ -10,10 +10,10 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{Session, device};
+use crate::backend::cuda::cache::cache_path;
 use crate::error::Result;
 use crate::ops::product::{View, ViewMut, product};
 use crate::report::{Align, Table};
-use crate::run::suite::cache_path;
 
 /// Look at this machine: devices, driver, compilers, memory, and how fast they are
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use crate::backend::cuda::cache::cache_path;
 use crate::error::{Error, Result};
 use crate::judge::JudgeSpec;
 use crate::model::ModelSpec;
@@ -146,15 +147,6 @@ impl Suite {
     pub fn repair_config(&self) -> RepairConfig {
         self.manifest.hyperparameters.clone()
     }
-}
-
-/// `$ARES_CACHE`, else `$XDG_CACHE_HOME/ares`, else `~/.cache/ares`, else a folder among temporary files. It need not exist.
-pub fn cache_path() -> PathBuf {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    set("ARES_CACHE")
-        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("ares")))
-        .or_else(|| Some(set("HOME")?.join(".cache").join("ares")))
-        .unwrap_or_else(|| std::env::temp_dir().join("ares"))
 }
 
 /// The cache, made if it was not there.

@@ -5,6 +5,7 @@
 //! launchers in [`kernels`]; an operation's geometry and constants are in `src/ops/<op>/cuda.rs`.
 
 mod buffer;
+pub mod cache;
 pub mod driver;
 pub mod kernels;
 pub mod source;

@@ -1,0 +1,268 @@
+//! What was compiled, kept on disk: a folder per key, whole or not there at all.
+//!
+//! An entry is made in a folder aside, sealed with the checksums of its files, flushed and renamed. Of two processes that make
+//! the same entry the first wins; the other takes the winner's and deletes its own. A damaged entry is made anew. A cache
+//! that cannot be written is an error with its remedy, never a slow run that nobody can explain.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// `$ARES_CACHE`, else `$XDG_CACHE_HOME/ares`, else `~/.cache/ares`, else a folder among temporary files. It need not exist.
+pub fn cache_path() -> PathBuf {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("ARES_CACHE")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("ares")))
+        .or_else(|| Some(set("HOME")?.join(".cache").join("ares")))
+        .unwrap_or_else(|| std::env::temp_dir().join("ares"))
+}
+
+/// The checksums of an entry, as `sha256sum --check` reads them.
+const SEAL: &str = "SHA256SUMS";
+
+/// What an entry is made from; two that differ in anything have different keys.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key(String);
+
+impl Key {
+    /// `label` (for whoever looks into the folder) and a hash of all parts.
+    pub fn new(label: &str, parts: &[&[u8]]) -> Key {
+        let mut hash = Sha256::new();
+        for part in parts {
+            // Lengths keep ["ab", "c"] apart from ["a", "bc"].
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        Key(format!("{label}-{}", &hex(&hash.finalize())[..32]))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A folder of entries.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    root: PathBuf,
+}
+
+impl Cache {
+    /// The user's: `kernels` below [`cache_path`].
+    pub fn user() -> Cache {
+        Cache::at(cache_path().join("kernels"))
+    }
+
+    pub fn at(root: PathBuf) -> Cache {
+        Cache { root }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder of a whole entry, if there is one.
+    pub fn find(&self, key: &Key) -> Option<PathBuf> {
+        let entry = self.root.join(key.as_str());
+        is_whole(&entry).then_some(entry)
+    }
+
+    /// The folder of the entry; when there is none, or a damaged one, `make` writes its files into the folder it is given.
+    pub fn entry(&self, key: &Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        if let Some(entry) = self.find(key) {
+            return Ok(entry);
+        }
+        let aside = Aside::new(&self.root, key)?;
+        make(&aside.0)?;
+        seal(&aside.0)?;
+        self.keep(key, &aside)
+    }
+
+    /// Gives what was made its name.
+    fn keep(&self, key: &Key, aside: &Aside) -> Result<PathBuf> {
+        let entry = self.root.join(key.as_str());
+        if entry.exists() && !is_whole(&entry) {
+            // Renamed before it is deleted: nobody finds half of it. If that fails, so does the next line, which tells.
+            let damaged = Aside(Aside::name(&self.root, key));
+            let _ = fs::rename(&entry, &damaged.0);
+        }
+        match fs::rename(&aside.0, &entry) {
+            Ok(()) => {
+                sync(&self.root)?;
+                Ok(entry)
+            }
+            // Another process was faster: a folder that is not empty is never replaced.
+            Err(_) if is_whole(&entry) => Ok(entry),
+            Err(error) => Err(failed(&entry)(error)),
+        }
+    }
+}
+
+/// A folder that is deleted unless it was renamed.
+struct Aside(PathBuf);
+
+impl Aside {
+    fn new(root: &Path, key: &Key) -> Result<Aside> {
+        let folder = Aside::name(root, key);
+        fs::create_dir_all(&folder).map_err(failed(&folder))?;
+        Ok(Aside(folder))
+    }
+
+    /// Unused by any other process or thread.
+    fn name(root: &Path, key: &Key) -> PathBuf {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        root.join(format!("{}.{}.{}.tmp", key.0, std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        // Best effort: the folder is nobody's, or was renamed and is gone.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Writes the checksums of all files, and all of it to disk.
+fn seal(folder: &Path) -> Result<()> {
+    let mut lines = String::new();
+    for name in names(folder).map_err(failed(folder))? {
+        let path = folder.join(&name);
+        lines.push_str(&format!("{}  {name}\n", checksum(&path).map_err(failed(&path))?));
+        sync(&path)?;
+    }
+    let path = folder.join(SEAL);
+    let mut file = File::create(&path).map_err(failed(&path))?;
+    file.write_all(lines.as_bytes()).and_then(|()| file.sync_all()).map_err(failed(&path))?;
+    sync(folder)
+}
+
+/// Whether every file is there and as it was sealed. Anything unreadable is damage.
+fn is_whole(entry: &Path) -> bool {
+    let Ok(lines) = fs::read_to_string(entry.join(SEAL)) else { return false };
+    let holds = |line: &str| {
+        let Some((sum, name)) = line.split_once("  ") else { return false };
+        checksum(&entry.join(name)).is_ok_and(|found| found == sum)
+    };
+    !lines.is_empty() && lines.lines().all(holds)
+}
+
+fn names(folder: &Path) -> std::io::Result<Vec<String>> {
+    let names = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let mut names = names.collect::<std::io::Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
+}
+
+fn checksum(file: &Path) -> std::io::Result<String> {
+    Ok(hex(&Sha256::digest(fs::read(file)?)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn sync(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(failed(path))
+}
+
+fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+    let path = path.to_path_buf();
+    let remedy = "free disk space, or set ARES_CACHE to a folder that can be written";
+    move |source| Error::Io { path, action: "keep a compiled kernel", source, remedy }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache() -> (tempfile::TempDir, Cache) {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path().join("kernels"));
+        (folder, cache)
+    }
+
+    fn write(text: &str) -> impl FnOnce(&Path) -> Result<()> {
+        move |folder| fs::write(folder.join("kernel.cubin"), text).map_err(Error::write(folder))
+    }
+
+    fn unused(_: &Path) -> Result<()> {
+        panic!("made twice")
+    }
+
+    fn read(entry: &Path) -> String {
+        fs::read_to_string(entry.join("kernel.cubin")).unwrap()
+    }
+
+    #[test]
+    fn an_entry_is_made_once() {
+        let (_folder, cache) = cache();
+        let key = Key::new("norm", &[b"text", b"sm_80"]);
+        assert_eq!(cache.find(&key), None);
+        assert_eq!(read(&cache.entry(&key, write("one")).unwrap()), "one");
+        assert_eq!(read(&cache.entry(&key, unused).unwrap()), "one");
+        assert_eq!(fs::read_dir(cache.root()).unwrap().count(), 1, "nothing is left aside");
+    }
+
+    #[test]
+    fn every_part_of_a_key_counts() {
+        let keys = [
+            Key::new("norm", &[b"ab", b"c"]),
+            Key::new("norm", &[b"a", b"bc"]),
+            Key::new("norm", &[b"abc"]),
+            Key::new("rows", &[b"abc"]),
+        ];
+        for (i, a) in keys.iter().enumerate() {
+            assert!(keys[i + 1..].iter().all(|b| a != b));
+        }
+    }
+
+    #[test]
+    fn a_damaged_entry_is_made_anew() {
+        let (_folder, cache) = cache();
+        let key = Key::new("norm", &[]);
+        let entry = cache.entry(&key, write("whole")).unwrap();
+        type Damage = fn(&Path) -> std::io::Result<()>;
+        let damages: [Damage; 4] = [
+            |entry| fs::write(entry.join("kernel.cubin"), "whose"),
+            |entry| fs::remove_file(entry.join("kernel.cubin")),
+            |entry| fs::write(entry.join(SEAL), ""),
+            |entry| fs::remove_file(entry.join(SEAL)),
+        ];
+        for damage in damages {
+            damage(&entry).unwrap();
+            assert_eq!(cache.find(&key), None);
+            assert_eq!(read(&cache.entry(&key, write("whole")).unwrap()), "whole");
+            assert_eq!(fs::read_dir(cache.root()).unwrap().count(), 1, "the damaged one is gone");
+        }
+    }
+
+    #[test]
+    fn the_loser_of_a_race_takes_the_winners() {
+        let (_folder, cache) = cache();
+        let key = Key::new("norm", &[]);
+        let lost = cache.entry(&key, |folder| {
+            cache.entry(&key, write("winner"))?;
+            write("loser")(folder)
+        });
+        assert_eq!(read(&lost.unwrap()), "winner");
+        assert_eq!(fs::read_dir(cache.root()).unwrap().count(), 1, "the loser deleted its own");
+    }
+
+    #[test]
+    fn what_fails_leaves_nothing() {
+        let (folder, cache) = cache();
+        let key = Key::new("norm", &[]);
+        assert!(cache.entry(&key, |_| Err(Error::Usage("no".into()))).is_err());
+        assert_eq!(fs::read_dir(cache.root()).unwrap().count(), 0);
+        // A file where the cache's folder should be: as good as a disk that cannot be written, also for root.
+        let blocked = Cache::at(folder.path().join("file"));
+        fs::write(blocked.root(), "").unwrap();
+        let error = blocked.entry(&key, write("x")).unwrap_err().to_string();
+        assert!(error.contains("ARES_CACHE"), "{error}");
+    }
+}
