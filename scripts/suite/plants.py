@@ -41,6 +41,7 @@ PLANTS = {
 HYPERPARAMETERS = {
     "rank": 8, "alpha": 16, "lr": 1e-3, "steps": 80, "warmup": 0.125, "clip": 1.0,
     "items": 10, "retain_items": 40, "replay_items": 14,
-    "lambda_npo": 0.005, "lambda_safe": 1.0, "lambda_retain": 12.0, "forced_prefix": 0.25,
+    "lambda_npo": 0.005, "lambda_safe": 1.0, "retain": "kl", "lambda_retain": 60.0,
     "lambda_bt": 0.5, "lambda_center": 0.01, "lambda_replay": 1.0, "lambda_anchor": 16.0,
+    "forced_prefix": 0.25,
 }
