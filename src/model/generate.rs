@@ -37,10 +37,10 @@ pub struct Generator<B: Ops> {
     caches: Vec<KvCache<B>>,
     table: SlotTable<B>,
     keys: SampleTable<B>,
-    logits: Tensor<B>,    // (S, V)
-    next: Tensor<B, u32>, // (S, 1)
+    logits: Tensor<B, f32>, // (S, V)
+    next: Tensor<B, u32>,   // (S, 1)
     prefill: SlotTable<B>,
-    /// One captured step per number of active slots.
+    /// One captured step per number of active slots, for one call of `generate`.
     graphs: BTreeMap<usize, B::Graph>,
     slots: usize,
     length: usize,
@@ -89,6 +89,8 @@ impl<B: Ops> Transformer<B> {
         decoding: &Decoding,
         mut done: impl FnMut(usize) -> Result<()>,
     ) -> Result<Vec<Continued>> {
+        // A captured step holds the adapter's memory and the sampling settings of its call.
+        generator.graphs.clear();
         let start =
             |r: &Continue| Continued { tokens: r.tokens[r.tokens.len() - r.forced..].to_vec(), finish: Finish::Length };
         let mut results: Vec<Continued> = requests.iter().map(start).collect();

@@ -35,6 +35,8 @@ struct State {
     functions: Mutex<HashMap<u64, (Key, Function)>>,
     /// Partial sums of kernels that split their work; grown to the largest that was asked for.
     scratch: Mutex<Option<DeviceBuffer<f32>>>,
+    /// Tables that a kernel reads beside its tensors; grown likewise.
+    table: Mutex<Option<DeviceBuffer<u32>>>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -81,7 +83,7 @@ impl Drop for Graph {
 
 impl Cuda {
     pub fn new(driver: Arc<dyn Driver>) -> Cuda {
-        let state = State { driver, functions: Mutex::default(), scratch: Mutex::default() };
+        let state = State { driver, functions: Mutex::default(), scratch: Mutex::default(), table: Mutex::default() };
         Cuda { state: Arc::new(state) }
     }
 
@@ -127,31 +129,36 @@ impl Cuda {
         Ok(function)
     }
 
-    /// At least `len` floats for partial sums, whatever was in them; held until the guard is dropped, reused by the next
-    /// kernel of the stream.
-    pub(crate) fn scratch(&self, len: usize) -> Result<Scratch<'_>> {
-        let mut scratch = lock(&self.state.scratch);
-        if scratch.as_ref().is_none_or(|s| s.len() < len) {
+    /// At least `len` floats for partial sums, whatever was in them; the next kernel of the stream may reuse them.
+    pub(crate) fn scratch(&self, len: usize) -> Result<Scratch<'_, f32>> {
+        self.grown(&self.state.scratch, len)
+    }
+
+    /// At least `len` words for a table that the host writes.
+    pub(crate) fn table(&self, len: usize) -> Result<Scratch<'_, u32>> {
+        self.grown(&self.state.table, len)
+    }
+
+    fn grown<'a, T: Element>(&self, memory: &'a Mutex<Option<DeviceBuffer<T>>>, len: usize) -> Result<Scratch<'a, T>> {
+        let mut memory = lock(memory);
+        if memory.as_ref().is_none_or(|m| m.len() < len) {
             // Freed first: the old one may be what keeps the new one from fitting.
-            if scratch.take().is_some() {
+            if memory.take().is_some() {
                 self.state.driver.synchronize()?;
             }
-            *scratch = Some(self.alloc(len)?);
+            *memory = Some(self.alloc(len)?);
         }
-        Ok(Scratch(scratch))
+        Ok(Scratch(memory))
     }
 }
 
-/// The backend's scratch memory, borrowed.
-pub(crate) struct Scratch<'a>(MutexGuard<'a, Option<DeviceBuffer<f32>>>);
+/// Memory of the backend's own, borrowed until dropped.
+pub(crate) struct Scratch<'a, T: Element>(MutexGuard<'a, Option<DeviceBuffer<T>>>);
 
-impl Scratch<'_> {
-    pub(crate) fn buffer(&mut self) -> Result<&mut DeviceBuffer<f32>> {
-        self.0.as_mut().ok_or_else(|| Error::Shape {
-            op: "scratch",
-            expected: "an allocation".into(),
-            found: "none".into(),
-        })
+impl<T: Element> Scratch<'_, T> {
+    pub(crate) fn buffer(&mut self) -> Result<&mut DeviceBuffer<T>> {
+        let missing = || Error::Shape { op: "scratch", expected: "an allocation".into(), found: "none".into() };
+        self.0.as_mut().ok_or_else(missing)
     }
 }
 

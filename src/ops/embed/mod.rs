@@ -1,6 +1,7 @@
 //! Token embedding: `x[t] = E[token[t]]`.
 
 mod cpu;
+mod cuda;
 
 use super::{Cost, expect};
 use crate::backend::{Backend, Matrix, Tensor};

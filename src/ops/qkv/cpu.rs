@@ -40,8 +40,9 @@ impl Qkv for Cpu {
             });
         } else {
             tasks.zip(&positions.buffer).for_each(|(row, &position)| {
+                self.store(row); // a GPU's product leaves its result in memory before it is rotated
                 rotate(&mut row[..rotated], position, rope, 1.0);
-                self.store(row);
+                self.store(&mut row[..rotated]);
             });
         }
         Ok(())

@@ -1,6 +1,9 @@
 //! Rows by index: gather `y[i] = x[rows[i]]`, and its transpose. A head sees only the rows that have a target or end a sequence.
 
 mod cpu;
+mod cuda;
+
+pub(crate) use cuda::gather;
 
 use super::expect;
 use crate::backend::{Backend, Tensor};

@@ -10,7 +10,7 @@ impl Sample for Cpu {
     fn sample(
         &self,
         tokens: &mut Tensor<Self, u32>,
-        logits: &mut Tensor<Self>,
+        logits: &mut Tensor<Self, f32>,
         h: &Tensor<Self>,
         table: &SampleTable<Self>,
         w: &Self::Weight,

@@ -46,7 +46,7 @@ pub trait Sample: Backend {
     fn sample(
         &self,
         tokens: &mut Tensor<Self, u32>,
-        logits: &mut Tensor<Self>,
+        logits: &mut Tensor<Self, f32>,
         h: &Tensor<Self>,
         table: &SampleTable<Self>,
         w: &Self::Weight,
@@ -56,7 +56,7 @@ pub trait Sample: Backend {
 
 pub(crate) fn check<B: Backend>(
     tokens: &Tensor<B, u32>,
-    logits: &Tensor<B>,
+    logits: &Tensor<B, f32>,
     h: &Tensor<B>,
     table: &SampleTable<B>,
     w: &B::Weight,

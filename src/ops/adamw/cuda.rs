@@ -1,0 +1,128 @@
+use bytemuck::{Pod, Zeroable};
+
+use super::{AdamW, AdamWSpec, Parameter};
+use crate::backend::cuda::driver::{Define, LaunchConfig};
+use crate::backend::cuda::kernels;
+use crate::backend::{Backend, Cuda, Tensor};
+use crate::error::Result;
+use crate::ops::expect;
+
+const THREADS: u32 = 256;
+/// Values of a block: 16 per thread hide the latency of four streams.
+const CHUNK: u32 = 4096;
+/// One partial sum per warp.
+const SHARED: u32 = THREADS / 32 * 4;
+const DEFINES: &[Define] = &[("THREADS", THREADS as u64), ("CHUNK", CHUNK as u64), ("SHARED_BYTES", SHARED as u64)];
+
+/// One parameter as the kernels read it: `struct Entry` of `kernels/adamw.cu`.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+struct Entry {
+    master: u64,
+    m: u64,
+    v: u64,
+    grad: u64,
+    operand: u64,
+    first_block: u32,
+    len: u32,
+    cols: u32,
+    operand_stride: u32,
+    factor: f32,
+    unused: u32,
+}
+
+/// Words of an entry.
+const WORDS: usize = size_of::<Entry>() / 4;
+
+fn blocks(len: usize) -> u32 {
+    (len as u32).div_ceil(CHUNK)
+}
+
+/// The table of all parameters, and how many blocks they take.
+fn table(parameters: &[Parameter<'_, Cuda>]) -> Result<(Vec<Entry>, u32)> {
+    let mut first_block = 0;
+    let mut entries = Vec::with_capacity(parameters.len());
+    for p in parameters {
+        for tensor in [&*p.m, &*p.v, p.grad] {
+            expect("adamw", "shape", tensor.shape(), p.master.shape())?;
+        }
+        let (rows, cols) = p.master.shape();
+        if rows * cols == 0 {
+            continue;
+        }
+        let (operand, operand_stride, factor) = match &p.operand {
+            Some((operand, factor)) => {
+                expect("adamw", "operand", operand.shape(), p.master.shape())?;
+                (operand.buffer.address(), operand.stride() as u32, *factor)
+            }
+            None => (0, 0, 1.0),
+        };
+        entries.push(Entry {
+            master: p.master.buffer.address(),
+            m: p.m.buffer.address(),
+            v: p.v.buffer.address(),
+            grad: p.grad.buffer.address(),
+            operand,
+            first_block,
+            len: (rows * cols) as u32,
+            cols: cols as u32,
+            operand_stride,
+            factor,
+            unused: 0,
+        });
+        first_block += blocks(rows * cols);
+    }
+    Ok((entries, first_block))
+}
+
+impl AdamW for Cuda {
+    fn adamw(
+        &self,
+        norm: &mut Tensor<Self, f32>,
+        parameters: &mut [Parameter<'_, Self>],
+        spec: AdamWSpec,
+    ) -> Result<()> {
+        let (entries, blocks) = table(parameters)?;
+        let count = entries.len() as u32;
+        let words: &[u32] = bytemuck::cast_slice(&entries);
+        let mut tables = self.table(entries.len() * WORDS)?;
+        self.upload(tables.buffer()?, 0, words)?;
+        let mut scratch = self.scratch(blocks as usize)?;
+        let (table, partial) = (&*tables.buffer()?, scratch.buffer()?);
+        let each = LaunchConfig::linear(blocks, THREADS).with_shared(SHARED);
+        let correct1 = 1.0 / (1.0 - spec.beta1.powi(spec.step as i32));
+        let correct2 = 1.0 / (1.0 - spec.beta2.powi(spec.step as i32));
+        let AdamWSpec { lr, beta1, beta2, eps, decay, clip, .. } = spec;
+        // SAFETY: `table` proved equal shapes and knows every length; one partial sum per block was just allocated.
+        unsafe {
+            kernels::gradient_squares(self, DEFINES, each, partial, table, count)?;
+            let norm = &mut norm.buffer;
+            kernels::gradient_norm(self, DEFINES, LaunchConfig::linear(1, 32), norm, partial, blocks)?;
+            let each = LaunchConfig::linear(blocks, THREADS);
+            kernels::adamw(
+                self, DEFINES, each, table, norm, count, lr, beta1, beta2, eps, decay, clip, correct1, correct2,
+            )
+        }
+    }
+
+    fn operand(&self, operand: &mut Tensor<Self>, master: &Tensor<Self, f32>, factor: f32) -> Result<()> {
+        expect("adamw", "operand", operand.shape(), master.shape())?;
+        let (rows, cols) = master.shape();
+        let (len, stride) = ((rows * cols) as u32, operand.stride() as u32);
+        let config = LaunchConfig::linear(len.div_ceil(THREADS), THREADS);
+        let (operand, master) = (&mut operand.buffer, &master.buffer);
+        // SAFETY: equal shapes were just proved.
+        unsafe { kernels::operand(self, DEFINES, config, operand, master, len, cols as u32, stride, factor) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_lies_as_the_kernel_reads_it() {
+        assert_eq!((size_of::<Entry>(), std::mem::offset_of!(Entry, first_block)), (64, 40));
+        assert_eq!((blocks(1), blocks(4096), blocks(4097)), (1, 1, 2));
+    }
+}

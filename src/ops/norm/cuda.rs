@@ -1,0 +1,52 @@
+use super::{Norm, NormSpec, check};
+use crate::backend::cuda::driver::{Define, LaunchConfig};
+use crate::backend::cuda::kernels;
+use crate::backend::{Cuda, Tensor};
+use crate::error::Result;
+
+/// Eight rows keep 256 threads busy; one warp per row needs no shared memory.
+const ROWS_PER_BLOCK: u32 = 8;
+const DEFINES: &[Define] = &[("ROWS_PER_BLOCK", ROWS_PER_BLOCK as u64)];
+
+fn launch(rows: usize) -> LaunchConfig {
+    LaunchConfig::linear((rows as u32).div_ceil(ROWS_PER_BLOCK), 32 * ROWS_PER_BLOCK)
+}
+
+fn offset(spec: NormSpec) -> f32 {
+    if spec.unit_offset { 1.0 } else { 0.0 }
+}
+
+impl Norm for Cuda {
+    fn norm_forward(
+        &self,
+        y: &mut Tensor<Self>,
+        rstd: &mut Tensor<Self, f32>,
+        x: &Tensor<Self>,
+        w: &Tensor<Self>,
+        spec: NormSpec,
+    ) -> Result<()> {
+        let (rows, cols) = check(&[x, y], rstd, w)?;
+        let (n, c, stride) = (rows as u32, cols as u32, x.stride() as u32);
+        let (y, rstd, x, w) = (&mut y.buffer, &mut rstd.buffer, &x.buffer, &w.buffer);
+        // SAFETY: `check` proved that x and y hold rows × cols, rstd rows and w cols values.
+        unsafe {
+            kernels::norm_forward(self, DEFINES, launch(rows), y, rstd, x, w, n, c, stride, spec.eps, offset(spec))
+        }
+    }
+
+    fn norm_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        dy: &Tensor<Self>,
+        x: &Tensor<Self>,
+        rstd: &Tensor<Self, f32>,
+        w: &Tensor<Self>,
+        spec: NormSpec,
+    ) -> Result<()> {
+        let (rows, cols) = check(&[x, dx, dy], rstd, w)?;
+        let (n, c, stride) = (rows as u32, cols as u32, x.stride() as u32);
+        let (dx, dy, x, rstd, w) = (&mut dx.buffer, &dy.buffer, &x.buffer, &rstd.buffer, &w.buffer);
+        // SAFETY: `check` proved that x, dx and dy hold rows × cols, rstd rows and w cols values.
+        unsafe { kernels::norm_backward(self, DEFINES, launch(rows), dx, dy, x, rstd, w, n, c, stride, offset(spec)) }
+    }
+}

@@ -1,0 +1,53 @@
+use super::{Rows, check};
+use crate::backend::cuda::driver::{Define, LaunchConfig};
+use crate::backend::cuda::{DeviceBuffer, kernels};
+use crate::backend::{Backend, Cuda, Tensor};
+use crate::error::Result;
+
+/// A row of 1,024 columns is 128 accesses of 16 bytes.
+const THREADS: u32 = 128;
+const DEFINES: &[Define] = &[("THREADS", THREADS as u64)];
+
+fn launch(rows: usize) -> LaunchConfig {
+    LaunchConfig::linear(rows as u32, THREADS)
+}
+
+/// `y[i] = x[rows[i]]` for the rows of `rows`; x and y have rows of `stride` elements.
+///
+/// # Safety
+/// Every index is a row of `x`, and `y` has as many rows as `rows`.
+pub(crate) unsafe fn gather(
+    cuda: &Cuda,
+    y: &mut Tensor<Cuda>,
+    x: &DeviceBuffer<half::bf16>,
+    rows: &Tensor<Cuda, u32>,
+) -> Result<()> {
+    let stride = y.stride() as u32;
+    // SAFETY: the caller's promise.
+    unsafe { kernels::gather(cuda, DEFINES, launch(rows.rows()), &mut y.buffer, x, &rows.buffer, stride) }
+}
+
+impl Rows for Cuda {
+    fn gather(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, rows: &Tensor<Self, u32>) -> Result<()> {
+        check(y, x, rows)?;
+        // SAFETY: `check` proved one index per row of y; each is below T, as the trait demands.
+        unsafe { gather(self, y, &x.buffer, rows) }
+    }
+
+    fn scatter(&self, dx: &mut Tensor<Self>, dy: &Tensor<Self>, rows: &Tensor<Self, u32>) -> Result<()> {
+        check(dy, dx, rows)?;
+        dx.clear(self)?;
+        let stride = dy.stride() as u32;
+        let (dx, dy, config) = (&mut dx.buffer, &dy.buffer, launch(rows.rows()));
+        // SAFETY: `check` proved one index per row of dy; each is below T, as the trait demands.
+        unsafe { kernels::scatter(self, DEFINES, config, dx, dy, &rows.buffer, stride) }
+    }
+
+    fn scale_rows(&self, y: &mut Tensor<Self>, weights: &Tensor<Self, f32>) -> Result<()> {
+        crate::ops::expect("rows", "weights", weights.shape(), (y.rows(), 1))?;
+        debug_assert_eq!(Cuda::stride::<f32>(1), 1);
+        let (stride, config) = (y.stride() as u32, launch(y.rows()));
+        // SAFETY: one weight per row was just proved.
+        unsafe { kernels::scale_rows(self, DEFINES, config, &mut y.buffer, &weights.buffer, stride) }
+    }
+}

@@ -1,0 +1,40 @@
+use super::{Sample, SampleSpec, SampleTable, check};
+use crate::backend::cuda::driver::{Define, LaunchConfig};
+use crate::backend::cuda::kernels;
+use crate::backend::{Cuda, Tensor};
+use crate::error::Result;
+use crate::ops::product::cuda::logits;
+
+const THREADS: u32 = 256;
+/// A double and a count per thread, a float per warp, and the token, at the double's alignment.
+const SHARED: u32 = (12 * THREADS + 4 * (THREADS / 32) + 4).next_multiple_of(8);
+const DEFINES: &[Define] = &[("THREADS", THREADS as u64), ("SHARED_BYTES", SHARED as u64)];
+
+impl Sample for Cuda {
+    fn sample(
+        &self,
+        tokens: &mut Tensor<Self, u32>,
+        scores: &mut Tensor<Self, f32>,
+        h: &Tensor<Self>,
+        table: &SampleTable<Self>,
+        w: &Self::Weight,
+        spec: SampleSpec,
+    ) -> Result<()> {
+        check(tokens, scores, h, table, w)?;
+        logits(self, scores, h, w)?;
+        let vocab = scores.cols() as u32;
+        let config = LaunchConfig::linear(h.rows() as u32, THREADS).with_shared(SHARED);
+        let (tokens, rows) = (&mut tokens.buffer, &mut scores.buffer);
+        let (ids, positions) = (&table.ids.buffer, &table.positions.buffer);
+        let SampleSpec { temperature, top_k, top_p, seed } = spec;
+        // SAFETY: `check` proved one row of logits, one token, one position and two halves of an id per row of h.
+        unsafe {
+            if temperature > 0.0 {
+                let (k, t) = (top_k as u32, temperature);
+                kernels::sample_draw(self, DEFINES, config, tokens, rows, ids, positions, vocab, t, k, top_p, seed)
+            } else {
+                kernels::sample_greedy(self, DEFINES, config, tokens, rows, vocab)
+            }
+        }
+    }
+}
