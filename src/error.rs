@@ -22,6 +22,15 @@ pub enum Error {
     /// No usable GPU or driver: the machine's problem.
     #[error("no usable device: {0}; try --device cpu")]
     NoDevice(String),
+    /// The compiler of kernels is missing or does not fit: install or name another.
+    #[error("{0}")]
+    Compiler(String),
+    /// A kernel does not compile: its author's matter.
+    #[error("kernels/{file} does not compile for {target}:\n{log}")]
+    Kernel { file: String, target: String, log: String },
+    /// A device failed, or lacks what was asked of it.
+    #[error("{device}: {what}; {remedy}")]
+    Device { device: String, what: String, remedy: String },
     /// Reading or writing failed.
     #[error("{path}: cannot {action}: {source}; {remedy}", path = .path.display())]
     Io { path: PathBuf, action: &'static str, source: std::io::Error, remedy: &'static str },

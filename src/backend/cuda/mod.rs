@@ -9,6 +9,7 @@ pub mod cache;
 pub mod driver;
 pub mod kernels;
 pub mod source;
+pub mod text;
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -1,0 +1,56 @@
+//! What a kernel file says: embedded in the program, or with `ARES_KERNELS=DIR` read from that folder, so that a kernel's
+//! author need not build the program anew.
+
+use std::borrow::Cow;
+use std::fs;
+use std::path::Path;
+
+use super::source::{Source, inline, signatures, trampolines};
+use crate::error::{Error, Result};
+
+/// The text to compile. With a folder its file is read at each call; launchers are compiled in, so signatures must not differ.
+pub fn text(source: &'static Source, folder: Option<&Path>) -> Result<Cow<'static, str>> {
+    let Some(folder) = folder else { return Ok(Cow::Borrowed(source.text)) };
+    let path = folder.join(source.file);
+    let read = |path: &Path| fs::read_to_string(path).map_err(Error::read(path));
+    let remedy = "name a copy of the program's kernels/ folder with ARES_KERNELS, or unset it";
+    let fault = |found: String| Error::file(&path, "kernels in CUDA C++ with all their headers", remedy)(found);
+    let body = read(&path)?;
+    let inlined = inline(source.file, &body, &mut |header| read(&folder.join(header)).map_err(|e| e.to_string()));
+    let inlined = inlined.map_err(fault)?;
+    let trampolines = trampolines(&signatures(source.file, &body).map_err(fault)?);
+    // The embedded text ends with the trampolines of the signatures that the program's launchers were made from.
+    if !source.text.ends_with(&trampolines) {
+        let expected = "the kernels and signatures that the program was built with";
+        return Err(Error::file(&path, expected, "build ares anew to change a signature")("others"));
+    }
+    Ok(Cow::Owned(inlined + &trampolines))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::kernels::SOURCES;
+
+    #[test]
+    fn a_folder_takes_the_place_of_what_is_embedded() {
+        let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+        let folder = tempfile::tempdir().unwrap();
+        for source in SOURCES {
+            assert_eq!(text(source, None).unwrap(), source.text);
+            assert_eq!(text(source, Some(&kernels)).unwrap(), source.text, "{}", source.file);
+            for file in [source.file, "device.cuh", "sim.h"] {
+                fs::copy(kernels.join(file), folder.path().join(file)).unwrap();
+            }
+            let path = folder.path().join(source.file);
+            let body = fs::read_to_string(&path).unwrap();
+            fs::write(&path, body.replace("#include \"device.cuh\"", "// other\n#include \"device.cuh\"")).unwrap();
+            assert!(text(source, Some(folder.path())).unwrap().contains("// other\n"));
+            fs::write(&path, body + "KERNEL another(u32 n) {}\n").unwrap();
+            let error = text(source, Some(folder.path())).unwrap_err().to_string();
+            assert!(error.contains("build ares anew"), "{error}");
+        }
+        fs::remove_file(folder.path().join("device.cuh")).unwrap();
+        assert!(text(SOURCES[0], Some(folder.path())).is_err());
+    }
+}
