@@ -66,7 +66,7 @@ fn kernels(root: &Path, out: &Path) -> Result<(), String> {
         let _ = write!(list, "&{upper}, ");
     }
     let _ = writeln!(code, "/// Every file of `kernels/`, by name.\npub static SOURCES: &[&Source] = &[{list}];");
-    let runtime = text("sim.cpp")?;
+    let runtime = source::inline("sim.cpp", &text("sim.cpp")?, &mut |header| text(header))?;
     let _ = writeln!(code, "/// `kernels/sim.cpp`: the simulator itself.\npub static SIM_RUNTIME: &str = {runtime:?};");
     fs::write(out, code).map_err(|e| format!("{}: {e}", out.display()))
 }

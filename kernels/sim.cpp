@@ -1,0 +1,257 @@
+// The simulator: runs a kernel's threads as fibers on the CPU and carries out what they do together. Compiled once into a
+// shared library; kernels, compiled with sim.h, find these functions in it.
+//
+// A block runs on one operating system thread from its first fiber to its last; blocks are taken from a counter by as many
+// workers as the caller has threads. A fiber runs until it waits: for its warp at a collective, for its block at a barrier.
+// The last to arrive does the work for all and wakes them.
+#include <dlfcn.h>
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <iterator>
+#include <map>
+#include <mutex>
+#include <new>
+#include <string>
+#include <vector>
+
+#define SIM_RUNTIME
+#include "device.cuh"
+#include "sim/fiber.h"
+#include "sim/memory.h"
+#include "sim/block.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#define PLACE __builtin_return_address(0)
+
+// ------------------------------------------------------------------------------------------------------ what a kernel asks
+
+EXPORT u32 sim_special(u32 which) noexcept {
+    const Worker& worker = *current;
+    const SimLaunch& spec = worker.launch->spec;
+    const u32* groups[] = {&worker.self->index.x, &worker.block.x, spec.block, spec.grid};
+    return groups[which / 3][which % 3];
+}
+
+EXPORT unsigned char* sim_shared() noexcept { return current->shared; }
+
+EXPORT void sim_block_barrier(u32 line) noexcept {
+    Worker* worker = current;
+    Fiber* self = worker->self;
+    if (worker->left) {
+        fail(worker, "calls block_barrier at " + where(PLACE) + ", expected all threads of its block, found that " +
+                         text("%u have left the kernel", worker->left));
+    }
+    if (worker->at_barrier && worker->barrier_line != line) {
+        fail(worker, "calls block_barrier at " + where(PLACE) + ", expected its whole block at one call, found others at " +
+                         where(worker->barrier_place));
+    }
+    worker->barrier_line = line, worker->barrier_place = PLACE;
+    if (++worker->at_barrier < worker->launch->threads) return park(worker, self, BLOCK_BARRIER, line, PLACE);
+    worker->at_barrier = 0;
+    wake(worker, 0, worker->launch->threads);
+}
+
+EXPORT void sim_warp_barrier(u32 line) noexcept {
+    Worker* worker = current;
+    Warp& warp = *worker->self->warp;
+    if (gather(worker, warp, WARP_BARRIER, line, PLACE)) disperse(worker, warp);
+}
+
+EXPORT u32 sim_shuffle(u32 value, u32 lane, u32 line) noexcept {
+    Worker* worker = current;
+    Warp& warp = *worker->self->warp;
+    u32 own = worker->self->lane;
+    warp.in[0][own] = value, warp.in[1][own] = lane % WARP;
+    if (gather(worker, warp, SHUFFLE, line, PLACE)) {
+        for (u32 i = 0; i < WARP; i++) warp.out[0][i] = warp.in[0][warp.in[1][i]];
+        disperse(worker, warp);
+    }
+    return warp.out[0][own];
+}
+
+EXPORT u32 sim_shuffle_xor(u32 value, u32 mask, u32 line) noexcept {
+    Worker* worker = current;
+    Warp& warp = *worker->self->warp;
+    u32 own = worker->self->lane;
+    warp.in[0][own] = value, warp.in[1][own] = (own ^ mask) % WARP;
+    if (gather(worker, warp, SHUFFLE_XOR, line, PLACE)) {
+        for (u32 i = 0; i < WARP; i++) warp.out[0][i] = warp.in[0][warp.in[1][i]];
+        disperse(worker, warp);
+    }
+    return warp.out[0][own];
+}
+
+EXPORT u32 sim_ballot(u32 predicate, u32 line) noexcept {
+    Worker* worker = current;
+    Warp& warp = *worker->self->warp;
+    u32 own = worker->self->lane;
+    warp.in[0][own] = predicate;
+    if (gather(worker, warp, BALLOT, line, PLACE)) {
+        u32 bits = 0;
+        for (u32 i = 0; i < WARP; i++) bits |= static_cast<u32>(warp.in[0][i] != 0) << i;
+        for (u32 i = 0; i < WARP; i++) warp.out[0][i] = bits;
+        disperse(worker, warp);
+    }
+    return warp.out[0][own];
+}
+
+// ---------------------------------------------------------------------------------------------------------- tensor cores
+
+typedef float Row __attribute__((vector_size(32)));
+
+/// The PTX ISA's m16n8k16: with g = lane / 4 and t = lane % 4,
+///   a0 = A[g][2t, 2t+1]  a1 = A[g+8][2t, 2t+1]  a2 = A[g][2t+8, 2t+9]  a3 = A[g+8][2t+8, 2t+9]
+///   b0 = B[2t, 2t+1][g]  b1 = B[2t+8, 2t+9][g]   d0, d1 = D[g][2t, 2t+1]   d2, d3 = D[g+8][2t, 2t+1]
+/// so that each register, read over the lanes, is an 8×8 matrix by rows (A), by columns (B). Products of bf16 are exact in
+/// f32; they are added one after the other, k upwards.
+static void multiply(Warp& warp) {
+    float a[16][16];
+    Row b[16], d[16];
+    for (u32 g = 0; g < 8; g++) {
+        for (u32 t = 0; t < 4; t++) {
+            u32 lane = 4 * g + t;
+            for (u32 r = 0; r < 4; r++) {
+                u32 pair = warp.in[r][lane], row = g + r % 2 * 8, col = 2 * t + r / 2 * 8;
+                a[row][col] = low_float(pair), a[row][col + 1] = high_float(pair);
+            }
+            for (u32 r = 0; r < 2; r++) {
+                u32 pair = warp.in[4 + r][lane], row = 2 * t + r * 8;
+                b[row][g] = low_float(pair), b[row + 1][g] = high_float(pair);
+            }
+            for (u32 r = 0; r < 4; r++) d[g + r / 2 * 8][2 * t + r % 2] = warp.sum[r][lane];
+        }
+    }
+    for (u32 half = 0; half < 16; half += 8) {
+        Row sum[8];
+        for (u32 i = 0; i < 8; i++) sum[i] = d[half + i];
+        for (u32 k = 0; k < 16; k++) {
+            for (u32 i = 0; i < 8; i++) sum[i] += a[half + i][k] * b[k];
+        }
+        for (u32 i = 0; i < 8; i++) d[half + i] = sum[i];
+    }
+    for (u32 lane = 0; lane < WARP; lane++) {
+        for (u32 r = 0; r < 4; r++) warp.sum[r][lane] = d[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2];
+    }
+}
+
+EXPORT SimFloats sim_mma(float d0, float d1, float d2, float d3, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1,
+                         u32 line) noexcept {
+    Worker* worker = current;
+    Warp& warp = *worker->self->warp;
+    u32 own = worker->self->lane;
+    warp.sum[0][own] = d0, warp.sum[1][own] = d1, warp.sum[2][own] = d2, warp.sum[3][own] = d3;
+    warp.in[0][own] = a0, warp.in[1][own] = a1, warp.in[2][own] = a2, warp.in[3][own] = a3;
+    warp.in[4][own] = b0, warp.in[5][own] = b1;
+    if (gather(worker, warp, MMA, line, PLACE)) {
+        multiply(warp);
+        disperse(worker, warp);
+    }
+    return SimFloats{{warp.sum[0][own], warp.sum[1][own], warp.sum[2][own], warp.sum[3][own]}};
+}
+
+/// Matrix m's row i is 16 bytes at lane 8m + i's address; lane l gets elements 2·(l%4), +1 of row l/4.
+EXPORT SimWords sim_load_matrix(const void* row, u32 line) noexcept {
+    Worker* worker = current;
+    Warp& warp = *worker->self->warp;
+    u32 own = worker->self->lane;
+    warp.rows[own] = row;
+    if (gather(worker, warp, LOAD_MATRIX, line, PLACE)) {
+        for (u32 i = 0; i < WARP; i++) memcpy(&warp.out[i / 8][i % 8 * 4], warp.rows[i], 16);
+        disperse(worker, warp);
+    }
+    return SimWords{{warp.out[0][own], warp.out[1][own], warp.out[2][own], warp.out[3][own]}};
+}
+
+/// Lane l gets elements [2·(l%4)][l/4] and [2·(l%4) + 1][l/4].
+EXPORT SimWords sim_load_matrix_transposed(const void* row, u32 line) noexcept {
+    Worker* worker = current;
+    Warp& warp = *worker->self->warp;
+    u32 own = worker->self->lane;
+    warp.rows[own] = row;
+    if (gather(worker, warp, LOAD_MATRIX_TRANSPOSED, line, PLACE)) {
+        for (u32 m = 0; m < 4; m++) {
+            u16 from[8][8], to[8][8];
+            for (u32 i = 0; i < 8; i++) memcpy(from[i], warp.rows[8 * m + i], 16);
+            for (u32 i = 0; i < 8; i++) {
+                for (u32 j = 0; j < 8; j++) to[j][i] = from[i][j];
+            }
+            memcpy(warp.out[m], to, sizeof to);
+        }
+        disperse(worker, warp);
+    }
+    return SimWords{{warp.out[0][own], warp.out[1][own], warp.out[2][own], warp.out[3][own]}};
+}
+
+// ---------------------------------------------------------------------------------------------------- asynchronous copies
+
+static void land(const Copy& copy) {
+    if (copy.valid) {
+        memcpy(copy.shared, copy.global, 16);
+    } else {
+        memset(copy.shared, 0, 16);
+    }
+}
+
+EXPORT void sim_copy_async(void* shared, const void* global, u32 valid, u32) noexcept {
+    Fiber* self = current->self;
+    self->copies.push_back(Copy{shared, global, self->groups, valid != 0});
+}
+
+EXPORT void sim_copy_commit() noexcept { current->self->groups++; }
+
+/// Copies land here and not before: as late as is legal.
+EXPORT void sim_copy_wait(u32 pending) noexcept {
+    Fiber* self = current->self;
+    size_t done = 0;
+    while (done < self->copies.size() && self->copies[done].group + pending < self->groups) land(self->copies[done++]);
+    self->copies.erase(self->copies.begin(), self->copies.begin() + static_cast<long>(done));
+}
+
+// ---------------------------------------------------------------------------------------------------------------- launches
+
+/// Zeroed device memory, aligned to 256 bytes; 0 when there is no room.
+EXPORT u64 sim_alloc(u64 bytes) noexcept { return allocate(bytes); }
+
+EXPORT void sim_free(u64 address) noexcept { release(address); }
+
+/// A launch that `sim_work` can join from any number of threads.
+EXPORT void* sim_begin(const SimLaunch* spec) noexcept {
+    Launch* launch = new (std::nothrow) Launch();
+    if (!launch) return nullptr;
+    launch->spec = *spec;
+    launch->threads = spec->block[0] * spec->block[1] * spec->block[2];
+    launch->blocks = static_cast<u64>(spec->grid[0]) * spec->grid[1] * spec->grid[2];
+    return launch;
+}
+
+/// Runs blocks until none is left or one has failed.
+EXPORT void sim_work(void* handle) noexcept {
+    Launch* launch = static_cast<Launch*>(handle);
+    Worker* worker = take_worker();
+    if (!worker) {
+        std::lock_guard<std::mutex> guard(launch->lock);
+        launch->message = "expected memory for the threads' stacks, found none";
+        launch->failed = true;
+        return;
+    }
+    Worker* outer = current;
+    current = worker;
+    worker->launch = launch;
+    for (u64 block; !launch->failed && (block = launch->next++) < launch->blocks;) run_block(worker, block);
+    current = outer;
+    give_worker(worker);
+}
+
+/// Frees the launch. Returns 0, or 1 with its fault in `message`.
+EXPORT int sim_end(void* handle, char* message, u64 room) noexcept {
+    Launch* launch = static_cast<Launch*>(handle);
+    int failed = launch->failed;
+    snprintf(message, room, "%s", launch->message.c_str());
+    delete launch;
+    return failed;
+}

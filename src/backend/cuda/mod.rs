@@ -8,6 +8,7 @@ mod buffer;
 pub mod cache;
 pub mod driver;
 pub mod kernels;
+pub mod sim;
 pub mod source;
 pub mod text;
 

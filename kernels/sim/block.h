@@ -1,0 +1,286 @@
+// One thread block: its fibers, its warps, whose turn it is.
+
+constexpr u32 MAX_THREADS = 1024;
+constexpr u64 STACK = 64 * 1024;
+// Not a power of two: the tops of stacks would all fall into the same cache sets.
+constexpr u64 STACK_STRIDE = STACK + 4096 + 576;
+constexpr u64 SHARED_SPACE = 256 * 1024;
+constexpr u64 CANARY = 0x5ca1ab1e0ddba11eull;
+
+/// What a thread or a warp stands at.
+enum Call : u32 { RUNNING, BLOCK_BARRIER, WARP_BARRIER, SHUFFLE, SHUFFLE_XOR, BALLOT, MMA, LOAD_MATRIX, LOAD_MATRIX_TRANSPOSED };
+static const char* const CALL_NAMES[] = {"running", "block_barrier", "warp_barrier", "shuffle", "shuffle_xor", "ballot",
+                                         "mma_16x8x16", "load_matrix_x4", "load_matrix_x4_transposed"};
+
+struct Warp {
+    u32 arrived;  // lanes that stand at the collective
+    u32 gone;     // lanes that have left the kernel, or never were
+    Call call;
+    u32 line;
+    const void* place;
+    alignas(64) u32 in[6][WARP];
+    alignas(64) u32 out[4][WARP];
+    alignas(64) float sum[4][WARP];
+    const void* rows[WARP];
+};
+
+/// 16 bytes on their way into shared memory.
+struct Copy {
+    void* shared;
+    const void* global;
+    u32 group;  // committed groups before its own
+    bool valid;
+};
+
+struct Fiber {
+    Context context;
+    Warp* warp;
+    u32 thread, lane;
+    SimIndex index;
+    Call call;  // what it waits at
+    u32 line;
+    const void* place;
+    u32 groups;  // groups of asynchronous copies closed
+    std::vector<Copy> copies;
+};
+
+/// A launch as the caller describes it.
+struct SimLaunch {
+    void (*entry)(u64* args);
+    u64* args;
+    const char* kernel;
+    u64 seed;
+    u32 grid[3], block[3];
+    u32 words;   // of args
+    u32 shared;  // bytes
+};
+
+struct Launch {
+    SimLaunch spec;
+    u32 threads;
+    u64 blocks;
+    std::atomic<u64> next{0};
+    std::atomic<bool> failed{false};
+    std::mutex lock;
+    std::string message;  // of the first fault
+};
+
+/// What runs blocks, one at a time, on one operating system thread.
+struct Worker {
+    Fiber* self;
+    unsigned char* shared;
+    Launch* launch;
+    Context home;
+    SimIndex block;
+    u64 random;
+    u32 ready_count;
+    u32 at_barrier, left;
+    u32 barrier_line;
+    const void* barrier_place;
+    u32 ready[MAX_THREADS];
+    Fiber fibers[MAX_THREADS];
+    Warp warps[MAX_THREADS / WARP];
+    unsigned char* stacks;
+};
+
+#ifdef __ELF__
+static __thread Worker* current __attribute__((tls_model("initial-exec")));
+#else
+static __thread Worker* current;
+#endif
+
+// Workers are kept: their stacks are mapped, and warm.
+static std::mutex idle_lock;
+static std::vector<Worker*> idle;
+
+static Worker* take_worker() {
+    {
+        std::lock_guard<std::mutex> guard(idle_lock);
+        if (!idle.empty()) {
+            Worker* worker = idle.back();
+            idle.pop_back();
+            return worker;
+        }
+    }
+    Worker* worker = new (std::nothrow) Worker();
+    if (!worker) return nullptr;
+    worker->stacks = map_memory(MAX_THREADS * STACK_STRIDE);
+    worker->shared = map_memory(SHARED_SPACE);
+    return worker->stacks && worker->shared ? worker : nullptr;
+}
+
+static void give_worker(Worker* worker) {
+    std::lock_guard<std::mutex> guard(idle_lock);
+    idle.push_back(worker);
+}
+
+/// splitmix64.
+static u64 draw(u64& state) {
+    u64 z = state += 0x9e3779b97f4a7c15ull;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+    return z ^ z >> 31;
+}
+
+// -------------------------------------------------------------------------------------------------------------- faults
+
+static std::string text(const char* format, ...) {
+    char buffer[512];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(buffer, sizeof buffer, format, list);
+    va_end(list);
+    return buffer;
+}
+
+/// `[+0x12ab]`: an offset in the kernel's object, which the caller turns into file and line.
+static std::string where(const void* place) {
+    Dl_info info;
+    if (!place || !dladdr(place, &info)) return "an unknown line";
+    return text("[+0x%llx]", static_cast<u64>(static_cast<const char*>(place) - static_cast<const char*>(info.dli_fbase)));
+}
+
+static std::string thread_name(const Fiber& fiber) {
+    return text("thread (%u,%u,%u)", fiber.index.x, fiber.index.y, fiber.index.z);
+}
+
+/// Notes the first fault and leaves the block for good: its fibers are never resumed.
+[[noreturn]] static void fail(Worker* worker, const std::string& what) {
+    Launch& launch = *worker->launch;
+    {
+        std::lock_guard<std::mutex> guard(launch.lock);
+        if (launch.message.empty()) {
+            const SimIndex& b = worker->block;
+            launch.message = text("block (%u,%u,%u), ", b.x, b.y, b.z) + thread_name(*worker->self) + " " + what;
+        }
+    }
+    launch.failed = true;
+    Context nobody;
+    context_switch(nobody, worker->home);
+    __builtin_unreachable();
+}
+
+/// Nobody can go on: says where one of each kind waits.
+[[noreturn]] static void deadlock(Worker* worker) {
+    std::string found;
+    const Fiber* first = nullptr;
+    for (u32 i = 0; i < worker->launch->threads; i++) {
+        const Fiber& fiber = worker->fibers[i];
+        if (fiber.call == RUNNING) continue;  // it has left
+        if (first && fiber.call == first->call && fiber.line == first->line) continue;
+        if (!found.empty()) found += ", ";
+        found += thread_name(fiber) + " waits at " + CALL_NAMES[fiber.call] + ", " + where(fiber.place);
+        if (first) break;
+        first = &fiber;
+    }
+    fail(worker, "is the last to stop in a deadlock: " + found);
+}
+
+// ------------------------------------------------------------------------------------------------------------ scheduling
+
+static void resume(Worker* worker, Fiber* from) {
+    if (worker->ready_count == 0) deadlock(worker);
+    Fiber* next = &worker->fibers[worker->ready[--worker->ready_count]];
+    worker->self = next;
+    context_switch(from->context, next->context);
+}
+
+/// The running thread waits until somebody makes it ready.
+static void park(Worker* worker, Fiber* self, Call call, u32 line, const void* place) {
+    self->call = call, self->line = line, self->place = place;
+    resume(worker, self);
+    self->call = RUNNING;
+}
+
+/// Makes threads [first, first + count) ready but the running one: lower threads run first, or any order by the seed.
+static void wake(Worker* worker, u32 first, u32 count) {
+    u32 begin = worker->ready_count, own = worker->self->thread;
+    for (u32 i = first + count; i-- > first;) {
+        worker->ready[worker->ready_count] = i;
+        worker->ready_count += i != own;
+    }
+    if (worker->launch->spec.seed == 0) return;
+    for (u32 i = worker->ready_count; i-- > begin + 1;) {
+        std::swap(worker->ready[i], worker->ready[begin + draw(worker->random) % (i - begin + 1)]);
+    }
+}
+
+/// True in the last lane to arrive, which carries the collective out and calls `disperse`; the others wait for that.
+static inline bool gather(Worker* worker, Warp& warp, Call call, u32 line, const void* place) {
+    Fiber* self = worker->self;
+    if (__builtin_expect(warp.gone != 0, 0)) {
+        u32 lane = static_cast<u32>(__builtin_ctz(warp.gone));
+        fail(worker, text("calls %s at ", CALL_NAMES[call]) + where(place) +
+                         text(", expected all 32 lanes of its warp, found that lane %u has left the kernel", lane));
+    }
+    if (warp.arrived == 0) {
+        warp.call = call, warp.line = line, warp.place = place;
+    } else if (__builtin_expect(warp.call != call || warp.line != line, 0)) {
+        fail(worker, text("calls %s at ", CALL_NAMES[call]) + where(place) + ", expected its whole warp at one call, found others at " +
+                         CALL_NAMES[warp.call] + ", " + where(warp.place));
+    }
+    warp.arrived |= 1u << self->lane;
+    if (warp.arrived == ~0u) return true;
+    park(worker, self, call, line, place);
+    return false;
+}
+
+static inline void disperse(Worker* worker, Warp& warp) {
+    warp.arrived = 0;
+    wake(worker, worker->self->thread - worker->self->lane, WARP);
+}
+
+static void fiber_entry() {
+    Worker* worker = current;
+    worker->launch->spec.entry(worker->launch->spec.args);
+    Fiber* self = worker->self;
+    Warp& warp = *self->warp;
+    if (warp.arrived) {
+        fail(worker, text("leaves the kernel while others of its warp wait at %s, ", CALL_NAMES[warp.call]) + where(warp.place));
+    }
+    if (worker->at_barrier) {
+        for (u32 i = 0; i < worker->launch->threads; i++) {
+            const Fiber& other = worker->fibers[i];
+            if (other.call == BLOCK_BARRIER) {
+                fail(worker, "leaves the kernel while " + thread_name(other) + " waits at block_barrier, " + where(other.place));
+            }
+        }
+    }
+    warp.gone |= 1u << self->lane;
+    worker->left++;
+    if (worker->left == worker->launch->threads) context_switch(self->context, worker->home);
+    resume(worker, self);
+}
+
+static void run_block(Worker* worker, u64 number) {
+    Launch& launch = *worker->launch;
+    const SimLaunch& spec = launch.spec;
+    worker->block = SimIndex{static_cast<u32>(number % spec.grid[0]), static_cast<u32>(number / spec.grid[0] % spec.grid[1]),
+                             static_cast<u32>(number / spec.grid[0] / spec.grid[1])};
+    worker->random = spec.seed * 0x2545f4914f6cdd1dull + number;
+    worker->ready_count = worker->at_barrier = worker->left = 0;
+    memset(worker->shared, 0xff, spec.shared);  // NaN in bf16 and in f32
+    for (u32 t = 0; t < launch.threads; t++) {
+        Fiber& fiber = worker->fibers[t];
+        fiber.warp = &worker->warps[t / WARP];
+        fiber.thread = t, fiber.lane = t % WARP;
+        fiber.index = SimIndex{t % spec.block[0], t / spec.block[0] % spec.block[1], t / spec.block[0] / spec.block[1]};
+        fiber.call = RUNNING, fiber.groups = 0;
+        fiber.copies.clear();
+        unsigned char* low = worker->stacks + t * STACK_STRIDE;
+        memcpy(low, &CANARY, sizeof CANARY);
+        context_make(fiber.context, low + 64, low + STACK, fiber_entry);
+        if (fiber.lane == 0) fiber.warp->arrived = fiber.warp->gone = 0;
+    }
+    if (launch.threads % WARP) worker->warps[launch.threads / WARP].gone = ~0u << launch.threads % WARP;
+    worker->self = &worker->fibers[0];
+    wake(worker, 0, launch.threads);
+    context_switch(worker->home, worker->self->context);
+    for (u32 t = 0; t < launch.threads && !launch.failed; t++) {
+        if (memcmp(worker->stacks + t * STACK_STRIDE, &CANARY, sizeof CANARY) != 0) {
+            std::lock_guard<std::mutex> guard(launch.lock);
+            launch.message = thread_name(worker->fibers[t]) + text(" needs more than %llu bytes of stack", STACK);
+            launch.failed = true;
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! The simulator as a device: the kernels of `kernels/*.cu`, compiled for the CPU with every thread a fiber.
+//!
+//! `kernels/sim.cpp` is the machine itself. Here it is compiled, loaded and fed; work is done when it is asked for, so
+//! nothing is ever queued.
+
+mod runtime;
+mod toolchain;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use self::runtime::{Module, Runtime};
+use super::driver::{Arch, Define, DeviceInfo, Driver, Event, Function, GraphHandle, LaunchConfig};
+use super::source::Source;
+use super::text::text;
+use crate::error::{Error, Result};
+
+/// Threads of a block, at most.
+const MAX_THREADS: u64 = 1024;
+
+/// A simulated GPU.
+pub struct SimDriver {
+    info: DeviceInfo,
+    runtime: &'static Runtime,
+    /// `ARES_KERNELS`: where kernels are read from instead of the program.
+    folder: Option<PathBuf>,
+    /// `ARES_SIM_SEED`: 0 runs threads and blocks in order, anything else shuffles them.
+    seed: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    modules: HashMap<(&'static str, Vec<Define>), Arc<Module>>,
+    /// What a [`Function`]'s handle stands for.
+    functions: Vec<Loaded>,
+    /// What is being captured.
+    recording: Option<Vec<Work>>,
+    graphs: HashMap<u64, Arc<Vec<Work>>>,
+    events: HashMap<u64, Instant>,
+    next: u64,
+}
+
+#[derive(Clone)]
+struct Loaded {
+    module: Arc<Module>,
+    entry: runtime::Entry,
+}
+
+/// One step of a stream.
+enum Work {
+    Launch { function: Function, config: LaunchConfig, args: Vec<u64> },
+    Copy { dst: u64, src: u64, bytes: usize },
+    Zero { dst: u64, bytes: usize },
+}
+
+impl SimDriver {
+    /// Needs a C++ compiler: `$CXX`, c++, g++ or clang++.
+    pub fn new(arch: Arch) -> Result<Arc<dyn Driver>> {
+        let runtime = Runtime::get()?;
+        let (multiprocessors, shared_per_block) = match arch {
+            // 99 KB: what the smallest of the family offers.
+            Arch::Sm80 => (108, 99 << 10),
+            Arch::Sm90a => (132, 227 << 10),
+            Arch::Sm100 => (148, 227 << 10),
+            Arch::Sm120 => (170, 99 << 10),
+        };
+        let name = format!("sim:{arch}");
+        let info = DeviceInfo { name, arch, multiprocessors, shared_per_block, memory: runtime.memory() };
+        let folder = std::env::var_os("ARES_KERNELS").filter(|f| !f.is_empty()).map(PathBuf::from);
+        Ok(Arc::new(SimDriver { info, runtime, folder, seed: seed()?, state: Mutex::default() }))
+    }
+
+    /// A poisoned lock guards plain tables, whole at any moment.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records the work if a capture is under way, else does it.
+    ///
+    /// # Safety
+    /// Addresses are alive and long enough.
+    unsafe fn queue(&self, work: Work) -> Result<()> {
+        if let Some(recording) = &mut self.state().recording {
+            recording.push(work);
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.perform(&work) }
+    }
+
+    /// # Safety
+    /// Addresses are alive and long enough.
+    unsafe fn perform(&self, work: &Work) -> Result<()> {
+        match work {
+            Work::Launch { function, config, args } => {
+                let loaded = self.state().functions.get(function.handle as usize).cloned();
+                let loaded = loaded.ok_or_else(|| misuse("a loaded kernel", function.name))?;
+                self.check(function.name, config)?;
+                let job = runtime::Job { name: function.name, config, args, seed: self.seed };
+                // SAFETY: the caller's promise; the entry is the module's, which `loaded` keeps.
+                unsafe { self.runtime.launch(&loaded.module, loaded.entry, job) }
+            }
+            // SAFETY: the caller's promise. Memory is host memory.
+            Work::Copy { dst, src, bytes } => unsafe {
+                std::ptr::copy_nonoverlapping(*src as *const u8, *dst as *mut u8, *bytes);
+                Ok(())
+            },
+            // SAFETY: the caller's promise.
+            Work::Zero { dst, bytes } => unsafe {
+                std::ptr::write_bytes(*dst as *mut u8, 0, *bytes);
+                Ok(())
+            },
+        }
+    }
+
+    /// What a GPU would refuse to launch.
+    fn check(&self, name: &'static str, config: &LaunchConfig) -> Result<()> {
+        let threads: u64 = config.block.iter().map(|&n| u64::from(n)).product();
+        let limit = |what: &str, most: u64, found: u64| Error::Shape {
+            op: name,
+            expected: format!("at most {most} {what}"),
+            found: found.to_string(),
+        };
+        if threads == 0 || config.grid.contains(&0) {
+            return Err(misuse("blocks and threads", &format!("{config:?}")));
+        }
+        if threads > MAX_THREADS {
+            return Err(limit("threads in a block", MAX_THREADS, threads));
+        }
+        if config.shared > self.info.shared_per_block {
+            let found = u64::from(config.shared);
+            return Err(limit("bytes of shared memory", u64::from(self.info.shared_per_block), found));
+        }
+        for (axis, most) in [(1, 65_535), (2, 65_535)] {
+            if config.grid[axis] > most {
+                return Err(limit("blocks in this direction", u64::from(most), u64::from(config.grid[axis])));
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse_in_capture(&self, what: &str) -> Result<()> {
+        if self.state().recording.is_some() {
+            return Err(misuse("launches, copies and zeros in a capture", what));
+        }
+        Ok(())
+    }
+}
+
+/// `ARES_SIM_SEED`, 0 when unset.
+fn seed() -> Result<u64> {
+    match std::env::var("ARES_SIM_SEED") {
+        Ok(text) if !text.is_empty() => {
+            text.parse().map_err(|_| Error::Usage(format!("ARES_SIM_SEED: expected a number, found {text:?}")))
+        }
+        _ => Ok(0),
+    }
+}
+
+fn misuse(expected: &str, found: &str) -> Error {
+    Error::Shape { op: "simulator", expected: expected.into(), found: found.into() }
+}
+
+impl Driver for SimDriver {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64> {
+        self.runtime.alloc(bytes)
+    }
+
+    unsafe fn free(&self, address: u64) {
+        self.runtime.free(address);
+    }
+
+    unsafe fn upload(&self, dst: u64, src: &[u8]) -> Result<()> {
+        self.refuse_in_capture("an upload")?;
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), dst as *mut u8, src.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, dst: &mut [u8], src: u64) -> Result<()> {
+        self.refuse_in_capture("a download")?;
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(src as *const u8, dst.as_mut_ptr(), dst.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.queue(Work::Copy { dst, src, bytes }) }
+    }
+
+    unsafe fn zero(&self, dst: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.queue(Work::Zero { dst, bytes }) }
+    }
+
+    fn load(&self, source: &'static Source, defines: &[Define], kernel: &'static str) -> Result<Function> {
+        let key = (source.file, defines.to_vec());
+        let known = self.state().modules.get(&key).cloned();
+        let module = match known {
+            Some(module) => module,
+            None => {
+                let text = text(source, self.folder.as_deref())?;
+                let module = Arc::new(self.runtime.module(source.file, &text, self.info.arch, defines)?);
+                self.state().modules.entry(key).or_insert(module).clone()
+            }
+        };
+        let entry = module.entry(kernel)?;
+        let mut state = self.state();
+        state.functions.push(Loaded { module, entry });
+        Ok(Function { handle: state.functions.len() as u64 - 1, name: kernel })
+    }
+
+    unsafe fn launch(&self, function: Function, config: LaunchConfig, args: &mut [u64]) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.queue(Work::Launch { function, config, args: args.to_vec() }) }
+    }
+
+    fn capture_begin(&self) -> Result<()> {
+        self.refuse_in_capture("a capture")?;
+        self.state().recording = Some(Vec::new());
+        Ok(())
+    }
+
+    fn capture_end(&self) -> Result<GraphHandle> {
+        let mut state = self.state();
+        let recorded = state.recording.take().ok_or_else(|| misuse("a capture", "none"))?;
+        state.next += 1;
+        let handle = state.next;
+        state.graphs.insert(handle, Arc::new(recorded));
+        Ok(GraphHandle(handle))
+    }
+
+    unsafe fn graph_launch(&self, graph: &GraphHandle) -> Result<()> {
+        self.refuse_in_capture("a graph")?;
+        let recorded = self.state().graphs.get(&graph.0).cloned();
+        let recorded = recorded.ok_or_else(|| misuse("a captured graph", "a freed one"))?;
+        // SAFETY: the caller's promise.
+        recorded.iter().try_for_each(|work| unsafe { self.perform(work) })
+    }
+
+    fn graph_free(&self, graph: GraphHandle) {
+        self.state().graphs.remove(&graph.0);
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(()) // nothing is ever queued
+    }
+
+    fn event(&self) -> Result<Event> {
+        let mut state = self.state();
+        state.next += 1;
+        let handle = state.next;
+        state.events.insert(handle, Instant::now());
+        Ok(Event(handle))
+    }
+
+    fn elapsed(&self, from: &Event, to: &Event) -> Result<f32> {
+        let state = self.state();
+        let at = |event: &Event| state.events.get(&event.0).ok_or_else(|| misuse("an event", "a freed one"));
+        Ok(at(to)?.duration_since(*at(from)?).as_secs_f32() * 1e3)
+    }
+
+    fn event_free(&self, event: Event) {
+        self.state().events.remove(&event.0);
+    }
+}

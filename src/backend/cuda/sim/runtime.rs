@@ -1,0 +1,214 @@
+//! `kernels/sim.cpp`, compiled and loaded once per process, and the kernels that it runs.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
+use rayon::prelude::*;
+
+use super::toolchain::{Toolchain, Unit};
+use crate::backend::cuda::driver::{Arch, Define, LaunchConfig};
+use crate::backend::cuda::kernels::SIM_RUNTIME;
+use crate::error::{Error, Result};
+
+/// `extern "C" void sim_<kernel>(u64* args)`.
+pub(super) type Entry = unsafe extern "C" fn(*mut u64);
+
+/// `SimLaunch` of kernels/sim/block.h.
+#[repr(C)]
+struct Launch {
+    entry: Entry,
+    args: *const u64,
+    kernel: *const c_char,
+    seed: u64,
+    grid: [u32; 3],
+    block: [u32; 3],
+    words: u32,
+    shared: u32,
+}
+
+/// What is launched.
+pub(super) struct Job<'a> {
+    pub name: &'static str,
+    pub config: &'a LaunchConfig,
+    pub args: &'a [u64],
+    pub seed: u64,
+}
+
+/// The functions of kernels/sim.cpp.
+pub(super) struct Runtime {
+    toolchain: Toolchain,
+    alloc: unsafe extern "C" fn(u64) -> u64,
+    free: unsafe extern "C" fn(u64),
+    begin: unsafe extern "C" fn(*const Launch) -> *mut c_void,
+    work: unsafe extern "C" fn(*mut c_void),
+    end: unsafe extern "C" fn(*mut c_void, *mut c_char, u64) -> c_int,
+    /// Keeps the functions alive.
+    _library: Library,
+}
+
+/// The kernels of one file, compiled with one set of defines.
+pub(super) struct Module {
+    library: Library,
+    object: PathBuf,
+}
+
+/// A launch in progress, shared by the threads that work on it.
+#[derive(Clone, Copy)]
+struct Shared(*mut c_void);
+
+// SAFETY: `sim_work` may be called on one launch by any number of threads.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Runtime {
+    /// The process's own; an error is tried again at the next call.
+    pub fn get() -> Result<&'static Runtime> {
+        static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+        if let Some(runtime) = RUNTIME.get() {
+            return Ok(runtime);
+        }
+        let runtime = Runtime::load()?;
+        // Of two threads that load it at once, the loader gave both the same library.
+        Ok(RUNTIME.get_or_init(|| runtime))
+    }
+
+    fn load() -> Result<Runtime> {
+        let toolchain = Toolchain::find()?;
+        let mut compile = strings(&["-std=c++17", "-O3", "-g1", "-fPIC", "-fvisibility=hidden", "-DARES_SIM"]);
+        compile.extend(vector_options());
+        let unit = Unit { file: "sim.cpp", text: SIM_RUNTIME, compile: &compile, link: &["-ldl", "-pthread"] };
+        let object = toolchain.shared_object(&unit)?;
+        let library = open(&object, RTLD_GLOBAL)?;
+        // SAFETY: the signatures are those of kernels/sim.cpp, which the library was compiled from.
+        unsafe {
+            Ok(Runtime {
+                alloc: symbol(&library, &object, c"sim_alloc")?,
+                free: symbol(&library, &object, c"sim_free")?,
+                begin: symbol(&library, &object, c"sim_begin")?,
+                work: symbol(&library, &object, c"sim_work")?,
+                end: symbol(&library, &object, c"sim_end")?,
+                toolchain,
+                _library: library,
+            })
+        }
+    }
+
+    /// Bytes of device memory: `ARENA` of kernels/sim/memory.h.
+    pub fn memory(&self) -> u64 {
+        64 << 30
+    }
+
+    pub fn alloc(&self, bytes: usize) -> Result<u64> {
+        // SAFETY: any number of bytes may be asked for.
+        match unsafe { (self.alloc)(bytes as u64) } {
+            0 => Err(Error::Device {
+                device: "sim".into(),
+                what: format!("expected {bytes} bytes of memory, found no room"),
+                remedy: "lower --batch-tokens or take a smaller model".into(),
+            }),
+            address => Ok(address),
+        }
+    }
+
+    pub fn free(&self, address: u64) {
+        // SAFETY: what is no allocation is ignored.
+        unsafe { (self.free)(address) };
+    }
+
+    /// Compiles and loads the kernels of one file.
+    pub fn module(&self, file: &str, text: &str, arch: Arch, defines: &[Define]) -> Result<Module> {
+        let mut compile = strings(KERNEL_OPTIONS);
+        compile.push(format!("-DARCH={}", arch.number()));
+        compile.extend(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
+        let object = self.toolchain.shared_object(&Unit { file, text, compile: &compile, link: &["-lm"] })?;
+        Ok(Module { library: open(&object, RTLD_LOCAL)?, object })
+    }
+
+    /// Runs one kernel to its end, on as many threads as rayon has.
+    ///
+    /// # Safety
+    /// `entry` belongs to `module`, the arguments fit its signature, and addresses among them are alive.
+    pub unsafe fn launch(&self, module: &Module, entry: Entry, job: Job) -> Result<()> {
+        let name = CString::new(job.name).unwrap_or_default();
+        let LaunchConfig { grid, block, shared } = *job.config;
+        let (args, words) = (job.args.as_ptr(), job.args.len() as u32);
+        let launch = Launch { entry, args, kernel: name.as_ptr(), seed: job.seed, grid, block, words, shared };
+        // SAFETY: the launch and what it points to live until `end`.
+        let state = Shared(unsafe { (self.begin)(&launch) });
+        if state.0.is_null() {
+            return Err(fault(job.name, "expected memory for a launch, found none".into()));
+        }
+        let blocks: u64 = grid.iter().map(|&n| u64::from(n)).product();
+        let workers = usize::try_from(blocks).unwrap_or(usize::MAX).min(rayon::current_num_threads());
+        let work = |_: usize| {
+            let state = state; // the whole of it, not its pointer
+            // SAFETY: `end` is called after all of them.
+            unsafe { (self.work)(state.0) };
+        };
+        if workers == 1 {
+            work(0)
+        } else {
+            (0..workers).into_par_iter().with_max_len(1).for_each(work)
+        }
+        let mut message = [0u8; 2048];
+        // SAFETY: all work is done; the message has the room that is named, and ends with a zero.
+        let failed = unsafe { (self.end)(state.0, message.as_mut_ptr().cast(), message.len() as u64) };
+        if failed == 0 {
+            return Ok(());
+        }
+        let found = CStr::from_bytes_until_nul(&message).map_or("unknown".into(), |m| m.to_string_lossy());
+        Err(fault(job.name, module.with_lines(&found)))
+    }
+}
+
+/// As a GPU's compiler: no errno, contraction left out so that results do not depend on the host.
+const KERNEL_OPTIONS: &[&str] =
+    &["-std=c++17", "-O2", "-g1", "-fPIC", "-DARES_SIM", "-fno-math-errno", "-ffp-contract=off"];
+
+/// Vector instructions of this machine; products of bf16 are exact, so results do not depend on them.
+fn vector_options() -> Vec<String> {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        return strings(&["-mavx2", "-mfma"]);
+    }
+    Vec::new()
+}
+
+fn strings(options: &[&str]) -> Vec<String> {
+    options.iter().map(|o| o.to_string()).collect()
+}
+
+fn fault(kernel: &str, what: String) -> Error {
+    Error::Device { device: "sim".into(), what: format!("{kernel}: {what}"), remedy: "mend the kernel".into() }
+}
+
+fn open(object: &Path, flags: c_int) -> Result<Library> {
+    // SAFETY: the object was compiled from our own text; its initialisers do nothing but register it.
+    let library = unsafe { Library::open(Some(object), RTLD_NOW | flags) };
+    library.map_err(Error::file(object, "a shared object that can be loaded", "delete it: it is made anew"))
+}
+
+/// # Safety
+/// `T` is the symbol's type.
+unsafe fn symbol<T: Copy>(library: &Library, object: &Path, name: &CStr) -> Result<T> {
+    // SAFETY: the caller's promise.
+    let symbol = unsafe { library.get::<T>(name.to_bytes_with_nul()) };
+    symbol.map(|s| *s).map_err(Error::file(object, "the simulator's functions", "delete it: it is made anew"))
+}
+
+impl Module {
+    /// The trampoline of one kernel.
+    pub fn entry(&self, kernel: &str) -> Result<Entry> {
+        let name = CString::new(format!("sim_{kernel}")).unwrap_or_default();
+        // SAFETY: build.rs wrote this signature for every kernel.
+        unsafe { symbol(&self.library, &self.object, &name) }
+    }
+
+    /// Replaces `[+0x12ab]` by file and line.
+    fn with_lines(&self, message: &str) -> String {
+        message.to_string()
+    }
+}
