@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use super::cost::KernelRun;
 use super::{Backend, Element, Matrix};
 use crate::error::{Error, Result};
 
@@ -142,6 +143,14 @@ impl Backend for Cpu {
 
     fn replay(&self, _graph: &mut (), mut record: impl FnMut() -> Result<()>) -> Result<()> {
         record()
+    }
+
+    fn profile_begin(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn profile_end(&self) -> Result<Vec<KernelRun>> {
+        Ok(Vec::new())
     }
 }
 

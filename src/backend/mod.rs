@@ -3,6 +3,7 @@
 //! A backend is a device with its memory. What can be computed on it is said by the traits of [`crate::ops`], which a
 //! backend implements one by one; a model is written once over them and monomorphised for each backend.
 
+pub mod cost;
 pub mod cpu;
 pub mod cuda;
 pub mod element;
@@ -14,6 +15,7 @@ pub use element::{Element, Real};
 pub use tensor::Tensor;
 
 use crate::error::Result;
+use cost::KernelRun;
 
 /// Rows and columns of a frozen matrix, however a backend stores it.
 pub trait Matrix: Send + Sync {
@@ -71,4 +73,10 @@ pub trait Backend: Sized + Clone + Send + Sync + 'static {
     /// Runs `record`, or replays what an earlier call with the same `graph` recorded. All that changes between calls must lie
     /// in device memory. The closure may run more than once on the first call (plainly, then captured).
     fn replay(&self, graph: &mut Self::Graph, record: impl FnMut() -> Result<()>) -> Result<()>;
+
+    /// Begins to record how long each kernel takes; nothing where there are no kernels.
+    fn profile_begin(&self) -> Result<()>;
+
+    /// Ends the recording: every kernel's run, in order.
+    fn profile_end(&self) -> Result<Vec<KernelRun>>;
 }

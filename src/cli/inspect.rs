@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Session, args};
 use crate::error::{Error, Result};
 use crate::model::pretrained::ModelSpec;
-use crate::model::{AdapterFile, Checkpoint, Head, ModelConfig};
+use crate::model::{AdapterFile, Checkpoint, Head, ModelConfig, Weights};
 use crate::report::numbers::count;
 use crate::report::{Align, Mark, Table};
 use crate::text::Rendering;

@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::error::Result;
 
 mod args;
+mod bench;
 mod compare;
 mod completions;
 mod demo;
@@ -54,6 +55,7 @@ enum Command {
     Score(score::Score),
     Logprob(logprob::Logprob),
     Judge(judge::Judge),
+    Bench(bench::Bench),
     Inspect(inspect::Inspect),
     Doctor(doctor::Doctor),
     Report(report::Report),
@@ -78,6 +80,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Score(command) => command.run(&session),
         Command::Logprob(command) => command.run(&session),
         Command::Judge(command) => command.run(&session),
+        Command::Bench(command) => command.run(&session),
         Command::Inspect(command) => command.run(&session),
         Command::Doctor(command) => command.run(&session),
         Command::Report(command) => command.run(&session),

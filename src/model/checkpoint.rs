@@ -22,6 +22,14 @@ pub(crate) use shard::Shard;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
+/// Where a model's numbers come from.
+pub trait Weights {
+    fn shape(&self, name: &str) -> Result<&[usize]>;
+
+    /// Appends the tensor's numbers to `out`, row by row.
+    fn read(&self, name: &str, out: &mut Vec<f32>) -> Result<()>;
+}
+
 /// Opened weights. Names are those of transformers' models with a head (`model.layers.0.…`, `lm_head.weight`, `score.weight`),
 /// also where the file holds a bare transformer, whose names lack `model.`.
 pub struct Checkpoint {
@@ -119,19 +127,8 @@ impl Checkpoint {
         self.find(name).ok_or_else(|| missing(self.shards[0].path(), name, "a tensor"))
     }
 
-    pub fn shape(&self, name: &str) -> Result<&[usize]> {
-        Ok(&self.require(name)?.1.shape)
-    }
-
     pub fn dtype(&self, name: &str) -> Result<Dtype> {
         Ok(self.require(name)?.1.dtype)
-    }
-
-    /// Appends the tensor's numbers to `out`, row by row, as f32 (exact for all three dtypes). NaN or infinity is an error that
-    /// names the tensor, and leaves `out` as it was.
-    pub fn read(&self, name: &str, out: &mut Vec<f32>) -> Result<()> {
-        let (shard, info) = self.require(name)?;
-        append(shard, name, info, out)
     }
 
     /// All names, sorted; also those that the config does not promise.
@@ -154,6 +151,18 @@ impl Checkpoint {
         let mut hash = Sha256::new();
         self.shards.iter().for_each(|shard| hash.update(shard.bytes()));
         crate::text::output::hex(&hash.finalize())
+    }
+}
+
+impl Weights for Checkpoint {
+    fn shape(&self, name: &str) -> Result<&[usize]> {
+        Ok(&self.require(name)?.1.shape)
+    }
+
+    /// Exact for all three dtypes. NaN or infinity is an error that names the tensor, and leaves `out` as it was.
+    fn read(&self, name: &str, out: &mut Vec<f32>) -> Result<()> {
+        let (shard, info) = self.require(name)?;
+        append(shard, name, info, out)
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::adapter::{Adapter, AdapterGrad};
 use super::batch::Batch;
 use super::block::{Block, BlockSpec};
-use super::checkpoint::{Checkpoint, EMBEDDING};
+use super::checkpoint::{Checkpoint, EMBEDDING, Weights};
 use super::config::ModelConfig;
 use super::workspace::{KlSpace, Workspace};
 use crate::backend::Tensor;
@@ -48,7 +48,7 @@ impl<B: Ops> Transformer<B> {
     }
 
     /// Uploads the weights of `checkpoint`, which fits `config`.
-    pub fn load(ops: &B, config: ModelConfig, checkpoint: &Checkpoint) -> Result<Self> {
+    pub fn load(ops: &B, config: ModelConfig, checkpoint: &impl Weights) -> Result<Self> {
         let c = config.hidden_size;
         let matrix = |names: &[String]| -> Result<B::Weight> {
             let mut values = Vec::new();

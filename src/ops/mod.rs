@@ -34,6 +34,7 @@ pub use sample::{Sample, SampleSpec, SampleTable};
 pub use score_head::ScoreHead;
 
 use crate::backend::Backend;
+pub use crate::backend::cost::Cost;
 use crate::error::{Error, Result};
 
 /// All that a transformer needs of a device.
@@ -57,23 +58,6 @@ impl<B> Ops for B where
         + Decode
         + Sample
 {
-}
-
-/// What an operation must at least do: the denominator of every benchmark.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Cost {
-    /// Multiplications and additions, counted apart.
-    pub flops: u64,
-    /// Bytes that must cross the memory bus once.
-    pub bytes: u64,
-}
-
-impl std::ops::Add for Cost {
-    type Output = Cost;
-
-    fn add(self, other: Cost) -> Cost {
-        Cost { flops: self.flops + other.flops, bytes: self.bytes + other.bytes }
-    }
 }
 
 /// Fails unless `found == expected`; `what` names the operand.

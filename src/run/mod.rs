@@ -12,6 +12,7 @@ pub mod manifest;
 pub mod probe;
 pub mod records;
 pub mod repair;
+pub mod speed;
 pub mod suite;
 pub mod summary;
 pub mod watch;

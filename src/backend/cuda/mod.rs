@@ -8,6 +8,7 @@ mod buffer;
 pub mod cache;
 pub mod driver;
 pub mod kernels;
+mod profile;
 pub mod sim;
 pub mod source;
 pub mod text;
@@ -21,7 +22,9 @@ use half::bf16;
 pub use buffer::DeviceBuffer;
 
 use self::driver::{Define, DeviceInfo, Driver, Function, GraphHandle, LaunchConfig};
+use self::profile::Profile;
 use self::source::Source;
+use super::cost::{Cost, KernelRun};
 use super::{Backend, Element, Matrix};
 use crate::error::{Error, Result};
 
@@ -39,6 +42,7 @@ struct State {
     scratch: Mutex<Option<DeviceBuffer<f32>>>,
     /// Tables that a kernel reads beside its tensors; grown likewise.
     table: Mutex<Option<DeviceBuffer<u32>>>,
+    profile: Profile,
 }
 
 #[derive(PartialEq, Eq)]
@@ -85,7 +89,13 @@ impl Drop for Graph {
 
 impl Cuda {
     pub fn new(driver: Arc<dyn Driver>) -> Cuda {
-        let state = State { driver, functions: Mutex::default(), scratch: Mutex::default(), table: Mutex::default() };
+        let state = State {
+            driver,
+            functions: Mutex::default(),
+            scratch: Mutex::default(),
+            table: Mutex::default(),
+            profile: Profile::default(),
+        };
         Cuda { state: Arc::new(state) }
     }
 
@@ -113,8 +123,18 @@ impl Cuda {
             return Ok(());
         }
         let function = self.function(source, kernel, defines)?;
+        let State { driver, profile, .. } = &*self.state;
+        if profile.is_on() {
+            // SAFETY: the caller's promise.
+            return profile.around(&**driver, kernel, || unsafe { driver.launch(function, config, args) });
+        }
         // SAFETY: the caller's promise.
-        unsafe { self.state.driver.launch(function, config, args) }
+        unsafe { driver.launch(function, config, args) }
+    }
+
+    /// What the next launch must at least do, for a profile.
+    pub(crate) fn charge(&self, cost: Cost) {
+        self.state.profile.charge(cost);
     }
 
     fn function(&self, source: &'static Source, kernel: &'static str, defines: &[Define]) -> Result<Function> {
@@ -263,5 +283,13 @@ impl Backend for Cuda {
             Some((_, handle)) => unsafe { driver.graph_launch(handle) },
             None => Ok(()),
         }
+    }
+
+    fn profile_begin(&self) -> Result<()> {
+        self.state.profile.begin(&*self.state.driver)
+    }
+
+    fn profile_end(&self) -> Result<Vec<KernelRun>> {
+        self.state.profile.end(&*self.state.driver)
     }
 }

@@ -1,4 +1,4 @@
-use super::{Qkv, QkvSpec, QkvWeights, Rope, check};
+use super::{Qkv, QkvSpec, QkvWeights, Rope, check, rotate_cost};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::kernels;
 use crate::backend::{Cuda, Tensor};
@@ -38,6 +38,7 @@ impl Qkv for Cuda {
         let (q, k) = norms(weights);
         let (eps, offset) = (spec.norm.eps, if spec.norm.unit_offset { 1.0 } else { 0.0 });
         let (qkv, positions, cos, sin) = (&mut qkv.buffer, &positions.buffer, &rope.cos.buffer, &rope.sin.buffer);
+        self.charge(rotate_cost(rows.into(), spec.rotated() as u64, 2));
         // SAFETY: `check` proved qkv, raw, positions, norms and the width of the tables; positions lie within them.
         unsafe {
             kernels::rotate_forward(
@@ -70,6 +71,7 @@ impl Qkv for Cuda {
         let (q, k) = norms(weights);
         let (eps, offset) = (spec.norm.eps, if spec.norm.unit_offset { 1.0 } else { 0.0 });
         let (positions, cos, sin) = (&positions.buffer, &rope.cos.buffer, &rope.sin.buffer);
+        self.charge(rotate_cost(rows.into(), spec.rotated() as u64, 2));
         // SAFETY: as in forward.
         unsafe {
             let dqkv = &mut dqkv.buffer;

@@ -1,0 +1,308 @@
+//! How fast: one joint step, scoring and decoding, on any device, at the shapes of any models.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::backend::Tensor;
+use crate::backend::cost::{Cost, KernelRun};
+use crate::error::{Error, Result};
+use crate::judge::Thresholds;
+use crate::model::batch::plan;
+use crate::model::flops::flops;
+use crate::model::{
+    Adapter, AdapterGrad, AdapterInit, AnswerTokens, Batch, Continue, Decoding, Generator, Heads, ModelConfig, Moments,
+    Transformer, Workspace,
+};
+use crate::ops::{AdamWSpec, Ops};
+use crate::repair::RepairConfig;
+use crate::repair::policy_step::{PolicyItem, policy_step};
+use crate::repair::reward_step::{RewardItem, RewardKind, reward_step};
+use crate::repair::trainer::Half;
+
+/// What is timed, and how often.
+#[derive(Debug, Clone, Serialize)]
+pub struct Workload {
+    /// Packed rows per model and repeat, about.
+    pub tokens: usize,
+    /// Of one sequence; half of it is the prompt.
+    pub length: usize,
+    pub rank: usize,
+    /// Packed rows of one forward.
+    pub batch_tokens: usize,
+    /// That decode at once.
+    pub sequences: usize,
+    pub new_tokens: usize,
+    pub warmup: usize,
+    pub repeats: usize,
+    pub seed: u64,
+}
+
+/// One task's time. Rates are of the median.
+#[derive(Debug, Clone, Serialize)]
+pub struct Timing {
+    pub task: &'static str,
+    pub seconds: Spread,
+    /// Packed rows (generated tokens for decode) of one repeat, over both models.
+    pub tokens: u64,
+    pub tokens_per_second: f64,
+    pub flops: u64,
+    pub flops_per_second: f64,
+    /// By kernel, of one more repeat; empty where there are no kernels.
+    pub kernels: Vec<KernelShare>,
+    #[serde(skip)]
+    pub runs: Vec<KernelRun>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    pub median: f64,
+    pub q1: f64,
+    pub q3: f64,
+    pub min: f64,
+    pub max: f64,
+    pub repeats: usize,
+}
+
+/// All runs of one kernel.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct KernelShare {
+    pub kernel: &'static str,
+    pub launches: usize,
+    pub milliseconds: f64,
+    pub flops: u64,
+    pub bytes: u64,
+}
+
+impl Spread {
+    fn of(mut seconds: Vec<f64>) -> Spread {
+        seconds.sort_by(f64::total_cmp);
+        let at = |share: f64| seconds[((seconds.len() - 1) as f64 * share).round() as usize];
+        let repeats = seconds.len();
+        Spread { median: at(0.5), q1: at(0.25), q3: at(0.75), min: at(0.0), max: at(1.0), repeats }
+    }
+}
+
+impl KernelShare {
+    /// The slowest first.
+    fn of(runs: &[KernelRun]) -> Vec<KernelShare> {
+        let mut shares: Vec<KernelShare> = Vec::new();
+        for run in runs {
+            let known = shares.iter().position(|s| s.kernel == run.kernel);
+            let at = known.unwrap_or(shares.len());
+            if known.is_none() {
+                shares.push(KernelShare { kernel: run.kernel, launches: 0, milliseconds: 0.0, flops: 0, bytes: 0 });
+            }
+            let (share, Cost { flops, bytes }) = (&mut shares[at], run.cost);
+            share.launches += 1;
+            share.milliseconds += f64::from(run.milliseconds);
+            (share.flops, share.bytes) = (share.flops + flops, share.bytes + bytes);
+        }
+        shares.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
+        shares
+    }
+}
+
+/// Warm-up, repeats, and one more under the profiler. `work` gets the number of the repeat, so that inputs can rotate, and
+/// returns (tokens, flops); it ends by reading a result, so its end is the device's.
+fn time<B: Ops>(
+    ops: &B,
+    task: &'static str,
+    load: &Workload,
+    mut work: impl FnMut(usize) -> Result<(u64, u64)>,
+) -> Result<Timing> {
+    for i in 0..load.warmup {
+        work(i)?;
+    }
+    let (mut seconds, mut done) = (Vec::new(), (0, 0));
+    for i in 0..load.repeats.max(1) {
+        let begin = Instant::now();
+        done = work(load.warmup + i)?;
+        seconds.push(begin.elapsed().as_secs_f64());
+    }
+    ops.profile_begin()?;
+    let profiled = work(load.warmup + load.repeats);
+    let runs = ops.profile_end()?;
+    profiled?;
+    let (seconds, (tokens, flops)) = (Spread::of(seconds), done);
+    let rate = |count: u64| count as f64 / seconds.median;
+    let (tokens_per_second, flops_per_second) = (rate(tokens), rate(flops));
+    let kernels = KernelShare::of(&runs);
+    Ok(Timing { task, seconds, tokens, tokens_per_second, flops, flops_per_second, kernels, runs })
+}
+
+/// `count` ids that differ by `salt`.
+fn tokens(config: &ModelConfig, salt: usize, count: usize) -> Vec<u32> {
+    (0..count).map(|i| ((i * 7919 + salt * 104_729 + i * i * 31) % config.vocab_size) as u32).collect()
+}
+
+/// One model with all that a step needs.
+struct Side<'a, B: Ops> {
+    model: &'a Transformer<B>,
+    adapter: Adapter<B>,
+    grad: AdapterGrad<B>,
+    moments: Moments<B>,
+    workspace: Workspace<B>,
+    tokens: u64,
+}
+
+impl<'a, B: Ops> Side<'a, B> {
+    fn new(model: &'a Transformer<B>, load: &Workload) -> Result<Self> {
+        let (ops, config) = (&model.ops, &model.config);
+        let score = model.score_weights()?;
+        let init = AdapterInit::Random { seed: load.seed };
+        let adapter = Adapter::new(ops, config, load.rank, 2.0 * load.rank as f64, init, score.as_deref())?;
+        Ok(Side {
+            grad: AdapterGrad::new(ops, &adapter, false)?,
+            moments: Moments::new(ops, &adapter)?,
+            workspace: Workspace::new(ops, config, load.rank, load.batch_tokens, true)?,
+            model,
+            adapter,
+            tokens: 0,
+        })
+    }
+
+    fn half(&mut self) -> Result<Half<'_, B>> {
+        self.grad.clear(&self.model.ops)?;
+        let Side { model, adapter, grad, workspace, tokens, .. } = self;
+        Ok(Half { model, adapter, grad, workspace, tokens })
+    }
+
+    /// The gradients' norm: reading it waits for the device.
+    fn update(&mut self, step: usize) -> Result<()> {
+        let spec =
+            AdamWSpec { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.0, clip: 1.0, step: step as u32 + 1 };
+        let norm = self.moments.step(&self.model.ops, &mut self.adapter, &self.grad, spec)?;
+        if norm.is_finite() {
+            return Ok(());
+        }
+        Err(Error::NotFinite {
+            what: "gradient norm of a random step".into(),
+            found: norm.to_string(),
+            remedy: "this is a fault in ares: please report it".into(),
+        })
+    }
+}
+
+/// Pairs of answers to one prompt: failures first, then what keeps the model in place.
+fn policy_items(config: &ModelConfig, load: &Workload, salt: usize) -> Vec<PolicyItem> {
+    let (prompt, answer) = (load.length / 2, load.length - load.length / 2);
+    let count = (load.tokens / (load.length + answer)).max(1);
+    let item = |i: usize| {
+        let ids = |part: usize, n: usize| tokens(config, salt * 1000 + i * 3 + part, n);
+        let retain = i % 2 == 1;
+        PolicyItem {
+            prompt: ids(0, prompt),
+            rejected: (!retain).then(|| (ids(1, answer), -3.0, 1.0)),
+            chosen: (!retain).then(|| (ids(2, answer), 0)),
+            retain: retain.then(|| ids(1, answer)),
+        }
+    };
+    (0..count).map(item).collect()
+}
+
+fn reward_items(config: &ModelConfig, load: &Workload, salt: usize) -> Vec<RewardItem> {
+    let (prompt, answer) = (load.length / 2, load.length - load.length / 2);
+    let count = (load.tokens / (load.length + answer)).max(1);
+    let item = |i: usize| {
+        let ids = |part: usize, n: usize| tokens(config, salt * 1000 + i * 3 + part, n);
+        let replay = RewardKind::Replay { anchors: [Some(0.1), Some(-0.1)] };
+        let kind = if i % 2 == 0 { RewardKind::Failure } else { replay };
+        RewardItem { prompt: ids(0, prompt), rejected: ids(1, answer), chosen: Some(ids(2, answer)), kind }
+    };
+    (0..count).map(item).collect()
+}
+
+/// The arithmetic of items, as the step packs them.
+fn counted(config: &ModelConfig, load: &Workload, items: &[(Vec<u32>, Vec<Vec<u32>>)], heads: Heads) -> (u64, u64) {
+    let (mut rows, mut work) = (0, 0);
+    for (prompt, answers) in items {
+        let mut batch = Batch::default();
+        let answers: Vec<AnswerTokens> = answers.iter().map(|a| AnswerTokens::new(a)).collect();
+        batch.push(prompt, &answers, heads);
+        rows += batch.len() as u64;
+        work += flops(config, &batch, load.rank, true);
+    }
+    (rows, work)
+}
+
+/// One whole joint step: reward forward and backward, policy forward and backward, both optimisers.
+pub fn step<B: Ops>(policy: &Transformer<B>, reward: &Transformer<B>, load: &Workload) -> Result<Timing> {
+    let (mut reader, mut writer) = (Side::new(reward, load)?, Side::new(policy, load)?);
+    let config = RepairConfig { batch_tokens: load.batch_tokens, ..RepairConfig::default() };
+    let thresholds = Thresholds { tau_h: 0.5, tau_r: 0.0, mu_0: 0.0, s: 1.0 };
+    time(&policy.ops, "step", load, |i| {
+        let pairs = reward_items(&reward.config, load, i % 3);
+        let items = policy_items(&policy.config, load, i % 3);
+        reward_step(&mut reader.half()?, &pairs, &config, &thresholds, true)?;
+        policy_step(&mut writer.half()?, &items, &config)?;
+        reader.update(i)?;
+        writer.update(i)?;
+        let pairs: Vec<_> =
+            pairs.into_iter().map(|p| (p.prompt, [p.rejected].into_iter().chain(p.chosen).collect())).collect();
+        let answers = |p: &PolicyItem| {
+            let rejected = p.rejected.iter().map(|(tokens, ..)| tokens.clone());
+            rejected.chain(p.chosen.iter().map(|(tokens, _)| tokens.clone())).chain(p.retain.clone()).collect()
+        };
+        let items: Vec<_> = items.into_iter().map(|p| (p.prompt.clone(), answers(&p))).collect();
+        let (a, b) =
+            (counted(&reward.config, load, &pairs, Heads::Ends), counted(&policy.config, load, &items, Heads::Targets));
+        Ok((a.0 + b.0, a.1 + b.1))
+    })
+}
+
+/// Rewards of `tokens / length` answers.
+pub fn score<B: Ops>(reward: &Transformer<B>, load: &Workload) -> Result<Timing> {
+    let mut workspace = Workspace::new(&reward.ops, &reward.config, 0, load.batch_tokens, false)?;
+    let count = (load.tokens / load.length).max(1);
+    time(&reward.ops, "score", load, |i| {
+        let (mut rows, mut work) = (0, 0);
+        for range in plan(&vec![load.length; count], load.batch_tokens) {
+            let mut batch = Batch::default();
+            for n in range {
+                let ids = tokens(&reward.config, i % 3 * 1000 + n, load.length);
+                let (prompt, answer) = ids.split_at(load.length / 2);
+                batch.push(prompt, &[AnswerTokens::new(answer)], Heads::Ends);
+            }
+            reward.forward_scores(&mut workspace, &batch, None)?;
+            rows += batch.len() as u64;
+            work += flops(&reward.config, &batch, 0, false);
+        }
+        Ok((rows, work))
+    })
+}
+
+/// `sequences` continued greedily by `new_tokens` each, after prompts of `length`.
+pub fn decode<B: Ops>(policy: &Transformer<B>, load: &Workload) -> Result<Timing> {
+    let (ops, config) = (&policy.ops, &policy.config);
+    let length = load.length + load.new_tokens;
+    let rows = load.batch_tokens.max(load.sequences).max(load.length);
+    let mut workspace = Workspace::new(ops, config, 0, rows, false)?;
+    let mut generator = Generator::new(ops, config, load.sequences, length, rows)?;
+    let decoding = Decoding { ignore_eos: true, ..Decoding::greedy(load.new_tokens) };
+    time(ops, "decode", load, |i| {
+        let request =
+            |n: usize| Continue { tokens: tokens(config, i % 3 * 1000 + n, load.length), forced: 0, id: n as u64 };
+        let requests: Vec<Continue> = (0..load.sequences).map(request).collect();
+        let answers = policy.generate(&mut workspace, &mut generator, &requests, None, &decoding, |_| Ok(()))?;
+        let count: u64 = answers.iter().map(|a| a.tokens.len() as u64).sum();
+        let mut whole = Batch::default();
+        requests
+            .iter()
+            .zip(&answers)
+            .for_each(|(r, a)| whole.push(&r.tokens, &[AnswerTokens::new(&a.tokens)], Heads::Targets));
+        Ok((count, flops(config, &whole, 0, false)))
+    })
+}
+
+/// Milliseconds of one read from the device, whose latency every measured repeat contains.
+pub fn read_latency<B: Ops>(ops: &B) -> Result<f64> {
+    let tensor: Tensor<B, f32> = Tensor::zeros(ops, 1, 1)?;
+    let mut seconds = Vec::new();
+    for _ in 0..20 {
+        let begin = Instant::now();
+        tensor.read(ops)?;
+        seconds.push(begin.elapsed().as_secs_f64());
+    }
+    Ok(1e3 * Spread::of(seconds).median)
+}

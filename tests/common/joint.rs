@@ -1,0 +1,195 @@
+//! A joint step told as `tests/golden-joint` tells it, run on any backend.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use ares::judge::Thresholds;
+use ares::model::{Adapter, AdapterFile, AdapterGrad, HostTensor, Transformer, Workspace};
+use ares::ops::Ops;
+use ares::repair::objective::coupling;
+use ares::repair::policy_step::{PolicyItem, PolicyTerms, policy_step};
+use ares::repair::reward_step::{RewardItem, RewardKind, RewardTerms, reward_step};
+use ares::repair::trainer::Half;
+use ares::repair::{LogpScale, RepairConfig, RetainLoss, UnlearnLoss};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+pub struct Golden {
+    policy: String,
+    reward: String,
+    objective: Objective,
+    pub failures: Vec<Failure>,
+    retain: Vec<Retain>,
+    replay: Vec<Replay>,
+    /// Of the failures that train the policy, in order.
+    pub coupling: Vec<f64>,
+    pub terms: BTreeMap<String, f64>,
+}
+
+#[derive(Deserialize)]
+pub struct Objective {
+    weights: BTreeMap<String, f64>,
+    likelihood: UnlearnLoss,
+    logp: LogpScale,
+    b: f64,
+    margin: f64,
+    retain: RetainLoss,
+    coupling: bool,
+    tau_r: f64,
+    mu_0: f64,
+    s: f64,
+}
+
+#[derive(Deserialize)]
+pub struct Failure {
+    pub verdict: ares::judge::Verdict,
+    prompt: Vec<u32>,
+    rejected: Vec<u32>,
+    chosen: Option<Vec<u32>>,
+    /// How many tokens of `rejected` stand before `chosen`.
+    forced: usize,
+    /// ℓ_0(y⁻)
+    logprob_0: f64,
+}
+
+#[derive(Deserialize)]
+pub struct Retain {
+    prompt: Vec<u32>,
+    answer: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+pub struct Replay {
+    prompt: Vec<u32>,
+    chosen: Vec<u32>,
+    rejected: Vec<u32>,
+    /// r_0 of (chosen, rejected), where it is worth holding.
+    anchors: [Option<f64>; 2],
+}
+
+/// One model with its adapter and a place for gradients.
+pub struct Side<B: Ops> {
+    model: Transformer<B>,
+    adapter: Adapter<B>,
+    grad: AdapterGrad<B>,
+    workspace: Workspace<B>,
+    tokens: u64,
+}
+
+impl<B: Ops> Side<B> {
+    fn open(ops: &B, name: &str, capacity: usize) -> Self {
+        let dir = tests().join("golden").join(name);
+        let model = Transformer::open(ops, &dir).unwrap();
+        let file = AdapterFile::open(&dir.join("adapter"), &model.config).unwrap();
+        let score = model.score_weights().unwrap();
+        let adapter = Adapter::load(&model.ops, &model.config, &file, score.as_deref()).unwrap();
+        let grad = AdapterGrad::new(&model.ops, &adapter, false).unwrap();
+        let workspace = Workspace::new(&model.ops, &model.config, adapter.rank(), capacity, true).unwrap();
+        Side { model, adapter, grad, workspace, tokens: 0 }
+    }
+
+    fn half(&mut self) -> Half<'_, B> {
+        let Side { model, adapter, grad, workspace, tokens } = self;
+        Half { model, adapter, grad, workspace, tokens }
+    }
+
+    pub fn gradients(&self) -> BTreeMap<String, HostTensor> {
+        self.adapter.gradients_to_file(&self.model.ops, &self.model.config, &self.grad).unwrap().tensors
+    }
+}
+
+impl Golden {
+    /// `batch_tokens` small: the step runs in several pieces; large: in one.
+    fn config(&self, batch_tokens: usize) -> RepairConfig {
+        let o = &self.objective;
+        RepairConfig {
+            unlearn: o.likelihood,
+            logp: o.logp,
+            retain: o.retain,
+            npo_beta: o.b,
+            margin: o.margin,
+            lambda_npo: o.weights["npo"],
+            lambda_safe: o.weights["safe"],
+            lambda_retain: o.weights["retain"],
+            lambda_bt: o.weights["bt"],
+            lambda_center: o.weights["center"],
+            lambda_replay: o.weights["replay"],
+            lambda_anchor: o.weights["anchor"],
+            batch_tokens,
+            ..RepairConfig::default()
+        }
+    }
+
+    fn thresholds(&self) -> Thresholds {
+        let Objective { tau_r, mu_0, s, .. } = self.objective;
+        Thresholds { tau_h: 0.5, tau_r, mu_0, s }
+    }
+
+    /// Failures first, as their r_φ(y⁻) are read for the coupling weight.
+    fn reward_items(&self) -> Vec<RewardItem> {
+        let failure = |f: &Failure| RewardItem {
+            prompt: f.prompt.clone(),
+            rejected: f.rejected.clone(),
+            chosen: f.chosen.clone(),
+            kind: if f.verdict.trains_reward() { RewardKind::Failure } else { RewardKind::Read },
+        };
+        let replay = |p: &Replay| RewardItem {
+            prompt: p.prompt.clone(),
+            rejected: p.rejected.clone(),
+            chosen: Some(p.chosen.clone()),
+            kind: RewardKind::Replay { anchors: p.anchors },
+        };
+        self.failures.iter().map(failure).chain(self.replay.iter().map(replay)).collect()
+    }
+
+    /// `weights`: one per failure.
+    fn policy_items(&self, weights: &[f64]) -> Vec<PolicyItem> {
+        let failure = |(f, &w): (&Failure, &f64)| PolicyItem {
+            prompt: f.prompt.clone(),
+            rejected: Some((f.rejected.clone(), f.logprob_0, w)),
+            chosen: f.chosen.as_ref().map(|chosen| ([&f.rejected[..f.forced], chosen].concat(), f.forced)),
+            retain: None,
+        };
+        let keep = |r: &Retain| PolicyItem {
+            prompt: r.prompt.clone(),
+            retain: Some(r.answer.clone()),
+            ..PolicyItem::default()
+        };
+        let trained = self.failures.iter().zip(weights).filter(|(f, _)| f.verdict.trains_policy());
+        trained.map(failure).chain(self.retain.iter().map(keep)).collect()
+    }
+}
+
+/// What one joint step says.
+pub struct Step {
+    pub policy: PolicyTerms,
+    pub reward: RewardTerms,
+    /// One coupling weight per failure.
+    pub weights: Vec<f64>,
+    /// By side and PEFT name.
+    pub gradients: [(&'static str, BTreeMap<String, HostTensor>); 2],
+}
+
+impl Golden {
+    pub fn open(variant: &str) -> Golden {
+        let file = tests().join(format!("golden-joint/{variant}.json"));
+        serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+    }
+
+    /// The step at `batch_tokens` rows at a time.
+    pub fn step<B: Ops>(&self, ops: &B, batch_tokens: usize) -> Step {
+        let (mut policy, mut reward) = (Side::open(ops, &self.policy, 256), Side::open(ops, &self.reward, 256));
+        let (config, thresholds) = (self.config(batch_tokens), self.thresholds());
+        let items = self.reward_items();
+        let (reward_terms, read) = reward_step(&mut reward.half(), &items, &config, &thresholds, true).unwrap();
+        let weight = |r: &f64| if self.objective.coupling { coupling(*r, &thresholds) } else { 1.0 };
+        let weights: Vec<f64> = read[..self.failures.len()].iter().map(weight).collect();
+        let policy_terms = policy_step(&mut policy.half(), &self.policy_items(&weights), &config).unwrap();
+        let gradients = [("policy", policy.gradients()), ("reward", reward.gradients())];
+        Step { policy: policy_terms, reward: reward_terms, weights, gradients }
+    }
+}
+
+pub fn tests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
+}

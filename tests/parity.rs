@@ -1,0 +1,17 @@
+//! The CUDA backend against `Cpu::rounded()`: per op, per model, one whole joint step. On the simulator always; on a GPU with
+//! ARES_PARITY_DEVICE=cuda (ARES_REQUIRE_GPU=1 turns a skip into a failure).
+
+#[path = "parity/harness.rs"]
+mod harness;
+
+#[path = "parity/elementwise.rs"]
+mod elementwise;
+
+#[path = "parity/fused.rs"]
+mod fused;
+
+#[path = "common/joint.rs"]
+mod joint;
+
+#[path = "parity/model.rs"]
+mod model;
