@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ares::model::{AdapterFile, Checkpoint, Head, ModelConfig, Projection};
+use ares::model::{AdapterFile, Checkpoint, Head, ModelConfig, Projection, Weights};
 use ares::text::{Limits, Prompt, Rendering, rows};
 
 fn golden() -> Vec<PathBuf> {

@@ -6,12 +6,3 @@ mod harness;
 
 #[path = "parity/elementwise.rs"]
 mod elementwise;
-
-#[path = "parity/fused.rs"]
-mod fused;
-
-#[path = "common/joint.rs"]
-mod joint;
-
-#[path = "parity/model.rs"]
-mod model;

@@ -1,6 +1,6 @@
 //! Norm, rows, score head, AdamW: kernels without a product.
 
-use ares::backend::{Backend, Tensor};
+use ares::backend::Tensor;
 use ares::ops::{AdamW, AdamWSpec, Embed, Norm, NormSpec, Parameter, Rows, ScoreHead};
 
 use crate::harness::*;
