@@ -16,6 +16,7 @@ mod generate;
 mod groups;
 mod inspect;
 mod judge;
+mod kernels;
 mod logprob;
 mod outcome;
 mod probe;
@@ -57,6 +58,7 @@ enum Command {
     Judge(judge::Judge),
     Bench(bench::Bench),
     Inspect(inspect::Inspect),
+    Kernels(kernels::Kernels),
     Doctor(doctor::Doctor),
     Report(report::Report),
     Completions(completions::Completions),
@@ -82,6 +84,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Judge(command) => command.run(&session),
         Command::Bench(command) => command.run(&session),
         Command::Inspect(command) => command.run(&session),
+        Command::Kernels(command) => command.run(&session),
         Command::Doctor(command) => command.run(&session),
         Command::Report(command) => command.run(&session),
         Command::Completions(command) => command.run(&session),

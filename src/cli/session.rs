@@ -1,7 +1,7 @@
 //! What every command shares: the global flags, and where results, tables and progress go.
 
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::device::{Device, DeviceSpec};
+use crate::backend::cuda::compiler::KernelOptions;
 use crate::error::{Error, Result};
 use crate::report::{Style, Table};
 
@@ -24,6 +25,15 @@ pub struct Global {
     /// Print the result as one JSON object on stdout; tables go to stderr
     #[arg(long, global = true)]
     json: bool,
+    /// Compiled kernels: a file of `ares kernels --pack`, or a folder of sources [environment: ARES_KERNELS]
+    #[arg(long, global = true, value_name = "PATH")]
+    kernels: Option<PathBuf>,
+    /// The CUDA compiler library libnvrtc, or its folder [environment: ARES_NVRTC]
+    #[arg(long, global = true, value_name = "PATH")]
+    nvrtc: Option<PathBuf>,
+    /// Wait after each GPU kernel, so that a fault names it [environment: ARES_SYNC=1]
+    #[arg(long, global = true)]
+    sync: bool,
     /// Say nothing but results and errors
     #[arg(long, short, global = true, conflicts_with = "verbose")]
     quiet: bool,
@@ -49,6 +59,12 @@ impl Session {
 
     pub fn json(&self) -> bool {
         self.global.json
+    }
+
+    /// Where kernels come from.
+    pub fn kernels(&self) -> KernelOptions {
+        let Global { kernels, nvrtc, sync, .. } = &self.global;
+        KernelOptions { nvrtc: nvrtc.clone(), kernels: kernels.clone(), sync: *sync }.or_environment()
     }
 
     /// The device, usable. `auto` says which one it chose.

@@ -35,6 +35,7 @@ pub use score_head::ScoreHead;
 
 use crate::backend::Backend;
 pub use crate::backend::cost::Cost;
+use crate::backend::cuda::Build;
 use crate::error::{Error, Result};
 
 /// All that a transformer needs of a device.
@@ -58,6 +59,12 @@ impl<B> Ops for B where
         + Decode
         + Sample
 {
+}
+
+/// Every kernel with the constants of typical models, for `ares kernels` and the tests. An operation with kernels adds its own.
+pub fn builds() -> Vec<Build> {
+    let builds = [adamw::cuda::builds(), norm::cuda::builds(), rows::cuda::builds(), score_head::cuda::builds()];
+    builds.into_iter().flatten().collect()
 }
 
 /// Fails unless `found == expected`; `what` names the operand.

@@ -41,6 +41,12 @@ impl Key {
         Key(format!("{label}-{}", &hex(&hash.finalize())[..32]))
     }
 
+    /// The key of what is made from this and one part more.
+    pub fn and(&self, part: &[u8]) -> Key {
+        let label = self.0.rsplit_once('-').map_or("", |(label, _)| label);
+        Key::new(label, &[self.0.as_bytes(), part])
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -215,7 +221,10 @@ mod tests {
             Key::new("norm", &[b"a", b"bc"]),
             Key::new("norm", &[b"abc"]),
             Key::new("rows", &[b"abc"]),
+            Key::new("norm", &[b"abc"]).and(b"d"),
+            Key::new("norm", &[b"abc"]).and(b"e"),
         ];
+        assert!(keys[5].as_str().starts_with("norm-") && keys[5].as_str().len() == keys[0].as_str().len());
         for (i, a) in keys.iter().enumerate() {
             assert!(keys[i + 1..].iter().all(|b| a != b));
         }

@@ -4,6 +4,7 @@
 //! they are alive and long enough is the caller's promise (`mod.rs` keeps it: a buffer knows its length).
 
 use std::fmt;
+use std::str::FromStr;
 
 use crate::error::Result;
 
@@ -53,6 +54,15 @@ impl Arch {
             12.. => Some(Arch::Sm120),
             _ => None,
         }
+    }
+}
+
+impl FromStr for Arch {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Arch, String> {
+        let known = Arch::ALL.map(Arch::name).join(", ");
+        Arch::ALL.into_iter().find(|arch| arch.name() == text).ok_or(format!("expected one of {known}, found {text:?}"))
     }
 }
 

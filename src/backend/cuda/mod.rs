@@ -6,12 +6,17 @@
 
 mod buffer;
 pub mod cache;
+pub mod compiler;
 pub mod driver;
 pub mod kernels;
+pub mod nvrtc;
+pub mod pack;
 mod profile;
+mod search;
 pub mod sim;
 pub mod source;
 pub mod text;
+pub mod usage;
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -20,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use half::bf16;
 
 pub use buffer::DeviceBuffer;
+pub use usage::{Budget, Build};
 
 use self::driver::{Define, DeviceInfo, Driver, Function, GraphHandle, LaunchConfig};
 use self::profile::Profile;

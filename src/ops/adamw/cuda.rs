@@ -2,7 +2,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{AdamW, AdamWSpec, Parameter};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
-use crate::backend::cuda::kernels;
+use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Backend, Cuda, Tensor};
 use crate::error::Result;
 use crate::ops::expect;
@@ -13,6 +13,12 @@ const CHUNK: u32 = 4096;
 /// One partial sum per warp.
 const SHARED: u32 = THREADS / 32 * 4;
 const DEFINES: &[Define] = &[("THREADS", THREADS as u64), ("CHUNK", CHUNK as u64), ("SHARED_BYTES", SHARED as u64)];
+
+/// What is compiled for any model.
+pub(crate) fn builds() -> Vec<Build> {
+    let build = Build::new(&kernels::ADAMW, DEFINES, THREADS);
+    vec![build.with("gradient_squares", THREADS, SHARED, 1).with("gradient_norm", 32, 0, 1)]
+}
 
 /// One parameter as the kernels read it: `struct Entry` of `kernels/adamw.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]

@@ -3,7 +3,7 @@
 //! θ ← θ − lr·(m̂/(√v̂ + ε) + decay·θ), m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ).
 
 mod cpu;
-mod cuda;
+pub(super) mod cuda;
 
 use crate::backend::{Backend, Tensor};
 use crate::error::Result;

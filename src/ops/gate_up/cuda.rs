@@ -1,6 +1,6 @@
 use super::{Activation, GateUp, activate_cost, check};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
-use crate::backend::cuda::kernels;
+use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
 use crate::ops::lora::cuda::{linear_backward, linear_forward};
@@ -10,6 +10,11 @@ const THREADS: u32 = 256;
 /// 16-byte accesses where the feed-forward's width allows: `up` begins `f` elements behind `gate`.
 const WIDE: &[Define] = &[("THREADS", THREADS as u64), ("VECTOR", 8)];
 const NARROW: &[Define] = &[("THREADS", THREADS as u64), ("VECTOR", 1)];
+
+/// Both widths of access.
+pub(crate) fn builds() -> Vec<Build> {
+    [WIDE, NARROW].map(|defines| Build::new(&kernels::GATE_UP, defines, THREADS)).into()
+}
 
 /// Defines and geometry for `rows` × `f` activations.
 fn launch(rows: usize, f: usize) -> (&'static [Define], LaunchConfig) {

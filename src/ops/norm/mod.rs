@@ -1,7 +1,7 @@
 //! RMSNorm: `y[t,c] = g[c]·x[t,c]·rstd[t]`, rstd = (mean_c x² + eps)^-½, g = w or 1 + w. (arXiv:1910.07467)
 
 mod cpu;
-mod cuda;
+pub(super) mod cuda;
 
 pub(crate) use cpu::{rms_backward_row, rms_row};
 

@@ -1,6 +1,6 @@
 use super::{Qkv, QkvSpec, QkvWeights, Rope, check, rotate_cost};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
-use crate::backend::cuda::kernels;
+use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
 use crate::ops::lora::cuda::{linear_backward, linear_forward};
@@ -9,6 +9,11 @@ use crate::ops::{Lora, LoraGrad, expect};
 /// One warp per head; eight fill a block.
 const HEADS_PER_BLOCK: u32 = 8;
 const DEFINES: &[Define] = &[("HEADS_PER_BLOCK", HEADS_PER_BLOCK as u64)];
+
+/// What is compiled for any model.
+pub(crate) fn builds() -> Vec<Build> {
+    vec![Build::new(&kernels::QKV, DEFINES, 32 * HEADS_PER_BLOCK)]
+}
 
 fn launch(rows: usize, spec: QkvSpec) -> LaunchConfig {
     let heads = rows * (spec.heads + spec.kv_heads);

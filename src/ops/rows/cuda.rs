@@ -1,12 +1,17 @@
 use super::{Rows, check};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
-use crate::backend::cuda::{DeviceBuffer, kernels};
+use crate::backend::cuda::{Build, DeviceBuffer, kernels};
 use crate::backend::{Backend, Cuda, Tensor};
 use crate::error::Result;
 
 /// A row of 1,024 columns is 128 accesses of 16 bytes.
 const THREADS: u32 = 128;
 const DEFINES: &[Define] = &[("THREADS", THREADS as u64)];
+
+/// What is compiled for any model.
+pub(crate) fn builds() -> Vec<Build> {
+    vec![Build::new(&kernels::ROWS, DEFINES, THREADS)]
+}
 
 fn launch(rows: usize) -> LaunchConfig {
     LaunchConfig::linear(rows as u32, THREADS)

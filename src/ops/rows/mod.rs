@@ -1,7 +1,7 @@
 //! Rows by index: gather `y[i] = x[rows[i]]`, and its transpose. A head sees only the rows that have a target or end a sequence.
 
 mod cpu;
-mod cuda;
+pub(super) mod cuda;
 
 pub(crate) use cuda::gather;
 

@@ -1,6 +1,6 @@
 use super::{Sample, SampleSpec, SampleTable, check};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
-use crate::backend::cuda::kernels;
+use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
 use crate::ops::product::cuda::logits;
@@ -9,6 +9,12 @@ const THREADS: u32 = 256;
 /// A double and a count per thread, a float per warp, and the token, at the double's alignment.
 const SHARED: u32 = (12 * THREADS + 4 * (THREADS / 32) + 4).next_multiple_of(8);
 const DEFINES: &[Define] = &[("THREADS", THREADS as u64), ("SHARED_BYTES", SHARED as u64)];
+
+/// What is compiled for any model.
+pub(crate) fn builds() -> Vec<Build> {
+    let build = Build::new(&kernels::SAMPLE, DEFINES, THREADS);
+    vec![build.with("sample_draw", THREADS, SHARED, 1).with("sample_greedy", THREADS, SHARED, 1)]
+}
 
 impl Sample for Cuda {
     fn sample(

@@ -1,6 +1,6 @@
 use super::{ScoreHead, check};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
-use crate::backend::cuda::kernels;
+use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
 use crate::ops::expect;
@@ -8,6 +8,11 @@ use crate::ops::expect;
 /// Heads are narrow and rows few: any size serves.
 const THREADS: u32 = 256;
 const DEFINES: &[Define] = &[("THREADS", THREADS as u64)];
+
+/// What is compiled for any model.
+pub(crate) fn builds() -> Vec<Build> {
+    vec![Build::new(&kernels::SCORE_HEAD, DEFINES, THREADS)]
+}
 
 impl ScoreHead for Cuda {
     fn score_forward(&self, r: &mut Tensor<Self, f32>, h: &Tensor<Self>, w: &Tensor<Self, f32>) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The score head of a sequence classifier: `r[s] = h[s]·wᵀ` in f32, h the last normed hidden row of each sequence.
 
 mod cpu;
-mod cuda;
+pub(super) mod cuda;
 
 use super::expect;
 use crate::backend::{Backend, Tensor};

@@ -1,0 +1,205 @@
+//! `ares kernels`: the GPU kernels, compiled without a GPU.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::Session;
+use crate::backend::cuda::cache::{Cache, Key};
+use crate::backend::cuda::compiler::{Compiler, Origin};
+use crate::backend::cuda::driver::Arch;
+use crate::backend::cuda::nvrtc::{Cubin, target};
+use crate::backend::cuda::usage::{Usage, parse};
+use crate::backend::cuda::{Build, pack};
+use crate::error::{Error, Result};
+use crate::ops::builds;
+use crate::report::{Align, Table};
+
+/// List the GPU kernels; with --arch compile them, no GPU needed, and tell what each takes
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    ares kernels --arch sm_90a --check\n  \
+    ares kernels --arch sm_80,sm_90a --pack ares.kernels   then, elsewhere: ares score --kernels ares.kernels …")]
+pub struct Kernels {
+    /// Compile for these: sm_80, sm_90a, sm_100, sm_120
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    arch: Vec<Arch>,
+    /// Fail if a kernel spills, uses local memory, or fits a multiprocessor less often than its plan relies on
+    #[arg(long, requires = "arch")]
+    check: bool,
+    /// Write all compiled code into one file, for machines without libnvrtc (--kernels FILE)
+    #[arg(long, requires = "arch", value_name = "FILE")]
+    pack: Option<PathBuf>,
+}
+
+/// One kernel, compiled.
+#[derive(Debug, Serialize)]
+struct Line {
+    file: &'static str,
+    arch: &'static str,
+    constants: String,
+    #[serde(flatten)]
+    usage: Usage,
+    /// Dynamic shared memory of a block, bytes.
+    dynamic_shared: u32,
+    threads: u32,
+    /// That one multiprocessor holds at once.
+    blocks: u32,
+    blocks_planned: u32,
+}
+
+/// One file of kernels, compiled.
+struct Compiled {
+    key: Key,
+    cubin: Cubin,
+    origin: Origin,
+    lines: Vec<Line>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    compiler: String,
+    /// Of the compiler, added up over all files; 0 when all of them came from the cache.
+    compile_seconds: f64,
+    files_compiled: usize,
+    kernels: Vec<Line>,
+}
+
+impl Kernels {
+    pub fn run(self, session: &Session) -> Result<()> {
+        if self.arch.is_empty() {
+            return list(session);
+        }
+        let compiler = Compiler::new(session.kernels(), None, Cache::user())?;
+        compiler.check()?;
+        let builds = builds();
+        let work: Vec<(Arch, &Build)> =
+            self.arch.iter().flat_map(|&arch| builds.iter().map(move |build| (arch, build))).collect();
+        let bar = session.progress("compiling kernels", work.len() as u64);
+        let compile = |&(arch, build): &(Arch, &Build)| {
+            let compiled = compile(&compiler, build, arch);
+            bar.inc(1);
+            compiled
+        };
+        let compiled = work.par_iter().map(compile).collect::<Result<Vec<_>>>();
+        bar.finish_and_clear();
+        let compiled = compiled?;
+        if let Some(path) = &self.pack {
+            let cubins: Vec<(Key, Cubin)> = compiled.iter().map(|c| (c.key.clone(), c.cubin.clone())).collect();
+            pack::write(path, &cubins)?;
+            session.say(&format!("wrote {} ({} files of kernels)", path.display(), cubins.len()));
+        }
+        let report = Report::new(&compiler, compiled);
+        let Report { compiler, compile_seconds, files_compiled, .. } = &report;
+        session.say(&format!("{compiler}: {files_compiled} files compiled anew in {compile_seconds:.1} s"));
+        session.inform(&report.table(), &report)?;
+        if self.check { report.check() } else { Ok(()) }
+    }
+}
+
+fn compile(compiler: &Compiler, build: &Build, arch: Arch) -> Result<Compiled> {
+    let key = compiler.key(build.source, &build.defines, arch)?;
+    let (cubin, origin) = compiler.compile(build.source, &build.defines, arch)?;
+    let constants: Vec<String> = build.defines.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let line = |usage: Usage| {
+        let budget =
+            build.budgets.iter().find(|budget| budget.kernel == usage.kernel).ok_or_else(|| Error::Kernel {
+                file: build.source.file.to_string(),
+                target: target(&build.defines, arch),
+                log: format!("{} is a kernel of which the program knows nothing", usage.kernel),
+            })?;
+        Ok(Line {
+            file: build.source.file,
+            arch: arch.name(),
+            constants: constants.join(" "),
+            dynamic_shared: budget.shared,
+            threads: budget.threads,
+            blocks: usage.blocks(budget, arch),
+            blocks_planned: budget.blocks,
+            usage,
+        })
+    };
+    let lines = parse(&cubin.log).into_iter().map(line).collect::<Result<Vec<_>>>()?;
+    Ok(Compiled { key, cubin, origin, lines })
+}
+
+impl Report {
+    fn new(compiler: &Compiler, compiled: Vec<Compiled>) -> Report {
+        let seconds = compiled.iter().filter_map(|c| match c.origin {
+            Origin::Compiled(seconds) => Some(seconds),
+            Origin::Pack | Origin::Cache => None,
+        });
+        let files_compiled = seconds.clone().count();
+        let name = match compiler.nvrtc() {
+            Ok(nvrtc) => nvrtc.to_string(),
+            Err(_) => "none: all from the pack".to_string(),
+        };
+        Report {
+            compiler: name,
+            // Not `sum`: of nothing that is -0.
+            compile_seconds: seconds.fold(0.0, |a, b| a + b),
+            files_compiled,
+            kernels: compiled.into_iter().flat_map(|c| c.lines).collect(),
+        }
+    }
+
+    fn table(&self) -> Table {
+        let right = ["threads", "registers", "shared", "stack", "spills", "blocks"].map(|name| (name, Align::Right));
+        let left = ["kernel", "arch", "constants"].map(|name| (name, Align::Left));
+        let mut table = Table::new(&[left.as_slice(), &right].concat());
+        for line in &self.kernels {
+            let usage = &line.usage;
+            let shared = usage.shared + line.dynamic_shared;
+            let numbers = [line.threads, usage.registers, shared, usage.stack, usage.spills, line.blocks];
+            let names = [usage.kernel.clone(), line.arch.to_string(), line.constants.clone()];
+            table.row(names.into_iter().chain(numbers.map(|n| n.to_string())).map(Into::into).collect());
+        }
+        table
+    }
+
+    fn check(&self) -> Result<()> {
+        let faults: Vec<String> = self.kernels.iter().filter_map(fault).collect();
+        if faults.is_empty() && !self.kernels.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Data {
+            what: "kernels".to_string(),
+            expected: "no spills, no local memory, and as many blocks on a multiprocessor as planned".to_string(),
+            found: faults.join("; "),
+            remedy: "change the kernels named".to_string(),
+        })
+    }
+}
+
+fn fault(line: &Line) -> Option<String> {
+    let Line { arch, constants, usage, blocks, blocks_planned, .. } = line;
+    let place = format!("{arch} {} ({constants})", usage.kernel);
+    if !usage.is_clean() {
+        return Some(format!("{place}: {} bytes of spills, {} of stack", usage.spills, usage.stack));
+    }
+    (blocks < blocks_planned).then(|| format!("{place}: {blocks} blocks, planned {blocks_planned}"))
+}
+
+/// What there is, without compiling.
+fn list(session: &Session) -> Result<()> {
+    #[derive(Serialize)]
+    struct File {
+        file: &'static str,
+        kernels: &'static [&'static str],
+        builds: usize,
+    }
+    let builds = builds();
+    let file = |source: &&'static crate::backend::cuda::source::Source| File {
+        file: source.file,
+        kernels: source.kernels,
+        builds: builds.iter().filter(|build| build.source == *source).count(),
+    };
+    let files: Vec<File> = crate::backend::cuda::kernels::SOURCES.iter().map(file).collect();
+    let mut table = Table::new(&[("file", Align::Left), ("builds", Align::Right), ("kernels", Align::Left)]);
+    for file in &files {
+        table.row(vec![file.file.into(), file.builds.to_string().into(), file.kernels.join(", ").into()]);
+    }
+    session.inform(&table, &files)
+}
