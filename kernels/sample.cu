@@ -185,3 +185,19 @@ sample_draw(u32* tokens, float* logits, const u32* ids, const u32* positions, u3
     }
     tokens[blockIdx.x] = token;
 }
+
+/// What follows a drawn token, without the host: it is noted in column step[0] of `history`, becomes the row's next input, and
+/// all positions grow by one. One block.
+KERNEL __launch_bounds__(THREADS)
+advance(u32* history, u32* step, u32* tokens, u32* positions, u32* drawn, const u32* next, u32 rows, u32 columns) {
+    u32 column = step[0];
+    block_barrier();
+    for (u32 i = threadIdx.x; i < rows; i += THREADS) {
+        u32 token = next[i];
+        if (column < columns) history[i * columns + column] = token;
+        tokens[i] = token;
+        positions[i] += 1;
+        drawn[i] += 1;
+    }
+    if (threadIdx.x == 0) step[0] = column + 1;
+}

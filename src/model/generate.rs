@@ -11,7 +11,7 @@ use super::transformer::Transformer;
 use super::workspace::Workspace;
 use crate::backend::Tensor;
 use crate::error::Result;
-use crate::ops::{KvCache, Ops, SampleSpec, SampleTable, SlotTable};
+use crate::ops::{History, KvCache, Ops, SampleSpec, SampleTable, SlotTable};
 
 /// One sequence to continue.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +39,7 @@ pub struct Generator<B: Ops> {
     keys: SampleTable<B>,
     logits: Tensor<B, f32>, // (S, V)
     next: Tensor<B, u32>,   // (S, 1)
+    history: History<B>,
     prefill: SlotTable<B>,
     /// One captured step per number of active slots, for one call of `generate`.
     graphs: BTreeMap<usize, B::Graph>,
@@ -64,6 +65,7 @@ impl<B: Ops> Generator<B> {
             keys: SampleTable::with_capacity(ops, slots)?,
             logits: Tensor::zeros(ops, slots, config.vocab_size)?,
             next: Tensor::zeros(ops, slots, 1)?,
+            history: History::with_capacity(ops, slots)?,
             prefill: SlotTable::with_capacity(ops, prefill)?,
             graphs: BTreeMap::new(),
             slots,
@@ -99,22 +101,29 @@ impl<B: Ops> Transformer<B> {
         let mut free: Vec<u32> = (0..generator.slots as u32).rev().collect();
         let mut active: Vec<Slot> = Vec::new();
         let mut finished = requests.len() - waiting.len();
+        let length = generator.length;
+        let over = |result: &Continued, slot: &Slot| {
+            let full = result.tokens.len() >= decoding.max_new_tokens || slot.position as usize + 1 >= length;
+            result.finish == Finish::Stop || full
+        };
         while !active.is_empty() || !waiting.is_empty() {
             self.admit(ws, generator, requests, adapter, &mut waiting, &mut free, &mut active)?;
-            let tokens = self.decode_step(ws, generator, requests, adapter, decoding, &active)?;
-            for (slot, token) in active.iter_mut().zip(tokens) {
+            let columns = self.decode_burst(ws, generator, requests, adapter, decoding, &active)?;
+            for (slot, tokens) in active.iter_mut().zip(columns) {
                 let result = &mut results[slot.index];
-                result.tokens.push(token);
-                (slot.token, slot.position) = (token, slot.position + 1);
-                if self.config.eos_token_ids.contains(&token) && !decoding.ignore_eos {
-                    result.finish = Finish::Stop;
+                for token in tokens {
+                    if over(result, slot) {
+                        break; // what ran on for nothing
+                    }
+                    result.tokens.push(token);
+                    (slot.token, slot.position) = (token, slot.position + 1);
+                    if self.config.eos_token_ids.contains(&token) && !decoding.ignore_eos {
+                        result.finish = Finish::Stop;
+                    }
                 }
             }
             active.retain(|slot| {
-                let result = &results[slot.index];
-                let full =
-                    result.tokens.len() >= decoding.max_new_tokens || slot.position as usize + 1 > generator.length - 1;
-                let over = result.finish == Finish::Stop || full;
+                let over = over(&results[slot.index], slot);
                 if over {
                     free.push(slot.slot);
                     finished += 1;
@@ -192,8 +201,8 @@ impl<B: Ops> Transformer<B> {
         Ok(())
     }
 
-    /// One token for every active slot.
-    fn decode_step(
+    /// The next tokens of every active slot, as many steps as the backend takes at once and the caches have room for.
+    fn decode_burst(
         &self,
         ws: &mut Workspace<B>,
         generator: &mut Generator<B>,
@@ -201,7 +210,7 @@ impl<B: Ops> Transformer<B> {
         adapter: Option<&Adapter<B>>,
         decoding: &Decoding,
         active: &[Slot],
-    ) -> Result<Vec<u32>> {
+    ) -> Result<Vec<Vec<u32>>> {
         let ops = &self.ops;
         let column = |f: fn(&Slot) -> u32| active.iter().map(f).collect::<Vec<u32>>();
         let positions = column(|s| s.position);
@@ -211,15 +220,35 @@ impl<B: Ops> Transformer<B> {
         generator.keys.set(ops, &ids, &drawn)?;
         generator.logits.set_rows(active.len())?;
         generator.next.set_rows(active.len())?;
+        generator.history.clear(ops, active.len())?;
         ws.batch.tokens.refill(ops, &column(|s| s.token))?;
         ws.set_rows(active.len())?;
         ws.head.set_rows(active.len())?;
+        let furthest = positions.iter().max().map_or(0, |p| *p as usize);
+        let steps = B::BURST.min(generator.length.saturating_sub(furthest)).max(1);
+        for _ in 0..steps {
+            self.decode_step(ws, generator, adapter, decoding, active.len())?;
+        }
+        let history = generator.history.tokens.read(ops)?;
+        Ok(history.chunks_exact(B::BURST).map(|row| row[..steps].to_vec()).collect())
+    }
+
+    /// One token for every active slot, left on the device. Everything that changes between steps lies in device memory, and
+    /// buffers end where they began, so the step can be replayed.
+    fn decode_step(
+        &self,
+        ws: &mut Workspace<B>,
+        generator: &mut Generator<B>,
+        adapter: Option<&Adapter<B>>,
+        decoding: &Decoding,
+        active: usize,
+    ) -> Result<()> {
+        let (ops, w) = (&self.ops, self.lm_weight()?);
         let Workspace { batch, saved, scratch, last, head, .. } = ws;
-        let Generator { caches, table, keys, logits, next, graphs, .. } = generator;
-        let (s, w) = (&mut saved[0], self.lm_weight()?);
+        let Generator { caches, table, keys, logits, next, history, graphs, .. } = generator;
+        let s = &mut saved[0];
         let Decoding { temperature, top_k, top_p, seed, .. } = *decoding;
-        // Everything below lies in device memory, and buffers end where they began: the step can be replayed.
-        ops.replay(graphs.entry(active.len()).or_default(), || {
+        ops.replay(graphs.entry(active).or_default(), || {
             ops.embed(&mut s.x, &batch.tokens, &self.embed)?;
             for (l, (block, cache)) in self.blocks.iter().zip(&mut *caches).enumerate() {
                 let lora = adapter.map(|a| &a.blocks[l]);
@@ -230,8 +259,8 @@ impl<B: Ops> Transformer<B> {
             if self.blocks.len() % 2 == 1 {
                 std::mem::swap(last, &mut s.x);
             }
-            ops.sample(next, logits, &head.h, keys, w, SampleSpec { temperature, top_k, top_p, seed })
-        })?;
-        next.read(ops)
+            ops.sample(next, logits, &head.h, keys, w, SampleSpec { temperature, top_k, top_p, seed })?;
+            ops.advance(history, &mut batch.tokens, &mut table.positions, &mut keys.positions, next)
+        })
     }
 }

@@ -30,7 +30,7 @@ pub use norm::{Norm, NormSpec};
 pub use project::Project;
 pub use qkv::{Qkv, QkvSpec, QkvWeights, Rope};
 pub use rows::Rows;
-pub use sample::{Sample, SampleSpec, SampleTable};
+pub use sample::{History, Sample, SampleSpec, SampleTable};
 pub use score_head::ScoreHead;
 
 use crate::backend::Backend;

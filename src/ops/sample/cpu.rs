@@ -1,12 +1,14 @@
 use rayon::prelude::*;
 
-use super::{Sample, SampleSpec, SampleTable, check, uniform};
+use super::{History, Sample, SampleSpec, SampleTable, check, check_advance, uniform};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
 use crate::ops::lm_head::cpu::multiply;
 use crate::ops::product::{exp, simd};
 
 impl Sample for Cpu {
+    const BURST: usize = 1;
+
     fn sample(
         &self,
         tokens: &mut Tensor<Self, u32>,
@@ -29,6 +31,28 @@ impl Sample for Cpu {
                 largest(logits)
             };
         });
+        Ok(())
+    }
+
+    fn advance(
+        &self,
+        history: &mut History<Self>,
+        tokens: &mut Tensor<Self, u32>,
+        positions: &mut Tensor<Self, u32>,
+        drawn: &mut Tensor<Self, u32>,
+        next: &Tensor<Self, u32>,
+    ) -> Result<()> {
+        let (rows, columns) = check_advance(history, [tokens, positions, drawn], next)?;
+        let column = history.step.buffer[0] as usize;
+        for i in 0..rows {
+            if column < columns {
+                history.tokens.buffer[i * columns + column] = next.buffer[i];
+            }
+            tokens.buffer[i] = next.buffer[i];
+            positions.buffer[i] += 1;
+            drawn.buffer[i] += 1;
+        }
+        history.step.buffer[0] += 1;
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-use super::{Sample, SampleSpec, SampleTable, check};
+use super::{History, Sample, SampleSpec, SampleTable, check, check_advance};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Cuda, Tensor};
@@ -17,6 +17,8 @@ pub(crate) fn builds() -> Vec<Build> {
 }
 
 impl Sample for Cuda {
+    const BURST: usize = 8;
+
     fn sample(
         &self,
         tokens: &mut Tensor<Self, u32>,
@@ -41,6 +43,24 @@ impl Sample for Cuda {
             } else {
                 kernels::sample_greedy(self, DEFINES, config, tokens, rows, vocab)
             }
+        }
+    }
+
+    fn advance(
+        &self,
+        history: &mut History<Self>,
+        tokens: &mut Tensor<Self, u32>,
+        positions: &mut Tensor<Self, u32>,
+        drawn: &mut Tensor<Self, u32>,
+        next: &Tensor<Self, u32>,
+    ) -> Result<()> {
+        let (rows, columns) = check_advance(history, [tokens, positions, drawn], next)?;
+        let (n, columns, config) = (rows as u32, columns as u32, LaunchConfig::linear(1, THREADS));
+        let (history, step) = (&mut history.tokens.buffer, &mut history.step.buffer);
+        let (tokens, positions, drawn) = (&mut tokens.buffer, &mut positions.buffer, &mut drawn.buffer);
+        // SAFETY: `check_advance` proved one row of each column and of the history per sequence.
+        unsafe {
+            kernels::advance(self, DEFINES, config, history, step, tokens, positions, drawn, &next.buffer, n, columns)
         }
     }
 }

@@ -40,8 +40,35 @@ impl<B: Backend> SampleTable<B> {
     }
 }
 
+/// Where drawn tokens collect until the host reads them.
+pub struct History<B: Backend> {
+    pub tokens: Tensor<B, u32>, // (S, steps)
+    /// The column that the next step writes.
+    pub step: Tensor<B, u32>, // (1, 1)
+}
+
+impl<B: Backend> History<B> {
+    /// Room for `rows` sequences and as many steps as the backend takes between two looks at them.
+    pub fn with_capacity(backend: &B, rows: usize) -> Result<Self>
+    where
+        B: Sample,
+    {
+        Ok(History { tokens: Tensor::zeros(backend, rows, B::BURST)?, step: Tensor::zeros(backend, 1, 1)? })
+    }
+
+    /// Empty, for `rows` sequences.
+    pub fn clear(&mut self, backend: &B, rows: usize) -> Result<()> {
+        self.tokens.set_rows(rows)?;
+        self.step.clear(backend)
+    }
+}
+
 /// Forward only: a drawn token has no gradient.
 pub trait Sample: Backend {
+    /// Steps that run before the host looks at their tokens: more where waiting for the device is dear, since a sequence that
+    /// ends within them runs on for nothing.
+    const BURST: usize;
+
     /// Overwrites `tokens` (S, 1). `h` (S, C) are normed hidden rows; `logits` (S, V) is scratch.
     fn sample(
         &self,
@@ -51,6 +78,17 @@ pub trait Sample: Backend {
         table: &SampleTable<Self>,
         w: &Self::Weight,
         spec: SampleSpec,
+    ) -> Result<()>;
+
+    /// Notes the drawn tokens in `history`, makes them the next step's input `tokens` (S, 1), and adds one to the positions of
+    /// both tables: a step that the host need not prepare.
+    fn advance(
+        &self,
+        history: &mut History<Self>,
+        tokens: &mut Tensor<Self, u32>,
+        positions: &mut Tensor<Self, u32>,
+        drawn: &mut Tensor<Self, u32>,
+        next: &Tensor<Self, u32>,
     ) -> Result<()>;
 }
 
@@ -66,6 +104,19 @@ pub(crate) fn check<B: Backend>(
     expect("sample", "logits", logits.shape(), (rows, w.rows()))?;
     expect("sample", "columns", h.cols(), w.cols())?;
     expect("sample", "table", (table.ids.shape(), table.positions.shape()), ((rows, 2), (rows, 1)))
+}
+
+pub(crate) fn check_advance<B: Backend>(
+    history: &History<B>,
+    columns: [&Tensor<B, u32>; 3],
+    next: &Tensor<B, u32>,
+) -> Result<(usize, usize)> {
+    let rows = next.rows();
+    for column in columns {
+        expect("advance", "column", column.shape(), (rows, 1))?;
+    }
+    expect("advance", "history", history.tokens.rows(), rows)?;
+    Ok((rows, history.tokens.cols()))
 }
 
 /// A number in [0, 1) from (seed, id, position): the first word of Philox 4x32-10, 24 bits of it.
