@@ -6,3 +6,5 @@ mod harness;
 
 #[path = "parity/elementwise.rs"]
 mod elementwise;
+#[path = "parity/product.rs"]
+mod product;

@@ -63,7 +63,17 @@ impl<B> Ops for B where
 
 /// Every kernel with the constants of typical models, for `ares kernels` and the tests. An operation with kernels adds its own.
 pub fn builds() -> Vec<Build> {
-    let builds = [adamw::cuda::builds(), norm::cuda::builds(), rows::cuda::builds(), score_head::cuda::builds()];
+    let builds = [
+        adamw::cuda::builds(),
+        gate_up::cuda::builds(),
+        lora::cuda::builds(),
+        norm::cuda::builds(),
+        product::cuda::builds(),
+        qkv::cuda::builds(),
+        rows::cuda::builds(),
+        sample::cuda::builds(),
+        score_head::cuda::builds(),
+    ];
     builds.into_iter().flatten().collect()
 }
 

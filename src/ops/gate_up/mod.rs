@@ -1,6 +1,7 @@
 //! The feed-forward's first half: (gate ∣ up) = x·Wᵀ (+ LoRA), act = f(gate)·up, f = silu (SwiGLU, arXiv:2002.05202).
 
 mod cpu;
+pub(super) mod cuda;
 
 use super::{Cost, Lora, LoraGrad, expect};
 use crate::backend::{Backend, Tensor};

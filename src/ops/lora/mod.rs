@@ -4,6 +4,7 @@
 //! Backward, with dY the gradient of y: dxa_p = dY_p·sB_p, dx = dY·W + dxa·A, dA += dxaᵀ·x, dB_p += s·dY_pᵀ·xa_p.
 
 mod cpu;
+pub(crate) mod cuda;
 
 pub(crate) use cpu::{linear_backward, linear_forward};
 

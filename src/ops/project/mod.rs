@@ -1,6 +1,7 @@
 //! Projection back into the residual stream: y = residual + x·Wᵀ (+ LoRA). Writes the next saved input, so nothing is copied.
 
 mod cpu;
+mod cuda;
 
 use super::{Lora, LoraGrad};
 use crate::backend::{Backend, Tensor};

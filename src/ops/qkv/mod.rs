@@ -3,6 +3,7 @@
 //! (a, b) = (x_i, x_{i+e/2}) → (a·cos θ − b·sin θ, b·cos θ + a·sin θ).
 
 mod cpu;
+pub(super) mod cuda;
 
 use super::{Cost, Lora, LoraGrad, NormSpec, expect};
 use crate::backend::{Backend, Matrix, Tensor};

@@ -4,6 +4,7 @@
 //! draws the same numbers in any company, at any occupancy, on any backend.
 
 mod cpu;
+pub(super) mod cuda;
 
 use super::expect;
 use crate::backend::{Backend, Matrix, Tensor};

@@ -4,6 +4,8 @@
 //! last bits. Here every call has at most 64 rows, never so few that another loop would be chosen (`least_rows`: the last block
 //! is padded with zeros up to that), and column panels that are either the whole width or too wide for another loop.
 
+pub(crate) mod cuda;
+
 use std::cell::RefCell;
 
 use gemm::Parallelism;

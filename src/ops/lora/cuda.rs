@@ -1,0 +1,189 @@
+use super::{Lora, LoraGrad, check};
+use crate::backend::cuda::driver::{DeviceInfo, LaunchConfig};
+use crate::backend::cuda::{Build, DeviceBuffer, DeviceMatrix, kernels};
+use crate::backend::{Cuda, Matrix, Tensor};
+use crate::error::Result;
+use crate::ops::expect;
+use crate::ops::product::cuda::{BLOCK_K, Extension, Layout, Operand, Output, Product, Tile};
+
+/// Parts that the kernels know; q∣k∣v is the most that a block has.
+const MAX_PARTS: usize = 3;
+
+/// Overwrites `y` (T, N) and, with an adapter, `xa` (T, P·r): y = x·Wᵀ + xa·Bᵀ [+ bias] [+ residual].
+pub(crate) fn linear_forward(
+    cuda: &Cuda,
+    op: &'static str,
+    y: &mut Tensor<Cuda>,
+    xa: &mut Tensor<Cuda>,
+    x: &Tensor<Cuda>,
+    w: &DeviceMatrix,
+    lora: Option<&Lora<Cuda>>,
+    bias: Option<&Tensor<Cuda>>,
+    residual: Option<&Tensor<Cuda>>,
+) -> Result<()> {
+    check(op, y, xa, x, w, lora)?;
+    let (t, n, k) = (x.rows(), w.rows(), w.cols());
+    let input = Operand::of(x);
+    if let Some(lora) = lora {
+        let inner = Product::new(Layout::Along, [t, lora.width(), k], input, Operand::of(&lora.a));
+        inner.run(cuda, op, Output::of(xa))?;
+    }
+    let extension = match lora {
+        Some(lora) => Some(Extension { xa, b: &lora.b, rank: lora.rank, ends: ends(op, lora, n)? }),
+        None => None,
+    };
+    let product = Product::new(Layout::Along, [t, n, k], input, Operand::weight(w));
+    Product { extension, bias, residual, ..product }.run(cuda, op, Output::of(y))
+}
+
+/// Overwrites `dx` (T, K) and the scratch `dxa` (T, P·r); adds to the adapter's gradients.
+pub(crate) fn linear_backward(
+    cuda: &Cuda,
+    op: &'static str,
+    dx: &mut Tensor<Cuda>,
+    grad: Option<&mut LoraGrad<Cuda>>,
+    dxa: &mut Tensor<Cuda>,
+    dy: &Tensor<Cuda>,
+    x: &Tensor<Cuda>,
+    xa: &Tensor<Cuda>,
+    w: &DeviceMatrix,
+    lora: Option<&Lora<Cuda>>,
+) -> Result<()> {
+    check(op, dy, xa, x, w, lora)?;
+    expect(op, "dx", dx.shape(), x.shape())?;
+    let (t, n, k) = (x.rows(), w.rows(), w.cols());
+    let upper = Operand::of(dy);
+    let product = Product::new(Layout::Across, [t, k, n], upper, Operand::weight(w));
+    let Some(lora) = lora else { return product.run(cuda, op, Output::of(dx)) };
+    expect(op, "dxa", dxa.shape(), xa.shape())?;
+    let (stride, mut first) = (dxa.stride(), 0);
+    for (p, &part) in lora.parts.iter().enumerate() {
+        let b = Operand::of(&lora.b).from(first * lora.b.stride());
+        let inner = Product::new(Layout::Across, [t, lora.rank, part], upper.from(first), b);
+        inner.run(cuda, op, Output::Rounded { buffer: &mut dxa.buffer, first: p * lora.rank, stride })?;
+        first += part;
+    }
+    let extension = Extension { xa: dxa, b: &lora.a, rank: lora.width(), ends: [k, k] };
+    Product { extension: Some(extension), ..product }.run(cuda, op, Output::of(dx))?;
+    if let Some(grad) = grad {
+        expect(op, "dA", grad.da.shape(), lora.a.shape())?;
+        expect(op, "dB", grad.db.shape(), lora.b.shape())?;
+        accumulate(cuda, &mut grad.da.buffer, dxa, x, lora.width(), [k, k], 1.0, false)?;
+        accumulate(cuda, &mut grad.db.buffer, xa, dy, lora.rank, ends(op, lora, n)?, lora.scale, true)?;
+    }
+    Ok(())
+}
+
+/// Where the first and the second part of `n` output features end.
+fn ends(op: &'static str, lora: &Lora<Cuda>, n: usize) -> Result<[usize; 2]> {
+    expect(op, "at most three parts", lora.parts.len() <= MAX_PARTS, true)?;
+    let end = |count: usize| if lora.parts.len() <= count { n } else { lora.parts[..count].iter().sum() };
+    Ok([end(1), end(2)])
+}
+
+/// The rank's tile: as wide as it must be, so that the wide operand is read once.
+fn tile(width: usize) -> Tile {
+    let rows = (width as u32).next_power_of_two().clamp(16, 64);
+    // More sums per thread, fewer threads.
+    let blocks_per_sm = if rows == 64 { 3 } else { 4 };
+    Tile { block: [rows, 128], warps: [1, 4], blocks_per_sm, max_stages: 4 }
+}
+
+/// Each width of the rank's tile, whole chunks; one ragged.
+pub(crate) fn builds() -> Vec<Build> {
+    let mut builds = Vec::new();
+    for (width, ragged) in [(16, false), (32, false), (64, false), (64, true)] {
+        let tile = tile(width);
+        for (stages, blocks) in tile.stage_counts() {
+            let (threads, shared) = (tile.threads(), stages * tile.stage());
+            let build = Build::new(&kernels::LORA, &tile.defines(stages, shared, ragged), threads);
+            builds.push(build.with("lora_partial", threads, shared, blocks));
+        }
+    }
+    builds
+}
+
+/// Rows of t that one block sums: a whole number of blocks along k, enough of them that a partial sum is worth its memory,
+/// few enough that all multiprocessors have work.
+fn slice(rows: usize, tiles: usize, tile: Tile, info: &DeviceInfo) -> usize {
+    const LEAST: usize = 256;
+    let wanted = (info.multiprocessors * tile.blocks_per_sm) as usize / tiles.max(1);
+    rows.div_ceil(wanted.max(1)).max(LEAST).next_multiple_of(BLOCK_K as usize)
+}
+
+/// grad += scale·narrowᵀ·wide, (width, cols), or turned, (cols, width): then columns of part p meet columns p·width.. of
+/// `narrow`.
+fn accumulate(
+    cuda: &Cuda,
+    grad: &mut DeviceBuffer<f32>,
+    narrow: &Tensor<Cuda>,
+    wide: &Tensor<Cuda>,
+    width: usize,
+    ends: [usize; 2],
+    scale: f32,
+    turned: bool,
+) -> Result<()> {
+    let (rows, cols, count) = (wide.rows(), wide.cols(), width * wide.cols());
+    let tile = tile(width);
+    let stages = tile.stages(cuda.info().shared_per_block);
+    let shared = stages * tile.stage();
+    let parts = [ends[0], ends[1] - ends[0], cols - ends[1]];
+    let across: usize = parts.iter().map(|part| part.div_ceil(tile.block[1] as usize)).sum();
+    let down = width.div_ceil(tile.block[0] as usize);
+    let slice = slice(rows, across * down, tile, cuda.info());
+    let slices = rows.div_ceil(slice);
+    let ragged = ![width, cols, ends[0], ends[1]].iter().all(|v| v % 8 == 0);
+    let defines = tile.defines(stages, shared, ragged);
+    let threads = tile.threads();
+    let config = LaunchConfig { grid: [across as u32, down as u32, slices as u32], block: [threads, 1, 1], shared };
+    let (row_step, col_step) = if turned { (1, width) } else { (cols, 1) };
+    let mut scratch = cuda.scratch(slices * count)?;
+    let partial = scratch.buffer()?;
+    // SAFETY: `check` proved the shapes of both operands and of the gradient; the scratch holds every slice's sums.
+    unsafe {
+        kernels::lora_partial(
+            cuda,
+            &defines,
+            config,
+            partial,
+            &narrow.buffer,
+            &wide.buffer,
+            rows as u32,
+            width as u32,
+            cols as u32,
+            narrow.stride() as u32,
+            wide.stride() as u32,
+            ends[0] as u32,
+            ends[1] as u32,
+            slice as u32,
+            row_step as u32,
+            col_step as u32,
+        )?;
+        let config = LaunchConfig::linear((count as u32).div_ceil(threads), threads);
+        kernels::lora_sum(cuda, &defines, config, grad, partial, count as u32, slices as u32, scale)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::driver::Arch;
+
+    #[test]
+    fn slices_fill_the_device_and_no_row_is_left() {
+        let info = DeviceInfo {
+            name: "test".into(),
+            arch: Arch::Sm90a,
+            multiprocessors: 132,
+            shared_per_block: 227 << 10,
+            memory: 0,
+        };
+        for (rows, tiles) in [(1, 12), (257, 12), (16384, 12), (16384, 140), (16384, 5000)] {
+            let slice = slice(rows, tiles, tile(16), &info);
+            assert!(slice % BLOCK_K as usize == 0 && slice >= 256);
+            assert!(rows.div_ceil(slice) * tiles <= 132 * 4 + tiles);
+        }
+        assert_eq!(slice(16384, 12, tile(48), &info), 384);
+        assert_eq!([tile(4), tile(48), tile(192)].map(|t| t.block[0]), [16, 64, 64]);
+    }
+}

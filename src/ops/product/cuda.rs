@@ -1,0 +1,369 @@
+//! Matrix products on a GPU: which tile, how many stages, in which order; `kernels/product.cu` does the rest.
+
+use std::fmt;
+
+use half::bf16;
+
+use crate::backend::cuda::driver::{Define, DeviceInfo, LaunchConfig};
+use crate::backend::cuda::{Build, DeviceBuffer, DeviceMatrix, kernels};
+use crate::backend::{Cuda, Matrix, Tensor};
+use crate::error::Result;
+use crate::ops::expect;
+
+/// Elements of k that lie in shared memory at a time, in every tile: two steps of the tensor cores.
+pub(crate) const BLOCK_K: u32 = 32;
+
+/// What one block computes, and with how many warps. All tiles sum in the same order, so which one is taken shows in the time
+/// alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tile {
+    pub block: [u32; 2],
+    pub warps: [u32; 2],
+    /// Blocks that registers and shared memory of one multiprocessor must hold.
+    pub blocks_per_sm: u32,
+    pub max_stages: u32,
+}
+
+/// From the one that moves the fewest bytes per multiplication to those that spread a few rows over all multiprocessors.
+const TILES: [Tile; 4] = [
+    Tile { block: [128, 128], warps: [2, 2], blocks_per_sm: 2, max_stages: 4 },
+    Tile { block: [64, 64], warps: [2, 2], blocks_per_sm: 4, max_stages: 6 },
+    Tile { block: [64, 32], warps: [2, 2], blocks_per_sm: 4, max_stages: 8 },
+    Tile { block: [16, 32], warps: [1, 2], blocks_per_sm: 8, max_stages: 8 },
+];
+
+impl Tile {
+    pub fn threads(&self) -> u32 {
+        32 * self.warps[0] * self.warps[1]
+    }
+
+    /// Bytes of both operands' blocks along k.
+    pub fn stage(&self) -> u32 {
+        2 * BLOCK_K * (self.block[0] + self.block[1])
+    }
+
+    /// As many as `blocks_per_sm` blocks find room for where a block may use `shared_per_block` bytes. A multiprocessor has
+    /// 1 KB more than that, and each block costs 1 KB.
+    pub fn stages(&self, shared_per_block: u32) -> u32 {
+        let each = (shared_per_block + 1024) / self.blocks_per_sm - 1024;
+        (each / self.stage()).clamp(2, self.max_stages)
+    }
+
+    /// What the smallest and the largest devices take, each with the blocks that the smallest must hold.
+    pub fn stage_counts(&self) -> [(u32, u32); 2] {
+        [(self.stages(99 << 10), self.blocks_per_sm), (self.max_stages, 1)]
+    }
+
+    /// The constants of `tile.cuh`.
+    pub fn defines(&self, stages: u32, shared: u32, ragged: bool) -> Vec<Define> {
+        let numbers = [
+            ("BLOCK_M", self.block[0]),
+            ("BLOCK_N", self.block[1]),
+            ("BLOCK_K", BLOCK_K),
+            ("WARPS_M", self.warps[0]),
+            ("WARPS_N", self.warps[1]),
+            ("STAGES", stages),
+            ("BLOCKS_PER_SM", self.blocks_per_sm),
+            ("SHARED_BYTES", shared),
+            ("RAGGED", u32::from(ragged)),
+        ];
+        numbers.into_iter().map(|(name, number)| (name, u64::from(number))).collect()
+    }
+
+    /// Clock cycles of an m × n × k product, roughly: what ranks tiles, not a prediction.
+    fn clocks(&self, [m, n, k]: [usize; 3], info: &DeviceInfo) -> f64 {
+        /// Multiplications and additions per clock that mma.sync reaches on a multiprocessor, and bytes that it draws from L2.
+        const FLOPS: f64 = 2048.0;
+        const BYTES: f64 = 40.0;
+        /// From asking memory for a block until it lies in shared memory, and from barrier to barrier at least.
+        const LATENCY: f64 = 1200.0;
+        const BARRIER: f64 = 100.0;
+        let [bm, bn] = self.block.map(f64::from);
+        let work = (2.0 * bm * bn * f64::from(BLOCK_K) / FLOPS).max(f64::from(self.stage()) / BYTES);
+        let least = (LATENCY / f64::from(self.stages(info.shared_per_block) - 1)).max(BARRIER);
+        // A tenth of what is hidden still counts: of two tiles that wait for memory the smaller is better.
+        let wave = |resident: f64| least.max(resident * work) + 0.1 * resident * work;
+        let blocks = m.div_ceil(self.block[0] as usize) * n.div_ceil(self.block[1] as usize);
+        let sms = info.multiprocessors.max(1) as usize;
+        let full = sms * self.blocks_per_sm as usize;
+        let rest = (blocks % full).div_ceil(sms);
+        let waves = (blocks / full) as f64 * wave(f64::from(self.blocks_per_sm));
+        let last = if rest > 0 { wave(rest as f64) } else { 0.0 };
+        (waves + last) * k.div_ceil(BLOCK_K as usize) as f64
+    }
+}
+
+/// Every tile, both ways, as models with whole chunks need them; one tile ragged.
+pub(crate) fn builds() -> Vec<Build> {
+    let mut builds = Vec::new();
+    for (tile, layout) in TILES.into_iter().flat_map(|tile| [(tile, Layout::Along), (tile, Layout::Across)]) {
+        for (stages, blocks) in tile.stage_counts() {
+            for ragged in [false, true].into_iter().take(1 + usize::from(tile.block == [64, 64])) {
+                let plan = Plan { tile, stages, blocks: 1, raster: 1 };
+                let (threads, shared) = (tile.threads(), plan.shared());
+                let build = Build::new(&kernels::PRODUCT, &plan.defines(layout, ragged), threads);
+                builds.push(build.with("product", threads, shared, blocks));
+            }
+        }
+    }
+    builds
+}
+
+/// How one product is launched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub tile: Tile,
+    pub stages: u32,
+    pub blocks: u32,
+    /// Tiles that are walked downwards before the next to the right.
+    pub raster: u32,
+}
+
+impl Plan {
+    /// Shared memory of a block: the stages, or in their place the rounded tile.
+    fn shared(&self) -> u32 {
+        let [m, n] = self.tile.block;
+        (self.stages * self.tile.stage()).max(2 * m * n)
+    }
+
+    fn defines(&self, layout: Layout, ragged: bool) -> Vec<Define> {
+        let mut defines = self.tile.defines(self.stages, self.shared(), ragged);
+        defines.push(("W_ACROSS", u64::from(layout == Layout::Across)));
+        defines
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ([m, n], shared) = (self.tile.block, self.shared() / 1024);
+        write!(f, "{m}x{n}x{BLOCK_K}, {} stages ({shared} KB), {} blocks", self.stages, self.blocks)
+    }
+}
+
+/// Tile and order for m × n results over k. Never a split of k: a row's bits may not depend on the number of rows.
+pub(crate) fn plan(shape: [usize; 3], info: &DeviceInfo) -> Plan {
+    let clocks = |tile: &Tile| tile.clocks(shape, info);
+    let first = TILES[0];
+    let tile = TILES[1..].iter().fold(first, |best, tile| if clocks(tile) < clocks(&best) { *tile } else { best });
+    raster(tile, shape, info)
+}
+
+/// The order in which a product's tiles are walked: those at work together should share rows of both operands, so they
+/// form about a square.
+pub(crate) fn raster(tile: Tile, [m, n, _]: [usize; 3], info: &DeviceInfo) -> Plan {
+    let [tiles_m, tiles_n] = [m.div_ceil(tile.block[0] as usize), n.div_ceil(tile.block[1] as usize)];
+    let together = f64::from(info.multiprocessors * tile.blocks_per_sm);
+    let side = (together * f64::from(tile.block[1]) / f64::from(tile.block[0])).sqrt().ceil();
+    let raster = (side as u32).clamp(1, tiles_m.max(1) as u32);
+    Plan { tile, stages: tile.stages(info.shared_per_block), blocks: (tiles_m * tiles_n) as u32, raster }
+}
+
+/// How the right operand lies in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// (n, k): x·wᵀ
+    Along,
+    /// (k, n): x·w
+    Across,
+}
+
+/// Part of a matrix: `first` is its first element, rows lie `stride` apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Operand<'a> {
+    pub buffer: &'a DeviceBuffer<bf16>,
+    pub first: usize,
+    pub stride: usize,
+}
+
+impl<'a> Operand<'a> {
+    pub fn of(tensor: &'a Tensor<Cuda>) -> Operand<'a> {
+        Operand { buffer: &tensor.buffer, first: 0, stride: tensor.stride() }
+    }
+
+    pub fn weight(matrix: &'a DeviceMatrix) -> Operand<'a> {
+        Operand { buffer: &matrix.buffer, first: 0, stride: matrix.stride() }
+    }
+
+    /// From element `first` on.
+    pub fn from(self, first: usize) -> Operand<'a> {
+        Operand { first: self.first + first, ..self }
+    }
+}
+
+/// LoRA's operands, multiplied behind k: xa (m, parts·rank) with b (n, rank) or, across, (rank, n).
+#[derive(Clone, Copy)]
+pub(crate) struct Extension<'a> {
+    pub xa: &'a Tensor<Cuda>,
+    pub b: &'a Tensor<Cuda>,
+    pub rank: usize,
+    /// Where the first and the second part of n end.
+    pub ends: [usize; 2],
+}
+
+/// y = x·w, and what is added to it.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a> {
+    pub layout: Layout,
+    pub shape: [usize; 3], // m, n, k
+    pub x: Operand<'a>,
+    pub w: Operand<'a>,
+    pub extension: Option<Extension<'a>>,
+    pub bias: Option<&'a Tensor<Cuda>>,     // (1, n)
+    pub residual: Option<&'a Tensor<Cuda>>, // (m, n), rows as far apart as y's
+}
+
+/// Where the results go.
+pub(crate) enum Output<'a> {
+    /// Rounded; from element `first` on, rows `stride` apart.
+    Rounded { buffer: &'a mut DeviceBuffer<bf16>, first: usize, stride: usize },
+    /// As they are summed, packed.
+    Wide(&'a mut DeviceBuffer<f32>),
+}
+
+impl<'a> Output<'a> {
+    pub fn of(tensor: &'a mut Tensor<Cuda>) -> Output<'a> {
+        let stride = tensor.stride();
+        Output::Rounded { buffer: &mut tensor.buffer, first: 0, stride }
+    }
+}
+
+impl<'a> Product<'a> {
+    pub fn new(layout: Layout, shape: [usize; 3], x: Operand<'a>, w: Operand<'a>) -> Product<'a> {
+        Product { layout, shape, x, w, extension: None, bias: None, residual: None }
+    }
+
+    /// Whether some chunk of eight elements begins off a 16-byte border or ends inside.
+    fn ragged(&self, y_first: usize) -> bool {
+        let [_, n, k] = self.shape;
+        let rank = self.extension.map_or(0, |e| e.rank);
+        ![self.x.first, self.w.first, self.x.stride, self.w.stride, y_first, n, k, rank].iter().all(|v| v % 8 == 0)
+    }
+
+    /// Every operand lies inside its buffer.
+    fn check(&self, op: &'static str) -> Result<()> {
+        let [m, n, k] = self.shape;
+        let (w_rows, w_cols) = if self.layout == Layout::Along { (n, k) } else { (k, n) };
+        within(op, "x", self.x, m, k)?;
+        within(op, "w", self.w, w_rows, w_cols)?;
+        if let Some(Extension { xa, b, rank, ends }) = self.extension {
+            let parts = if self.layout == Layout::Along { 1 + ends.iter().filter(|&&end| end < n).count() } else { 1 };
+            expect(op, "xa", xa.shape(), (m, parts * rank))?;
+            expect(op, "b", b.shape(), if self.layout == Layout::Along { (n, rank) } else { (rank, n) })?;
+        }
+        if let Some(bias) = self.bias {
+            expect(op, "bias", bias.shape(), (1, n))?;
+        }
+        Ok(())
+    }
+
+    /// Overwrites `y`.
+    pub fn run(&self, cuda: &Cuda, op: &'static str, y: Output) -> Result<()> {
+        self.check(op)?;
+        let [m, n, k] = self.shape;
+        let plan = plan(self.shape, cuda.info());
+        let (y, wide, first, stride) = match y {
+            Output::Rounded { buffer, first, stride } => {
+                within(op, "y", Operand { buffer, first, stride }, m, n)?;
+                (Some(buffer), None, first, stride)
+            }
+            Output::Wide(buffer) => {
+                expect(op, "y holds its results", buffer.len() >= m * n, true)?;
+                (None, Some(buffer), 0, n)
+            }
+        };
+        if let Some(residual) = self.residual {
+            expect(op, "residual", (residual.shape(), residual.stride()), ((m, n), stride))?;
+        }
+        let defines = plan.defines(self.layout, self.ragged(first));
+        let config = LaunchConfig::linear(plan.blocks, plan.tile.threads()).with_shared(plan.shared());
+        let (x, w, more) = (self.x, self.w, self.extension);
+        let (rank, ends) = more.map_or((0, [n, n]), |e| (e.rank, e.ends));
+        let stride_of = |tensor: Option<&Tensor<Cuda>>| tensor.map_or(0, Tensor::stride) as u32;
+        let buffer_of = |tensor: Option<&'a Tensor<Cuda>>| tensor.map(|t| &t.buffer);
+        let (xa, b) = (more.map(|e| e.xa), more.map(|e| e.b));
+        // SAFETY: `check` and the two above proved that every operand lies within its buffer.
+        unsafe {
+            kernels::product(
+                cuda,
+                &defines,
+                config,
+                y,
+                wide,
+                x.buffer,
+                w.buffer,
+                buffer_of(xa),
+                buffer_of(b),
+                buffer_of(self.bias),
+                buffer_of(self.residual),
+                first as u64,
+                x.first as u64,
+                w.first as u64,
+                m as u32,
+                n as u32,
+                k as u32,
+                stride as u32,
+                x.stride as u32,
+                w.stride as u32,
+                stride_of(xa),
+                stride_of(b),
+                rank as u32,
+                ends[0] as u32,
+                ends[1] as u32,
+                plan.raster,
+            )
+        }
+    }
+}
+
+/// rows × cols from `first` on lie inside the buffer.
+pub(crate) fn within(op: &'static str, what: &str, part: Operand, rows: usize, cols: usize) -> Result<()> {
+    let end = if rows == 0 || cols == 0 { 0 } else { part.first + (rows - 1) * part.stride + cols };
+    expect(op, what, end <= part.buffer.len() && (cols <= part.stride || rows <= 1), true)
+}
+
+/// logits (S, V) = h·wᵀ in f32: what tokens are drawn from.
+pub(crate) fn logits(cuda: &Cuda, logits: &mut Tensor<Cuda, f32>, h: &Tensor<Cuda>, w: &DeviceMatrix) -> Result<()> {
+    let shape = [h.rows(), w.rows(), w.cols()];
+    expect("logits", "shape", (logits.shape(), h.cols()), ((shape[0], shape[1]), shape[2]))?;
+    let product = Product::new(Layout::Along, shape, Operand::of(h), Operand::weight(w));
+    product.run(cuda, "logits", Output::Wide(&mut logits.buffer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::driver::Arch;
+
+    fn device(arch: Arch, multiprocessors: u32, shared_per_block: u32) -> DeviceInfo {
+        DeviceInfo { name: "test".into(), arch, multiprocessors, shared_per_block, memory: 1 << 35 }
+    }
+
+    fn h200() -> DeviceInfo {
+        device(Arch::Sm90a, 132, 227 << 10)
+    }
+
+    #[test]
+    fn many_rows_take_the_large_tile_and_few_rows_spread() {
+        let tile = |m, n, k| plan([m, n, k], &h200()).tile.block;
+        assert_eq!(tile(16384, 1536, 1536), [128, 128]);
+        assert_eq!(tile(16384, 8960, 1536), [128, 128]);
+        assert_eq!(tile(16384, 48, 1536), [64, 32]);
+        assert_eq!(tile(1, 1536, 8960), [16, 32]);
+        assert!(plan([64, 1536, 1536], &h200()).blocks >= 48);
+        assert!(plan([1, 17920, 1536], &h200()).blocks >= 500);
+    }
+
+    #[test]
+    fn every_tile_fits_every_device() {
+        for info in [h200(), device(Arch::Sm80, 108, 163 << 10), device(Arch::Sm120, 84, 99 << 10)] {
+            for tile in TILES {
+                let plan = raster(tile, [1000, 1000, 1000], &info);
+                let (stages, shared) = (plan.stages, plan.shared());
+                assert!(stages >= 3 && shared <= 99 << 10, "{plan} on {info:?}");
+                assert!((shared + 1024) * tile.blocks_per_sm <= info.shared_per_block + 1024, "{plan} on {info:?}");
+                assert!(tile.threads() * tile.blocks_per_sm <= 1536, "{plan}");
+            }
+        }
+        assert_eq!(plan([4096; 3], &h200()).to_string(), "128x128x32, 4 stages (64 KB), 1024 blocks");
+    }
+}
