@@ -1,9 +1,12 @@
 //! The CUDA backend against `Cpu::rounded()`: per op, per model, one whole joint step. On the simulator always; on a GPU with
 //! ARES_PARITY_DEVICE=cuda (ARES_REQUIRE_GPU=1 turns a skip into a failure).
 
+mod common;
 #[path = "parity/harness.rs"]
 mod harness;
 
+#[path = "parity/attention.rs"]
+mod attention;
 #[path = "parity/elementwise.rs"]
 mod elementwise;
 #[path = "parity/product.rs"]

@@ -135,14 +135,13 @@ pub fn packing(groups: &[Group]) -> Packing<Cpu> {
 
 /// Keys that packed row `i` sees, by the batch's table: the definition that every implementation is held against.
 pub fn keys_of(packing: &Packing<Cpu>, i: usize, spec: &AttentionSpec) -> Vec<usize> {
-    let [own, prompt_start, prompt_end, _] = [0, 1, 2, 3].map(|c| packing.table.buffer[i * 4 + c] as usize);
     let positions = &packing.positions.buffer;
-    let own_end = packing.segments.iter().find(|s| s.rows.contains(&i)).map_or(0, |s| s.rows.end);
+    let segment = packing.segments.iter().find(|s| s.rows.contains(&i)).expect("segments tile the rows");
     let visible = |j: &usize| {
         let back = i64::from(positions[i]) - i64::from(positions[*j]);
         (!spec.causal || back >= 0) && spec.window.is_none_or(|window| back < window as i64)
     };
-    (prompt_start..prompt_end).chain(own..own_end).filter(visible).collect()
+    segment.prompt.clone().chain(segment.rows.clone()).filter(visible).collect()
 }
 
 /// Columns of head `head` of q (0), k (1) or v (2).

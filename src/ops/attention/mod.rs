@@ -5,9 +5,13 @@
 //! δ = do·o, ds = p·(do·vᵀ − δ), dq = scale·ds·k, dk = scale·dsᵀ·q, dv = pᵀ·do.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 mod tile;
+mod tiles;
 
 use std::ops::Range;
+
+pub use tiles::Tiles;
 
 use super::{Cost, QkvSpec, expect};
 use crate::backend::{Backend, Tensor};
@@ -64,7 +68,7 @@ pub struct Packing<B: Backend> {
     /// Segments of each group: a prompt, directly followed by its answers.
     pub groups: Vec<Range<usize>>,
     pub positions: Tensor<B, u32>, // (T, 1) position of each row in its own sequence
-    pub table: Tensor<B, u32>,     // (T, 4) own start, prompt start, prompt end, seen until
+    pub tiles: Tiles<B>,
 }
 
 impl<B: Backend> Packing<B> {
@@ -74,7 +78,7 @@ impl<B: Backend> Packing<B> {
             segments: Vec::new(),
             groups: Vec::new(),
             positions: Tensor::zeros(backend, rows, 1)?,
-            table: Tensor::zeros(backend, rows, 4)?,
+            tiles: Tiles::with_capacity(backend, rows)?,
         })
     }
 
@@ -86,10 +90,8 @@ impl<B: Backend> Packing<B> {
         groups: Vec<Range<usize>>,
         positions: &[u32],
     ) -> Result<()> {
-        let numbers = |s: &Segment| [s.rows.start, s.prompt.start, s.prompt.end, s.seen_until].map(|n| n as u32);
-        let table: Vec<u32> = segments.iter().flat_map(|s| s.rows.clone().flat_map(move |_| numbers(s))).collect();
         self.positions.refill(backend, positions)?;
-        self.table.refill(backend, &table)?;
+        self.tiles.set(backend, &segments)?;
         (self.segments, self.groups) = (segments, groups);
         Ok(())
     }
@@ -134,8 +136,8 @@ pub(crate) fn check<B: Backend>(
     expect("attention", "qkv", qkv.shape(), (rows, spec.width()))?;
     expect("attention", "o", o.shape(), (rows, spec.heads * spec.head_dim))?;
     expect("attention", "lse", lse.shape(), (rows, spec.heads))?;
-    let tiled =
-        packing.segments.iter().try_fold(0, |at, s| (s.rows.start == at && s.prompt.end <= at).then_some(s.rows.end));
+    let fits = |s: &Segment| s.prompt.end <= s.rows.start && (s.rows.end..=rows).contains(&s.seen_until);
+    let tiled = packing.segments.iter().try_fold(0, |at, s| (s.rows.start == at && fits(s)).then_some(s.rows.end));
     expect("attention", "rows tiled by segments", tiled, Some(rows))
 }
 

@@ -1,0 +1,219 @@
+use super::tiles::{TILE, WHOLE};
+use super::{Attention, AttentionSpec, Packing, check};
+use crate::backend::cuda::driver::{Define, LaunchConfig};
+use crate::backend::cuda::kernels;
+use crate::backend::{Cuda, Tensor};
+use crate::error::{Error, Result};
+use crate::ops::expect;
+
+/// Threads of a block: four warps own 16 rows of a tile each.
+const THREADS: u32 = 2 * TILE as u32;
+
+/// How heads of one size are cut. Chosen by the spec alone: the batch must not change a row's bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Plan {
+    /// Columns in shared memory: the head size, padded.
+    wide: u32,
+    /// Query heads of a block of forward: two share what is read of k and v, if a block's sums fit the registers.
+    heads: u32,
+    /// Keys that arrive at a time.
+    forward_strip: u32,
+    /// Keys or rows that arrive at a time.
+    backward_strip: u32,
+    /// Threads of a block that sums dk and dv: above 128 columns two warps share them.
+    key_threads: u32,
+    /// Blocks of forward, of dq, and of dk and dv that must find registers on a multiprocessor. As many as none spills for.
+    blocks: [u32; 3],
+}
+
+impl Plan {
+    fn new(spec: &AttentionSpec) -> Result<Plan> {
+        let wide = padded(spec.head_dim)?;
+        let group = spec.heads / spec.kv_heads;
+        // An odd group leaves one block half idle: worth it from five heads on.
+        let heads = if wide <= 96 && group >= 2 && (group % 2 == 0 || group >= 5) { 2 } else { 1 };
+        let (forward_strip, backward_strip) = match wide {
+            ..=64 => (64, 64),
+            ..=128 => (32, 32),
+            _ => (32, 16),
+        };
+        let key_threads = if wide <= 128 { THREADS } else { 2 * THREADS };
+        let blocks = match (wide <= 128, heads) {
+            (true, 1) => [3, 3, 2],
+            (true, _) => [2, 3, 2],
+            (false, _) => [2, 2, 1],
+        };
+        Ok(Plan { wide, heads, forward_strip, backward_strip, key_threads, blocks })
+    }
+
+    /// Bytes of `tiles` tiles that stay and of two stages of two strips; rows are padded by eight columns.
+    fn shared(&self, tiles: u32, strip: u32) -> u32 {
+        2 * (self.wide + 8) * (tiles * TILE as u32 + 4 * strip)
+    }
+
+    fn forward_shared(&self) -> u32 {
+        self.shared(self.heads, self.forward_strip)
+    }
+
+    fn backward_shared(&self) -> u32 {
+        self.shared(2, self.backward_strip)
+    }
+
+    fn defines(&self, spec: &AttentionSpec) -> [Define; 15] {
+        [
+            ("HEAD_DIM", spec.head_dim as u64),
+            ("WIDE", self.wide.into()),
+            ("TILE", TILE as u64),
+            ("WHOLE", WHOLE.into()),
+            ("CAUSAL", spec.causal.into()),
+            ("WINDOWED", spec.window.is_some().into()),
+            ("SOFTCAP", spec.softcap.is_some().into()),
+            ("FORWARD_BLOCKS", self.blocks[0].into()),
+            ("QUERY_BLOCKS", self.blocks[1].into()),
+            ("KEY_BLOCKS", self.blocks[2].into()),
+            ("FORWARD_HEADS", self.heads.into()),
+            ("FORWARD_STRIP", self.forward_strip.into()),
+            ("FORWARD_SHARED", self.forward_shared().into()),
+            ("BACKWARD_STRIP", self.backward_strip.into()),
+            ("BACKWARD_SHARED", self.backward_shared().into()),
+        ]
+    }
+
+    fn forward(&self, tiles: usize, spec: &AttentionSpec) -> LaunchConfig {
+        let parts = spec.kv_heads as u32 * ((spec.heads / spec.kv_heads) as u32).div_ceil(self.heads);
+        LaunchConfig::linear(tiles as u32 * parts, THREADS).with_shared(self.forward_shared())
+    }
+
+    /// One block per tile and head.
+    fn backward(&self, tiles: usize, heads: usize, threads: u32) -> LaunchConfig {
+        LaunchConfig::linear((tiles * heads) as u32, threads).with_shared(self.backward_shared())
+    }
+}
+
+/// Columns of a head in shared memory: whole products of 16, above 128 of two warps.
+pub(crate) fn padded(head_dim: usize) -> Result<u32> {
+    match head_dim as u32 {
+        e @ 8..=128 if e.is_multiple_of(8) => Ok(e.next_multiple_of(16)),
+        e @ 129..=256 if e.is_multiple_of(8) => Ok(e.next_multiple_of(32)),
+        e => Err(Error::Data {
+            what: "size of an attention head".into(),
+            expected: "a multiple of 8, at most 256".into(),
+            found: e.to_string(),
+            remedy: "this model needs --device cpu".into(),
+        }),
+    }
+}
+
+/// A window of no end leaves room to add positions to it.
+pub(crate) fn window(spec: &AttentionSpec) -> u32 {
+    spec.window.map_or(1 << 30, |window| window.min(1 << 30) as u32)
+}
+
+impl Attention for Cuda {
+    fn attention_forward(
+        &self,
+        o: &mut Tensor<Self>,
+        lse: &mut Tensor<Self, f32>,
+        qkv: &Tensor<Self>,
+        packing: &Packing<Self>,
+        spec: AttentionSpec,
+    ) -> Result<()> {
+        check(o, lse, qkv, packing, &spec)?;
+        let plan = Plan::new(&spec)?;
+        let (config, defines) = (plan.forward(packing.tiles.queries.rows(), &spec), plan.defines(&spec));
+        let (h, k, cap) = (spec.heads as u32, spec.kv_heads as u32, spec.softcap.unwrap_or(0.0));
+        let (o, lse, qkv, tiles) = (&mut o.buffer, &mut lse.buffer, &qkv.buffer, &packing.tiles.queries.buffer);
+        // SAFETY: `check` proved the shapes, and that the segments, from which the tiles were made, tile the rows.
+        unsafe {
+            kernels::attention_forward(self, &defines, config, o, lse, qkv, tiles, h, k, window(&spec), spec.scale, cap)
+        }
+    }
+
+    fn attention_backward(
+        &self,
+        dqkv: &mut Tensor<Self>,
+        d_o: &Tensor<Self>,
+        o: &Tensor<Self>,
+        lse: &Tensor<Self, f32>,
+        qkv: &Tensor<Self>,
+        packing: &Packing<Self>,
+        spec: AttentionSpec,
+    ) -> Result<()> {
+        check(o, lse, qkv, packing, &spec)?;
+        expect("attention", "do", d_o.shape(), o.shape())?;
+        expect("attention", "dqkv", dqkv.shape(), qkv.shape())?;
+        let plan = Plan::new(&spec)?;
+        let (defines, tiles, rows) = (plan.defines(&spec), &packing.tiles, packing.rows());
+        let queries = plan.backward(tiles.queries.rows(), spec.heads, THREADS);
+        let keys = plan.backward(tiles.keys.rows(), spec.kv_heads, plan.key_threads);
+        let sum = LaunchConfig::linear((tiles.shared.rows() * spec.kv_heads) as u32, THREADS);
+        // lse and δ, (h, T) each, then the sums of shared tiles.
+        let sums = 2 * spec.heads * rows;
+        let mut scratch = self.scratch(sums + tiles.slots * spec.kv_heads * 2 * TILE * spec.head_dim)?;
+        let (planes, sums, n) = (scratch.buffer()?, sums as u64, rows as u32);
+        let (h, k, window, cap) = (spec.heads as u32, spec.kv_heads as u32, window(&spec), spec.softcap.unwrap_or(0.0));
+        let (dqkv, d_o, o, lse, qkv) = (&mut dqkv.buffer, &d_o.buffer, &o.buffer, &lse.buffer, &qkv.buffer);
+        let (q_tiles, k_tiles, shared) = (&tiles.queries.buffer, &tiles.keys.buffer, &tiles.shared.buffer);
+        let positions = &packing.positions.buffer;
+        // SAFETY: `check` and `expect` proved the shapes, and that the segments, from which the tiles were made, tile the
+        // rows; the scratch was just made as large as the planes and the slots.
+        unsafe {
+            kernels::attention_backward_queries(
+                self, &defines, queries, dqkv, planes, d_o, o, lse, qkv, q_tiles, n, h, k, window, spec.scale, cap,
+            )?;
+            kernels::attention_backward_keys(
+                self, &defines, keys, dqkv, planes, d_o, qkv, k_tiles, positions, sums, n, h, k, window, spec.scale,
+                cap,
+            )?;
+            kernels::attention_backward_sum(self, &defines, sum, dqkv, planes, shared, sums, h, k)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionSpec {
+        AttentionSpec { heads, kv_heads, head_dim, scale: 1.0, window: None, softcap: None, causal: true }
+    }
+
+    #[test]
+    fn every_head_size_fits_the_smallest_device() {
+        for e in (8..=256).step_by(8) {
+            for heads in 1..9 {
+                let plan = Plan::new(&spec(heads, 1, e)).unwrap();
+                assert!(plan.wide as usize >= e && plan.wide < e as u32 + 32);
+                assert!((plan.wide * THREADS / plan.key_threads).is_multiple_of(16), "{plan:?}");
+                assert!(plan.forward_shared() <= 99 * 1024 && plan.backward_shared() <= 99 * 1024, "{plan:?}");
+                assert_eq!((plan.wide + 8) % 16, 8, "an odd number of 16-byte chunks");
+            }
+        }
+        for e in [0, 4, 12, 264] {
+            assert!(Plan::new(&spec(1, 1, e)).is_err(), "{e}");
+        }
+    }
+
+    #[test]
+    fn two_blocks_fit_a_multiprocessor_up_to_128_columns() {
+        for e in (8..=128).step_by(8) {
+            let plan = Plan::new(&spec(2, 1, e)).unwrap();
+            // 164 KB on sm_80, of which each block takes one more.
+            assert!(2 * (plan.forward_shared().max(plan.backward_shared()) + 1024) <= 164 * 1024, "{plan:?}");
+        }
+    }
+
+    #[test]
+    fn blocks_cover_all_heads() {
+        for (heads, kv_heads, blocks) in [(14, 2, 8), (12, 2, 6), (3, 1, 3), (2, 2, 2), (4, 2, 2)] {
+            let spec = spec(heads, kv_heads, 64);
+            assert_eq!(Plan::new(&spec).unwrap().forward(5, &spec).grid, [5 * blocks, 1, 1]);
+        }
+    }
+
+    #[test]
+    fn an_endless_window_leaves_room_for_positions() {
+        assert_eq!(window(&spec(1, 1, 8)), 1 << 30);
+        assert_eq!(window(&AttentionSpec { window: Some(7), ..spec(1, 1, 8) }), 7);
+    }
+}
