@@ -7,6 +7,8 @@ mod harness;
 
 #[path = "parity/attention.rs"]
 mod attention;
+#[path = "parity/decode.rs"]
+mod decode;
 #[path = "parity/elementwise.rs"]
 mod elementwise;
 #[path = "parity/product.rs"]

@@ -1,0 +1,144 @@
+// One new token per sequence: its key and value join the cache, its query reads the cache up to its position.
+//   append   k[slot, kv, position] = the row's key, v likewise
+//   attend   o = softmax(scale·q·kᵀ)·v over the positions max(0, p − window + 1)..=p
+// o is overwritten. Keys and values lie (slot, key/value head, position, channel). The cache is cut every SPLIT positions and
+// by nothing else, so a row's bits do not depend on how many rows there are: a block owns (row, key/value head, up to 16 of
+// its query heads, SPLIT positions), its warps take strips of 16 keys in turn; their sums are added in order, then those of
+// the splits by a second kernel. Grids cover the whole cache, blocks behind a row's position leave at once: a captured launch
+// serves every position.
+#include "attention.cuh"
+
+constexpr u32 WARPS = DECODE_WARPS;
+constexpr u32 STRIP = 16;  // keys of a strip, and rows of a product: query heads
+
+struct Shared {
+    bf16 q[STRIP * PITCH];
+    union {
+        bf16 kv[WARPS][2][2][STRIP * PITCH];  // stage; keys, values
+        float y[WARPS][STRIP][WIDE];          // each warp's sums, when all strips are done
+    };
+    float top[WARPS][STRIP], sum[WARPS][STRIP];
+};
+static_assert(sizeof(Shared) == SHARED_BYTES, "src/ops/decode/cuda.rs asks for it");
+
+/// Positions first..end that a row at `position` sees.
+struct Sight {
+    u32 first, end;
+};
+
+DEVICE Sight sight(u32 position, u32 length, u32 window) {
+    u32 end = minimum(position + 1, length);  // a position behind the cache was not appended either
+    return {end > window ? end - window : 0, end};
+}
+
+// A thread: 16 bytes of a key or value.
+KERNEL __launch_bounds__(WARPS* WARP)
+cache_append(bf16* k, bf16* v, const bf16* qkv, const u32* slots, const u32* positions, u32 rows, u32 heads, u32 kv_heads,
+             u32 length) {
+    u32 chunks = kv_heads * HEAD_DIM / 8, chunk = blockIdx.x * WARPS * WARP + threadIdx.x, row = chunk / (2 * chunks);
+    if (row >= rows || positions[row] >= length) return;
+    bool value = chunk / chunks % 2 == 1;
+    u32 at = chunk % chunks * 8, kv = at / HEAD_DIM;
+    const bf16* from = qkv + static_cast<u64>(row) * (heads + 2 * kv_heads) * HEAD_DIM + (heads + (value ? kv_heads : 0)) * HEAD_DIM + at;
+    u64 place = static_cast<u64>(slots[row] * kv_heads + kv) * length + positions[row];
+    bf16* to = (value ? v : k) + place * HEAD_DIM + at % HEAD_DIM;
+    *reinterpret_cast<bf16x8*>(to) = *reinterpret_cast<const bf16x8*>(from);
+}
+
+/// Leaves the block's sums, brought to one maximum, in `partial`: columns, then maximum and sum behind all columns.
+DEVICE void store_partial(float* partial, const Shared& shared, u64 first, u32 apart, u64 total, u32 have) {
+    for (u32 i = threadIdx.x; i < have * HEAD_DIM; i += WARPS * WARP) {
+        u32 head = i / HEAD_DIM, column = i % HEAD_DIM;
+        float top = shared.top[0][head], sum = 0.0f, y = 0.0f;
+#pragma unroll
+        for (u32 w = 1; w < WARPS; w++) top = maximum(top, shared.top[w][head]);
+#pragma unroll
+        for (u32 w = 0; w < WARPS; w++) {
+            float factor = exp2_fast(shared.top[w][head] - top);
+            sum += shared.sum[w][head] * factor;
+            y += shared.y[w][head][column] * factor;
+        }
+        u64 at = first + static_cast<u64>(head) * apart;
+        partial[at * HEAD_DIM + column] = y;
+        if (column == 0) {
+            partial[total * HEAD_DIM + 2 * at] = top;
+            partial[total * HEAD_DIM + 2 * at + 1] = sum;
+        }
+    }
+}
+
+KERNEL __launch_bounds__(WARPS* WARP)
+decode_attention(float* partial, const bf16* qkv, const bf16* k, const bf16* v, const u32* slots, const u32* positions, u32 rows,
+                 u32 heads, u32 kv_heads, u32 length, u32 window, float scale, float softcap) {
+    Shared& shared = shared_memory<Shared>();
+    u32 splits = (length + SPLIT - 1) / SPLIT, group = heads / kv_heads, parts = (group + STRIP - 1) / STRIP;
+    u32 split = blockIdx.x % splits, part = blockIdx.x / splits % parts, kv = blockIdx.x / (splits * parts) % kv_heads;
+    u32 row = blockIdx.x / (splits * parts * kv_heads), head = kv * group + part * STRIP;
+    Sight seen = sight(positions[row], length, window);
+    if (split * SPLIT >= seen.end || (split + 1) * SPLIT <= seen.first) return;  // the whole block
+
+    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, have = minimum(STRIP, group - part * STRIP);
+    u32 end = minimum((split + 1) * SPLIT, seen.end), strip = split * SPLIT + warp * STRIP;
+    u64 cache = static_cast<u64>(slots[row] * kv_heads + kv) * length * HEAD_DIM;
+    auto fetch = [&](u32 stage, u32 first) {
+        load_rows<STRIP, WARP>(shared.kv[warp][stage][0], k + cache, HEAD_DIM, first, end);
+        load_rows<STRIP, WARP>(shared.kv[warp][stage][1], v + cache, HEAD_DIM, first, end);
+        copy_async_commit();
+    };
+    const bf16* q = qkv + (static_cast<u64>(row) * (heads + 2 * kv_heads) + head) * HEAD_DIM;
+    load_rows<STRIP, WARPS * WARP>(shared.q, q, HEAD_DIM, 0, have);
+    fetch(0, strip);
+    copy_async_wait<0>();
+    block_barrier();
+
+    float y[1][WIDE / 8][4] = {}, top[2] = {-INFINITE, -INFINITE}, sum[2] = {};
+    for (u32 stage = 0; strip < end; stage ^= 1, strip += WARPS * STRIP) {
+        copy_async_wait<0>();
+        warp_barrier();  // each warp has its own strips: they have come, and its lanes are done with those before
+        if (strip + WARPS * STRIP < end) fetch(stage ^ 1, strip + WARPS * STRIP);
+        float s[1][STRIP / 8][4] = {};
+        multiply_rows<1, STRIP>(s, shared.q, 0, shared.kv[warp][stage][0]);
+#pragma unroll
+        for (u32 i = 0; i < STRIP / 2; i++) {
+            u32 key = strip + i / 4 * 8 + lane % 4 * 2 + i % 2;
+            float& x = s[0][i / 4][i % 4];
+            x = key >= seen.first && key < end ? score(x, scale, softcap) : -INFINITE;
+        }
+        soften<STRIP>(s[0], y[0], top, sum);
+        multiply<1, STRIP, WIDE>(y, s, shared.kv[warp][stage][1]);
+    }
+    block_barrier();  // the strips' place is free
+#pragma unroll
+    for (u32 r = 0; r < 2; r++) {
+        u32 below = lane / 4 + r * 8;
+        float total = row_sum(sum[r]);
+        if (lane % 4 == 0) {
+            shared.top[warp][below] = top[r];
+            shared.sum[warp][below] = total;
+        }
+#pragma unroll
+        for (u32 i = 0; i < WIDE / 4; i++) shared.y[warp][below][i / 2 * 8 + lane % 4 * 2 + i % 2] = y[0][i / 2][2 * r + i % 2];
+    }
+    block_barrier();
+    u64 first = (static_cast<u64>(row) * heads + head) * splits + split;
+    store_partial(partial, shared, first, splits, static_cast<u64>(rows) * heads * splits, have);
+}
+
+// A warp: one row of one query head; the splits that it sees, in order.
+KERNEL __launch_bounds__(WARPS* WARP)
+decode_combine(bf16* o, const float* partial, const u32* positions, u32 rows, u32 heads, u32 length, u32 window) {
+    u32 index = blockIdx.x * WARPS + threadIdx.x / WARP, splits = (length + SPLIT - 1) / SPLIT;
+    if (index >= rows * heads) return;
+    Sight seen = sight(positions[index / heads], length, window);
+    u64 first = static_cast<u64>(index) * splits;
+    const float* tops = partial + (static_cast<u64>(rows) * heads * splits * HEAD_DIM + 2 * first);
+    float top = -INFINITE, sum = 0.0f;
+    u32 begin = seen.first / SPLIT, end = (seen.end + SPLIT - 1) / SPLIT;
+    for (u32 s = begin; s < end; s++) top = maximum(top, tops[2 * s]);
+    for (u32 s = begin; s < end; s++) sum += tops[2 * s + 1] * exp2_fast(tops[2 * s] - top);
+    for (u32 column = threadIdx.x % WARP; column < HEAD_DIM; column += WARP) {
+        float y = 0.0f;
+        for (u32 s = begin; s < end; s++) y += partial[(first + s) * HEAD_DIM + column] * exp2_fast(tops[2 * s] - top);
+        o[static_cast<u64>(index) * HEAD_DIM + column] = to_bf16(y / sum);
+    }
+}

@@ -1,0 +1,155 @@
+use super::{Decode, KvCache, SlotTable, check};
+use crate::backend::cuda::driver::{Define, LaunchConfig};
+use crate::backend::cuda::kernels;
+use crate::backend::{Cuda, Tensor};
+use crate::error::Result;
+use crate::ops::attention::cuda::{padded, window};
+use crate::ops::{AttentionSpec, expect};
+
+/// Positions whose sums are one part: it alone, never the batch, decides in which order a row is summed.
+const SPLIT: usize = 256;
+/// Keys that arrive at a time for a warp, and query heads of a block: one side of a product each.
+const STRIP: u32 = 16;
+
+/// How heads of one size are cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Plan {
+    /// Columns in shared memory: the head size, padded.
+    wide: u32,
+    /// Warps of a block: each has its own two stages of keys and values, which must fit with the others'.
+    warps: u32,
+}
+
+impl Plan {
+    fn new(spec: &AttentionSpec) -> Result<Plan> {
+        let wide = padded(spec.head_dim)?;
+        Ok(Plan { wide, warps: if wide <= 128 { 4 } else { 2 } })
+    }
+
+    fn threads(&self) -> u32 {
+        32 * self.warps
+    }
+
+    /// Bytes of the query heads, of each warp's strips, and of each warp's maxima and sums.
+    fn shared(&self) -> u32 {
+        let strip = 2 * STRIP * (self.wide + 8);
+        strip + self.warps * (4 * strip + 8 * STRIP)
+    }
+
+    fn defines(&self, spec: &AttentionSpec) -> [Define; 6] {
+        [
+            ("HEAD_DIM", spec.head_dim as u64),
+            ("WIDE", self.wide.into()),
+            ("SOFTCAP", spec.softcap.is_some().into()),
+            ("DECODE_WARPS", self.warps.into()),
+            ("SPLIT", SPLIT as u64),
+            ("SHARED_BYTES", self.shared().into()),
+        ]
+    }
+
+    /// A thread per 16 bytes of a key or value.
+    fn append(&self, rows: usize, spec: &AttentionSpec) -> LaunchConfig {
+        let chunks = rows * 2 * spec.kv_heads * spec.head_dim / 8;
+        LaunchConfig::linear((chunks as u32).div_ceil(self.threads()), self.threads())
+    }
+
+    /// A block per row, key/value head, 16 of its query heads and part of the cache, however much of it is filled.
+    fn attend(&self, rows: usize, length: usize, spec: &AttentionSpec) -> LaunchConfig {
+        let parts = ((spec.heads / spec.kv_heads) as u32).div_ceil(STRIP);
+        let blocks = (rows * spec.kv_heads * length.div_ceil(SPLIT)) as u32 * parts;
+        LaunchConfig::linear(blocks, self.threads()).with_shared(self.shared())
+    }
+
+    /// A warp per row and query head.
+    fn combine(&self, rows: usize, spec: &AttentionSpec) -> LaunchConfig {
+        LaunchConfig::linear(((rows * spec.heads) as u32).div_ceil(self.warps), self.threads())
+    }
+}
+
+impl Decode for Cuda {
+    fn kv_cache(&self, slots: usize, length: usize, spec: AttentionSpec) -> Result<KvCache<Self>> {
+        Plan::new(&spec)?;
+        let rows = slots * spec.kv_heads;
+        let zeros = || Tensor::zeros(self, rows, length * spec.head_dim);
+        Ok(KvCache { k: zeros()?, v: zeros()?, slots, length })
+    }
+
+    fn cache_append(
+        &self,
+        cache: &mut KvCache<Self>,
+        qkv: &Tensor<Self>,
+        table: &SlotTable<Self>,
+        spec: AttentionSpec,
+    ) -> Result<()> {
+        check(qkv, table, &spec)?;
+        expect("decode", "cache", cache.k.shape(), (cache.slots * spec.kv_heads, cache.length * spec.head_dim))?;
+        let plan = Plan::new(&spec)?;
+        let (rows, h, kv, length) = (qkv.rows() as u32, spec.heads as u32, spec.kv_heads as u32, cache.length as u32);
+        let (k, v, qkv) = (&mut cache.k.buffer, &mut cache.v.buffer, &qkv.buffer);
+        let (slots, positions) = (&table.slots.buffer, &table.positions.buffer);
+        let (defines, config) = (plan.defines(&spec), plan.append(rows as usize, &spec));
+        // SAFETY: `check` and `expect` proved the shapes; slots are the caller's, below `cache.slots`; the kernel leaves out
+        // positions behind the cache.
+        unsafe { kernels::cache_append(self, &defines, config, k, v, qkv, slots, positions, rows, h, kv, length) }
+    }
+
+    fn decode_attention(
+        &self,
+        o: &mut Tensor<Self>,
+        qkv: &Tensor<Self>,
+        cache: &KvCache<Self>,
+        table: &SlotTable<Self>,
+        spec: AttentionSpec,
+    ) -> Result<()> {
+        check(qkv, table, &spec)?;
+        expect("decode", "o", o.shape(), (qkv.rows(), spec.heads * spec.head_dim))?;
+        expect("decode", "cache", cache.k.shape(), (cache.slots * spec.kv_heads, cache.length * spec.head_dim))?;
+        let (plan, n) = (Plan::new(&spec)?, qkv.rows());
+        let (defines, attend) = (plan.defines(&spec), plan.attend(n, cache.length, &spec));
+        // Per row, head and part: a column each, the maximum and the sum.
+        let mut scratch = self.scratch(n * spec.heads * cache.length.div_ceil(SPLIT) * (spec.head_dim + 2))?;
+        let (rows, h, kv, length) = (n as u32, spec.heads as u32, spec.kv_heads as u32, cache.length as u32);
+        let (window, scale, cap) = (window(&spec), spec.scale, spec.softcap.unwrap_or(0.0));
+        let (partial, o, qkv) = (scratch.buffer()?, &mut o.buffer, &qkv.buffer);
+        let (k, v, slots, positions) = (&cache.k.buffer, &cache.v.buffer, &table.slots.buffer, &table.positions.buffer);
+        // SAFETY: `check` and `expect` proved the shapes; slots are the caller's, below `cache.slots`; the scratch was just
+        // made as large as all parts.
+        unsafe {
+            kernels::decode_attention(
+                self, &defines, attend, partial, qkv, k, v, slots, positions, rows, h, kv, length, window, scale, cap,
+            )?;
+            let combine = plan.combine(n, &spec);
+            kernels::decode_combine(self, &defines, combine, o, partial, positions, rows, h, length, window)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionSpec {
+        AttentionSpec { heads, kv_heads, head_dim, scale: 1.0, window: None, softcap: None, causal: true }
+    }
+
+    #[test]
+    fn two_blocks_fit_a_multiprocessor() {
+        for e in (8..=256).step_by(8) {
+            let plan = Plan::new(&spec(1, 1, e)).unwrap();
+            // 164 KB on sm_80, of which each block takes one more.
+            assert!(2 * (plan.shared() + 1024) <= 164 * 1024, "{plan:?}");
+            assert!(2 * STRIP * 4 * (plan.wide + 8) >= STRIP * plan.wide * 4, "sums lie where strips lay");
+        }
+        assert!(Plan::new(&spec(1, 1, 20)).is_err());
+    }
+
+    #[test]
+    fn grids_cover_the_cache() {
+        let plan = Plan::new(&spec(14, 2, 64)).unwrap();
+        assert_eq!(plan.attend(3, 257, &spec(14, 2, 64)).grid, [3 * 2 * 2, 1, 1]);
+        assert_eq!(plan.attend(3, 256, &spec(34, 2, 64)).grid, [3 * 2 * 2, 1, 1]);
+        assert_eq!(plan.combine(3, &spec(14, 2, 64)).grid, [11, 1, 1]);
+        assert_eq!(plan.append(3, &spec(14, 2, 64)).grid, [1, 1, 1]);
+        assert_eq!(plan.append(5, &spec(14, 2, 64)).grid, [2, 1, 1]);
+    }
+}
