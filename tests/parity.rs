@@ -13,3 +13,6 @@ mod decode;
 mod elementwise;
 #[path = "parity/product.rs"]
 mod product;
+
+#[path = "parity/fused.rs"]
+mod fused;

@@ -1,0 +1,164 @@
+//! Whole models and one whole joint step: the device against `Cpu::rounded()`, on the random checkpoints of `tests/golden`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ares::model::generate::{Continue, Generator};
+use ares::model::{Adapter, AdapterFile, AdapterGrad, AnswerTokens, Batch, Decoding, Heads, HostTensor};
+use ares::model::{Transformer, Workspace};
+use ares::ops::Ops;
+
+use crate::harness::{device, reference};
+use crate::joint::Golden;
+
+const FOLDERS: &[&str] = &["llama", "llama3", "mistral", "qwen2", "qwen3"];
+
+/// A model with its adapter, and a ragged batch: a shared prompt, a prompt of its own, none.
+struct Case<B: Ops> {
+    model: Transformer<B>,
+    adapter: Adapter<B>,
+    workspace: Workspace<B>,
+}
+
+impl<B: Ops> Case<B> {
+    fn open(ops: &B, name: &str) -> Self {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        let model = Transformer::open(ops, &dir).unwrap();
+        let file = AdapterFile::open(&dir.join("adapter"), &model.config).unwrap();
+        let score = model.score_weights().unwrap();
+        let adapter = Adapter::load(ops, &model.config, &file, score.as_deref()).unwrap();
+        let workspace = Workspace::new(ops, &model.config, adapter.rank(), 256, true).unwrap();
+        Case { model, adapter, workspace }
+    }
+
+    fn batch(&self, heads: Heads) -> Batch {
+        let vocab = self.model.config.vocab_size as u32;
+        let tokens = |seed: u32, n: u32| (0..n).map(|i| (seed * 131 + i * i * 7 + i) % vocab).collect::<Vec<u32>>();
+        let mut batch = Batch::default();
+        let (a, b, c) = (tokens(1, 9), tokens(2, 17), tokens(3, 1));
+        batch.push(&tokens(4, 21), &[AnswerTokens::new(&a), AnswerTokens { tokens: &b, context: 3 }], heads);
+        batch.push(&tokens(5, 2), &[AnswerTokens::new(&c)], heads);
+        batch.push(&[], &[AnswerTokens::new(&tokens(6, 70))], heads);
+        batch
+    }
+
+    /// Values without and with the adapter, then the adapter's gradients.
+    fn targets(&mut self) -> (Vec<Vec<f32>>, BTreeMap<String, HostTensor>) {
+        let batch = self.batch(Heads::Targets);
+        let (model, adapter, ws) = (&self.model, &self.adapter, &mut self.workspace);
+        let plain = model.forward_targets(ws, &batch, None, false).unwrap();
+        let adapted = model.forward_targets(ws, &batch, Some(adapter), true).unwrap();
+        let weights: Vec<f32> = (0..batch.rows.len()).map(|i| (i as f32 * 0.7).sin()).collect();
+        let mut grad = AdapterGrad::new(&model.ops, adapter, false).unwrap();
+        model.backward_targets(ws, &weights, adapter, &mut grad).unwrap();
+        let gradients = adapter.gradients_to_file(&model.ops, &model.config, &grad).unwrap().tensors;
+        (vec![plain.logprob, plain.log_rest, adapted.logprob, adapted.log_rest], gradients)
+    }
+
+    fn scores(&mut self) -> (Vec<Vec<f32>>, BTreeMap<String, HostTensor>) {
+        let batch = self.batch(Heads::Ends);
+        let (model, adapter, ws) = (&self.model, &self.adapter, &mut self.workspace);
+        let plain = model.forward_scores(ws, &batch, None).unwrap();
+        let adapted = model.forward_scores(ws, &batch, Some(adapter)).unwrap();
+        let weights: Vec<f32> = (0..adapted.len()).map(|i| 1.0 - 0.6 * i as f32).collect();
+        let mut grad = AdapterGrad::new(&model.ops, adapter, true).unwrap();
+        model.backward_scores(ws, &weights, adapter, &mut grad).unwrap();
+        let gradients = adapter.gradients_to_file(&model.ops, &model.config, &grad).unwrap().tensors;
+        (vec![plain, adapted], gradients)
+    }
+}
+
+/// Root of the mean square difference over the root of the mean square; NaN where either has one.
+fn apart(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+    let difference = square(&mut found.iter().zip(expected).map(|(f, e)| f64::from(f - e)));
+    (difference / square(&mut expected.iter().map(|&e| f64::from(e)))).sqrt()
+}
+
+type Outcome = (Vec<Vec<f32>>, BTreeMap<String, HostTensor>);
+
+fn compare(what: &str, found: &Outcome, expected: &Outcome) {
+    for (i, (found, expected)) in found.0.iter().zip(&expected.0).enumerate() {
+        let distance = apart(found, expected);
+        assert!(distance <= VALUES, "{what}, values {i}: relative distance {distance}");
+    }
+    gradients(what, &found.1, &expected.1);
+}
+
+fn gradients(what: &str, found: &BTreeMap<String, HostTensor>, expected: &BTreeMap<String, HostTensor>) {
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{what}");
+    for (name, expected) in expected {
+        assert!(expected.data.iter().any(|&x| x != 0.0), "{what}, d {name}: a gradient of zeros proves nothing");
+        let distance = apart(&found[name].data, &expected.data);
+        assert!(distance <= GRADIENTS, "{what}, d {name}: relative distance {distance}");
+    }
+}
+
+/// Root-mean-square distance, relative: bf16 keeps 8 bits, and what two orders of summation round apart is carried on.
+const VALUES: f64 = 0.01;
+const GRADIENTS: f64 = 0.05;
+
+#[test]
+fn language_models_of_every_family() {
+    let Some(device) = device() else { return };
+    for family in FOLDERS {
+        let name = format!("{family}-causal");
+        compare(&name, &Case::open(&device, &name).targets(), &Case::open(&reference(), &name).targets());
+    }
+}
+
+#[test]
+fn classifiers_of_every_family() {
+    let Some(device) = device() else { return };
+    for family in FOLDERS {
+        let name = format!("{family}-reward");
+        compare(&name, &Case::open(&device, &name).scores(), &Case::open(&reference(), &name).scores());
+    }
+}
+
+#[test]
+fn a_whole_joint_step() {
+    let Some(device) = device() else { return };
+    for variant in ["npo", "sum-kl", "unlikelihood"] {
+        let golden = Golden::open(variant);
+        let (found, expected) = (golden.step(&device, 4096), golden.step(&reference(), 4096));
+        let terms = |s: &crate::joint::Step| {
+            let (p, r) = (&s.policy, &s.reward);
+            [p.unlearn, p.safe, p.retain, r.bt, r.center, r.replay, r.anchor].map(|t| t as f32).to_vec()
+        };
+        for (i, (found, expected)) in terms(&found).iter().zip(terms(&expected)).enumerate() {
+            let limit = 0.01 * expected.abs() + 0.003;
+            assert!((found - expected).abs() <= limit, "{variant}, term {i}: expected {expected}, found {found}");
+        }
+        for ((side, found), (_, expected)) in found.gradients.iter().zip(&expected.gradients) {
+            gradients(&format!("{variant}, {side}"), found, expected);
+        }
+    }
+}
+
+/// What is generated, two slots for five requests of different lengths.
+fn generated<B: Ops>(ops: &B, slots: usize, temperature: f32) -> Vec<Vec<u32>> {
+    let Case { model, mut workspace, .. } = Case::open(ops, "qwen3-causal");
+    let mut generator = Generator::new(ops, &model.config, slots, 64, 128).unwrap();
+    let request =
+        |i: u32| Continue { tokens: (0..3 + 5 * i).map(|t| (t * 11 + i) % 50).collect(), forced: 0, id: i.into() };
+    let requests: Vec<Continue> = (0..5).map(request).collect();
+    let decoding = Decoding { temperature, top_k: 20, top_p: 0.9, seed: 3, ..Decoding::greedy(9) };
+    let results = model.generate(&mut workspace, &mut generator, &requests, None, &decoding, |_| Ok(())).unwrap();
+    results.into_iter().map(|r| r.tokens).collect()
+}
+
+#[test]
+fn generation_is_the_same_at_any_occupancy() {
+    let Some(device) = device() else { return };
+    for temperature in [0.0, 1.0] {
+        let alone = generated(&device, 1, temperature);
+        assert_eq!(generated(&device, 2, temperature), alone);
+        assert_eq!(generated(&device, 5, temperature), alone);
+        assert!(alone.iter().all(|tokens| !tokens.is_empty()));
+    }
+    let (found, expected) = (generated(&device, 5, 0.0), generated(&reference(), 5, 0.0));
+    let same = found.iter().zip(&expected).filter(|(f, e)| f == e).count();
+    assert!(same >= 4, "greedy: {same} of 5 sequences agree with the reference");
+}
