@@ -149,7 +149,6 @@ sample_draw(u32* tokens, float* logits, const u32* ids, const u32* positions, u3
     best = block_maximum<THREADS / WARP>(best, shared.floats);
     float inverse = 1.0f / temperature;
     for (u32 i = run.first; i < run.last; i++) row[i] = exp2_fast((row[i] - best) * inverse * LOG2_E);
-    block_barrier();
     Kept kept = {0, 0xffffffffu};
     if (top_k > 0 && top_k < vocab) kept = keep_count(shared, row, run, top_k);
     if (top_p < 1.0f) {

@@ -8,7 +8,7 @@ use crate::harness::*;
 const SHAPES: &[(usize, usize)] = &[(1, 8), (7, 36), (9, 128), (33, 300)];
 
 fn norm<B: Norm>(ops: &B, (rows, cols): (usize, usize), unit_offset: bool) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-    let spec = NormSpec { eps: 1e-5, unit_offset };
+    let spec = NormSpec { eps: 0.3, unit_offset }; // large: it must be seen
     let x = act(ops, rows, cols, &random(1, rows * cols, 2.0));
     let w = act(ops, 1, cols, &random(2, cols, 1.0));
     let dy = act(ops, rows, cols, &random(3, rows * cols, 1.0));

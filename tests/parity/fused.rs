@@ -152,6 +152,24 @@ fn greedy_and_plain_draws_are_the_reference_s() {
 }
 
 #[test]
+fn greedy_takes_the_lowest_of_equals() {
+    let Some(device) = device() else { return };
+    let (vocab, cols) = (701, 16);
+    let row = random(2, cols, 1.0);
+    // Every logit appears a hundred times; the largest first at id 3.
+    let w: Vec<f32> = (0..vocab).flat_map(|v| row.iter().map(move |x| if v % 7 == 3 { *x } else { -*x })).collect();
+    let w = device.weight(vocab, cols, w).unwrap();
+    let mut table = SampleTable::with_capacity(&device, 2).unwrap();
+    table.set(&device, &[0, 1], &[0, 0]).unwrap();
+    let mut logits = numbers(&device, 2, vocab, &vec![f32::NAN; 2 * vocab]);
+    let mut tokens: Tensor<_, u32> = numbers(&device, 2, 1, &[u32::MAX; 2]);
+    let spec = SampleSpec { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 1 };
+    let h = act(&device, 2, cols, &row.repeat(2));
+    device.sample(&mut tokens, &mut logits, &h, &table, &w, spec).unwrap();
+    assert_eq!(tokens.read(&device).unwrap(), [3, 3]);
+}
+
+#[test]
 fn top_k_and_top_p_keep_the_largest() {
     let Some(device) = device() else { return };
     let vocab = 300;
