@@ -3,7 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::backend::Cpu;
+use crate::backend::cuda::compiler::KernelOptions;
+use crate::backend::cuda::device::{GpuDriver, driver_present};
+use crate::backend::cuda::driver::Arch;
+use crate::backend::cuda::sim::SimDriver;
+use crate::backend::{Cpu, Cuda};
 use crate::error::{Error, Result};
 use crate::ops::Ops;
 
@@ -14,13 +18,6 @@ pub enum DeviceSpec {
     Cpu,
     Cuda(usize),
     Sim(Arch),
-}
-
-/// The architecture whose kernels the simulator runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arch {
-    Sm80,
-    Sm90a,
 }
 
 /// A device that can be used.
@@ -63,9 +60,9 @@ impl FromStr for DeviceSpec {
             ("cpu", None) => Ok(DeviceSpec::Cpu),
             ("cuda", None) => Ok(DeviceSpec::Cuda(0)),
             ("cuda", Some(n)) => n.parse().map(DeviceSpec::Cuda).map_err(|_| format!("{n:?} is no device number")),
-            ("sim", None | Some("sm_80")) => Ok(DeviceSpec::Sim(Arch::Sm80)),
-            ("sim", Some("sm_90a")) => Ok(DeviceSpec::Sim(Arch::Sm90a)),
-            _ => Err("expected auto, cpu, cuda, cuda:N, sim, sim:sm_80 or sim:sm_90a".to_string()),
+            ("sim", None) => Ok(DeviceSpec::Sim(Arch::Sm80)),
+            ("sim", Some(arch)) => arch.parse().map(DeviceSpec::Sim),
+            _ => Err("expected auto, cpu, cuda, cuda:N, sim or sim:ARCH".to_string()),
         }
     }
 }
@@ -87,40 +84,14 @@ impl DeviceSpec {
     }
 }
 
-/// Whether the CUDA driver's library can be loaded. Asked before any other call to it, which would panic without.
-pub fn driver_present() -> bool {
-    // SAFETY: loads libcuda, whose initialisation has no precondition.
-    unsafe { cudarc::driver::sys::is_culib_present() }
+/// GPU `ordinal`, ready to compute.
+pub fn open_cuda(ordinal: usize, options: KernelOptions) -> Result<Cuda> {
+    Ok(Cuda::new(GpuDriver::new(ordinal, options)?))
 }
 
-/// Whether NVRTC's library can be loaded; see [`driver_present`].
-pub fn nvrtc_present() -> bool {
-    // SAFETY: loads libnvrtc, whose initialisation has no precondition.
-    unsafe { cudarc::nvrtc::sys::is_culib_present() }
-}
-
-/// The driver's version and its devices, as people read them; `None` without a driver.
-pub fn gpus() -> (Option<String>, Vec<String>) {
-    if !driver_present() {
-        return (None, Vec::new());
-    }
-    let mut version = 0;
-    // SAFETY: the library was loaded; the call writes one integer and needs no initialisation.
-    let known = unsafe { cudarc::driver::sys::cuDriverGetVersion(&mut version) }.result().is_ok();
-    let version = if known { format!("CUDA {}.{}", version / 1000, version % 1000 / 10) } else { "found".to_string() };
-    (Some(version), list_gpus().unwrap_or_default())
-}
-
-fn list_gpus() -> Result<Vec<String>, cudarc::driver::DriverError> {
-    use cudarc::driver::result::{device, init};
-    init()?;
-    let describe = |number| {
-        let handle = device::get(number)?;
-        // SAFETY: the handle comes from the driver.
-        let bytes = unsafe { device::total_mem(handle)? };
-        Ok(format!("cuda:{number} {} ({:.1} GiB)", device::get_name(handle)?, bytes as f64 / (1u64 << 30) as f64))
-    };
-    (0..device::get_count()?).map(describe).collect()
+/// The simulator of an architecture, ready to compute.
+pub fn open_sim(arch: Arch, options: &KernelOptions) -> Result<Cuda> {
+    Ok(Cuda::new(SimDriver::with_options(arch, options)?))
 }
 
 #[cfg(test)]

@@ -9,13 +9,17 @@ use clap::Args;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{Session, device};
+use super::Session;
+use super::device::{DeviceSpec, open_cuda, open_sim};
 use crate::backend::cuda::cache::cache_path;
+use crate::backend::cuda::device::{devices, driver_version};
+use crate::backend::cuda::nvrtc::Nvrtc;
 use crate::error::Result;
+use crate::ops::ceilings::{self, Ceilings};
 use crate::ops::product::{View, ViewMut, product};
 use crate::report::{Align, Table};
 
-/// Look at this machine: devices, driver, compilers, memory, and how fast they are
+/// Look at this machine: devices, driver, compilers, memory, and how fast they are (a GPU with --device cuda)
 #[derive(Debug, Args)]
 pub struct Doctor {}
 
@@ -32,7 +36,13 @@ struct Findings {
     matrix_gflop_s: f64,
     cuda_driver: Option<String>,
     gpus: Vec<String>,
-    nvrtc: bool,
+    /// Why there is none, or none that can be used.
+    gpu_fault: Option<String>,
+    nvrtc: Option<String>,
+    nvrtc_fault: Option<String>,
+    /// With a GPU named: what it is and what it can do at best.
+    device: Option<String>,
+    ceilings: Option<Ceilings>,
     compiler: Option<String>,
     cache: PathBuf,
     cache_exists: bool,
@@ -42,7 +52,15 @@ impl Doctor {
     pub fn run(self, session: &Session) -> Result<()> {
         session.detail("measuring memory bandwidth and matrix rate");
         let cache = cache_path();
-        let (cuda_driver, gpus) = device::gpus();
+        let driver = driver_version();
+        let gpus = devices();
+        let nvrtc = Nvrtc::find(session.kernels().nvrtc.as_deref(), driver.as_ref());
+        let cuda = match session.device_spec() {
+            DeviceSpec::Cuda(ordinal) => Some(open_cuda(ordinal, session.kernels())?),
+            DeviceSpec::Sim(arch) => Some(open_sim(arch, &session.kernels())?),
+            DeviceSpec::Auto | DeviceSpec::Cpu => None,
+        };
+        let measured = cuda.as_ref().map(ceilings::measure).transpose()?;
         let findings = Findings {
             version: env!("CARGO_PKG_VERSION"),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -52,9 +70,14 @@ impl Doctor {
             memory_free_bytes: memory("MemAvailable"),
             bandwidth_gb_s: bandwidth() / 1e9,
             matrix_gflop_s: matrix_rate()? / 1e9,
-            cuda_driver,
-            gpus,
-            nvrtc: device::nvrtc_present(),
+            cuda_driver: driver.map(|driver| driver.to_string()),
+            gpu_fault: gpus.as_ref().err().map(ToString::to_string),
+            gpus: gpus.unwrap_or_default(),
+            nvrtc_fault: nvrtc.as_ref().err().map(ToString::to_string),
+            nvrtc: nvrtc.ok().map(|nvrtc| nvrtc.to_string()),
+            // The simulator shows that kernels run, not how fast.
+            ceilings: measured.filter(|_| matches!(session.device_spec(), DeviceSpec::Cuda(_))),
+            device: cuda.map(|cuda| cuda.info().name.clone()),
             compiler: compiler(),
             cache_exists: cache.is_dir(),
             cache,
@@ -68,11 +91,11 @@ impl Findings {
         let unknown = || "unknown".to_string();
         let gib =
             |bytes: Option<u64>| bytes.map_or_else(unknown, |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64));
-        let gpus = match (&self.cuda_driver, self.gpus.as_slice()) {
-            (None, _) => "none (needs a CUDA driver)".to_string(),
-            (Some(_), []) => "none".to_string(),
-            (Some(_), gpus) => gpus.join("; "),
+        let or_fault = |found: &Option<String>, fault: &Option<String>| match (found, fault) {
+            (Some(found), _) => found.clone(),
+            (None, fault) => format!("none: {}", fault.as_deref().unwrap_or("nobody knows why")),
         };
+        let gpus = Some(self.gpus.join("; ")).filter(|gpus| !gpus.is_empty());
         let made = if self.cache_exists { "" } else { " (not made yet)" };
         let cache = format!("{}{made}", self.cache.display());
         let rows = [
@@ -84,13 +107,32 @@ impl Findings {
             ("memory bandwidth", format!("{:.1} GB/s (copy, read + write)", self.bandwidth_gb_s)),
             ("matrix rate", format!("{:.0} GFLOP/s (f32, {SIDE}×{SIDE}×{SIDE})", self.matrix_gflop_s)),
             ("CUDA driver", self.cuda_driver.clone().unwrap_or_else(|| "none; --device cpu works without".to_string())),
-            ("GPUs", gpus),
-            ("NVRTC", if self.nvrtc { "found" } else { "none; only GPU kernels need it" }.to_string()),
+            (
+                "GPUs",
+                if self.cuda_driver.is_some() {
+                    or_fault(&gpus, &self.gpu_fault)
+                } else {
+                    "none (needs a CUDA driver)".into()
+                },
+            ),
+            ("NVRTC", or_fault(&self.nvrtc, &self.nvrtc_fault)),
             ("C++ compiler", self.compiler.clone().unwrap_or_else(|| "none; only --device sim needs it".to_string())),
             ("cache", cache),
         ];
         let mut table = Table::new(&[("what", Align::Left), ("found", Align::Left)]);
         rows.into_iter().for_each(|(what, found)| table.row(vec![what.into(), found.into()]));
+        if let Some(device) = &self.device {
+            table.row(vec!["runs kernels".into(), device.clone().into()]);
+        }
+        if let Some(ceilings) = self.ceilings {
+            let Ceilings { copy_bytes_per_s, mma_flops_per_s, launch_us, replayed_launch_us } = ceilings;
+            let rows = [
+                ("device copy", format!("{:.0} GB/s (read + write)", copy_bytes_per_s / 1e9)),
+                ("mma.sync", format!("{:.1} TFLOP/s (bf16, random operands)", mma_flops_per_s / 1e12)),
+                ("launch", format!("{launch_us:.2} µs, replayed {replayed_launch_us:.2} µs")),
+            ];
+            rows.into_iter().for_each(|(what, found)| table.row(vec![what.into(), found.into()]));
+        }
         table
     }
 }

@@ -16,7 +16,7 @@ use crate::report::{Style, Table};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Everywhere")]
 pub struct Global {
-    /// Where to compute: auto (the first usable GPU, else the CPU), cpu, cuda[:N], sim[:sm_80|sm_90a]
+    /// Where to compute: auto (the first usable GPU, else the CPU), cpu, cuda[:N], sim[:ARCH]
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     device: DeviceSpec,
     /// Of all random numbers
@@ -65,6 +65,11 @@ impl Session {
     pub fn kernels(&self) -> KernelOptions {
         let Global { kernels, nvrtc, sync, .. } = &self.global;
         KernelOptions { nvrtc: nvrtc.clone(), kernels: kernels.clone(), sync: *sync }.or_environment()
+    }
+
+    /// `--device` as typed.
+    pub fn device_spec(&self) -> DeviceSpec {
+        self.global.device
     }
 
     /// The device, usable. `auto` says which one it chose.

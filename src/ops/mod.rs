@@ -6,6 +6,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod ceilings;
 pub mod decode;
 pub mod embed;
 pub mod gate_up;
@@ -65,6 +66,7 @@ impl<B> Ops for B where
 pub fn builds() -> Vec<Build> {
     let builds = [
         adamw::cuda::builds(),
+        ceilings::cuda::builds(),
         gate_up::cuda::builds(),
         lora::cuda::builds(),
         norm::cuda::builds(),

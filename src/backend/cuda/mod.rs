@@ -7,6 +7,7 @@
 mod buffer;
 pub mod cache;
 pub mod compiler;
+pub mod device;
 pub mod driver;
 pub mod kernels;
 pub mod nvrtc;
@@ -280,9 +281,17 @@ impl Backend for Cuda {
             record()?;
             driver.capture_begin()?;
             let recorded = record();
-            let handle = driver.capture_end()?;
-            graph.0 = Some((driver.clone(), handle));
-            return recorded;
+            let ended = driver.capture_end();
+            match (recorded, ended) {
+                (Ok(()), Ok(handle)) => graph.0 = Some((driver.clone(), handle)),
+                // Half a step must not be replayed.
+                (Err(error), Ok(handle)) => {
+                    driver.graph_free(handle);
+                    return Err(error);
+                }
+                (recorded, Err(error)) => return recorded.and(Err(error)),
+            }
+            return Ok(());
         }
         match &graph.0 {
             // SAFETY: buffers that a step names live as long as the generator that owns its graph.

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use self::runtime::{Module, Runtime};
+use super::compiler::KernelOptions;
 use super::driver::{Arch, Define, DeviceInfo, Driver, Event, Function, GraphHandle, LaunchConfig};
 use super::source::Source;
 use super::text::text;
@@ -60,8 +61,13 @@ enum Work {
 }
 
 impl SimDriver {
-    /// Needs a C++ compiler: `$CXX`, c++, g++ or clang++.
+    /// Needs a C++ compiler: `$CXX`, c++, g++ or clang++. Kernels are read from `ARES_KERNELS`, if that is a folder.
     pub fn new(arch: Arch) -> Result<Arc<dyn Driver>> {
+        SimDriver::with_options(arch, &KernelOptions::default().or_environment())
+    }
+
+    /// The same, with kernels from where `options` say.
+    pub fn with_options(arch: Arch, options: &KernelOptions) -> Result<Arc<dyn Driver>> {
         let runtime = Runtime::get()?;
         let (multiprocessors, shared_per_block) = match arch {
             // 99 KB: what the smallest of the family offers.
@@ -72,7 +78,7 @@ impl SimDriver {
         };
         let name = format!("sim:{arch}");
         let info = DeviceInfo { name, arch, multiprocessors, shared_per_block, memory: runtime.memory() };
-        let folder = std::env::var_os("ARES_KERNELS").filter(|f| !f.is_empty()).map(PathBuf::from);
+        let folder = options.sources().map(PathBuf::from);
         Ok(Arc::new(SimDriver { info, runtime, folder, seed: seed()?, state: Mutex::default() }))
     }
 

@@ -1,0 +1,69 @@
+//! What a GPU's faults are called, and what to do about them.
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::CUresult;
+
+use super::trail::Trail;
+use crate::error::Error;
+
+/// `CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered)`
+pub(super) fn tell(error: DriverError) -> String {
+    let text = |found: Result<&std::ffi::CStr, DriverError>| {
+        found.map_or_else(|_| "unknown".to_string(), |text| text.to_string_lossy().into_owned())
+    };
+    format!("{} ({})", text(error.error_name()), text(error.error_string()))
+}
+
+/// A call failed; `action` completes "cannot …". When a kernel is at fault, `trail` says which it may be.
+pub(super) fn fault(device: &str, action: &str, error: DriverError, trail: &Trail, sync: bool) -> Error {
+    if !is_kernels(error) {
+        let what = format!("cannot {action}: {}", tell(error));
+        let remedy = "look at `nvidia-smi`; if the device is well, please report this".to_string();
+        return Error::Device { device: device.to_string(), what, remedy };
+    }
+    let what = format!("{}: {}", tell(error), trail.tell());
+    if sync {
+        return ours(device, what);
+    }
+    let remedy = "run again with --sync to learn which kernel it was, and please report it".to_string();
+    Error::Device { device: device.to_string(), what, remedy }
+}
+
+/// A fault of the program.
+pub(super) fn ours(device: &str, what: String) -> Error {
+    let remedy = "this is a fault in ares: please report it".to_string();
+    Error::Device { device: device.to_string(), what, remedy }
+}
+
+/// The context must be current.
+pub(super) fn out_of_memory(device: &str, bytes: usize) -> Error {
+    let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
+    let found = match result::mem_get_info() {
+        Ok((free, total)) => format!("found {:.2} of {:.1} GiB free", gib(free), gib(total)),
+        Err(_) => "found less".to_string(),
+    };
+    Error::Device {
+        device: device.to_string(),
+        what: format!("out of memory: expected {:.2} GiB, {found}", gib(bytes)),
+        remedy:
+            "lower --batch-tokens or the number of sequences at once, take smaller models, or end other programs on \
+                 this GPU"
+                .to_string(),
+    }
+}
+
+/// Whether a kernel did this, now or earlier: the context is lost.
+fn is_kernels(error: DriverError) -> bool {
+    matches!(
+        error.0,
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUresult::CUDA_ERROR_INVALID_PC
+            | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUresult::CUDA_ERROR_LAUNCH_FAILED
+            | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUresult::CUDA_ERROR_ASSERT
+    )
+}
