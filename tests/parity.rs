@@ -11,8 +11,9 @@ mod attention;
 mod decode;
 #[path = "parity/elementwise.rs"]
 mod elementwise;
-#[path = "parity/product.rs"]
-mod product;
-
 #[path = "parity/fused.rs"]
 mod fused;
+#[path = "parity/lm_head.rs"]
+mod lm_head;
+#[path = "parity/product.rs"]
+mod product;

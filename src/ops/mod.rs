@@ -68,6 +68,7 @@ pub fn builds() -> Vec<Build> {
         adamw::cuda::builds(),
         ceilings::cuda::builds(),
         gate_up::cuda::builds(),
+        lm_head::cuda::builds(),
         lora::cuda::builds(),
         norm::cuda::builds(),
         product::cuda::builds(),

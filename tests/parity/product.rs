@@ -1,5 +1,6 @@
 //! Products with LoRA, both ways, through the projection: one to three parts, every remainder of eight, odd numbers of rows.
 
+use ares::backend::Backend;
 use ares::ops::{Lora, LoraGrad, Project};
 
 use crate::harness::*;
@@ -74,5 +75,30 @@ fn products_without_adapters() {
         let (found, expected) = (project(&device, shape, false), project(&reference(), shape, false));
         close("y", &found.y, &expected.y, 1.0, 1e-5);
         close("dx", &found.dx, &expected.dx, 1.0, 1e-5);
+    }
+}
+
+/// One row alone, and among others: the same bits.
+#[test]
+fn a_row_alone_has_the_same_bits() {
+    let Some(device) = device() else { return };
+    let (rows, k, n, rank) = (130, 72, 136, 8);
+    let values = random(9, rows * k, 1.0);
+    let w = device.weight(n, k, random(1, n * k, 0.2)).unwrap();
+    let (a, b) = (act(&device, rank, k, &random(4, rank * k, 0.3)), act(&device, n, rank, &random(5, n * rank, 0.3)));
+    let lora = Lora { parts: vec![n], rank, scale: 2.0, a, b };
+    let run = |range: std::ops::Range<usize>| {
+        let t = range.len();
+        let x = act(&device, t, k, &values[range.start * k..range.end * k]);
+        let residual = act(&device, t, n, &vec![0.5; t * n]);
+        let (mut y, mut xa) = (unwritten(&device, t, n), unwritten(&device, t, rank));
+        device.project_forward(&mut y, &mut xa, &x, &residual, &w, Some(&lora)).unwrap();
+        let (mut dx, mut dxa) = (unwritten(&device, t, k), unwritten(&device, t, rank));
+        device.project_backward(&mut dx, None, &mut dxa, &y, &x, &xa, &w, Some(&lora)).unwrap();
+        (read(&device, &y), read(&device, &dx))
+    };
+    let (y, dx) = run(0..rows);
+    for row in [0, 63, 64, 129] {
+        assert_eq!(run(row..row + 1), (y[row * n..][..n].to_vec(), dx[row * k..][..k].to_vec()), "row {row}");
     }
 }

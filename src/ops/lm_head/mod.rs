@@ -3,6 +3,7 @@
 //! applied to g afterwards. Only KL has an entry of its own, since its rows (π_θ − π_0)ᵀW are not of that form.
 
 pub(crate) mod cpu;
+pub(super) mod cuda;
 
 use super::{Cost, expect};
 use crate::backend::{Backend, Matrix, Tensor};

@@ -25,7 +25,7 @@ pub(crate) struct Tile {
 }
 
 /// From the one that moves the fewest bytes per multiplication to those that spread a few rows over all multiprocessors.
-const TILES: [Tile; 4] = [
+pub(crate) const TILES: [Tile; 4] = [
     Tile { block: [128, 128], warps: [2, 2], blocks_per_sm: 2, max_stages: 4 },
     Tile { block: [64, 64], warps: [2, 2], blocks_per_sm: 4, max_stages: 6 },
     Tile { block: [64, 32], warps: [2, 2], blocks_per_sm: 4, max_stages: 8 },
@@ -142,10 +142,13 @@ impl fmt::Display for Plan {
 
 /// Tile and order for m × n results over k. Never a split of k: a row's bits may not depend on the number of rows.
 pub(crate) fn plan(shape: [usize; 3], info: &DeviceInfo) -> Plan {
-    let clocks = |tile: &Tile| tile.clocks(shape, info);
-    let first = TILES[0];
-    let tile = TILES[1..].iter().fold(first, |best, tile| if clocks(tile) < clocks(&best) { *tile } else { best });
-    raster(tile, shape, info)
+    raster(fastest(&TILES, shape, info).0, shape, info)
+}
+
+/// The tile that takes the fewest clocks, the first of equals, and the clocks.
+pub(crate) fn fastest<const N: usize>(tiles: &[Tile; N], shape: [usize; 3], info: &DeviceInfo) -> (Tile, f64) {
+    let timed = |tile: &Tile| (*tile, tile.clocks(shape, info));
+    tiles.iter().map(timed).fold((tiles[0], f64::INFINITY), |best, next| if next.1 < best.1 { next } else { best })
 }
 
 /// The order in which a product's tiles are walked: those at work together should share rows of both operands, so they
@@ -258,9 +261,12 @@ impl<'a> Product<'a> {
 
     /// Overwrites `y`.
     pub fn run(&self, cuda: &Cuda, op: &'static str, y: Output) -> Result<()> {
+        self.launch(cuda, op, y, plan(self.shape, cuda.info()))
+    }
+
+    fn launch(&self, cuda: &Cuda, op: &'static str, y: Output, plan: Plan) -> Result<()> {
         self.check(op)?;
         let [m, n, k] = self.shape;
-        let plan = plan(self.shape, cuda.info());
         let (y, wide, first, stride) = match y {
             Output::Rounded { buffer, first, stride } => {
                 within(op, "y", Operand { buffer, first, stride }, m, n)?;
@@ -330,40 +336,4 @@ pub(crate) fn logits(cuda: &Cuda, logits: &mut Tensor<Cuda, f32>, h: &Tensor<Cud
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::cuda::driver::Arch;
-
-    fn device(arch: Arch, multiprocessors: u32, shared_per_block: u32) -> DeviceInfo {
-        DeviceInfo { name: "test".into(), arch, multiprocessors, shared_per_block, memory: 1 << 35 }
-    }
-
-    fn h200() -> DeviceInfo {
-        device(Arch::Sm90a, 132, 227 << 10)
-    }
-
-    #[test]
-    fn many_rows_take_the_large_tile_and_few_rows_spread() {
-        let tile = |m, n, k| plan([m, n, k], &h200()).tile.block;
-        assert_eq!(tile(16384, 1536, 1536), [128, 128]);
-        assert_eq!(tile(16384, 8960, 1536), [128, 128]);
-        assert_eq!(tile(16384, 48, 1536), [64, 32]);
-        assert_eq!(tile(1, 1536, 8960), [16, 32]);
-        assert!(plan([64, 1536, 1536], &h200()).blocks >= 48);
-        assert!(plan([1, 17920, 1536], &h200()).blocks >= 500);
-    }
-
-    #[test]
-    fn every_tile_fits_every_device() {
-        for info in [h200(), device(Arch::Sm80, 108, 163 << 10), device(Arch::Sm120, 84, 99 << 10)] {
-            for tile in TILES {
-                let plan = raster(tile, [1000, 1000, 1000], &info);
-                let (stages, shared) = (plan.stages, plan.shared());
-                assert!(stages >= 3 && shared <= 99 << 10, "{plan} on {info:?}");
-                assert!((shared + 1024) * tile.blocks_per_sm <= info.shared_per_block + 1024, "{plan} on {info:?}");
-                assert!(tile.threads() * tile.blocks_per_sm <= 1536, "{plan}");
-            }
-        }
-        assert_eq!(plan([4096; 3], &h200()).to_string(), "128x128x32, 4 stages (64 KB), 1024 blocks");
-    }
-}
+mod tests;

@@ -1,0 +1,298 @@
+// The language-model head over a chunk of rows r: logits l = h·Wᵀ, log-probabilities, and the rows that W is multiplied with.
+//   lm_head_logits    chunk[r,v] = exp(l − m), stats[r, tile] = (m, Σ_{v ≠ target} exp(l − m)), and l[r, target]; m is the
+//                     largest logit of a row's tile, all from the f32 sums
+//   lm_head_combine   lse = log Σ exp l, logprob = l[target] − lse, log_rest = log((Σ_{v ≠ target} exp l) / Σ exp l)
+//   lm_head_gradient  chunk[r,v] = 1[v = target] − p(v), in place
+// and for KL(π_0 ‖ π_θ) = (lse − lse_0) − Σ p_0·(l − l_0), both models in one product (its own section below).
+// A block owns BLOCK_M × BLOCK_N logits (tile.cuh), then a warp a row, then a block a row. BLOCK_N is the same for any number
+// of rows, and sums run over tiles in a fixed order: a row's bits depend on itself alone. Everything is overwritten.
+#include "tile.cuh"
+
+union Shared {
+    Stage stages[STAGES];
+    struct {
+        bf16 tile[BLOCK_M * BLOCK_N];
+        float maxima[WARPS_N][BLOCK_M], sums[WARPS_N][BLOCK_M], cross[WARPS_N][BLOCK_M];
+    } out;
+};
+static_assert(sizeof(Shared) == SHARED_BYTES, "cuda.rs counts the same bytes");
+
+/// One number for each of this thread's rows: row lane/4 (+ 8) of each fragment.
+typedef float Rows[WARP_M / 16][2];
+
+DEVICE float exp_fast(float x) { return exp2_fast(x * LOG2_E); }
+
+/// exp(x) − 1 to about 2e-6 of itself, also where x is small.
+DEVICE float exp_minus_one(float x) {
+    float series = x * (1.0f + x * (1.0f / 2 + x * (1.0f / 6 + x * (1.0f / 24 + x * (1.0f / 120)))));
+    return x * x < 1.0f / 16 ? series : exp_fast(x) - 1.0f;
+}
+
+/// Joins what the row's threads hold, over the whole tile: the largest, or the sum.
+template <bool LARGEST>
+DEVICE void join_rows(Rows& rows, float (&shared)[WARPS_N][BLOCK_M]) {
+#pragma unroll
+    for (u32 i = 0; i < WARP_M / 16; i++)
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            float& value = rows[i][half];
+#pragma unroll
+            for (u32 mask = 1; mask < 4; mask *= 2) {
+                float other = shuffle_xor(value, mask);
+                value = LARGEST ? maximum(value, other) : value + other;
+            }
+            u32 row = warp_row() + i * 16 + half * 8 + lane_row();
+            if (lane_col() == 0) shared[warp_col() / WARP_N][row] = value;
+        }
+    block_barrier();
+#pragma unroll
+    for (u32 i = 0; i < WARP_M / 16; i++)
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            u32 row = warp_row() + i * 16 + half * 8 + lane_row();
+            float value = shared[0][row];
+#pragma unroll
+            for (u32 w = 1; w < WARPS_N; w++) value = LARGEST ? maximum(value, shared[w][row]) : value + shared[w][row];
+            rows[i][half] = value;
+        }
+}
+
+/// The largest logit of each row; what lies behind the vocabulary becomes −∞.
+DEVICE void largest(Rows& rows, Sums& logits, Shared& shared, u32 col, u32 vocab) {
+#pragma unroll
+    for (u32 i = 0; i < WARP_M / 16; i++) {
+        rows[i][0] = rows[i][1] = -INFINITE;
+#pragma unroll
+        for (u32 j = 0; j < WARP_N / 8; j++)
+#pragma unroll
+            for (u32 e = 0; e < 4; e++) {
+                float& logit = logits[i][j][e];
+                if (col + warp_col() + j * 8 + lane_col() + e % 2 >= vocab) logit = -INFINITE;
+                rows[i][e / 2] = maximum(rows[i][e / 2], logit);
+            }
+    }
+    join_rows<true>(rows, shared.out.maxima);
+}
+
+/// h (rows, cols) and w (vocab, cols), both along k; with a second h every other 16 rows of the tile are its rows.
+struct Heads {
+    Operand h, w;
+    const bf16* second;  // h0, null without
+    u32 row, col;
+};
+
+/// The row of h that row r of a tile of pairs stands for, and whether it is the second h's.
+DEVICE u32 pair_row(u32 r) { return r / 32 * 16 + r % 16; }
+DEVICE bool is_second(u32 r) { return r / 16 % 2 == 1; }
+
+DEVICE u32 block_steps(const Heads&, u32) { return STEPS; }
+
+DEVICE void copy_block(Stage& stage, const Heads& from, u32 block) {
+    constexpr u32 CHUNKS = BLOCK_K / CHUNK;
+    if (from.second != nullptr) {
+#pragma unroll
+        for (u32 i = threadIdx.x; i < BLOCK_M * CHUNKS; i += THREADS) {
+            u32 r = i / CHUNKS, c = i % CHUNKS;
+            Operand side = from.h;
+            if (is_second(r)) side.data = from.second;
+            copy_chunk(stage.a + chunk_offset<CHUNKS>(r, c), side, from.row + pair_row(r), block * BLOCK_K + c * CHUNK);
+        }
+    } else {
+        copy_operand<false, BLOCK_M>(stage.a, from.h, from.row, block * BLOCK_K);
+    }
+    copy_operand<false, BLOCK_N>(stage.b, from.w, from.col, block * BLOCK_K);
+}
+
+DEVICE u32 tiles(u32 vocab) { return (vocab + BLOCK_N - 1) / BLOCK_N; }
+
+KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM)
+lm_head_logits(bf16* chunk, float* stats, const bf16* h, const u32* targets, const bf16* w, u64 first, u32 rows, u32 vocab,
+               u32 cols, u32 chunk_stride, u32 h_stride, u32 w_stride) {
+    Shared& shared = shared_memory<Shared>();
+    // All rows of the chunk meet one tile of W before the next: W is read once.
+    u32 down = (rows + BLOCK_M - 1) / BLOCK_M, tile = blockIdx.x / down;
+    u32 row = blockIdx.x % down * BLOCK_M, col = tile * BLOCK_N;
+    Heads from = {{h + first * h_stride, h_stride, 0, rows, cols}, {w, w_stride, 0, vocab, cols}, nullptr, row, col};
+    Sums sums;
+    multiply<false, false>(sums, shared.stages, from, (cols + BLOCK_K - 1) / BLOCK_K);
+    Rows most, rest;
+    largest(most, sums, shared, col, vocab);
+#pragma unroll
+    for (u32 i = 0; i < WARP_M / 16; i++)
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            u32 r = row + warp_row() + i * 16 + half * 8 + lane_row();
+            u32 target = r < rows ? targets[first + r] : vocab;
+            rest[i][half] = 0.0f;
+#pragma unroll
+            for (u32 j = 0; j < WARP_N / 8; j++)
+#pragma unroll
+                for (u32 e = 2 * half; e < 2 * half + 2; e++) {
+                    u32 v = col + warp_col() + j * 8 + lane_col() + e % 2;
+                    float logit = sums[i][j][e];
+                    if (v == target && r < rows) stats[static_cast<u64>(2) * rows * tiles(vocab) + r] = logit;
+                    sums[i][j][e] = exp_fast(logit - most[i][half]);
+                    rest[i][half] += v == target ? 0.0f : sums[i][j][e];
+                }
+        }
+    join_rows<false>(rest, shared.out.sums);
+#pragma unroll
+    for (u32 i = 0; i < WARP_M / 16; i++)
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            u32 r = row + warp_row() + i * 16 + half * 8 + lane_row();
+            if (r >= rows || warp_col() + lane_col() > 0) continue;
+            float* mine = stats + (static_cast<u64>(r) * tiles(vocab) + tile) * 2;
+            mine[0] = most[i][half], mine[1] = rest[i][half];
+        }
+    store_tile(sums, shared.out.tile, col, vocab, [&](u32 r) -> bf16* {
+        return row + r < rows ? chunk + static_cast<u64>(row + r) * chunk_stride : nullptr;
+    });
+}
+
+/// log Σ exp over the tiles of one row, (m, s) of each `step` apart; the same bits in every lane. `rest` becomes Σ s·exp(m − M)
+/// without `extra`, one more logit (−∞: none).
+DEVICE float log_sum(const float* stats, u32 count, u32 step, float extra, float& rest) {
+    u32 lane = threadIdx.x % WARP;
+    float most = extra;
+    for (u32 t = lane; t < count; t += WARP) most = maximum(most, stats[t * step]);
+    most = warp_maximum(most);
+    float sum = 0.0f;
+    for (u32 t = lane; t < count; t += WARP) sum += stats[t * step + 1] * exp_fast(stats[t * step] - most);
+    sum = warp_sum(sum);
+    float whole = sum + exp_fast(extra - most);
+    rest = sum / whole;
+    return most + logf(whole);
+}
+
+KERNEL __launch_bounds__(THREADS)
+lm_head_combine(float* logprob, float* lse, float* log_rest, const float* stats, u32 first, u32 rows, u32 count) {
+    u32 row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
+    if (row >= rows) return;  // whole warps leave
+    float logit = stats[static_cast<u64>(2) * rows * count + row], rest;
+    float log = log_sum(stats + static_cast<u64>(row) * count * 2, count, 2, logit, rest);
+    if (threadIdx.x % WARP > 0) return;
+    logprob[first + row] = logit - log;
+    lse[first + row] = log;
+    log_rest[first + row] = logf(rest);
+}
+
+KERNEL __launch_bounds__(THREADS)
+lm_head_gradient(bf16* chunk, const float* stats, const float* lse, const float* log_rest, const u32* targets, u32 first,
+                 u32 vocab, u32 stride) {
+    u32 row = first + blockIdx.x, target = targets[row];
+    bf16x8* mine = reinterpret_cast<bf16x8*>(chunk + static_cast<u64>(blockIdx.x) * stride);
+    const float* maxima = stats + static_cast<u64>(blockIdx.x) * tiles(vocab) * 2;
+    for (u32 i = threadIdx.x; i < stride / CHUNK; i += THREADS) {
+        float scale = -exp_fast(maxima[i * CHUNK / BLOCK_N * 2] - lse[row]);
+        bf16x8 part = mine[i];
+#pragma unroll
+        for (u32 j = 0; j < CHUNK; j++) {
+            float value = to_float(part.v[j]) * scale;
+            // 1 − p from the other tokens' sum: nothing is lost where p is nearly 1.
+            if (i * CHUNK + j == target) value = exp_fast(log_rest[row]);
+            part.v[j] = i * CHUNK + j < vocab ? to_bf16(value) : bf16{0};
+        }
+        mine[i] = part;
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------ KL(π_0 ‖ π_θ)
+// Rows of h (π_θ) and h0 (π_0) alternate by 16 in the tile, so a thread holds both logits of the same (row, token). With
+// m, m0 the tile's maxima, e0 = exp(l0 − m0) and y = exp((l − m) − (l0 − m0)) − 1:
+//   p_0 = e0·exp(m0 − lse_0),  p − p_0 = p_0·(y·k + (k − 1)),  k = exp((m − m0) − (lse − lse_0))
+// Both are small where the models agree, so rounding y to bf16 costs the difference an ulp, not the probabilities.
+// chunk = y, chunk0 = e0, then chunk = p − p_0; stats[r, tile] = (m, s, m0, s0, Σ e0·(l − l0)), behind them (lse, lse_0).
+
+constexpr u32 KL_STATS = 5;
+
+/// y's exponent at most; beyond it e0 has become zero.
+constexpr float LARGEST_EXPONENT = 80.0f;
+
+KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM)
+lm_head_kl_logits(bf16* chunk, bf16* chunk0, float* stats, const bf16* h, const bf16* h0, const bf16* w, u64 first, u32 rows,
+                  u32 vocab, u32 cols, u32 chunk_stride, u32 h_stride, u32 w_stride) {
+    Shared& shared = shared_memory<Shared>();
+    u32 down = (rows + BLOCK_M / 2 - 1) / (BLOCK_M / 2), tile = blockIdx.x / down;
+    u32 row = blockIdx.x % down * (BLOCK_M / 2), col = tile * BLOCK_N;
+    u64 at = first * h_stride;
+    Heads from = {{h + at, h_stride, 0, rows, cols}, {w, w_stride, 0, vocab, cols}, h0 + at, row, col};
+    Sums sums;
+    multiply<false, false>(sums, shared.stages, from, (cols + BLOCK_K - 1) / BLOCK_K);
+    Rows most, total, cross;
+    largest(most, sums, shared, col, vocab);
+#pragma unroll
+    for (u32 i = 0; i < WARP_M / 16; i += 2)
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            total[i][half] = total[i + 1][half] = cross[i][half] = cross[i + 1][half] = 0.0f;
+#pragma unroll
+            for (u32 j = 0; j < WARP_N / 8; j++)
+#pragma unroll
+                for (u32 e = 2 * half; e < 2 * half + 2; e++) {
+                    float &logit = sums[i][j][e], &logit0 = sums[i + 1][j][e];
+                    bool inside = col + warp_col() + j * 8 + lane_col() + e % 2 < vocab;
+                    float apart = inside ? logit - logit0 : 0.0f;
+                    float ratio = apart - (most[i][half] - most[i + 1][half]);
+                    total[i][half] += exp_fast(logit - most[i][half]);
+                    logit0 = exp_fast(logit0 - most[i + 1][half]);
+                    total[i + 1][half] += logit0;
+                    cross[i][half] += logit0 * apart;
+                    logit = exp_minus_one(ratio < LARGEST_EXPONENT ? ratio : LARGEST_EXPONENT);
+                }
+        }
+    join_rows<false>(total, shared.out.sums);
+    join_rows<false>(cross, shared.out.cross);
+#pragma unroll
+    for (u32 i = 0; i < WARP_M / 16; i++)
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            u32 r = warp_row() + i * 16 + half * 8 + lane_row();
+            if (row + pair_row(r) >= rows || warp_col() + lane_col() > 0) continue;
+            float* mine = stats + (static_cast<u64>(row + pair_row(r)) * tiles(vocab) + tile) * KL_STATS;
+            u32 side = is_second(r) ? 2 : 0;
+            mine[side] = most[i][half], mine[side + 1] = total[i][half];
+            if (side == 0) mine[4] = cross[i][half];
+        }
+    store_tile(sums, shared.out.tile, col, vocab, [&](u32 r) -> bf16* {
+        u64 to = static_cast<u64>(row + pair_row(r)) * chunk_stride;
+        return row + pair_row(r) < rows ? (is_second(r) ? chunk0 : chunk) + to : nullptr;
+    });
+}
+
+KERNEL __launch_bounds__(THREADS) lm_head_kl_combine(float* kl, float* stats, u32 first, u32 rows, u32 count) {
+    u32 row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
+    if (row >= rows) return;  // whole warps leave
+    const float* mine = stats + static_cast<u64>(row) * count * KL_STATS;
+    float unused, cross = 0.0f;
+    float lse = log_sum(mine, count, KL_STATS, -INFINITE, unused);
+    float lse0 = log_sum(mine + 2, count, KL_STATS, -INFINITE, unused);
+    for (u32 t = threadIdx.x % WARP; t < count; t += WARP) {
+        const float* tile = mine + t * KL_STATS;
+        cross += tile[4] * exp_fast(tile[2] - lse0);
+    }
+    cross = warp_sum(cross);
+    if (threadIdx.x % WARP > 0) return;
+    kl[first + row] = (lse - lse0) - cross;
+    float* logs = stats + static_cast<u64>(rows) * count * KL_STATS + row * 2;
+    logs[0] = lse, logs[1] = lse0;
+}
+
+KERNEL __launch_bounds__(THREADS)
+lm_head_kl_gradient(bf16* chunk, const bf16* chunk0, const float* stats, u32 rows, u32 vocab, u32 stride) {
+    const float* mine = stats + static_cast<u64>(blockIdx.x) * tiles(vocab) * KL_STATS;
+    const float* logs = stats + static_cast<u64>(rows) * tiles(vocab) * KL_STATS + blockIdx.x * 2;
+    bf16x8* to = reinterpret_cast<bf16x8*>(chunk + static_cast<u64>(blockIdx.x) * stride);
+    const bf16x8* from = reinterpret_cast<const bf16x8*>(chunk0 + static_cast<u64>(blockIdx.x) * stride);
+    for (u32 i = threadIdx.x; i < stride / CHUNK; i += THREADS) {
+        const float* tile = mine + i * CHUNK / BLOCK_N * KL_STATS;
+        float shift = exp_minus_one((tile[0] - tile[2]) - (logs[0] - logs[1])), scale = exp_fast(tile[2] - logs[1]);
+        bf16x8 part = to[i], other = from[i];
+#pragma unroll
+        for (u32 j = 0; j < CHUNK; j++) {
+            float y = to_float(part.v[j]), p0 = to_float(other.v[j]) * scale;
+            part.v[j] = i * CHUNK + j < vocab ? to_bf16(p0 * (y * shift + (y + shift))) : bf16{0};
+        }
+        to[i] = part;
+    }
+}

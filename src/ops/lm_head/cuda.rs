@@ -1,0 +1,292 @@
+use super::{HeadRows, LmHead, check};
+use crate::backend::cuda::driver::{Define, DeviceInfo, LaunchConfig};
+use crate::backend::cuda::{Build, DeviceBuffer, DeviceMatrix, kernels};
+use crate::backend::{Backend, Cuda, Matrix, Tensor};
+use crate::error::Result;
+use crate::ops::expect;
+use crate::ops::product::cuda::{Layout, Operand, Output, Product, TILES, Tile, fastest};
+
+/// Columns whose logits share a maximum: part of what defines a row's bits, so the same for every tile.
+const COLUMNS: u32 = 128;
+const HEAD_TILES: [Tile; 2] = [
+    Tile { block: [128, COLUMNS], warps: [2, 2], blocks_per_sm: 2, max_stages: 4 },
+    Tile { block: [32, COLUMNS], warps: [1, 2], blocks_per_sm: 3, max_stages: 4 },
+];
+
+/// Floats per row and tile of columns: of one model (m, s), of two (m, s, m0, s0, Σ e0·(l − l0)).
+const STATS: usize = 2;
+const KL_STATS: usize = 5;
+
+/// Bytes of a chunk of logits at most, and rows that are enough for any product.
+const CHUNK_BYTES: usize = 700_000_000;
+const CHUNK_ROWS: usize = 4096;
+
+/// Both tiles, whole chunks; the small one ragged as well.
+pub(crate) fn builds() -> Vec<Build> {
+    let mut builds = Vec::new();
+    for (tile, ragged) in [(HEAD_TILES[0], false), (HEAD_TILES[1], false), (HEAD_TILES[1], true)] {
+        for (stages, blocks) in tile.stage_counts() {
+            let (threads, shared) = (tile.threads(), shared(tile, stages));
+            let build = Build::new(&kernels::LM_HEAD, &tile.defines(stages, shared, ragged), threads);
+            let build = build.with("lm_head_logits", threads, shared, blocks);
+            builds.push(build.with("lm_head_kl_logits", threads, shared, blocks));
+        }
+    }
+    builds
+}
+
+/// Shared memory of a block: the stages, or in their place the rounded tile and three numbers per row and warp column.
+fn shared(tile: Tile, stages: u32) -> u32 {
+    let [m, n] = tile.block;
+    (stages * tile.stage()).max(2 * m * n + 3 * 4 * tile.warps[1] * m)
+}
+
+/// How the logits of one chunk are launched; with pairs every row stands in the tile twice, for both models.
+struct Launch {
+    defines: Vec<Define>,
+    logits: LaunchConfig,
+    /// A warp a row.
+    combine: LaunchConfig,
+    /// A block a row.
+    gradient: LaunchConfig,
+    /// Tiles of columns.
+    tiles: usize,
+}
+
+impl Launch {
+    fn new(rows: usize, vocab: usize, cols: usize, pairs: bool, info: &DeviceInfo) -> Launch {
+        let height = if pairs { 2 * rows } else { rows };
+        let tile = fastest(&HEAD_TILES, [height, vocab, cols], info).0;
+        let stages = tile.stages(info.shared_per_block);
+        let (threads, shared) = (tile.threads(), shared(tile, stages));
+        let tiles = vocab.div_ceil(COLUMNS as usize);
+        let blocks = height.div_ceil(tile.block[0] as usize) * tiles;
+        let ragged = vocab % 8 != 0 || cols % 8 != 0;
+        Launch {
+            defines: tile.defines(stages, shared, ragged),
+            logits: LaunchConfig::linear(blocks as u32, threads).with_shared(shared),
+            combine: LaunchConfig::linear((rows as u32).div_ceil(threads / 32), threads),
+            gradient: LaunchConfig::linear(rows as u32, threads),
+            tiles,
+        }
+    }
+}
+
+/// Rows of each chunk, at most `capacity`: as many as let the second product, (rows, V)·(V, C), fill its waves best.
+fn chunk_rows(rows: usize, capacity: usize, vocab: usize, cols: usize, info: &DeviceInfo) -> usize {
+    if rows <= capacity {
+        return rows.max(1);
+    }
+    let each = |rows: usize| fastest(&TILES, [rows, cols, vocab], info).1 / rows as f64;
+    let candidates = (1..=capacity / 128).map(|blocks| blocks * 128);
+    candidates.fold(capacity, |best, rows| if each(rows) <= each(best) { rows } else { best })
+}
+
+/// dh = dlogits·W for the chunk's rows.
+fn back(
+    cuda: &Cuda,
+    dh: &mut Tensor<Cuda>,
+    chunk: &Tensor<Cuda>,
+    w: &DeviceMatrix,
+    first: usize,
+    count: usize,
+) -> Result<()> {
+    let (stride, shape) = (dh.stride(), [count, w.cols(), w.rows()]);
+    let product = Product::new(Layout::Across, shape, Operand::of(chunk), Operand::weight(w));
+    product.run(cuda, "lm_head", Output::Rounded { buffer: &mut dh.buffer, first: first * stride, stride })
+}
+
+impl LmHead for Cuda {
+    fn lm_head_chunk(vocab: usize) -> usize {
+        let rows = CHUNK_BYTES / (2 * Cuda::stride::<half::bf16>(vocab.max(1)));
+        (rows / 128 * 128).clamp(128, CHUNK_ROWS)
+    }
+
+    fn lm_head_forward(
+        &self,
+        out: &mut HeadRows<Self>,
+        mut dh: Option<&mut Tensor<Self>>,
+        chunk: &mut Tensor<Self>,
+        h: &Tensor<Self>,
+        targets: &Tensor<Self, u32>,
+        w: &Self::Weight,
+    ) -> Result<()> {
+        let (rows, vocab, cols) = check(h, chunk, w)?;
+        expect("lm_head", "targets", targets.shape(), (rows, 1))?;
+        expect("lm_head", "logprob", out.logprob.shape(), (rows, 1))?;
+        expect("lm_head", "lse and log_rest", (out.lse.shape(), out.log_rest.shape()), ((rows, 1), (rows, 1)))?;
+        if let Some(dh) = &dh {
+            expect("lm_head", "dh", dh.shape(), h.shape())?;
+        }
+        let size = chunk_rows(rows, chunk.capacity(), vocab, cols, self.info());
+        for first in (0..rows).step_by(size) {
+            let count = size.min(rows - first);
+            let launch = Launch::new(count, vocab, cols, false, self.info());
+            {
+                let mut scratch = self.scratch(count * (launch.tiles * STATS + 1))?;
+                let stats = scratch.buffer()?;
+                probabilities(self, &launch, out, chunk, stats, h, targets, w, first, count, dh.is_some())?;
+            }
+            if let Some(dh) = &mut dh {
+                back(self, dh, chunk, w, first, count)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lm_head_kl(
+        &self,
+        kl: &mut Tensor<Self, f32>,
+        dh: &mut Tensor<Self>,
+        chunk: &mut Tensor<Self>,
+        chunk0: &mut Tensor<Self>,
+        h: &Tensor<Self>,
+        h0: &Tensor<Self>,
+        w: &Self::Weight,
+    ) -> Result<()> {
+        let (rows, vocab, cols) = check(h, chunk, w)?;
+        check(h0, chunk0, w)?;
+        expect("lm_head", "kl", kl.shape(), (rows, 1))?;
+        expect("lm_head", "dh and h0", (dh.shape(), h0.shape()), (h.shape(), h.shape()))?;
+        let size = chunk_rows(rows, chunk.capacity().min(chunk0.capacity()), vocab, cols, self.info());
+        for first in (0..rows).step_by(size) {
+            let count = size.min(rows - first);
+            let launch = Launch::new(count, vocab, cols, true, self.info());
+            {
+                let mut scratch = self.scratch(count * (launch.tiles * KL_STATS + 2))?;
+                differences(self, &launch, kl, chunk, chunk0, scratch.buffer()?, [h, h0], w, first, count)?;
+            }
+            back(self, dh, chunk, w, first, count)?;
+        }
+        Ok(())
+    }
+}
+
+/// `out` for the chunk's rows and, where asked, 1[target] − p in `chunk`.
+fn probabilities(
+    cuda: &Cuda,
+    launch: &Launch,
+    out: &mut HeadRows<Cuda>,
+    chunk: &mut Tensor<Cuda>,
+    stats: &mut DeviceBuffer<f32>,
+    h: &Tensor<Cuda>,
+    targets: &Tensor<Cuda, u32>,
+    w: &DeviceMatrix,
+    first: usize,
+    count: usize,
+    gradient: bool,
+) -> Result<()> {
+    let (stride, vocab, cols) = (chunk.stride() as u32, w.rows() as u32, w.cols() as u32);
+    let (chunk, targets, defines) = (&mut chunk.buffer, &targets.buffer, &launch.defines);
+    let (logprob, lse, rest) = (&mut out.logprob.buffer, &mut out.lse.buffer, &mut out.log_rest.buffer);
+    let (at, rows, tiles) = (first as u32, count as u32, launch.tiles as u32);
+    let (h_stride, w_stride) = (h.stride() as u32, w.stride() as u32);
+    // SAFETY: `check` and the caller proved h, W, targets and outputs; `count` rows fit the chunk, and `stats` was sized for
+    // them.
+    unsafe {
+        kernels::lm_head_logits(
+            cuda,
+            defines,
+            launch.logits,
+            chunk,
+            stats,
+            &h.buffer,
+            targets,
+            &w.buffer,
+            first as u64,
+            rows,
+            vocab,
+            cols,
+            stride,
+            h_stride,
+            w_stride,
+        )?;
+        kernels::lm_head_combine(cuda, defines, launch.combine, logprob, lse, rest, stats, at, rows, tiles)?;
+        if gradient {
+            kernels::lm_head_gradient(
+                cuda,
+                defines,
+                launch.gradient,
+                chunk,
+                stats,
+                lse,
+                rest,
+                targets,
+                at,
+                vocab,
+                stride,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// `kl` for the chunk's rows and p − p_0 in `chunk`.
+fn differences(
+    cuda: &Cuda,
+    launch: &Launch,
+    kl: &mut Tensor<Cuda, f32>,
+    chunk: &mut Tensor<Cuda>,
+    chunk0: &mut Tensor<Cuda>,
+    stats: &mut DeviceBuffer<f32>,
+    [h, h0]: [&Tensor<Cuda>; 2],
+    w: &DeviceMatrix,
+    first: usize,
+    count: usize,
+) -> Result<()> {
+    let (stride, vocab, cols) = (chunk.stride() as u32, w.rows() as u32, w.cols() as u32);
+    let (chunk, chunk0, kl, defines) = (&mut chunk.buffer, &mut chunk0.buffer, &mut kl.buffer, &launch.defines);
+    let (at, rows, tiles) = (first as u32, count as u32, launch.tiles as u32);
+    let (h_stride, w_stride) = (h.stride() as u32, w.stride() as u32);
+    // SAFETY: as in `probabilities`; h0 has h's shape and chunk0 chunk's stride.
+    unsafe {
+        kernels::lm_head_kl_logits(
+            cuda,
+            defines,
+            launch.logits,
+            chunk,
+            chunk0,
+            stats,
+            &h.buffer,
+            &h0.buffer,
+            &w.buffer,
+            first as u64,
+            rows,
+            vocab,
+            cols,
+            stride,
+            h_stride,
+            w_stride,
+        )?;
+        kernels::lm_head_kl_combine(cuda, defines, launch.combine, kl, stats, at, rows, tiles)?;
+        kernels::lm_head_kl_gradient(cuda, defines, launch.gradient, chunk, chunk0, stats, rows, vocab, stride)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::driver::Arch;
+
+    #[test]
+    fn chunks_stay_below_their_bytes_and_fill_waves() {
+        let info = DeviceInfo {
+            name: "test".into(),
+            arch: Arch::Sm90a,
+            multiprocessors: 132,
+            shared_per_block: 227 << 10,
+            memory: 0,
+        };
+        let rows = Cuda::lm_head_chunk(151_936);
+        assert!(rows % 128 == 0 && rows * 151_936 * 2 <= CHUNK_BYTES && rows >= 2048, "{rows}");
+        assert_eq!(chunk_rows(100, rows, 151_936, 1536, &info), 100);
+        assert_eq!(chunk_rows(5000, 130, 151_936, 1536, &info), 128);
+        // 11 x 12 tiles are one wave of 132 multiprocessors.
+        for (cols, least) in [(1536, 0.95), (4096, 0.95), (896, 0.6)] {
+            let chosen = chunk_rows(100_000, rows, 151_936, cols, &info);
+            let tiles = chosen.div_ceil(128) * cols.div_ceil(128);
+            let filled = tiles as f64 / (tiles.div_ceil(132) * 132) as f64;
+            assert!(chosen <= rows && filled >= least, "{cols}: {chosen} rows fill {filled}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Geometry, and every tile on the simulator: the same bits from each.
+
+use super::*;
+use crate::backend::Backend;
+use crate::backend::cuda::driver::Arch;
+use crate::backend::cuda::sim::SimDriver;
+
+fn device(arch: Arch, multiprocessors: u32, shared_per_block: u32) -> DeviceInfo {
+    DeviceInfo { name: "test".into(), arch, multiprocessors, shared_per_block, memory: 1 << 35 }
+}
+
+fn h200() -> DeviceInfo {
+    device(Arch::Sm90a, 132, 227 << 10)
+}
+
+#[test]
+fn many_rows_take_the_large_tile_and_few_rows_spread() {
+    let tile = |m, n, k| plan([m, n, k], &h200()).tile.block;
+    assert_eq!(tile(16384, 1536, 1536), [128, 128]);
+    assert_eq!(tile(16384, 8960, 1536), [128, 128]);
+    assert_eq!(tile(16384, 48, 1536), [64, 32]);
+    assert_eq!(tile(1, 1536, 8960), [16, 32]);
+    assert!(plan([64, 1536, 1536], &h200()).blocks >= 48);
+    assert!(plan([1, 17920, 1536], &h200()).blocks >= 500);
+}
+
+#[test]
+fn every_tile_fits_every_device() {
+    for info in [h200(), device(Arch::Sm80, 108, 163 << 10), device(Arch::Sm120, 84, 99 << 10)] {
+        for tile in TILES {
+            let plan = raster(tile, [1000, 1000, 1000], &info);
+            let (stages, shared) = (plan.stages, plan.shared());
+            assert!(stages >= 3 && shared <= 99 << 10, "{plan} on {info:?}");
+            assert!((shared + 1024) * tile.blocks_per_sm <= info.shared_per_block + 1024, "{plan} on {info:?}");
+            assert!(tile.threads() * tile.blocks_per_sm <= 1536, "{plan}");
+        }
+    }
+    assert_eq!(plan([4096; 3], &h200()).to_string(), "128x128x32, 4 stages (64 KB), 1024 blocks");
+}
+
+fn numbers(seed: usize, len: usize) -> Vec<f32> {
+    (0..len).map(|i| bf16::from_f32(((i * 7919 + seed * 104_729) % 1013) as f32 / 506.0 - 1.0).to_f32()).collect()
+}
+
+fn matrix(cuda: &Cuda, seed: usize, rows: usize, cols: usize) -> Tensor<Cuda> {
+    Tensor::from_host(cuda, rows, cols, &cuda.activations(&numbers(seed, rows * cols))).unwrap()
+}
+
+/// y of (m, n) and of its rows 3.. alone, with an adapter of two parts, bias and residual.
+fn every_way(cuda: &Cuda, layout: Layout, [m, n, k]: [usize; 3], rank: usize, tile: Tile) -> (Vec<f32>, Vec<f32>) {
+    let across = layout == Layout::Across;
+    let (width, ends) = if across { (rank, [n, n]) } else { (2 * rank, [n / 3, n]) };
+    let (x, xa, residual) = (matrix(cuda, 1, m, k), matrix(cuda, 2, m, width), matrix(cuda, 3, m, n));
+    let (w, b) = if across { ((k, n), (rank, n)) } else { ((n, k), (n, rank)) };
+    let (w, b, bias) = (matrix(cuda, 4, w.0, w.1), matrix(cuda, 5, b.0, b.1), matrix(cuda, 6, 1, n));
+    let extension = Some(Extension { xa: &xa, b: &b, rank, ends });
+    let whole = Product::new(layout, [m, n, k], Operand::of(&x), Operand::of(&w));
+    let whole = Product { extension, bias: Some(&bias), residual: Some(&residual), ..whole };
+    let run = |product: &Product| {
+        let rows = product.shape[0];
+        let unwritten = vec![f32::NAN; rows * n];
+        let mut y = Tensor::from_host(cuda, rows, n, &cuda.activations(&unwritten)).unwrap();
+        product.launch(cuda, "test", Output::of(&mut y), raster(tile, product.shape, cuda.info())).unwrap();
+        y.read(cuda).unwrap().into_iter().map(bf16::to_f32).collect::<Vec<f32>>()
+    };
+    let x_alone = Operand::of(&x).from(3 * x.stride());
+    let plain = Product::new(layout, [m - 3, n, k], x_alone, Operand::of(&w));
+    (run(&whole), run(&Product { bias: Some(&bias), ..plain }))
+}
+
+/// The same sums in f64, and Σ|terms| + |bias| + |residual|.
+fn exact(layout: Layout, [_, n, k]: [usize; 3], rank: usize, at: [usize; 2], m: usize) -> (f64, f64) {
+    let across = layout == Layout::Across;
+    let [i, j] = at;
+    let (width, part) = if across { (rank, 0) } else { (2 * rank, usize::from(j >= n / 3)) };
+    let value =
+        |seed: usize, rows: usize, cols: usize, r: usize, c: usize| f64::from(numbers(seed, rows * cols)[r * cols + c]);
+    let (row, adapted) = (numbers(1, m * k), numbers(2, m * width));
+    let (w, b) = (numbers(4, n * k), numbers(5, n * rank));
+    let right =
+        |v: &[f32], inner: usize, depth: usize| f64::from(if across { v[inner * n + j] } else { v[j * depth + inner] });
+    let own = (0..k).map(|q| f64::from(row[i * k + q]) * right(&w, q, k));
+    let more = (0..rank).map(|q| f64::from(adapted[i * width + part * rank + q]) * right(&b, q, rank));
+    let terms = own.chain(more).chain([value(6, 1, n, 0, j), value(3, m, n, i, j)]);
+    terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
+}
+
+#[test]
+fn every_tile_gives_the_same_bits() {
+    let Ok(driver) = SimDriver::new(Arch::Sm80) else { return };
+    let cuda = Cuda::new(driver);
+    for (layout, shape, rank) in [
+        (Layout::Along, [150, 136, 72], 8),
+        (Layout::Along, [37, 45, 101], 5),
+        (Layout::Across, [150, 136, 72], 40),
+        (Layout::Across, [37, 45, 101], 5),
+    ] {
+        let first = every_way(&cuda, layout, shape, rank, TILES[0]);
+        for tile in &TILES[1..] {
+            assert_eq!(every_way(&cuda, layout, shape, rank, *tile), first, "{layout:?} {shape:?} {tile:?}");
+        }
+        let [m, n, _] = shape;
+        for at in [[0, 0], [m - 1, n - 1], [m / 2, n / 3], [16, n / 3 - 1], [3, 8]] {
+            let (found, (expected, size)) = (f64::from(first.0[at[0] * n + at[1]]), exact(layout, shape, rank, at, m));
+            let limit = expected.abs() / 256.0 + 1e-6 * size;
+            assert!(
+                (found - expected).abs() <= limit,
+                "{layout:?} {shape:?} {at:?}: found {found}, expected {expected}"
+            );
+        }
+    }
+}
