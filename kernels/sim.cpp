@@ -24,9 +24,11 @@
 #include "sim/fiber.h"
 #include "sim/memory.h"
 #include "sim/block.h"
+#include "sim/check.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #define PLACE __builtin_return_address(0)
+#include "sim/hooks.h"
 
 // ------------------------------------------------------------------------------------------------------ what a kernel asks
 
@@ -53,13 +55,17 @@ EXPORT void sim_block_barrier(u32 line) noexcept {
     worker->barrier_line = line, worker->barrier_place = PLACE;
     if (++worker->at_barrier < worker->launch->threads) return park(worker, self, BLOCK_BARRIER, line, PLACE);
     worker->at_barrier = 0;
+    worker->block_since = tick(worker);
     wake(worker, 0, worker->launch->threads);
 }
 
 EXPORT void sim_warp_barrier(u32 line) noexcept {
     Worker* worker = current;
     Warp& warp = *worker->self->warp;
-    if (gather(worker, warp, WARP_BARRIER, line, PLACE)) disperse(worker, warp);
+    if (gather(worker, warp, WARP_BARRIER, line, PLACE)) {
+        warp.since = tick(worker);
+        disperse(worker, warp);
+    }
 }
 
 EXPORT u32 sim_shuffle(u32 value, u32 lane, u32 line) noexcept {
@@ -154,6 +160,26 @@ EXPORT SimFloats sim_mma(float d0, float d1, float d2, float d3, u32 a0, u32 a1,
     return SimFloats{{warp.sum[0][own], warp.sum[1][own], warp.sum[2][own], warp.sum[3][own]}};
 }
 
+/// Each lane's 16 bytes of shared memory, looked at in its name.
+static void fetch_rows(Worker* worker, const Warp& warp, u16 (&rows)[WARP][8], const void* place) {
+    Fiber* self = worker->self;
+    Fiber* lanes = self - self->lane;
+    u32 size = worker->launch->spec.shared, first = worker->now * TIME | lanes->thread;
+    u32 block_limit = worker->block_since * TIME, warp_limit = warp.since * TIME;
+    for (u32 i = 0; i < WARP; i++) {
+        u64 offset = reinterpret_cast<u64>(warp.rows[i]) - reinterpret_cast<u64>(worker->shared);
+        bool fits = offset % 16 == 0 && offset + 16 <= size;
+        if (fits && !record<Cells<16>::Type, false>(worker->written + offset / 2, worker->read + offset / 2, first + i, block_limit, warp_limit)) {
+            memcpy(rows[i], warp.rows[i], 16);
+            continue;
+        }
+        worker->self = lanes + i;
+        if (fits) shared_race(worker, offset, 16, false, place);
+        fail(worker, "loads a matrix at " + where(place) + text(", expected 16 aligned bytes of the launch's %u of shared memory, ", size) +
+                         (offset < SHARED_SPACE ? text("found offset %llu", offset) : "found another address"));
+    }
+}
+
 /// Matrix m's row i is 16 bytes at lane 8m + i's address; lane l gets elements 2·(l%4), +1 of row l/4.
 EXPORT SimWords sim_load_matrix(const void* row, u32 line) noexcept {
     Worker* worker = current;
@@ -161,7 +187,9 @@ EXPORT SimWords sim_load_matrix(const void* row, u32 line) noexcept {
     u32 own = worker->self->lane;
     warp.rows[own] = row;
     if (gather(worker, warp, LOAD_MATRIX, line, PLACE)) {
-        for (u32 i = 0; i < WARP; i++) memcpy(&warp.out[i / 8][i % 8 * 4], warp.rows[i], 16);
+        u16 rows[WARP][8];
+        fetch_rows(worker, warp, rows, PLACE);
+        memcpy(warp.out, rows, sizeof rows);
         disperse(worker, warp);
     }
     return SimWords{{warp.out[0][own], warp.out[1][own], warp.out[2][own], warp.out[3][own]}};
@@ -174,14 +202,12 @@ EXPORT SimWords sim_load_matrix_transposed(const void* row, u32 line) noexcept {
     u32 own = worker->self->lane;
     warp.rows[own] = row;
     if (gather(worker, warp, LOAD_MATRIX_TRANSPOSED, line, PLACE)) {
-        for (u32 m = 0; m < 4; m++) {
-            u16 from[8][8], to[8][8];
-            for (u32 i = 0; i < 8; i++) memcpy(from[i], warp.rows[8 * m + i], 16);
-            for (u32 i = 0; i < 8; i++) {
-                for (u32 j = 0; j < 8; j++) to[j][i] = from[i][j];
-            }
-            memcpy(warp.out[m], to, sizeof to);
+        u16 rows[WARP][8], columns[WARP][8];
+        fetch_rows(worker, warp, rows, PLACE);
+        for (u32 i = 0; i < WARP; i++) {
+            for (u32 j = 0; j < 8; j++) columns[i / 8 * 8 + j][i % 8] = rows[i][j];
         }
+        memcpy(warp.out, columns, sizeof columns);
         disperse(worker, warp);
     }
     return SimWords{{warp.out[0][own], warp.out[1][own], warp.out[2][own], warp.out[3][own]}};
@@ -198,17 +224,33 @@ static void land(const Copy& copy) {
 }
 
 EXPORT void sim_copy_async(void* shared, const void* global, u32 valid, u32) noexcept {
-    Fiber* self = current->self;
+    Worker* worker = current;
+    Fiber* self = worker->self;
+    u64 offset = static_cast<u64>(static_cast<unsigned char*>(shared) - worker->shared);
+    u64 from = static_cast<u64>(static_cast<const unsigned char*>(global) - arena.base);
+    if (offset >= SHARED_SPACE || offset % 16 || from >= ARENA || from % 16) {
+        fail(worker, "starts a copy at " + where(PLACE) + ", expected 16 aligned bytes of a tensor and of shared memory, found " +
+                         text("addresses %p and %p", global, shared));
+    }
+    if (valid) touch_global<16, false>(worker, from, PLACE);
+    touch_shared<16, true>(worker, offset, PLACE);
+    mark_copy(worker, offset, false);
     self->copies.push_back(Copy{shared, global, self->groups, valid != 0});
+    if (worker->launch->spec.seed && draw(worker->random) % 2) land(self->copies.back());  // as early as is legal
 }
 
 EXPORT void sim_copy_commit() noexcept { current->self->groups++; }
 
-/// Copies land here and not before: as late as is legal.
+/// Copies land here: as late as is legal.
 EXPORT void sim_copy_wait(u32 pending) noexcept {
-    Fiber* self = current->self;
+    Worker* worker = current;
+    Fiber* self = worker->self;
     size_t done = 0;
-    while (done < self->copies.size() && self->copies[done].group + pending < self->groups) land(self->copies[done++]);
+    for (; done < self->copies.size() && self->copies[done].group + pending < self->groups; done++) {
+        const Copy& copy = self->copies[done];
+        land(copy);
+        mark_copy(worker, static_cast<u64>(static_cast<unsigned char*>(copy.shared) - worker->shared), true);
+    }
     self->copies.erase(self->copies.begin(), self->copies.begin() + static_cast<long>(done));
 }
 
@@ -219,13 +261,17 @@ EXPORT u64 sim_alloc(u64 bytes) noexcept { return allocate(bytes); }
 
 EXPORT void sim_free(u64 address) noexcept { release(address); }
 
-/// A launch that `sim_work` can join from any number of threads.
+/// A launch that `sim_work` can join from any number of threads; null when there is no memory for it.
 EXPORT void* sim_begin(const SimLaunch* spec) noexcept {
     Launch* launch = new (std::nothrow) Launch();
     if (!launch) return nullptr;
     launch->spec = *spec;
     launch->threads = spec->block[0] * spec->block[1] * spec->block[2];
     launch->blocks = static_cast<u64>(spec->grid[0]) * spec->grid[1] * spec->grid[2];
+    std::lock_guard<std::mutex> guard(arena.lock);
+    launch->stamp = take_stamps(launch->blocks);
+    launch->limit = launch->stamp == NO_STAMP ? 0 : static_cast<u32>(launch->blocks);
+    arena.running++;
     return launch;
 }
 
@@ -242,7 +288,9 @@ EXPORT void sim_work(void* handle) noexcept {
     Worker* outer = current;
     current = worker;
     worker->launch = launch;
-    for (u64 block; !launch->failed && (block = launch->next++) < launch->blocks;) run_block(worker, block);
+    for (u64 block; !launch->failed && (block = launch->next++) < launch->blocks;) {
+        run_block(worker, block_order(*launch, block));
+    }
     current = outer;
     give_worker(worker);
 }
@@ -251,6 +299,10 @@ EXPORT void sim_work(void* handle) noexcept {
 EXPORT int sim_end(void* handle, char* message, u64 room) noexcept {
     Launch* launch = static_cast<Launch*>(handle);
     int failed = launch->failed;
+    {
+        std::lock_guard<std::mutex> guard(arena.lock);
+        arena.running--;
+    }
     snprintf(message, room, "%s", launch->message.c_str());
     delete launch;
     return failed;

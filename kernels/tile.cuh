@@ -57,9 +57,9 @@ DEVICE void copy_chunk(bf16* to, const Operand& from, u32 row, u32 col) {
     bool inside = row - from.first < from.rows && col < from.cols;
     const bf16* source = inside ? from.data + static_cast<u64>(row) * from.stride + col : from.data;
 #if RAGGED
-    if (inside && (col + CHUNK > from.cols || reinterpret_cast<u64>(source) % 16 != 0)) {
+    if ((inside && col + CHUNK > from.cols) || reinterpret_cast<u64>(source) % 16 != 0) {
 #pragma unroll 1
-        for (u32 j = 0; j < CHUNK; j++) to[j] = col + j < from.cols ? source[j] : bf16{0};
+        for (u32 j = 0; j < CHUNK; j++) to[j] = inside && col + j < from.cols ? source[j] : bf16{0};
         return;
     }
 #endif

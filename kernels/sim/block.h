@@ -15,6 +15,7 @@ static const char* const CALL_NAMES[] = {"running", "block_barrier", "warp_barri
 struct Warp {
     u32 arrived;  // lanes that stand at the collective
     u32 gone;     // lanes that have left the kernel, or never were
+    u32 since;    // time of its last barrier
     Call call;
     u32 line;
     const void* place;
@@ -58,6 +59,7 @@ struct SimLaunch {
 struct Launch {
     SimLaunch spec;
     u32 threads;
+    u32 stamp, limit;  // of its blocks: stamp + 1 + number, up to stamp + limit; the stamp itself stands for several
     u64 blocks;
     std::atomic<u64> next{0};
     std::atomic<bool> failed{false};
@@ -69,7 +71,11 @@ struct Launch {
 struct Worker {
     Fiber* self;
     unsigned char* shared;
+    u32 *written, *read;  // records of shared memory (check.h)
     Launch* launch;
+    u32 stamp;
+    u32 now = 1, block_since = 1;
+    unsigned char* stacks;
     Context home;
     SimIndex block;
     u64 random;
@@ -80,7 +86,6 @@ struct Worker {
     u32 ready[MAX_THREADS];
     Fiber fibers[MAX_THREADS];
     Warp warps[MAX_THREADS / WARP];
-    unsigned char* stacks;
 };
 
 #ifdef __ELF__
@@ -106,7 +111,9 @@ static Worker* take_worker() {
     if (!worker) return nullptr;
     worker->stacks = map_memory(MAX_THREADS * STACK_STRIDE);
     worker->shared = map_memory(SHARED_SPACE);
-    return worker->stacks && worker->shared ? worker : nullptr;
+    worker->written = reinterpret_cast<u32*>(map_memory(SHARED_SPACE / 2 * sizeof(u32)));
+    worker->read = reinterpret_cast<u32*>(map_memory(SHARED_SPACE / 2 * sizeof(u32)));
+    return worker->stacks && worker->shared && worker->written && worker->read ? worker : nullptr;
 }
 
 static void give_worker(Worker* worker) {
@@ -145,7 +152,7 @@ static std::string thread_name(const Fiber& fiber) {
 }
 
 /// Notes the first fault and leaves the block for good: its fibers are never resumed.
-[[noreturn]] static void fail(Worker* worker, const std::string& what) {
+[[noreturn, gnu::cold, gnu::noinline]] static void fail(Worker* worker, const std::string& what) {
     Launch& launch = *worker->launch;
     {
         std::lock_guard<std::mutex> guard(launch.lock);
@@ -161,7 +168,7 @@ static std::string thread_name(const Fiber& fiber) {
 }
 
 /// Nobody can go on: says where one of each kind waits.
-[[noreturn]] static void deadlock(Worker* worker) {
+[[noreturn, gnu::cold, gnu::noinline]] static void deadlock(Worker* worker) {
     std::string found;
     const Fiber* first = nullptr;
     for (u32 i = 0; i < worker->launch->threads; i++) {
@@ -177,6 +184,9 @@ static std::string thread_name(const Fiber& fiber) {
 }
 
 // ------------------------------------------------------------------------------------------------------------ scheduling
+
+static u32 tick(Worker* worker);
+static void forget_copy(Worker* worker, const Copy& copy);
 
 static void resume(Worker* worker, Fiber* from) {
     if (worker->ready_count == 0) deadlock(worker);
@@ -252,11 +262,22 @@ static void fiber_entry() {
     resume(worker, self);
 }
 
+/// With a seed blocks run backwards or forwards, beginning anywhere.
+static u64 block_order(const Launch& launch, u64 turn) {
+    u64 seed = launch.spec.seed;
+    if (seed == 0) return turn;
+    u64 start = draw(seed) % launch.blocks, direction = draw(seed) % 2;
+    u64 number = (turn + start) % launch.blocks;
+    return direction ? launch.blocks - 1 - number : number;
+}
+
 static void run_block(Worker* worker, u64 number) {
     Launch& launch = *worker->launch;
     const SimLaunch& spec = launch.spec;
     worker->block = SimIndex{static_cast<u32>(number % spec.grid[0]), static_cast<u32>(number / spec.grid[0] % spec.grid[1]),
                              static_cast<u32>(number / spec.grid[0] / spec.grid[1])};
+    worker->stamp = launch.limit ? launch.stamp + 1 + static_cast<u32>(number) : 0;
+    worker->block_since = tick(worker);
     worker->random = spec.seed * 0x2545f4914f6cdd1dull + number;
     worker->ready_count = worker->at_barrier = worker->left = 0;
     memset(worker->shared, 0xff, spec.shared);  // NaN in bf16 and in f32
@@ -270,13 +291,14 @@ static void run_block(Worker* worker, u64 number) {
         unsigned char* low = worker->stacks + t * STACK_STRIDE;
         memcpy(low, &CANARY, sizeof CANARY);
         context_make(fiber.context, low + 64, low + STACK, fiber_entry);
-        if (fiber.lane == 0) fiber.warp->arrived = fiber.warp->gone = 0;
+        if (fiber.lane == 0) fiber.warp->arrived = fiber.warp->gone = 0, fiber.warp->since = worker->now;
     }
     if (launch.threads % WARP) worker->warps[launch.threads / WARP].gone = ~0u << launch.threads % WARP;
     worker->self = &worker->fibers[0];
     wake(worker, 0, launch.threads);
     context_switch(worker->home, worker->self->context);
-    for (u32 t = 0; t < launch.threads && !launch.failed; t++) {
+    for (u32 t = 0; t < launch.threads; t++) {
+        for (const Copy& copy : worker->fibers[t].copies) forget_copy(worker, copy);
         if (memcmp(worker->stacks + t * STACK_STRIDE, &CANARY, sizeof CANARY) != 0) {
             std::lock_guard<std::mutex> guard(launch.lock);
             launch.message = thread_name(worker->fibers[t]) + text(" needs more than %llu bytes of stack", STACK);

@@ -3,6 +3,7 @@
 //! `kernels/sim.cpp` is the machine itself. Here it is compiled, loaded and fed; work is done when it is asked for, so
 //! nothing is ever queued.
 
+mod lines;
 mod runtime;
 mod toolchain;
 
@@ -61,13 +62,23 @@ enum Work {
 }
 
 impl SimDriver {
-    /// Needs a C++ compiler: `$CXX`, c++, g++ or clang++. Kernels are read from `ARES_KERNELS`, if that is a folder.
+    /// Needs a C++ compiler: `$CXX`, c++, g++ or clang++. Kernels are read from `ARES_KERNELS`, if that is a folder; threads
+    /// and blocks run in the order of `ARES_SIM_SEED`.
     pub fn new(arch: Arch) -> Result<Arc<dyn Driver>> {
         SimDriver::with_options(arch, &KernelOptions::default().or_environment())
     }
 
     /// The same, with kernels from where `options` say.
     pub fn with_options(arch: Arch, options: &KernelOptions) -> Result<Arc<dyn Driver>> {
+        SimDriver::open(arch, options, seed()?)
+    }
+
+    /// With embedded kernels; threads and blocks run in order for seed 0, in an order drawn from any other.
+    pub fn with_seed(arch: Arch, seed: u64) -> Result<Arc<dyn Driver>> {
+        SimDriver::open(arch, &KernelOptions::default(), seed)
+    }
+
+    fn open(arch: Arch, options: &KernelOptions, seed: u64) -> Result<Arc<dyn Driver>> {
         let runtime = Runtime::get()?;
         let (multiprocessors, shared_per_block) = match arch {
             // 99 KB: what the smallest of the family offers.
@@ -79,7 +90,7 @@ impl SimDriver {
         let name = format!("sim:{arch}");
         let info = DeviceInfo { name, arch, multiprocessors, shared_per_block, memory: runtime.memory() };
         let folder = options.sources().map(PathBuf::from);
-        Ok(Arc::new(SimDriver { info, runtime, folder, seed: seed()?, state: Mutex::default() }))
+        Ok(Arc::new(SimDriver { info, runtime, folder, seed, state: Mutex::default() }))
     }
 
     /// A poisoned lock guards plain tables, whole at any moment.

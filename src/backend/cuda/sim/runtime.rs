@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
 use rayon::prelude::*;
 
+use super::lines;
 use super::toolchain::{Toolchain, Unit};
 use crate::backend::cuda::driver::{Arch, Define, LaunchConfig};
 use crate::backend::cuda::kernels::SIM_RUNTIME;
@@ -120,7 +121,10 @@ impl Runtime {
 
     /// Compiles and loads the kernels of one file.
     pub fn module(&self, file: &str, text: &str, arch: Arch, defines: &[Define]) -> Result<Module> {
-        let mut compile = strings(KERNEL_OPTIONS);
+        let debug = std::env::var_os("ARES_SIM_DEBUG").is_some_and(|v| !v.is_empty() && v != "0");
+        let mut compile = strings(if debug { &["-O0", "-g3"] } else { &["-O2", "-g1"] });
+        compile.extend(strings(KERNEL_OPTIONS));
+        compile.extend(strings(CHECK_OPTIONS));
         compile.push(format!("-DARCH={}", arch.number()));
         compile.extend(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
         let object = self.toolchain.shared_object(&Unit { file, text, compile: &compile, link: &["-lm"] })?;
@@ -160,13 +164,29 @@ impl Runtime {
             return Ok(());
         }
         let found = CStr::from_bytes_until_nul(&message).map_or("unknown".into(), |m| m.to_string_lossy());
-        Err(fault(job.name, module.with_lines(&found)))
+        Err(fault(job.name, lines::resolve(&module.object, &found)))
     }
 }
 
-/// As a GPU's compiler: no errno, contraction left out so that results do not depend on the host.
-const KERNEL_OPTIONS: &[&str] =
-    &["-std=c++17", "-O2", "-g1", "-fPIC", "-DARES_SIM", "-fno-math-errno", "-ffp-contract=off"];
+/// As a GPU's compiler has it: no errno, no aliasing by type; contraction is left out so that results do not depend on the host.
+const KERNEL_OPTIONS: &[&str] = &[
+    "-std=c++17",
+    "-fPIC",
+    "-DARES_SIM",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fno-exceptions",
+];
+
+/// Every access, address, index, shift and divisor is looked at by kernels/sim/hooks.h, which takes the place of the
+/// compiler's own library. Loops stay loops: a memcpy made of one would not be seen.
+const CHECK_OPTIONS: &[&str] = &[
+    "-fsanitize=thread,alignment,bounds,shift-exponent,integer-divide-by-zero",
+    "-gdwarf-4", // version 5's file numbers are misread by the addr2line of binutils 2.40
+    "-fcf-protection=none",
+    "-fno-tree-loop-distribute-patterns",
+];
 
 /// Vector instructions of this machine; products of bf16 are exact, so results do not depend on them.
 fn vector_options() -> Vec<String> {
@@ -205,10 +225,5 @@ impl Module {
         let name = CString::new(format!("sim_{kernel}")).unwrap_or_default();
         // SAFETY: build.rs wrote this signature for every kernel.
         unsafe { symbol(&self.library, &self.object, &name) }
-    }
-
-    /// Replaces `[+0x12ab]` by file and line.
-    fn with_lines(&self, message: &str) -> String {
-        message.to_string()
     }
 }

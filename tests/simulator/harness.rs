@@ -1,0 +1,74 @@
+//! Kernels of the tests' own, and launches without launchers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ares::Result;
+use ares::backend::cuda::driver::{Arch, Driver, LaunchConfig};
+use ares::backend::cuda::sim::SimDriver;
+use ares::backend::cuda::source::{Source, inline, signatures, trampolines};
+
+/// Orders of fibers and blocks that everything is tried with.
+pub const SEEDS: [u64; 4] = [0, 1, 2, 3];
+
+/// A simulated GPU, or `None` without a compiler; printed, or refused with ARES_REQUIRE_SIM=1.
+pub fn device(seed: u64) -> Option<Arc<dyn Driver>> {
+    match SimDriver::with_seed(Arch::Sm80, seed) {
+        Ok(driver) => Some(driver),
+        Err(reason) => {
+            assert!(std::env::var_os("ARES_REQUIRE_SIM").is_none(), "{reason}");
+            println!("skipped: no C++ compiler ({reason})");
+            None
+        }
+    }
+}
+
+/// A file below `tests/`, as `build.rs` embeds those of `kernels/`.
+pub fn source(path: &str) -> &'static Source {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let file = Path::new(path).file_name().expect("a file").to_str().expect("UTF-8");
+    let read = |path: PathBuf| fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()));
+    let body = read(root.join("tests").join(path)).expect("readable");
+    let inlined = inline(file, &body, &mut |header| read(root.join("kernels").join(header))).expect("headers");
+    let found = signatures(file, &body).expect("kernels");
+    let kernels: Vec<&'static str> = found.iter().map(|s| &*s.name.clone().leak()).collect();
+    let text = inlined + &trampolines(&found);
+    Box::leak(Box::new(Source { file: file.to_string().leak(), text: text.leak(), kernels: kernels.leak() }))
+}
+
+/// Launches one kernel of a source.
+pub fn launch(
+    driver: &Arc<dyn Driver>,
+    source: &'static Source,
+    kernel: &str,
+    config: LaunchConfig,
+    args: &[u64],
+) -> Result<()> {
+    let name = source.kernels.iter().find(|k| **k == kernel).expect("a kernel of this file");
+    let function = driver.load(source, &[], name)?;
+    // SAFETY: memory is the simulator's, which looks at every access.
+    unsafe { driver.launch(function, config, &mut args.to_vec()) }
+}
+
+/// Device memory that holds `values`; never freed.
+pub fn upload<T: bytemuck::Pod>(driver: &Arc<dyn Driver>, values: &[T]) -> u64 {
+    let bytes: &[u8] = bytemuck::cast_slice(values);
+    let address = driver.alloc(bytes.len()).expect("memory");
+    // SAFETY: the allocation is as long as the values.
+    unsafe { driver.upload(address, bytes) }.expect("an upload");
+    address
+}
+
+/// `len` values from device memory.
+pub fn download<T: bytemuck::Pod>(driver: &Arc<dyn Driver>, address: u64, len: usize) -> Vec<T> {
+    let mut values = vec![T::zeroed(); len];
+    // SAFETY: the tests name what they allocated.
+    unsafe { driver.download(bytemuck::cast_slice_mut(&mut values), address) }.expect("a download");
+    values
+}
+
+/// Different numbers, in no order.
+pub fn scrambled(len: usize, seed: u32) -> Vec<u32> {
+    (0..len as u32).map(|i| (i.wrapping_add(seed)).wrapping_mul(0x9e37_79b1) ^ (i << 7)).collect()
+}

@@ -1,0 +1,174 @@
+//! Each function of `kernels/sim.h` against the PTX ISA's formula for the instruction in whose place it stands.
+
+use ares::backend::cuda::driver::LaunchConfig;
+use half::bf16;
+
+use crate::harness::{device, download, launch, scrambled, source, upload};
+
+const TWINS: &str = "twins/twins.cu";
+
+/// One warp, with room for its shared memory.
+fn warp() -> LaunchConfig {
+    LaunchConfig::linear(1, 32).with_shared(512)
+}
+
+fn pair(low: bf16, high: bf16) -> u32 {
+    u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16
+}
+
+/// Every upper half with lower halves around the tie: to nearest, ties to even, NaN to 0x7fff.
+#[test]
+fn rounding_to_bf16() {
+    let Some(driver) = device(0) else { return };
+    let lower = [0u32, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
+    let bits: Vec<u32> = (0..1u32 << 16).flat_map(|high| lower.map(|low| high << 16 | low)).collect();
+    let n = bits.len();
+    let expected = |bits: u32| {
+        let value = f32::from_bits(bits);
+        if value.is_nan() { 0x7fff } else { u32::from(bf16::from_f32(value).to_bits()) }
+    };
+    let (x, y) = (upload(&driver, &bits), upload(&driver, &vec![0u32; n]));
+    let config = LaunchConfig::linear(n.div_ceil(256) as u32, 256);
+    launch(&driver, source(TWINS), "round_one", config, &[y, x, n as u64]).unwrap();
+    for (&bits, found) in bits.iter().zip(download::<u32>(&driver, y, n)) {
+        assert_eq!(found, expected(bits), "{bits:#x}");
+    }
+    launch(&driver, source(TWINS), "round_two", config, &[y, x, n as u64]).unwrap();
+    for (i, found) in download::<u32>(&driver, y, n).into_iter().enumerate() {
+        assert_eq!(found, expected(bits[i]) | expected(bits[n - 1 - i]) << 16, "element {i}");
+    }
+}
+
+/// ex2.approx.ftz: 2 ulp; subnormal results are zero.
+#[test]
+fn powers_of_two() {
+    let Some(driver) = device(0) else { return };
+    let mut x: Vec<f32> = (-1600..1300).map(|i| i as f32 * 0.1).collect();
+    x.extend([f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 0.0, -0.0, 1e-40, 128.0, -126.0, -126.5]);
+    let (input, y) = (upload(&driver, &x), upload(&driver, &vec![7.0f32; x.len()]));
+    let config = LaunchConfig::linear(x.len().div_ceil(128) as u32, 128);
+    launch(&driver, source(TWINS), "powers", config, &[y, input, x.len() as u64]).unwrap();
+    for (&x, found) in x.iter().zip(download::<f32>(&driver, y, x.len())) {
+        let exact = f64::from(x).exp2();
+        if exact.is_nan() {
+            assert!(found.is_nan());
+        } else if exact < f64::from(f32::MIN_POSITIVE) {
+            assert_eq!(found.to_bits(), 0, "2^{x}");
+        } else if exact > f64::from(f32::MAX) {
+            assert_eq!(found, f32::INFINITY, "2^{x}");
+        } else {
+            assert!((f64::from(found) / exact - 1.0).abs() <= 2.0 * f64::from(f32::EPSILON), "2^{x}: {found} {exact}");
+        }
+    }
+}
+
+#[test]
+fn exchanges_within_a_warp() {
+    let Some(driver) = device(0) else { return };
+    let x: Vec<u32> = scrambled(32, 3).iter().map(|v| v & 0x7f7f_ffff).collect(); // no NaN, whose bits a float may lose
+    let lanes: Vec<u32> = (0..32).map(|i| (i * 11 + 3) % 32).collect();
+    let (input, from, y) = (upload(&driver, &x), upload(&driver, &lanes), upload(&driver, &[0u32; 128]));
+    launch(&driver, source(TWINS), "exchanges", warp(), &[y, input, from]).unwrap();
+    let found = download::<u32>(&driver, y, 128);
+    let odd = (0..32).filter(|&i| x[i] % 2 == 1).fold(0u32, |bits, i| bits | 1 << i);
+    for i in 0..32 {
+        let (direct, crossed) = (x[lanes[i] as usize], x[i ^ 5]);
+        assert_eq!(found[i], direct, "lane {i}");
+        assert_eq!(found[32 + i], crossed, "lane {i}");
+        assert_eq!(found[64 + i], odd, "lane {i}");
+        assert_eq!(found[96 + i], direct ^ crossed, "lane {i}");
+    }
+}
+
+/// PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type": element i of a lane's a, b, c lies at these
+/// (row, column), with group = lane / 4 and inner = lane % 4.
+mod fragment {
+    pub fn a(lane: usize, i: usize) -> (usize, usize) {
+        let row = if i < 2 || (4..6).contains(&i) { lane / 4 } else { lane / 4 + 8 };
+        let col = if i < 4 { lane % 4 * 2 + i % 2 } else { lane % 4 * 2 + i % 2 + 8 };
+        (row, col)
+    }
+
+    pub fn b(lane: usize, i: usize) -> (usize, usize) {
+        let row = if i < 2 { lane % 4 * 2 + i % 2 } else { lane % 4 * 2 + i % 2 + 8 };
+        (row, lane / 4)
+    }
+
+    pub fn c(lane: usize, i: usize) -> (usize, usize) {
+        let row = if i < 2 { lane / 4 } else { lane / 4 + 8 };
+        (row, lane % 4 * 2 + i % 2)
+    }
+}
+
+#[test]
+fn tensor_core_products() {
+    let Some(driver) = device(0) else { return };
+    // Small eighths: every product and sum is exact, so that each element must be right to the bit.
+    let small = |len: usize, seed: u32| scrambled(len, seed).into_iter().map(|v| (v % 127) as f32 / 8.0 - 7.5);
+    let a: Vec<bf16> = small(16 * 16, 1).map(bf16::from_f32).collect();
+    let b: Vec<bf16> = small(16 * 8, 2).map(bf16::from_f32).collect();
+    let c: Vec<f32> = small(16 * 8, 3).collect();
+    let (mut ra, mut rb, mut rc) = (vec![0u32; 128], vec![0u32; 64], vec![0.0f32; 128]);
+    let at_a = |(row, col): (usize, usize)| a[row * 16 + col];
+    let at_b = |(row, col): (usize, usize)| b[row * 8 + col];
+    for lane in 0..32 {
+        for r in 0..4 {
+            ra[r * 32 + lane] = pair(at_a(fragment::a(lane, 2 * r)), at_a(fragment::a(lane, 2 * r + 1)));
+            let (row, col) = fragment::c(lane, r);
+            rc[r * 32 + lane] = c[row * 8 + col];
+        }
+        for r in 0..2 {
+            rb[r * 32 + lane] = pair(at_b(fragment::b(lane, 2 * r)), at_b(fragment::b(lane, 2 * r + 1)));
+        }
+    }
+    let (da, db, dc, d) =
+        (upload(&driver, &ra), upload(&driver, &rb), upload(&driver, &rc), upload(&driver, &[0.0f32; 128]));
+    launch(&driver, source(TWINS), "product", warp(), &[d, da, db, dc]).unwrap();
+    let found = download::<f32>(&driver, d, 128);
+    for lane in 0..32 {
+        for i in 0..4 {
+            let (row, col) = fragment::c(lane, i);
+            let sum: f64 = (0..16).map(|k| a[row * 16 + k].to_f64() * b[k * 8 + col].to_f64()).sum();
+            assert_eq!(f64::from(found[i * 32 + lane]), sum + f64::from(c[row * 8 + col]), "D[{row}][{col}]");
+        }
+    }
+}
+
+/// PTX ISA, ldmatrix: lane l of matrix m holds elements 2·(l%4) and the next of row l/4; with .trans of column l/4.
+#[test]
+fn matrices_from_shared_memory() {
+    let Some(driver) = device(0) else { return };
+    let words = scrambled(32 * 4, 9);
+    let order: Vec<u32> = (0..32).map(|i| (i * 13 + 5) % 32).collect();
+    let half = |row: usize, col: usize| words[row * 4 + col / 2] >> (16 * (col % 2)) & 0xffff;
+    let (x, rows, y) = (upload(&driver, &words), upload(&driver, &order), upload(&driver, &[0u32; 256]));
+    launch(&driver, source(TWINS), "matrices", warp(), &[y, x, rows]).unwrap();
+    let found = download::<u32>(&driver, y, 256);
+    for matrix in 0..4 {
+        let row = |i: usize| order[8 * matrix + i] as usize;
+        for lane in 0..32 {
+            let (outer, inner) = (lane / 4, lane % 4 * 2);
+            let plain = half(row(outer), inner) | half(row(outer), inner + 1) << 16;
+            let transposed = half(row(inner), outer) | half(row(inner + 1), outer) << 16;
+            assert_eq!(found[matrix * 32 + lane], plain, "matrix {matrix}, lane {lane}");
+            assert_eq!(found[128 + matrix * 32 + lane], transposed, "transposed {matrix}, lane {lane}");
+        }
+    }
+}
+
+#[test]
+fn copies_bring_bytes_or_zeros() {
+    let Some(driver) = device(0) else { return };
+    let words = scrambled(32 * 4, 17);
+    let valid: Vec<u32> = (0..32).map(|i| u32::from(i % 5 != 2)).collect();
+    let (x, flags, y) = (upload(&driver, &words), upload(&driver, &valid), upload(&driver, &[7u32; 128]));
+    launch(&driver, source(TWINS), "copies", warp(), &[y, x, flags]).unwrap();
+    let found = download::<u32>(&driver, y, 128);
+    for lane in 0..32 {
+        let from = (lane + 1) % 32;
+        for i in 0..4 {
+            let expected = if valid[from] == 1 { words[4 * from + i] } else { 0 };
+            assert_eq!(found[4 * lane + i], expected, "lane {lane}, word {i}");
+        }
+    }
+}
