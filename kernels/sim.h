@@ -29,7 +29,8 @@ void sim_copy_commit() noexcept;
 void sim_copy_wait(u32 pending) noexcept;
 }
 
-#define KERNEL extern "C" void
+// Hidden: a kernel named as a function of the C library is must not be taken for it.
+#define KERNEL extern "C" __attribute__((visibility("hidden"))) void
 #define DEVICE static inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __restrict__ __restrict

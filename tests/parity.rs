@@ -13,7 +13,11 @@ mod decode;
 mod elementwise;
 #[path = "parity/fused.rs"]
 mod fused;
+#[path = "common/joint.rs"]
+mod joint;
 #[path = "parity/lm_head.rs"]
 mod lm_head;
+#[path = "parity/model.rs"]
+mod model;
 #[path = "parity/product.rs"]
 mod product;

@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::Session;
 use super::device::OnDevice;
-use super::{Session, args};
 use crate::backend::cost::KernelRun;
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, RandomWeights, Transformer};

@@ -8,7 +8,7 @@ use crate::backend::cuda::device::{GpuDriver, driver_present};
 use crate::backend::cuda::driver::Arch;
 use crate::backend::cuda::sim::SimDriver;
 use crate::backend::{Cpu, Cuda};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::Ops;
 
 /// `--device` as typed.
@@ -20,10 +20,11 @@ pub enum DeviceSpec {
     Sim(Arch),
 }
 
-/// A device that can be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A device that can be used: opened.
+#[derive(Clone)]
 pub enum Device {
     Cpu { threads: usize },
+    Cuda(Cuda),
 }
 
 /// Work that is written once for all devices.
@@ -38,6 +39,7 @@ impl Device {
     pub fn run<W: OnDevice>(self, work: W) -> Result<W::Output> {
         match self {
             Device::Cpu { .. } => work.run(&Cpu::new()),
+            Device::Cuda(cuda) => work.run(&cuda),
         }
     }
 }
@@ -46,6 +48,7 @@ impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Device::Cpu { threads } => write!(f, "cpu ({threads} threads)"),
+            Device::Cuda(cuda) => f.write_str(&cuda.info().name),
         }
     }
 }
@@ -69,17 +72,18 @@ impl FromStr for DeviceSpec {
 
 impl DeviceSpec {
     /// The device, and for `auto` the reason why this one.
-    pub fn resolve(self) -> Result<(Device, &'static str)> {
+    pub fn resolve(self, options: KernelOptions) -> Result<(Device, String)> {
         let cpu = Device::Cpu { threads: rayon::current_num_threads() };
+        let named = |device| Ok((device, "as asked".to_string()));
         match self {
-            DeviceSpec::Cpu => Ok((cpu, "as asked")),
-            DeviceSpec::Auto if driver_present() => Ok((cpu, "this version computes on the CPU only")),
-            DeviceSpec::Auto => Ok((cpu, "no CUDA driver found")),
-            DeviceSpec::Cuda(n) if !driver_present() => {
-                Err(Error::NoDevice(format!("cuda:{n}: expected a CUDA driver (libcuda), found none")))
-            }
-            DeviceSpec::Cuda(n) => Err(Error::NoDevice(format!("cuda:{n}: this version computes on the CPU only"))),
-            DeviceSpec::Sim(_) => Err(Error::NoDevice("sim: this version computes on the CPU only".to_string())),
+            DeviceSpec::Cpu => named(cpu),
+            DeviceSpec::Cuda(n) => named(Device::Cuda(open_cuda(n, options)?)),
+            DeviceSpec::Sim(arch) => named(Device::Cuda(open_sim(arch, &options)?)),
+            DeviceSpec::Auto if !driver_present() => Ok((cpu, "no CUDA driver found".to_string())),
+            DeviceSpec::Auto => Ok(match open_cuda(0, options) {
+                Ok(cuda) => (Device::Cuda(cuda), "the first GPU".to_string()),
+                Err(error) => (cpu, format!("the GPU cannot be used: {error}")),
+            }),
         }
     }
 }
@@ -112,8 +116,8 @@ mod tests {
 
     #[test]
     fn a_named_device_is_never_replaced() {
-        assert!(DeviceSpec::Sim(Arch::Sm80).resolve().is_err());
-        let error = DeviceSpec::Cuda(0).resolve().unwrap_err();
+        // Where there is no such GPU; on a machine with a thousand of them this test would say nothing.
+        let Err(error) = DeviceSpec::Cuda(999).resolve(KernelOptions::default()) else { panic!("cuda:999 was opened") };
         assert_eq!(error.exit_code(), 1);
         assert!(error.to_string().contains("--device cpu"), "{error}");
     }

@@ -74,7 +74,7 @@ impl Session {
 
     /// The device, usable. `auto` says which one it chose.
     pub fn device(&self) -> Result<Device> {
-        let (device, why) = self.global.device.resolve()?;
+        let (device, why) = self.global.device.resolve(self.kernels())?;
         if self.global.device == DeviceSpec::Auto {
             self.say(&format!("device: {device} ({why})"));
         }

@@ -1,7 +1,7 @@
 //! Devices, random operands, and comparisons that fail closed.
 
-use std::sync::OnceLock;
-
+use ares::backend::cuda::compiler::KernelOptions;
+use ares::backend::cuda::device::GpuDriver;
 use ares::backend::cuda::driver::Arch;
 use ares::backend::cuda::sim::SimDriver;
 use ares::backend::{Backend, Cpu, Cuda, Element, Real, Tensor};
@@ -9,34 +9,23 @@ use half::bf16;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// The device under test, opened once; `None` where it cannot be had, and the reason is printed.
+/// The device under test, a stream of its own for each test; `None` where it cannot be had, and the reason is printed.
 pub fn device() -> Option<Cuda> {
-    static DEVICE: OnceLock<Result<Cuda, String>> = OnceLock::new();
-    or_skip(DEVICE.get_or_init(open).clone())
-}
-
-/// Another one, for a test that captures: what others launch meanwhile would be captured with it.
-pub fn own_device() -> Option<Cuda> {
-    or_skip(open())
-}
-
-fn open() -> Result<Cuda, String> {
     let wanted = std::env::var("ARES_PARITY_DEVICE").unwrap_or_else(|_| "sim".to_string());
     let driver = match wanted.as_str() {
         "sim" => SimDriver::new(Arch::Sm80),
-        other => return Err(format!("ARES_PARITY_DEVICE: expected sim or cuda, found {other}")),
+        "cuda" => GpuDriver::new(0, KernelOptions::default().or_environment()),
+        other => panic!("ARES_PARITY_DEVICE: expected sim or cuda, found {other}"),
     };
-    driver.map(Cuda::new).map_err(|e| e.to_string())
-}
-
-fn or_skip(opened: Result<Cuda, String>) -> Option<Cuda> {
-    opened
-        .inspect_err(|reason| {
+    match driver {
+        Ok(driver) => Some(Cuda::new(driver)),
+        Err(reason) => {
             let required = ["ARES_REQUIRE_GPU", "ARES_REQUIRE_SIM"].iter().any(|name| std::env::var(name).is_ok());
             assert!(!required, "{reason}");
             println!("skipped: {reason}");
-        })
-        .ok()
+            None
+        }
+    }
 }
 
 /// Normal-looking numbers of the given scale, as bf16 holds them.
