@@ -79,7 +79,7 @@ fn a_decoded_row_alone_has_the_same_bits() {
 
 #[test]
 fn a_captured_decode_serves_later_positions() {
-    let Some(device) = own_device() else { return };
+    let Some(device) = device() else { return };
     let spec = AttentionSpec { window: Some(400), ..spec(2, 1, 8) };
     let (history, width) = (history(&spec), spec.width());
     let mut cache = device.kv_cache(1, LENGTH, spec).unwrap();
