@@ -169,7 +169,7 @@ impl Golden {
 
     fn check_terms(&self, what: &str, policy: &PolicyTerms, reward: &RewardTerms) {
         let found = [
-            ("npo", policy.unlearn),
+            ("npo", policy.npo),
             ("safe", policy.safe),
             ("retain", policy.retain),
             ("bt", reward.bt),

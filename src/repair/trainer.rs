@@ -108,7 +108,20 @@ pub struct StepMetrics {
     pub grad_norm_reward: Option<f64>,
     /// Mean reward of `rlhf`'s samples under the unrepaired reward model.
     pub sample_reward: Option<f64>,
+    /// Of the whole step, resampling and generation included.
+    pub seconds: f64,
     pub tokens_per_second: f64,
+}
+
+impl StepMetrics {
+    /// The loss terms of the models that were trained, unweighted, by the names that the method gives them.
+    pub fn terms(&self) -> Vec<(&'static str, f64)> {
+        let policy = self.policy.iter().flat_map(|p| [("npo", p.npo), ("safe", p.safe), ("retain", p.retain)]);
+        let reward = self.reward.iter();
+        let reward =
+            reward.flat_map(|r| [("bt", r.bt), ("center", r.center), ("replay", r.replay), ("anchor", r.anchor)]);
+        policy.chain(reward).collect()
+    }
 }
 
 /// What a repair cost and how it went.
@@ -152,20 +165,13 @@ impl<'a, B: Ops> Trainer<'a, B> {
         thresholds: Thresholds,
         decoding: &Decoding,
     ) -> Result<Self> {
-        Self::with_init(
-            pair,
-            judge,
-            data,
-            method,
-            config,
-            thresholds,
-            decoding,
-            AdapterInit::Zero { seed: config.seed },
-        )
+        (pair.policy.adapter, pair.reward.adapter) = (None, None);
+        let init = AdapterInit::Zero { seed: config.seed };
+        Self::continued(pair, judge, data, method, config, thresholds, decoding, init)
     }
 
-    /// `new` with a chosen start of the adapters.
-    pub fn with_init(
+    /// Trains on with the adapters that the pair has; a model that is trained and has none gets one that begins as `init` says.
+    pub fn continued(
         pair: &'a mut Pair<B>,
         judge: &'a mut dyn Judge,
         data: &Prepared,
@@ -181,8 +187,10 @@ impl<'a, B: Ops> Trainer<'a, B> {
         let mut sides = Vec::new();
         for (model, trained, salt) in trains {
             model.release();
-            model.adapter = if trained { Some(fresh(model, config, init, salt)?) } else { None };
-            let adapter = model.adapter.as_ref();
+            if trained && model.adapter.is_none() {
+                model.adapter = Some(fresh(model, config, init, salt)?);
+            }
+            let adapter = model.adapter.as_ref().filter(|_| trained);
             sides.push(adapter.map(|adapter| Side::new(&model.transformer, adapter, config)).transpose()?);
         }
         let (reward, policy) = (sides.pop().flatten(), sides.pop().flatten());
@@ -241,7 +249,8 @@ impl<'a, B: Ops> Trainer<'a, B> {
             self.forward_backward(&mut metrics)?;
         }
         self.update(step, &mut metrics)?;
-        metrics.tokens_per_second = (self.tokens() - before) as f64 / started.elapsed().as_secs_f64();
+        metrics.seconds = started.elapsed().as_secs_f64();
+        metrics.tokens_per_second = (self.tokens() - before) as f64 / metrics.seconds;
         Ok(metrics)
     }
 
@@ -294,7 +303,8 @@ impl<'a, B: Ops> Trainer<'a, B> {
             // The end-of-turn token is no prefix: at most all tokens before it.
             let longest = (failure.rejected.len().saturating_sub(1)).clamp(1, LONGEST_PREFIX);
             let k = self.prefixes.random_range(1..=longest).min(failure.rejected.len());
-            let context = if forced { k } else { 0 };
+            let drawn = if forced { k } else { 0 };
+            let context = failure.source.forced.map_or(drawn, |k| k.min(failure.rejected.len()));
             let behind = |chosen: &Vec<u32>| ([&failure.rejected[..context], chosen].concat(), context);
             items.push(PolicyItem {
                 prompt: failure.prompt.clone(),
