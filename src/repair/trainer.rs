@@ -1,6 +1,8 @@
 //! The optimiser loop. A step: reward model forward and backward (the coupling weight needs r_φ), then the policy, so that only
 //! one model's activations live; then AdamW on each.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -269,13 +271,11 @@ impl<'a, B: Ops> Trainer<'a, B> {
         let mut weights = vec![1.0; harmful.len()];
         if let Some(mut side) = self.reward.take() {
             let half = &mut side.half(&self.pair.reward)?;
-            if self.method.couples() {
-                let items: Vec<RewardItem> = harmful.iter().map(|&i| self.data.failures[i].reward.clone()).collect();
-                let (_, rejected) = reward_step(half, &items, &self.config, &self.thresholds, false)?;
-                weights = rejected.iter().map(|&r| coupling(r, &self.thresholds)).collect();
-            }
             let items = self.reward_items(&wrong, &replay);
-            let (terms, _) = reward_step(half, &items, &self.config, &self.thresholds, true)?;
+            let (terms, read) = reward_step(half, &items, &self.config, &self.thresholds, true)?;
+            if self.method.couples() {
+                weights = self.coupling_weights(half, &harmful, wrong.iter().copied().zip(read).collect())?;
+            }
             self.reward = Some(side);
             metrics.loss += terms.loss(&self.config);
             metrics.reward = Some(terms);
@@ -288,6 +288,23 @@ impl<'a, B: Ops> Trainer<'a, B> {
             metrics.policy = Some(terms);
         }
         Ok(())
+    }
+
+    /// w of each of `harmful`. `known` are the r_φ(y⁻) that the step has read already; a score does not depend on its company, so
+    /// only the others are read, and only their y⁻.
+    fn coupling_weights(
+        &self,
+        half: &mut Half<'_, B>,
+        harmful: &[usize],
+        mut known: BTreeMap<usize, f64>,
+    ) -> Result<Vec<f64>> {
+        let unread: BTreeSet<usize> = harmful.iter().copied().filter(|i| !known.contains_key(i)).collect();
+        let alone =
+            |&i: &usize| RewardItem { chosen: None, kind: RewardKind::Read, ..self.data.failures[i].reward.clone() };
+        let items: Vec<RewardItem> = unread.iter().map(alone).collect();
+        let (_, read) = reward_step(half, &items, &self.config, &self.thresholds, false)?;
+        known.extend(unread.into_iter().zip(read));
+        Ok(harmful.iter().map(|i| coupling(known[i], &self.thresholds)).collect())
     }
 
     fn reward_items(&self, failures: &[usize], replay: &[usize]) -> Vec<RewardItem> {
