@@ -73,6 +73,7 @@ impl FromStr for DeviceSpec {
 impl DeviceSpec {
     /// The device, and for `auto` the reason why this one.
     pub fn resolve(self) -> Result<(Device, &'static str)> {
+        join_pool();
         let cpu = Device::Cpu { threads: rayon::current_num_threads() };
         match self {
             DeviceSpec::Cpu => Ok((cpu, "as asked")),
@@ -85,6 +86,13 @@ impl DeviceSpec {
             DeviceSpec::Sim(_) => Err(Error::NoDevice("sim: this version computes on the CPU only".to_string())),
         }
     }
+}
+
+/// Makes the thread that calls one of the pool's workers: an operation then begins at once, where it would otherwise wake a worker
+/// and sleep until that one has finished, which for a small model costs as much as the work.
+fn join_pool() {
+    // An error says that the pool is there already; it serves as it is.
+    let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
 }
 
 /// Whether the CUDA driver's library can be loaded. Asked before any other call to it, which would panic without.
