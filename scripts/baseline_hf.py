@@ -3,17 +3,19 @@
 
     python -m pip install -r scripts/requirements-baseline.txt
     python scripts/baseline_hf.py --policy models/framing/policy --reward models/framing/reward \\
-        --failures F.jsonl --retain R.jsonl --replay P.jsonl --task step --task score --out baseline.json
+        --failures F.jsonl --retain R.jsonl --replay P.jsonl --task step --task score --ares target/release/ares --out O.json
 
 Each setting runs in a process of its own, so that peak memory and failures are its own. The first setting,
 f32-eager-padded, is the reference: f32 settings that do not agree with it (loss terms 1e-5, gradients 1e-3 of their
 tensor's largest, scores and log-probabilities 1e-4) are recorded as wrong and not timed; bf16 settings are timed with
-their distance stated. `--check FILE` holds the reference itself against what `ares` computed, and nothing is timed when
-they disagree (exit 1). For step, FILE is a safetensors dump: `term.<name>` (npo safe retain bt center replay anchor), and
-`policy.<name>` and `reward.<name>`, gradients under PEFT's names.
+their distance stated.
 
-`--ares PROGRAM` runs `ares` itself on the same rows (score, logprob, generate), checks its values and prints the ratio. Give
-it enough rows: a process of its own pays for its first use of memory, which the framework's warm-up has paid before.
+`--ares PROGRAM` runs `ares` itself on the same rows, first for its values: on disagreement with the reference nothing is
+timed (exit 1, with the term or tensor and the amount). Then for its seconds, beside the framework's. A step is that of `ares
+repair` on the first `--items` of each file, all of them in every step, with the same forced prefixes and adapters.
+`--repeats 0` checks agreement only. `--check FILE` takes values that `ares` computed earlier. For step, FILE is the dump of
+`ares repair --dump-gradients`: `term.<name>` (npo safe retain bt center replay anchor), and `policy.<name>` and
+`reward.<name>`, gradients under PEFT's names.
 """
 
 import argparse
@@ -28,7 +30,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import fields
+import warnings
+from dataclasses import asdict, fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -51,13 +54,14 @@ def arguments() -> argparse.Namespace:
     add("--task", action="append", choices=["step", "score", "logprob", "generate"], required=True)
     add("--policy", metavar="DIR[+ADAPTER]")
     add("--reward", metavar="DIR[+ADAPTER]")
-    add("--failures", metavar="FILE", help="prompt, rejected, chosen, verdict; `forced`: tokens of the forced prefix")
+    add("--failures", metavar="FILE", help="prompt, rejected, chosen, verdict, or a split's prompt, harmful, safe; `forced`: tokens "
+        "of the forced prefix")
     add("--retain", metavar="FILE", help="prompt, response")
     add("--replay", metavar="FILE", help="prompt, chosen, rejected")
     add("--input", metavar="FILE", help="rows of score, logprob or generate, instead of --replay and --retain")
     add("--setting", action="append", help="e.g. f32-compile-packed; repeat; default: all that suit the device")
     add("--check", metavar="FILE", help="what ares computed: a gradient dump, or the JSONL of score/logprob/generate")
-    add("--ares", metavar="PROGRAM", help="run `ares` on the same rows too (score, logprob, generate): check, time, ratio")
+    add("--ares", metavar="PROGRAM", help="run `ares` on the same rows too: check, time, ratio")
     add("--dump-gradients", metavar="FILE", help="loss terms and gradients of the first step; no timing")
     add("--out", metavar="FILE", help="JSON (default: stdout)")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"])
@@ -127,15 +131,12 @@ def worker(args) -> dict:
     """One task in one setting: its values to a file, then (unless only values are asked for) its times."""
     import torch
     from safetensors.torch import save_file
-    from transformers.utils import logging
 
     from hf_baseline.models import Setting
     from hf_baseline.tasks import TASKS
 
-    logging.disable_progress_bar()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    args.objective = objective_of(args)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     args.pack_width = args.pack_width or (args.batch_tokens if device == "cuda" else 512)
     task = TASKS[args.task[0]](args, Setting.parse(args.worker), device)
@@ -175,9 +176,9 @@ def device_name(device: str) -> str:
     return f"{model[0] if model else platform.processor()}, {torch.get_num_threads()} threads"
 
 
-def run_setting(args, task: str, setting: str, values: str, repeats: int) -> dict:
+def run_setting(args, task: str, setting: str, values: str, repeats: int, overrides: list[str] = []) -> dict:
     """Runs `worker` in a process of its own; whatever goes wrong there becomes a record."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--worker", setting, "--values", values]
+    command = [sys.executable, __file__, *sys.argv[1:], *overrides, "--worker", setting, "--values", values]
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "false"}
     command += ["--task", task, "--repeats", str(repeats)]
     try:
@@ -234,32 +235,31 @@ def told(worst: dict) -> str:
 
 
 def measure(args, task: str, folder: str) -> list[dict]:
-    """All settings of one task. The reference comes first; disagreement with `--check` ends everything."""
+    """All settings of one task, after `ares` and the reference agreed; disagreement ends everything."""
     from safetensors.torch import load_file
 
+    from hf_baseline.beside import beside
     from hf_baseline.tasks import read_values
 
-    device_default = GPU_SETTINGS if cuda_wanted(args) else CPU_SETTINGS
-    wanted = args.setting or [s for s in device_default if task != "generate" or "-padded" in s]
+    ares = beside(task)(args, task, folder) if args.ares else None
+    overrides = ares.overrides() if ares else []
     reference_file = f"{folder}/{task}-reference.safetensors"
-    results = []
-    first = run_setting(args, task, REFERENCE, reference_file, args.repeats if REFERENCE in wanted else 0)
+    first = run_setting(args, task, REFERENCE, reference_file, 0, overrides)
     if first["status"] != "ok":
         sys.exit(f"{task}, {REFERENCE}: {first['reason']}")
-    reference = load_file(reference_file)
-    if args.check:
-        worst = distances(read_values(task, args.check), reference)
-        print(f"{task}: ares against {REFERENCE}: {told(worst)}", file=sys.stderr)
-        if not agree(worst):
+    reference, checked = load_file(reference_file), None
+    if ares or args.check:
+        checked = distances(ares.values() if ares else read_values(task, args.check), reference)
+        print(f"{task:9} ares against {REFERENCE}: {told(checked)}", file=sys.stderr, flush=True)
+        zero = [name for name, value in reference.items() if name.startswith("term.") and not value.any()]
+        if zero:
+            print(f"{task:9} 0 with these rows, so their agreement says little: {', '.join(zero)}", file=sys.stderr)
+        if not agree(checked):
             sys.exit(f"{task}: ares and transformers disagree; nothing was timed")
-    if REFERENCE in wanted:
-        results.append({"task": task, "setting": REFERENCE} | first)
-        report(results[-1])
-    for setting in wanted:
-        if setting == REFERENCE:
-            continue
+    results = []
+    for setting in settings_of(args, task) if args.repeats else []:
         file = f"{folder}/{task}-{setting}.safetensors"
-        result = run_setting(args, task, setting, file, args.repeats)
+        result = run_setting(args, task, setting, file, args.repeats, overrides)
         if result["status"] == "ok":
             worst = distances(load_file(file), reference)
             result["distance"] = {kind: distance for kind, (distance, _) in worst.items()}
@@ -267,25 +267,26 @@ def measure(args, task: str, folder: str) -> list[dict]:
                 result = {"status": "wrong", "reason": told(worst)}
         results.append({"task": task, "setting": setting} | result)
         report(results[-1])
-    if args.ares and task != "step" and args.repeats:
-        results.append(beside(args, task, folder, reference, results))
+    if ares:
+        results.append({"task": task, "setting": "ares", "status": "ok"} | ratio(ares, checked, results))
         report(results[-1])
     return results
 
 
-def beside(args, task: str, folder: str, reference: dict, results: list[dict]) -> dict:
-    """`ares` on the same rows, in the same run: refused when it disagrees, else its times and the ratio to the best f32."""
-    from hf_baseline.beside import run_ares
+def settings_of(args, task: str) -> list[str]:
+    suiting = GPU_SETTINGS if cuda_wanted(args) else CPU_SETTINGS
+    return args.setting or [s for s in suiting if task != "generate" or "-padded" in s]
 
-    seconds, values = run_ares(args, task, folder, args.repeats)
-    worst = distances(values, reference)
-    if not agree(worst):
-        sys.exit(f"{task}: ares and transformers disagree: {told(worst)}")
+
+def ratio(ares, checked: dict, results: list[dict]) -> dict:
+    """The distance of `ares`, its times, and how often its time goes into that of the best f32 setting."""
+    result = {"distance": {kind: distance for kind, (distance, _) in checked.items()}}
+    seconds = ares.seconds() if ares.args.repeats else []
     timed = [r for r in results if "seconds" in r and r["setting"].startswith("f32")]
     best = min(timed, key=lambda r: r["seconds"]["median"], default=None)
-    result = {"task": task, "setting": "ares", "status": "ok", "seconds": spread(seconds),
-              "distance": {kind: distance for kind, (distance, _) in worst.items()}}
-    if best:
+    if seconds:
+        result["seconds"] = spread(seconds)
+    if seconds and best:
         median = result["seconds"]["median"]
         result |= {"tokens_per_second": best["tokens"] / median, "beside": best["setting"],
                    "ratio": best["seconds"]["median"] / median}
@@ -305,7 +306,7 @@ def report(result: dict) -> None:
         if "ratio" in result:
             text += f"  {result['ratio']:.2f} x {result['beside']}"
     else:
-        text = f"{result['status']}: {result.get('reason', '')}"
+        text = f"{result['status']} {result.get('reason', '')}"
     print(f"{result['task']:9} {result['setting']:34} {text}", file=sys.stderr, flush=True)
 
 
@@ -330,6 +331,7 @@ def document(args, results: list[dict]) -> dict:
                     best[label] = {name: result[name] for name in ("setting", "seconds", "tokens_per_second")}
     hidden = {"worker", "values", "out", "check", "dump_gradients"}
     settings = {name: value for name, value in vars(args).items() if name not in hidden}
+    settings["objective"] = asdict(args.objective)
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return {"schema": 1, "tool": "baseline_hf", "date": date, "versions": versions(), "arguments": settings,
             "best": best, "results": results}
@@ -337,6 +339,11 @@ def document(args, results: list[dict]) -> dict:
 
 def main() -> None:
     args = arguments()
+    from transformers.utils import logging
+
+    args.objective = objective_of(args)
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)
     if args.worker:
         args.task = args.task[-1:]
         print(json.dumps(worker(args)))
@@ -354,4 +361,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+        # Rows, folders and settings that cannot be meant, and what `ares` says of them: told, not traced.
+        sys.exit(str(error))

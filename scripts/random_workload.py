@@ -36,8 +36,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("config", type=Path, help="a config.json as published")
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
-    parser.add_argument("--template", type=Path, help="chat template (default: ChatML)")
+    parser.add_argument("--template", type=Path, help="chat template (default: the tokenizer's own, else ChatML)")
     parser.add_argument("--layers", type=int, help="cut to this many layers")
+    parser.add_argument("--override", type=json.loads, default={}, metavar="JSON", help="other values of the config")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--alpha", type=int, default=32)
@@ -49,6 +50,8 @@ def arguments() -> argparse.Namespace:
 
 def write_model(args, reward: bool) -> None:
     config = AutoConfig.from_pretrained(args.config)
+    for name, value in args.override.items():
+        setattr(config, name, value)
     if args.layers:
         config.num_hidden_layers = args.layers
         config.layer_types = None
@@ -67,7 +70,7 @@ def write_model(args, reward: bool) -> None:
     name = "reward" if reward else "policy"
     model.to(getattr(torch, args.dtype)).save_pretrained(args.out / name)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    tokenizer.chat_template = args.template.read_text() if args.template else CHATML
+    tokenizer.chat_template = args.template.read_text() if args.template else tokenizer.chat_template or CHATML
     tokenizer.save_pretrained(args.out / name)
     # One file that every reader knows, rather than chat_template.jinja beside it.
     template = args.out / name / "chat_template.jinja"
@@ -116,7 +119,8 @@ def write_rows(args) -> None:
         prompt, (one, _) = split()
         files["retain"].append({"prompt": prompt, "response": words(generator, one)})
         prompt, (one, two) = split()
-        files["replay"].append({"prompt": prompt, "chosen": words(generator, one), "rejected": words(generator, two)})
+        pair = {"chosen": words(generator, one), "rejected": words(generator, two)}
+        files["replay"].append({"prompt": prompt, **pair, "harmful": [False, number % 3 == 0]})
         files["prompts"].append({"prompt": split()[0]})
     for name, rows in files.items():
         lines = [json.dumps({"id": f"{name}-{number:04}", **row}) for number, row in enumerate(rows)]

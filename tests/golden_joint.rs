@@ -59,7 +59,7 @@ fn check(variant: &str) {
 fn check_terms(what: &str, golden: &Golden, step: &Step) {
     let (policy, reward) = (&step.policy, &step.reward);
     let found = [
-        ("npo", policy.unlearn),
+        ("npo", policy.npo),
         ("safe", policy.safe),
         ("retain", policy.retain),
         ("bt", reward.bt),

@@ -58,6 +58,7 @@ fn repair_data(pair: &SuitePair) -> RepairData {
         rejected: Reply::text(row.text("harmful").unwrap()),
         chosen: Some(row.text("safe").unwrap().to_string()),
         verdict,
+        forced: None,
     };
     let pairs = rows(pair, "replay", 20).into_iter().map(|row| ReplayPair {
         prompt: row.prompt(false).unwrap(),

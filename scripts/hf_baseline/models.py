@@ -49,6 +49,11 @@ class Lora:
     seed: int = 0
 
 
+def write_adapter(folder: str, reward: bool, lora: Lora, out: Path) -> None:
+    """A fresh adapter for a model folder as PEFT saves it, so that others can open the same one."""
+    Model(folder, reward, Setting(), "cpu", lora).peft.save_pretrained(out)
+
+
 class Model:
     """A causal LM or a classifier with its adapter, as its two halves: trunk (hidden states) and head."""
 

@@ -1,10 +1,13 @@
 """Rows of JSONL, rendered by a model's own chat template and tokenizer."""
 
 import json
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoTokenizer
+
+PREFIX_LIMIT = 32
 
 
 class BadRow(ValueError):
@@ -39,6 +42,19 @@ def read_jsonl(path: str, required: tuple = ()) -> list[dict]:
         rows.append(row | {"_where": where})
     if not rows:
         raise BadRow(f"{path}: expected at least one row, found none")
+    return rows
+
+
+def read_failures(path: str) -> list[dict]:
+    """Failures as `ares repair` reads them; a split's reference answers, `harmful` and `safe`, do as well."""
+    rows = []
+    for row in read_jsonl(path, ("prompt",)):
+        row = {"rejected": row.get("harmful"), "chosen": row.get("safe"), "verdict": "coupled"} | row
+        if not isinstance(row["rejected"], str):
+            raise BadRow(f"{row['_where']}: expected `rejected` (or `harmful`), found neither")
+        if row["verdict"] not in ("policy", "reward", "coupled"):
+            raise BadRow(f"{row['_where']}: expected the verdict policy, reward or coupled, found `{row['verdict']}`")
+        rows.append(row)
     return rows
 
 
@@ -103,6 +119,13 @@ def turns_of(row: dict) -> list[dict]:
     if not isinstance(row.get("prompt"), str) or not row["prompt"]:
         raise BadRow(f"{row['_where']}: expected a `prompt` that is not empty")
     return [{"role": "user", "content": row["prompt"]}]
+
+
+def drawn_prefix(generator: random.Random, rejected: Sequence) -> int:
+    """Length of a forced prefix: 0 with probability ½, else uniform in 1…min(|y⁻|, 32), its end-of-turn token left out."""
+    if generator.random() < 0.5:
+        return 0
+    return generator.randint(1, max(1, min(rejected.end - rejected.start - 1, PREFIX_LIMIT)))
 
 
 def forced(rejected: Sequence, safe: Sequence, k: int) -> Sequence:

@@ -10,16 +10,7 @@ from transformers import GenerationConfig
 from . import objective
 from .models import Lora, Model, Setting
 from .objective import Failure, Objective, Pair, Step
-from .rows import BadRow, Renderer, forced, read_jsonl
-
-PREFIX_LIMIT = 32
-
-
-def seeded_prefix(generator: random.Random, rejected) -> int:
-    """Length of the forced prefix: 0 with probability ½, else uniform in 1…min(|y⁻|, 32)."""
-    if generator.random() < 0.5:
-        return 0
-    return generator.randint(1, min(rejected.end - rejected.start, PREFIX_LIMIT))
+from .rows import BadRow, Renderer, drawn_prefix, forced, read_failures, read_jsonl
 
 
 class StepTask:
@@ -43,12 +34,10 @@ class StepTask:
         of_policy, of_reward = Renderer(self.policy.folder), Renderer(self.reward.folder)
         generator = random.Random(args.seed)
         failures = []
-        for row in read_jsonl(args.failures, ("prompt", "rejected", "verdict")):
+        for row in read_failures(args.failures):
             rejected = of_policy.answer(row, row["rejected"])
             verdict, chosen = row["verdict"], row.get("chosen")
-            if verdict not in ("policy", "reward", "coupled"):
-                raise BadRow(f"{row['_where']}: expected the verdict policy, reward or coupled, found `{verdict}`")
-            drawn = seeded_prefix(generator, rejected)
+            drawn = drawn_prefix(generator, rejected)
             k = row.get("forced", drawn) if args.forced_prefix else 0
             safe = forced(rejected, of_policy.answer(row, chosen), k) if chosen else None
             scored = of_reward.full(row, chosen) if chosen else None
@@ -220,7 +209,7 @@ TASKS = {"step": StepTask, "score": ScoreTask, "logprob": LogprobTask, "generate
 
 
 def read_values(task: str, path: str) -> dict:
-    """What `ares` computed: a dump of `repair --dump-gradients`, or the JSONL of score, logprob or generate."""
+    """What `ares` computed: the dump of `repair --dump-gradients`, or the JSONL of score, logprob or generate."""
     if task == "step":
         from safetensors.torch import load_file
 

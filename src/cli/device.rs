@@ -73,6 +73,7 @@ impl FromStr for DeviceSpec {
 impl DeviceSpec {
     /// The device, and for `auto` the reason why this one.
     pub fn resolve(self, options: KernelOptions) -> Result<(Device, String)> {
+        join_pool();
         let cpu = Device::Cpu { threads: rayon::current_num_threads() };
         let named = |device| Ok((device, "as asked".to_string()));
         match self {
@@ -86,6 +87,13 @@ impl DeviceSpec {
             }),
         }
     }
+}
+
+/// Makes the thread that calls one of the pool's workers: an operation then begins at once, where it would otherwise wake a worker
+/// and sleep until that one has finished, which for a small model costs as much as the work.
+fn join_pool() {
+    // An error says that the pool is there already; it serves as it is.
+    let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
 }
 
 /// GPU `ordinal`, ready to compute.

@@ -1,6 +1,7 @@
 //! `ares logprob`.
 
 use clap::Args;
+use rayon::prelude::*;
 use serde_json::json;
 
 use super::device::OnDevice;
@@ -78,7 +79,7 @@ impl OnDevice for Work<'_> {
         let mut model = Pretrained::open(ops, &command.model, command.rows.batch_tokens(), interrupt::flag())?;
         model.transformer.config.expect_causal()?;
         job.run(session, "logprob", |rows| {
-            let rendered = rows.iter().map(|row| command.render(&model.rendering, row)).collect();
+            let rendered = rows.par_iter().map(|row| command.render(&model.rendering, row)).collect();
             good(rendered, |rendered: &[Rendered]| {
                 let rendered: Vec<Result<Rendered>> = rendered.iter().cloned().map(Ok).collect();
                 let logprobs = model.logprobs(Version::Current, &rendered)?;

@@ -8,12 +8,12 @@ use super::Session;
 use super::device::OnDevice;
 use super::groups::{JudgeArgs, PairArgs, RepairArgs, method};
 use super::watch::Stages;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::AdapterInit;
 use crate::ops::Ops;
 use crate::repair::Method;
 use crate::run::repair::{RepairOptions, repair};
-use crate::run::{Earlier, RunDir};
+use crate::run::{Earlier, RunDir, Scale};
 
 /// Train adapters that repair failures: what `ares probe` wrote to failures.jsonl
 #[derive(Debug, Args)]
@@ -32,18 +32,22 @@ pub struct Repair {
     #[arg(long, value_name = "FILE")]
     replay: PathBuf,
     /// Validated pairs that fix the reward threshold
-    #[arg(long, value_name = "FILE")]
-    calibration: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "thresholds")]
+    calibration: Option<PathBuf>,
+    /// The reward threshold, and mean and deviation of rewards, where an earlier calibration fixed them
+    #[arg(long, value_name = "TAU_R,MU_0,S", value_parser = scale, allow_hyphen_values = true, conflicts_with = "calibration")]
+    thresholds: Option<Scale>,
     /// policy, reward, rlhf, joint, joint-uncoupled
     #[arg(long, value_name = "NAME", default_value = "joint", value_parser = method)]
     method: Method,
     #[command(flatten)]
     settings: RepairArgs,
-    /// zero (B is zero: the adapted model begins as the original) or random:SEED (no gradient is zero)
+    /// How an adapter begins that does not come with its model: zero (B is zero: the adapted model begins as the original) or
+    /// random:SEED (no gradient is zero)
     #[arg(long, value_name = "INIT", default_value = "zero", value_parser = init)]
     adapter_init: Init,
-    /// Only compute the first step's gradients, and write them there under PEFT's names
-    #[arg(long, value_name = "DIR")]
+    /// Only compute the first step: its loss terms, and its gradients under PEFT's names, go to this safetensors file
+    #[arg(long, value_name = "FILE")]
     dump_gradients: Option<PathBuf>,
     /// Directory to make
     #[arg(long, value_name = "DIR", default_value = "runs/repair")]
@@ -65,9 +69,25 @@ fn init(text: &str) -> Result<Init, String> {
     }
 }
 
+/// `--thresholds` as typed: three finite numbers, the last one positive.
+fn scale(text: &str) -> Result<Scale, String> {
+    let numbers: Result<Vec<f64>, _> = text.split(',').map(str::parse).collect();
+    match numbers.as_deref() {
+        Ok(&[tau_r, mu_0, s]) if tau_r.is_finite() && mu_0.is_finite() && s.is_finite() && s > 0.0 => {
+            Ok(Scale::Given { tau_r, mu_0, s })
+        }
+        _ => Err("expected three numbers TAU_R,MU_0,S, S above 0".to_string()),
+    }
+}
+
 impl Repair {
     pub fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
+        let scale = match (self.thresholds, self.calibration) {
+            (Some(given), _) => given,
+            (None, Some(path)) => Scale::Calibration(path),
+            (None, None) => return Err(Error::Usage("--calibration: expected a file, or --thresholds".to_string())),
+        };
         let options = RepairOptions {
             models: self.pair.models(&self.judges),
             method: self.method,
@@ -79,7 +99,7 @@ impl Repair {
             failures: self.input,
             retain: self.retain,
             replay: self.replay,
-            calibration: self.calibration,
+            scale,
             dump_gradients: self.dump_gradients,
         };
         let directory = RunDir::create(&self.out, Earlier::Refuse)?;
@@ -111,6 +131,14 @@ impl OnDevice for Work<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn thresholds_are_three_finite_numbers() {
+        assert!(matches!(scale("0.5,-1,2"), Ok(Scale::Given { tau_r: 0.5, mu_0: -1.0, s: 2.0 })));
+        for wrong in ["", "1,2", "1,2,3,4", "1,2,0", "1,2,-1", "NaN,0,1", "0,0,inf", "a,b,c"] {
+            assert!(scale(wrong).is_err(), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn how_adapters_may_begin() {

@@ -1,6 +1,7 @@
 //! `ares score`.
 
 use clap::Args;
+use rayon::prelude::*;
 use serde_json::json;
 
 use super::device::OnDevice;
@@ -46,7 +47,7 @@ impl OnDevice for Work<'_> {
         model.transformer.config.expect_score()?;
         job.run(session, "score", |rows| {
             let rendered: Vec<Result<Rendered>> = rows
-                .iter()
+                .par_iter()
                 .map(|row| match row.exchange(command.rows.raw)? {
                     Exchange::Text { prompt, answer } => model.rendering.full(&prompt, &answer),
                     Exchange::Tokens { tokens, prompt_len } => model.rendering.given(&tokens, prompt_len),

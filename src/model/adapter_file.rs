@@ -112,6 +112,31 @@ pub struct Lora<'a> {
     pub scale: f32,
 }
 
+/// `tensors` as a safetensors file in f32; `path` names it where a number is not finite.
+pub fn safetensors_bytes(tensors: &BTreeMap<String, HostTensor>, path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = BTreeMap::new();
+    for (name, tensor) in tensors {
+        if let Some(at) = tensor.data.iter().position(|x| !x.is_finite()) {
+            return Err(Error::NotFinite {
+                what: format!("{}: tensor {name}", path.display()),
+                found: format!("{} at element {at}", tensor.data[at]),
+                remedy: "training diverged: lower the learning rate".into(),
+            });
+        }
+        bytes.insert(name, tensor.data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+    }
+    let broken = |error: safetensors::SafeTensorError| Error::Shape {
+        op: "adapter file",
+        expected: "data of the tensor's shape".into(),
+        found: error.to_string(),
+    };
+    let views = tensors.iter().zip(bytes.values()).map(|((name, tensor), bytes)| {
+        Ok((name, TensorView::new(Dtype::F32, tensor.shape.clone(), bytes).map_err(broken)?))
+    });
+    let metadata = Some([("format".to_string(), "pt".to_string())].into());
+    safetensors::serialize(views.collect::<Result<Vec<_>>>()?, metadata).map_err(broken)
+}
+
 /// An adapter as PEFT saves it. Read ones fit the model they were opened for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterFile {
@@ -253,28 +278,7 @@ impl AdapterFile {
     /// Writes the adapter as PEFT does, in f32, into the folder `dir`, which appears whole or not at all; the files of an
     /// earlier adapter there are replaced one by one.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        let weights = dir.join(WEIGHTS);
-        let mut bytes = BTreeMap::new();
-        for (name, tensor) in &self.tensors {
-            if let Some(at) = tensor.data.iter().position(|x| !x.is_finite()) {
-                return Err(Error::NotFinite {
-                    what: format!("{}: tensor {name}", weights.display()),
-                    found: format!("{} at element {at}", tensor.data[at]),
-                    remedy: "training diverged: lower the learning rate".into(),
-                });
-            }
-            bytes.insert(name, tensor.data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
-        }
-        let broken = |error: safetensors::SafeTensorError| Error::Shape {
-            op: "adapter file",
-            expected: "data of the tensor's shape".into(),
-            found: error.to_string(),
-        };
-        let views = self.tensors.iter().zip(bytes.values()).map(|((name, tensor), bytes)| {
-            Ok((name, TensorView::new(Dtype::F32, tensor.shape.clone(), bytes).map_err(broken)?))
-        });
-        let metadata = Some([("format".to_string(), "pt".to_string())].into());
-        let weights = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, metadata).map_err(broken)?;
+        let weights = safetensors_bytes(&self.tensors, &dir.join(WEIGHTS))?;
         write_folder(dir, &[(WEIGHTS, &weights), (CONFIG, self.config_json().as_bytes())])
     }
 

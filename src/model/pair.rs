@@ -1,5 +1,7 @@
 //! A policy with the reward model that guides its training: the engine's side of [`Subject`].
 
+use rayon::prelude::*;
+
 use super::pretrained::Pretrained;
 use super::subject::{Answer, Ask, Decoding, Subject, Version};
 use crate::error::Result;
@@ -31,7 +33,8 @@ impl<B: Ops> Subject for Pair<B> {
     }
 
     fn logprob(&mut self, version: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<(f64, usize)>>> {
-        let rendered = rows.iter().map(|(p, a)| self.policy.rendering.with_answer(p, a)).collect();
+        let rendering = &self.policy.rendering;
+        let rendered = rows.par_iter().map(|(p, a)| rendering.with_answer(p, a)).collect();
         self.policy.logprob_sums(version, rendered)
     }
 

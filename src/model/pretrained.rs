@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rayon::prelude::*;
+
 use super::Checkpoint;
 use super::adapter::Adapter;
 use super::adapter_file::AdapterFile;
@@ -192,7 +194,8 @@ impl<B: Ops> Pretrained<B> {
 
     /// Reward r(x, y) per row: the first label's score.
     pub fn rewards(&mut self, version: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<f32>>> {
-        let rendered: Vec<Result<Rendered>> = rows.iter().map(|(p, a)| self.rendering.full(p, a)).collect();
+        let rendering = &self.rendering;
+        let rendered: Vec<Result<Rendered>> = rows.par_iter().map(|(p, a)| rendering.full(p, a)).collect();
         let scores = self.scores(version, &rendered)?;
         let place = || self.dir.display().to_string();
         Ok(join(rendered, scores, |scores| match scores.first() {

@@ -28,6 +28,8 @@ pub struct Failure {
     /// y⁺; without one the item keeps its likelihood term and gets no y⁺ term.
     pub chosen: Option<String>,
     pub verdict: Verdict,
+    /// How many tokens of y⁻ stand before y⁺ in every step; `None`: drawn anew in each.
+    pub forced: Option<usize>,
 }
 
 /// A benign or borderline prompt with the answer to keep.

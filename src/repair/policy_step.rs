@@ -22,7 +22,8 @@ pub struct PolicyItem {
 /// Loss terms of one step, each a mean over the items that carry it, and the mean log-probabilities that tell displacement.
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct PolicyTerms {
-    pub unlearn: f64,
+    /// L_npo, or L_unlikelihood in its place.
+    pub npo: f64,
     pub safe: f64,
     pub retain: f64,
     /// Mean of ℓ(y⁺) and ℓ(y⁻) over the step's items.
@@ -35,7 +36,7 @@ pub struct PolicyTerms {
 impl PolicyTerms {
     /// The weighted sum that is minimised.
     pub fn loss(&self, config: &RepairConfig) -> f64 {
-        config.lambda_npo * self.unlearn + config.lambda_safe * self.safe + config.lambda_retain * self.retain
+        config.lambda_npo * self.npo + config.lambda_safe * self.safe + config.lambda_retain * self.retain
     }
 }
 
@@ -100,7 +101,7 @@ fn piece<B: Ops>(
         {
             let (logprob, rest) = (&read.logprob[rows.clone()], &read.log_rest[rows.clone()]);
             let (loss, slopes) = unlearn(config.unlearn, logprob, rest, *start, *w, config.npo_beta, config.logp);
-            terms.unlearn += loss / counts.rejected;
+            terms.npo += loss / counts.rejected;
             add(&mut terms.logp_rejected, total(logprob) / logprob.len() as f64 / counts.rejected);
             let factor = config.lambda_npo / counts.rejected;
             weights[rows].iter_mut().zip(slopes).for_each(|(weight, slope)| *weight = (factor * slope) as f32);

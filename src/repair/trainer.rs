@@ -1,6 +1,8 @@
 //! The optimiser loop. A step: reward model forward and backward (the coupling weight needs r_φ), then the policy, so that only
 //! one model's activations live; then AdamW on each.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -108,7 +110,20 @@ pub struct StepMetrics {
     pub grad_norm_reward: Option<f64>,
     /// Mean reward of `rlhf`'s samples under the unrepaired reward model.
     pub sample_reward: Option<f64>,
+    /// Of the whole step, resampling and generation included.
+    pub seconds: f64,
     pub tokens_per_second: f64,
+}
+
+impl StepMetrics {
+    /// The loss terms of the models that were trained, unweighted, by the names that the method gives them.
+    pub fn terms(&self) -> Vec<(&'static str, f64)> {
+        let policy = self.policy.iter().flat_map(|p| [("npo", p.npo), ("safe", p.safe), ("retain", p.retain)]);
+        let reward = self.reward.iter();
+        let reward =
+            reward.flat_map(|r| [("bt", r.bt), ("center", r.center), ("replay", r.replay), ("anchor", r.anchor)]);
+        policy.chain(reward).collect()
+    }
 }
 
 /// What a repair cost and how it went.
@@ -152,20 +167,13 @@ impl<'a, B: Ops> Trainer<'a, B> {
         thresholds: Thresholds,
         decoding: &Decoding,
     ) -> Result<Self> {
-        Self::with_init(
-            pair,
-            judge,
-            data,
-            method,
-            config,
-            thresholds,
-            decoding,
-            AdapterInit::Zero { seed: config.seed },
-        )
+        (pair.policy.adapter, pair.reward.adapter) = (None, None);
+        let init = AdapterInit::Zero { seed: config.seed };
+        Self::continued(pair, judge, data, method, config, thresholds, decoding, init)
     }
 
-    /// `new` with a chosen start of the adapters.
-    pub fn with_init(
+    /// Trains on with the adapters that the pair has; a model that is trained and has none gets one that begins as `init` says.
+    pub fn continued(
         pair: &'a mut Pair<B>,
         judge: &'a mut dyn Judge,
         data: &Prepared,
@@ -181,8 +189,10 @@ impl<'a, B: Ops> Trainer<'a, B> {
         let mut sides = Vec::new();
         for (model, trained, salt) in trains {
             model.release();
-            model.adapter = if trained { Some(fresh(model, config, init, salt)?) } else { None };
-            let adapter = model.adapter.as_ref();
+            if trained && model.adapter.is_none() {
+                model.adapter = Some(fresh(model, config, init, salt)?);
+            }
+            let adapter = model.adapter.as_ref().filter(|_| trained);
             sides.push(adapter.map(|adapter| Side::new(&model.transformer, adapter, config)).transpose()?);
         }
         let (reward, policy) = (sides.pop().flatten(), sides.pop().flatten());
@@ -241,7 +251,8 @@ impl<'a, B: Ops> Trainer<'a, B> {
             self.forward_backward(&mut metrics)?;
         }
         self.update(step, &mut metrics)?;
-        metrics.tokens_per_second = (self.tokens() - before) as f64 / started.elapsed().as_secs_f64();
+        metrics.seconds = started.elapsed().as_secs_f64();
+        metrics.tokens_per_second = (self.tokens() - before) as f64 / metrics.seconds;
         Ok(metrics)
     }
 
@@ -260,13 +271,11 @@ impl<'a, B: Ops> Trainer<'a, B> {
         let mut weights = vec![1.0; harmful.len()];
         if let Some(mut side) = self.reward.take() {
             let half = &mut side.half(&self.pair.reward)?;
-            if self.method.couples() {
-                let items: Vec<RewardItem> = harmful.iter().map(|&i| self.data.failures[i].reward.clone()).collect();
-                let (_, rejected) = reward_step(half, &items, &self.config, &self.thresholds, false)?;
-                weights = rejected.iter().map(|&r| coupling(r, &self.thresholds)).collect();
-            }
             let items = self.reward_items(&wrong, &replay);
-            let (terms, _) = reward_step(half, &items, &self.config, &self.thresholds, true)?;
+            let (terms, read) = reward_step(half, &items, &self.config, &self.thresholds, true)?;
+            if self.method.couples() {
+                weights = self.coupling_weights(half, &harmful, wrong.iter().copied().zip(read).collect())?;
+            }
             self.reward = Some(side);
             metrics.loss += terms.loss(&self.config);
             metrics.reward = Some(terms);
@@ -279,6 +288,23 @@ impl<'a, B: Ops> Trainer<'a, B> {
             metrics.policy = Some(terms);
         }
         Ok(())
+    }
+
+    /// w of each of `harmful`. `known` are the r_φ(y⁻) that the step has read already; a score does not depend on its company, so
+    /// only the others are read, and only their y⁻.
+    fn coupling_weights(
+        &self,
+        half: &mut Half<'_, B>,
+        harmful: &[usize],
+        mut known: BTreeMap<usize, f64>,
+    ) -> Result<Vec<f64>> {
+        let unread: BTreeSet<usize> = harmful.iter().copied().filter(|i| !known.contains_key(i)).collect();
+        let alone =
+            |&i: &usize| RewardItem { chosen: None, kind: RewardKind::Read, ..self.data.failures[i].reward.clone() };
+        let items: Vec<RewardItem> = unread.iter().map(alone).collect();
+        let (_, read) = reward_step(half, &items, &self.config, &self.thresholds, false)?;
+        known.extend(unread.into_iter().zip(read));
+        Ok(harmful.iter().map(|i| coupling(known[i], &self.thresholds)).collect())
     }
 
     fn reward_items(&self, failures: &[usize], replay: &[usize]) -> Vec<RewardItem> {
@@ -294,7 +320,8 @@ impl<'a, B: Ops> Trainer<'a, B> {
             // The end-of-turn token is no prefix: at most all tokens before it.
             let longest = (failure.rejected.len().saturating_sub(1)).clamp(1, LONGEST_PREFIX);
             let k = self.prefixes.random_range(1..=longest).min(failure.rejected.len());
-            let context = if forced { k } else { 0 };
+            let drawn = if forced { k } else { 0 };
+            let context = failure.source.forced.map_or(drawn, |k| k.min(failure.rejected.len()));
             let behind = |chosen: &Vec<u32>| ([&failure.rejected[..context], chosen].concat(), context);
             items.push(PolicyItem {
                 prompt: failure.prompt.clone(),

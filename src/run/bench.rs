@@ -68,6 +68,26 @@ impl Models {
         }
     }
 
+    /// Opens the pair and its judges.
+    pub(super) fn open<B: Ops>(&self, ops: &B) -> Result<(Pair<B>, Judges)> {
+        let interrupt = interrupt::flag();
+        let open = |spec: &ModelSpec| Pretrained::open(ops, spec, self.batch_tokens, interrupt.clone());
+        let pair = Pair::new(open(&self.policy)?, open(&self.reward)?)?;
+        let judge = |spec: &JudgeSpec| spec.open(ops, self.batch_tokens, &interrupt);
+        let also = |spec: &Option<JudgeSpec>| spec.as_ref().map(judge).transpose();
+        let judges = Judges {
+            judge: judge(&self.judge)?,
+            second: also(&self.second_judge)?,
+            refusal: also(&self.refusal)?,
+            truth: also(&self.truth)?,
+        };
+        Ok((pair, judges))
+    }
+
+    pub(super) fn settings(&self, seed: u64) -> Settings {
+        Settings { tau_h: self.tau_h, ..Settings::new(self.max_new_tokens, seed) }
+    }
+
     /// Hashes every file that these models are read from.
     pub(super) fn add_inputs(&self, manifest: &mut Manifest) -> Result<()> {
         let mut places: Vec<&PathBuf> = Vec::new();
@@ -81,6 +101,15 @@ impl Models {
         }));
         places.into_iter().try_for_each(|place| manifest.add_model(place))
     }
+}
+
+/// How the scale of rewards is known.
+#[derive(Debug, Clone)]
+pub enum Scale {
+    /// Validated pairs that fix it.
+    Calibration(PathBuf),
+    /// Fixed earlier; `tau_h` is the models' own.
+    Given { tau_r: f64, mu_0: f64, s: f64 },
 }
 
 /// Everything open, thresholds fixed.
@@ -100,18 +129,8 @@ impl<B: Ops> Bench<B> {
         watch: &mut dyn Watch,
     ) -> Result<Bench<B>> {
         watch.begin("calibrate", 0);
-        let interrupt = interrupt::flag();
-        let open = |spec: &ModelSpec| Pretrained::open(ops, spec, models.batch_tokens, interrupt.clone());
-        let mut pair = Pair::new(open(&models.policy)?, open(&models.reward)?)?;
-        let judge = |spec: &JudgeSpec| spec.open(ops, models.batch_tokens, &interrupt);
-        let also = |spec: &Option<JudgeSpec>| spec.as_ref().map(judge).transpose();
-        let mut judges = Judges {
-            judge: judge(&models.judge)?,
-            second: also(&models.second_judge)?,
-            refusal: also(&models.refusal)?,
-            truth: also(&models.truth)?,
-        };
-        let settings = Settings { tau_h: models.tau_h, ..Settings::new(models.max_new_tokens, seed) };
+        let (mut pair, mut judges) = models.open(ops)?;
+        let settings = models.settings(seed);
         let n = calibration.len();
         let evaluator = Evaluator::calibrate(&mut pair, &mut judges, calibration, settings)?;
         watch.end(&format!(

@@ -17,7 +17,7 @@ pub mod suite;
 pub mod summary;
 pub mod watch;
 
-pub use bench::Models;
+pub use bench::{Models, Scale};
 pub use data::{DataFiles, Splits};
 pub use dir::{Earlier, RunDir};
 pub use experiment::Experiment;

@@ -31,21 +31,17 @@ pub struct Metric {
     /// Before clipping, per model.
     pub grad_norm_policy: Option<f64>,
     pub grad_norm_reward: Option<f64>,
+    /// Of the whole step, resampling and generation included.
+    pub seconds: Option<f64>,
     pub tokens_per_second: Option<f64>,
 }
 
 /// A step as `metrics.jsonl` keeps it.
 pub(super) fn metric(method: Method, seed: u64, m: &StepMetrics) -> Metric {
     let mut terms = BTreeMap::from([("loss".to_string(), Some(m.loss))]);
+    terms.extend(m.terms().into_iter().map(|(name, value)| (name.to_string(), Some(value))));
     if let Some(p) = &m.policy {
-        terms.extend(
-            [("npo", p.unlearn), ("safe", p.safe), ("retain", p.retain)].map(|(k, v)| (k.to_string(), Some(v))),
-        );
         terms.insert("coupling".into(), p.coupling);
-    }
-    if let Some(r) = &m.reward {
-        let named = [("bt", r.bt), ("center", r.center), ("replay", r.replay), ("anchor", r.anchor)];
-        terms.extend(named.map(|(k, v)| (k.to_string(), Some(v))));
     }
     if let Some(reward) = m.sample_reward {
         terms.insert("sample_reward".into(), Some(reward));
@@ -59,6 +55,7 @@ pub(super) fn metric(method: Method, seed: u64, m: &StepMetrics) -> Metric {
         logp_rejected: m.policy.as_ref().and_then(|p| p.logp_rejected),
         grad_norm_policy: m.grad_norm_policy,
         grad_norm_reward: m.grad_norm_reward,
+        seconds: Some(m.seconds),
         tokens_per_second: Some(m.tokens_per_second),
     }
 }
@@ -75,7 +72,7 @@ pub(super) fn failure(record: &ProbeRecord, sense: Sense, thresholds: &Threshold
         false => Reply::text(record.harmful.clone()),
     };
     let (prompt, chosen) = (Prompt::user(record.prompt.clone()), Some(record.safe.clone()));
-    Some(Failure { prompt, rejected, chosen, verdict: judged.verdict(sense) })
+    Some(Failure { prompt, rejected, chosen, verdict: judged.verdict(sense), forced: None })
 }
 
 /// The run's JSON-lines files, gathered and written whole.

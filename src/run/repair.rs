@@ -1,10 +1,11 @@
 //! `ares repair`: failures in, adapters out.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::bench::{self, Bench, Models};
+use super::bench::{self, Bench, Models, Scale};
 use super::dir::RunDir;
 use super::interrupt;
 use super::manifest::{self, Manifest};
@@ -12,14 +13,16 @@ use super::records::{metric, write_lines};
 use super::watch::Watch;
 use crate::detect::rows::PairRow;
 use crate::error::Result;
-use crate::judge::Verdict;
-use crate::model::{AdapterFile, AdapterInit, Pretrained};
+use crate::judge::{Judges, Thresholds, Verdict};
+use crate::model::adapter_file::safetensors_bytes;
+use crate::model::{AdapterFile, AdapterInit, HostTensor, Pair, Pretrained};
 use crate::ops::Ops;
 use crate::repair::{
     Failure, Method, Prepared, Quarantined, RepairConfig, RepairData, ReplayPair, Reply, RetainRow, StepMetrics,
     Trainer, admit,
 };
 use crate::text::rows::{Row, read};
+use crate::text::write_atomic;
 
 /// What `ares repair` was asked for.
 #[derive(Debug, Clone)]
@@ -32,8 +35,8 @@ pub struct RepairOptions {
     pub failures: Option<PathBuf>,
     pub retain: PathBuf,
     pub replay: PathBuf,
-    pub calibration: PathBuf,
-    /// Only the first step's gradients are computed, and written there under PEFT's names.
+    pub scale: Scale,
+    /// Only the first step's loss terms and gradients are computed, and written to this safetensors file.
     pub dump_gradients: Option<PathBuf>,
 }
 
@@ -68,20 +71,18 @@ struct Receipt<'a> {
 /// Reads everything, lets the judge admit the failures, trains, writes.
 pub fn repair<B: Ops>(ops: &B, options: &RepairOptions, dir: &RunDir, watch: &mut dyn Watch) -> Result<RepairResult> {
     let mut data = read_data(options)?;
-    let calibration = bench::pairs(&options.calibration)?;
     receipt(ops, options, dir)?;
-    let mut bench = Bench::open(ops, &options.models, calibration, options.config.seed, watch)?;
-    let thresholds = bench.evaluator.thresholds();
-    let decoding = bench.evaluator.settings().decoding.clone();
+    let (mut pair, mut judges, thresholds) = open(ops, options, watch)?;
+    let decoding = options.models.settings(options.config.seed).decoding;
     watch.begin("prepare the repair data", 0);
-    let judge = &mut *bench.judges.judge;
-    let left_out = admit(&mut data, &mut bench.pair, judge, &thresholds, &decoding)?;
-    let prepared = Prepared::new(&mut bench.pair, judge, &data, &thresholds)?;
+    let judge = &mut *judges.judge;
+    let left_out = admit(&mut data, &mut pair, judge, &thresholds, &decoding)?;
+    let prepared = Prepared::new(&mut pair, judge, &data, &thresholds)?;
     watch.end(&format!("{} failures, {} left out", prepared.failures.len(), left_out.len() + prepared.dropped.len()));
     watch.begin(&format!("repair by {}", options.method.name()), options.config.steps);
     let (config, method) = (&options.config, options.method);
     let mut trainer =
-        Trainer::with_init(&mut bench.pair, judge, &prepared, method, config, thresholds, &decoding, options.init)?;
+        Trainer::continued(&mut pair, judge, &prepared, method, config, thresholds, &decoding, options.init)?;
     let mut result = RepairResult {
         method: method.name(),
         steps: 0,
@@ -99,9 +100,8 @@ pub fn repair<B: Ops>(ops: &B, options: &RepairOptions, dir: &RunDir, watch: &mu
         let mut step = StepMetrics::default();
         trainer.forward_backward(&mut step)?;
         result.loss = Some([step.loss; 2]);
-        for (role, file) in ["policy", "reward"].into_iter().zip(trainer.gradients()?) {
-            save(&mut result.written, file, &path.join(role))?;
-        }
+        dump(&step, trainer.gradients()?, path)?;
+        result.written.push(path.clone());
         return Ok(result);
     }
     let mut metrics = Vec::new();
@@ -115,8 +115,11 @@ pub fn repair<B: Ops>(ops: &B, options: &RepairOptions, dir: &RunDir, watch: &mu
     })?;
     watch.end(&format!("{} steps in {:.1} s", outcome.steps, outcome.seconds));
     write_lines(&dir.file("metrics.jsonl"), &metrics)?;
-    for (role, model) in [("policy", &bench.pair.policy), ("reward", &bench.pair.reward)] {
-        save(&mut result.written, adapter(model)?, &dir.file("round-1").join(role))?;
+    for (role, model) in [("policy", &pair.policy), ("reward", &pair.reward)] {
+        let Some(file) = adapter(model)? else { continue };
+        let place = dir.file("round-1").join(role);
+        file.save(&place)?;
+        result.written.push(place);
     }
     (result.steps, result.seconds) = (outcome.steps, outcome.seconds);
     (result.tokens_policy, result.tokens_reward) = (outcome.tokens_policy, outcome.tokens_reward);
@@ -132,12 +135,33 @@ fn adapter<B: Ops>(model: &Pretrained<B>) -> Result<Option<AdapterFile>> {
     Ok(Some(file))
 }
 
-fn save(written: &mut Vec<PathBuf>, file: Option<AdapterFile>, place: &Path) -> Result<()> {
-    if let Some(file) = file {
-        file.save(place)?;
-        written.push(place.to_path_buf());
+/// One safetensors file: `term.<name>`, each one number, and `policy.` and `reward.` before PEFT's names of the gradients.
+fn dump(step: &StepMetrics, gradients: [Option<AdapterFile>; 2], path: &Path) -> Result<()> {
+    let term =
+        |(name, value): (&str, f64)| (format!("term.{name}"), HostTensor { shape: vec![1], data: vec![value as f32] });
+    let mut tensors: BTreeMap<String, HostTensor> = step.terms().into_iter().map(term).collect();
+    for (role, file) in ["policy", "reward"].into_iter().zip(gradients) {
+        let named = file.into_iter().flat_map(|file| file.tensors);
+        tensors.extend(named.map(|(name, tensor)| (format!("{role}.{name}"), tensor)));
     }
-    Ok(())
+    write_atomic(path, &safetensors_bytes(&tensors, path)?)
+}
+
+/// The pair, its judges, and the thresholds.
+fn open<B: Ops>(ops: &B, options: &RepairOptions, watch: &mut dyn Watch) -> Result<(Pair<B>, Judges, Thresholds)> {
+    match &options.scale {
+        Scale::Calibration(path) => {
+            let calibration = bench::pairs(path)?;
+            let Bench { pair, judges, evaluator } =
+                Bench::open(ops, &options.models, calibration, options.config.seed, watch)?;
+            Ok((pair, judges, evaluator.thresholds()))
+        }
+        Scale::Given { tau_r, mu_0, s } => {
+            let (pair, judges) = options.models.open(ops)?;
+            let (tau_r, mu_0, s) = (*tau_r, *mu_0, *s);
+            Ok((pair, judges, Thresholds { tau_h: options.models.tau_h, tau_r, mu_0, s }))
+        }
+    }
 }
 
 fn receipt<B: Ops>(ops: &B, options: &RepairOptions, dir: &RunDir) -> Result<()> {
@@ -148,7 +172,11 @@ fn receipt<B: Ops>(ops: &B, options: &RepairOptions, dir: &RunDir) -> Result<()>
         models: options.models.receipt(),
     };
     let mut manifest = Manifest::new("repair", &ops.describe(), &[options.config.seed], &receipt)?;
-    let files = [options.failures.as_ref(), Some(&options.retain), Some(&options.replay), Some(&options.calibration)];
+    let calibration = match &options.scale {
+        Scale::Calibration(path) => Some(path),
+        Scale::Given { .. } => None,
+    };
+    let files = [options.failures.as_ref(), Some(&options.retain), Some(&options.replay), calibration];
     files.into_iter().flatten().try_for_each(|path| manifest.add_input(path))?;
     options.models.add_inputs(&mut manifest)?;
     manifest.write(&dir.file(manifest::NAME))
@@ -184,5 +212,13 @@ fn failure(row: &Row) -> Result<Failure> {
         rejected: Reply { text: row.text("rejected")?.to_string(), tokens: row.ids("rejected_tokens")? },
         chosen: row.opt_text("chosen")?.map(str::to_string),
         verdict,
+        forced: forced(row)?,
     })
+}
+
+/// `forced`, if the row has it: how many tokens of y⁻ stand before y⁺.
+fn forced(row: &Row) -> Result<Option<usize>> {
+    let Some(value) = row.object.get("forced").filter(|value| !value.is_null()) else { return Ok(None) };
+    let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
+    count.map(Some).ok_or_else(|| row.wrong("a number of tokens under `forced`", &value.to_string()))
 }

@@ -229,19 +229,62 @@ fn failures_are_found_repaired_and_found_gone() {
         "--adapter-init",
         "random:3",
         "--dump-gradients",
-        &out("gradients"),
+        &out("gradients.safetensors"),
         "--out",
         &out("dump"),
         "--json",
     ]);
     let dumped = run("repair", &[&models(suite), &calibration, &data, &dump]).expect(0, &[]).json();
-    assert_eq!((dumped["steps"].as_u64(), dumped["written"].as_array().map(Vec::len)), (Some(0), Some(2)));
-    let bytes = fs::read(folder.path().join("gradients/policy/adapter_model.safetensors")).unwrap();
+    assert_eq!((dumped["steps"].as_u64(), dumped["written"].as_array().map(Vec::len)), (Some(0), Some(1)));
+    let bytes = fs::read(folder.path().join("gradients.safetensors")).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    assert_eq!(tensors.len(), 2 * 7 * 4, "A and B of seven projections in four layers");
+    assert_eq!(tensors.len(), 7 + 2 * 2 * 7 * 4, "seven terms; A and B of seven projections in four layers, twice");
     for (name, tensor) in tensors.tensors() {
         assert!(tensor.data().iter().any(|byte| *byte != 0), "{name} has no gradient");
     }
+    assert!(tensors.tensor("term.npo").is_ok_and(|term| term.shape() == [1]));
+
+    // A fresh adapter's B is zero, and with it the gradient of A: of an adapter that is given, training goes on.
+    let judge = format!("model:{}", suite.join("judge").display());
+    let given = strings(&[
+        "--policy",
+        &format!("{}+{}", file(suite, "policy"), out("repair/round-1/policy")),
+        "--reward",
+        &format!("{}+{}", file(suite, "reward"), out("repair/round-1/reward")),
+        "--judge",
+        &judge,
+        "--thresholds=-0.5,0,1.5",
+        "--dump-gradients",
+        &out("given.safetensors"),
+        "--out",
+        &out("dump2"),
+    ]);
+    run("repair", &[&given, &data]).expect(0, &["wrote"]);
+    let bytes = fs::read(folder.path().join("given.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let name = "policy.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+    assert!(tensors.tensor(name).unwrap().data().iter().any(|byte| *byte != 0));
+}
+
+#[test]
+fn a_forced_prefix_must_be_a_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let suite = repository("models");
+    let rows = folder.path().join("failures.jsonl");
+    fs::write(&rows, r#"{"prompt": "a", "rejected": "b", "chosen": "c", "forced": -1}"#).unwrap();
+    let args = strings(&[
+        "--thresholds=0,0,1",
+        "--input",
+        text(&rows),
+        "--retain",
+        &file(&suite, "retain.jsonl"),
+        "--replay",
+        &file(&suite, "replay.jsonl"),
+        "--out",
+        text(&folder.path().join("run")),
+    ]);
+    run("repair", &[&models(&suite), &args])
+        .expect(1, &["failures.jsonl, line 1", "a number of tokens under `forced`", "-1"]);
 }
 
 #[test]

@@ -150,7 +150,7 @@ fn a_whole_joint_step() {
 
 fn terms(step: &crate::joint::Step) -> [f64; 7] {
     let (p, r) = (&step.policy, &step.reward);
-    [p.unlearn, p.safe, p.retain, r.bt, r.center, r.replay, r.anchor]
+    [p.npo, p.safe, p.retain, r.bt, r.center, r.replay, r.anchor]
 }
 
 /// What is generated, two slots for five requests of different lengths.

@@ -26,17 +26,24 @@ impl Decode for Cpu {
     ) -> Result<()> {
         check(qkv, table, &spec)?;
         let (e, n, width) = (spec.head_dim, cache.length, spec.width());
+        let mut of_slot = vec![Vec::new(); cache.slots];
         let rows = qkv.buffer.chunks_exact(width).take(qkv.rows());
         for ((row, &slot), &position) in rows.zip(&table.slots.buffer).zip(&table.positions.buffer) {
-            let position = position as usize;
-            for kv in 0..spec.kv_heads {
-                let at = (slot as usize * spec.kv_heads + kv) * n * e;
-                let k = &row[(spec.heads + kv) * e..][..e];
-                let v = &row[(spec.heads + spec.kv_heads + kv) * e..][..e];
-                k.iter().enumerate().for_each(|(c, k)| cache.k.buffer[at + c * n + position] = *k);
-                cache.v.buffer[at + position * e..][..e].copy_from_slice(v);
-            }
+            of_slot[slot as usize].push((row, position as usize));
         }
+        // Slot by slot: what a thread writes, channels far apart, is its own; and first writes to fresh memory are dear.
+        let size = spec.kv_heads * n * e;
+        let slots = cache.k.buffer.par_chunks_exact_mut(size).zip(cache.v.buffer.par_chunks_exact_mut(size));
+        slots.zip(&of_slot).with_min_len(4).for_each(|((keys, values), rows)| {
+            for &(row, position) in rows {
+                for kv in 0..spec.kv_heads {
+                    let k = &row[(spec.heads + kv) * e..][..e];
+                    let v = &row[(spec.heads + spec.kv_heads + kv) * e..][..e];
+                    k.iter().enumerate().for_each(|(c, k)| keys[(kv * e + c) * n + position] = *k);
+                    values[(kv * n + position) * e..][..e].copy_from_slice(v);
+                }
+            }
+        });
         Ok(())
     }
 
