@@ -11,7 +11,8 @@ use rand_chacha::ChaCha8Rng;
 
 /// The device under test, a stream of its own for each test; `None` where it cannot be had, and the reason is printed.
 pub fn device() -> Option<Cuda> {
-    let wanted = std::env::var("ARES_PARITY_DEVICE").unwrap_or_else(|_| "sim".to_string());
+    let default = if std::env::var_os("ARES_REQUIRE_GPU").is_some() { "cuda" } else { "sim" };
+    let wanted = std::env::var("ARES_PARITY_DEVICE").unwrap_or_else(|_| default.to_string());
     let driver = match wanted.as_str() {
         "sim" => SimDriver::new(Arch::Sm80),
         "cuda" => GpuDriver::new(0, KernelOptions::default().or_environment()),
