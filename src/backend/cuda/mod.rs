@@ -2,13 +2,17 @@
 //! geometry run on the CPU under the simulator.
 //!
 //! `driver.rs` is what a device must offer; `source.rs` reads the kernels' signatures, from which `build.rs` writes the typed
-//! launchers in [`kernels`]; an operation's geometry and constants are in `src/ops/<op>/cuda.rs`.
+//! launchers in [`kernels`]; an operation's geometry and constants are in `src/ops/<op>/cuda.rs`. How to write and debug a kernel
+//! without a GPU: [`guide`].
 
 mod buffer;
 pub mod cache;
 pub mod compiler;
 pub mod device;
 pub mod driver;
+pub mod guide {
+    #![doc = include_str!("guide.md")]
+}
 pub mod kernels;
 pub mod nvrtc;
 pub mod pack;
