@@ -1,5 +1,7 @@
 //! A joint step told as `tests/golden-joint` tells it, run on any backend.
 
+#![allow(dead_code)] // each test target uses its own part of this
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -362,8 +362,12 @@ impl Drop for GpuDriver {
         // SAFETY: all of it is ours; nothing is queued once the stream is idle.
         unsafe {
             let _ = self.context.bind().and_then(|()| result::stream::synchronize(self.stream));
-            [&self.small, &self.large].into_iter().for_each(|ring| drop(lock(ring).take().map(|mut ring| ring.free())));
-            lock(&self.modules).drain().for_each(|(_, module)| drop(result::module::unload(module)));
+            [&self.small, &self.large].into_iter().for_each(|ring| {
+                let _ = lock(ring).take().map(|mut ring| ring.free());
+            });
+            for (_, module) in lock(&self.modules).drain() {
+                let _ = result::module::unload(module);
+            }
             let _ = result::stream::destroy(self.stream);
         }
     }
