@@ -125,7 +125,7 @@ attention_forward(bf16* o, float* lse, const bf16* qkv, const u32* tiles, u32 he
         block_barrier();  // this strip has come, and all are done with the one before it
         if (index + 1 < end) fetch(index + 1);
         Strip strip = strip_at<ROWS>(tile, index);
-        if (first >= tile.end || (CAUSAL && strip.position > position + 15)) continue;  // whole warps: no row sees a key
+        if (first >= tile.end || (CAUSAL && strip.position > position)) continue;  // whole warps: no row sees a key
         float s[H][ROWS / 8][4] = {};
         multiply_rows<H, ROWS>(s, shared.q[0] + upper * PITCH, TILE * PITCH, shared.kv[index % 2][0]);
 #pragma unroll
@@ -203,7 +203,7 @@ attention_backward_queries(bf16* dqkv, float* planes, const bf16* d_o, const bf1
         block_barrier();
         if (index + 1 < end) fetch(index + 1);
         Strip strip = strip_at<ROWS>(tile, index);
-        if (first >= tile.end || (CAUSAL && strip.position > position + 15)) continue;
+        if (first >= tile.end || (CAUSAL && strip.position > position)) continue;
         float s[1][ROWS / 8][4] = {}, dp[1][ROWS / 8][4] = {};
         multiply_rows<1, ROWS>(s, shared.still[0] + upper * PITCH, 0, shared.moving[index % 2][0]);
         multiply_rows<1, ROWS>(dp, shared.still[1] + upper * PITCH, 0, shared.moving[index % 2][1]);

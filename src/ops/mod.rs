@@ -66,7 +66,9 @@ impl<B> Ops for B where
 pub fn builds() -> Vec<Build> {
     let builds = [
         adamw::cuda::builds(),
+        attention::cuda::builds(),
         ceilings::cuda::builds(),
+        decode::cuda::builds(),
         gate_up::cuda::builds(),
         lm_head::cuda::builds(),
         lora::cuda::builds(),

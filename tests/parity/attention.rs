@@ -27,6 +27,8 @@ fn cases() -> Vec<(&'static str, &'static [Group<'static>], AttentionSpec)> {
         ("softcap, 40", RAGGED, AttentionSpec { softcap: Some(2.0), ..spec(4, 1, 40) }),
         ("both directions, 8", RAGGED, AttentionSpec { causal: false, ..spec(2, 1, 8) }),
         ("window and softcap, both directions, 8", RAGGED, both_ways),
+        // A lone row's lse is its one score: far below zero, where exp(0 − lse) of rows that are none is infinite.
+        ("steep scores, 8", &[(0, &[1, 1, 1, 1, 1, 40])], AttentionSpec { scale: 40.0, ..spec(2, 1, 8) }),
         ("128", &[(70, &[65, 3]), (0, &[33])], spec(2, 1, 128)),
         ("a padded head of 136", &[(20, &[66]), (0, &[33])], spec(1, 1, 136)),
     ]

@@ -54,6 +54,7 @@ fn decode_is_the_reference() {
         ("64", spec(4, 2, 64)),
         ("eighteen heads of one, 16", spec(18, 1, 16)),
         ("a window of 300, 40", AttentionSpec { window: Some(300), ..spec(2, 2, 40) }),
+        ("a window of 3, 8", AttentionSpec { window: Some(3), ..spec(2, 2, 8) }),
         ("softcap, 8", AttentionSpec { softcap: Some(2.0), ..spec(2, 1, 8) }),
         ("136", spec(2, 1, 136)),
     ] {

@@ -2,6 +2,7 @@ use super::tiles::{TILE, WHOLE};
 use super::{Attention, AttentionSpec, Packing, check};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::kernels;
+use crate::backend::cuda::usage::Build;
 use crate::backend::{Cuda, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::expect;
@@ -32,16 +33,13 @@ impl Plan {
         let group = spec.heads / spec.kv_heads;
         // An odd group leaves one block half idle: worth it from five heads on.
         let heads = if wide <= 96 && group >= 2 && (group % 2 == 0 || group >= 5) { 2 } else { 1 };
-        let (forward_strip, backward_strip) = match wide {
-            ..=64 => (64, 64),
-            ..=128 => (32, 32),
-            _ => (32, 16),
-        };
+        let forward_strip = if wide <= 64 { 64 } else { 32 };
+        let backward_strip = if wide <= 128 { 32 } else { 16 };
         let key_threads = if wide <= 128 { THREADS } else { 2 * THREADS };
-        let blocks = match (wide <= 128, heads) {
-            (true, 1) => [3, 3, 2],
-            (true, _) => [2, 3, 2],
-            (false, _) => [2, 2, 1],
+        let blocks = match (wide, heads) {
+            (..=64, _) => [4 - heads, 4, 2],
+            (..=128, _) => [4 - heads, 3, 2],
+            _ => [2, 2, 1],
         };
         Ok(Plan { wide, heads, forward_strip, backward_strip, key_threads, blocks })
     }
@@ -79,6 +77,18 @@ impl Plan {
         ]
     }
 
+    fn build(&self, spec: &AttentionSpec) -> Build {
+        let budget = |build: Build, kernel, threads, shared: u32, blocks: u32| {
+            // The smallest multiprocessor has 100 KB, of which each block takes one more than it asks for.
+            build.with(kernel, threads, shared, blocks.min((100 << 10) / (shared + 1024)))
+        };
+        let [forward, queries, keys] = self.blocks;
+        let build = Build::new(&kernels::ATTENTION, &self.defines(spec), THREADS);
+        let build = budget(build, "attention_forward", THREADS, self.forward_shared(), forward);
+        let build = budget(build, "attention_backward_queries", THREADS, self.backward_shared(), queries);
+        budget(build, "attention_backward_keys", self.key_threads, self.backward_shared(), keys)
+    }
+
     fn forward(&self, tiles: usize, spec: &AttentionSpec) -> LaunchConfig {
         let parts = spec.kv_heads as u32 * ((spec.heads / spec.kv_heads) as u32).div_ceil(self.heads);
         LaunchConfig::linear(tiles as u32 * parts, THREADS).with_shared(self.forward_shared())
@@ -102,6 +112,27 @@ pub(crate) fn padded(head_dim: usize) -> Result<u32> {
             remedy: "this model needs --device cpu".into(),
         }),
     }
+}
+
+/// Head sizes of the usual families, with one and with two heads of a block, and every kind of score.
+pub(crate) fn builds() -> Vec<Build> {
+    let plain = |heads, head_dim| AttentionSpec {
+        heads,
+        kv_heads: 1,
+        head_dim,
+        scale: 1.0,
+        window: None,
+        softcap: None,
+        causal: true,
+    };
+    let sizes = [32, 64, 80, 96, 128, 256].map(|e| plain(2, e));
+    let others = [
+        AttentionSpec { causal: false, ..plain(1, 64) },
+        AttentionSpec { window: Some(1), softcap: Some(1.0), ..plain(2, 64) },
+        AttentionSpec { window: Some(1), softcap: Some(1.0), causal: false, ..plain(2, 128) },
+        AttentionSpec { window: Some(1), softcap: Some(1.0), ..plain(2, 256) },
+    ];
+    sizes.iter().chain(&others).filter_map(|spec| Some(Plan::new(spec).ok()?.build(spec))).collect()
 }
 
 /// A window of no end leaves room to add positions to it.

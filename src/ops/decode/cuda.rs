@@ -1,6 +1,7 @@
 use super::{Decode, KvCache, SlotTable, check};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::kernels;
+use crate::backend::cuda::usage::Build;
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
 use crate::ops::attention::cuda::{padded, window};
@@ -64,6 +65,23 @@ impl Plan {
     fn combine(&self, rows: usize, spec: &AttentionSpec) -> LaunchConfig {
         LaunchConfig::linear(((rows * spec.heads) as u32).div_ceil(self.warps), self.threads())
     }
+}
+
+/// Head sizes of the usual families.
+pub(crate) fn builds() -> Vec<Build> {
+    let plain = |head_dim, softcap| {
+        let (heads, kv_heads, scale, window, causal) = (2, 1, 1.0, None, true);
+        AttentionSpec { heads, kv_heads, head_dim, scale, window, softcap, causal }
+    };
+    let sizes = [32, 64, 80, 96, 128, 256].map(|e| plain(e, None));
+    let build = |spec: &AttentionSpec| {
+        let plan = Plan::new(spec).ok()?;
+        // The smallest multiprocessor has 100 KB, of which each block takes one more than it asks for.
+        let (shared, blocks) = (plan.shared(), 2.min((100 << 10) / (plan.shared() + 1024)));
+        let build = Build::new(&kernels::DECODE, &plan.defines(spec), plan.threads());
+        Some(build.with("decode_attention", plan.threads(), shared, blocks))
+    };
+    sizes.iter().chain(&[plain(128, Some(1.0))]).filter_map(build).collect()
 }
 
 impl Decode for Cuda {

@@ -1,7 +1,7 @@
 //! One new token per sequence: its key and value join the cache, its query reads all of the cache up to its position.
 
 mod cpu;
-mod cuda;
+pub(crate) mod cuda;
 
 use super::{AttentionSpec, Cost, expect};
 use crate::backend::{Backend, Tensor};
