@@ -67,7 +67,7 @@ fn open(ordinal: usize) -> ares::Result<Arc<dyn Driver>> {
     let key = pack::key(ROWS.file, ROWS.text, DEFINES, Arch::Sm90a);
     pack::write(&path, &[(key, cubin)]).unwrap();
     let sync = std::env::var("FAKE_SYNC").is_ok_and(|value| value == "1");
-    GpuDriver::new(ordinal, KernelOptions { nvrtc: None, kernels: Some(path), sync })
+    GpuDriver::open(ordinal, KernelOptions { nvrtc: None, kernels: Some(path), sync })
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn a_driver_older_than_the_compiler_is_refused() {
 #[ignore = "runs under the fake driver"]
 fn inner_open_with_nvrtc() {
     let options = KernelOptions { nvrtc: None, kernels: None, sync: false }.or_environment();
-    println!("found: {}", GpuDriver::new(0, options).map_or_else(|e| e.to_string(), |_| "opened".to_string()));
+    println!("found: {}", GpuDriver::open(0, options).map_or_else(|e| e.to_string(), |_| "opened".to_string()));
 }
 
 #[test]

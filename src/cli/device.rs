@@ -98,7 +98,7 @@ fn join_pool() {
 
 /// GPU `ordinal`, ready to compute.
 pub fn open_cuda(ordinal: usize, options: KernelOptions) -> Result<Cuda> {
-    Ok(Cuda::new(GpuDriver::new(ordinal, options)?))
+    Ok(Cuda::new(GpuDriver::open(ordinal, options)?))
 }
 
 /// The simulator of an architecture, ready to compute.

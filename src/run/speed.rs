@@ -207,7 +207,7 @@ fn reward_items(config: &ModelConfig, load: &Workload, salt: usize) -> Vec<Rewar
     let item = |i: usize| {
         let ids = |part: usize, n: usize| tokens(config, salt * 1000 + i * 3 + part, n);
         let replay = RewardKind::Replay { anchors: [Some(0.1), Some(-0.1)] };
-        let kind = if i % 2 == 0 { RewardKind::Failure } else { replay };
+        let kind = if i.is_multiple_of(2) { RewardKind::Failure } else { replay };
         RewardItem { prompt: ids(0, prompt), rejected: ids(1, answer), chosen: Some(ids(2, answer)), kind }
     };
     (0..count).map(item).collect()

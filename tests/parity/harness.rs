@@ -14,8 +14,8 @@ pub fn device() -> Option<Cuda> {
     let default = if std::env::var_os("ARES_REQUIRE_GPU").is_some() { "cuda" } else { "sim" };
     let wanted = std::env::var("ARES_PARITY_DEVICE").unwrap_or_else(|_| default.to_string());
     let driver = match wanted.as_str() {
-        "sim" => SimDriver::new(Arch::Sm80),
-        "cuda" => GpuDriver::new(0, KernelOptions::default().or_environment()),
+        "sim" => SimDriver::open(Arch::Sm80),
+        "cuda" => GpuDriver::open(0, KernelOptions::default().or_environment()),
         other => panic!("ARES_PARITY_DEVICE: expected sim or cuda, found {other}"),
     };
     match driver {

@@ -74,7 +74,7 @@ struct Captured {
 impl GpuDriver {
     /// Device `ordinal`, with the compiler that suits its driver.
     #[allow(clippy::new_ret_no_self)] // all that is wanted of it is the trait
-    pub fn new(ordinal: usize, options: KernelOptions) -> Result<Arc<dyn Driver>> {
+    pub fn open(ordinal: usize, options: KernelOptions) -> Result<Arc<dyn Driver>> {
         let sync = options.sync;
         let compile = move || {
             let compiler = Compiler::new(options, context::driver_version(), Cache::user())?;

@@ -64,21 +64,21 @@ enum Work {
 impl SimDriver {
     /// Needs a C++ compiler: `$CXX`, c++, g++ or clang++. Kernels are read from `ARES_KERNELS`, if that is a folder; threads
     /// and blocks run in the order of `ARES_SIM_SEED`.
-    pub fn new(arch: Arch) -> Result<Arc<dyn Driver>> {
+    pub fn open(arch: Arch) -> Result<Arc<dyn Driver>> {
         SimDriver::with_options(arch, &KernelOptions::default().or_environment())
     }
 
     /// The same, with kernels from where `options` say.
     pub fn with_options(arch: Arch, options: &KernelOptions) -> Result<Arc<dyn Driver>> {
-        SimDriver::open(arch, options, seed()?)
+        SimDriver::start(arch, options, seed()?)
     }
 
     /// With embedded kernels; threads and blocks run in order for seed 0, in an order drawn from any other.
     pub fn with_seed(arch: Arch, seed: u64) -> Result<Arc<dyn Driver>> {
-        SimDriver::open(arch, &KernelOptions::default(), seed)
+        SimDriver::start(arch, &KernelOptions::default(), seed)
     }
 
-    fn open(arch: Arch, options: &KernelOptions, seed: u64) -> Result<Arc<dyn Driver>> {
+    fn start(arch: Arch, options: &KernelOptions, seed: u64) -> Result<Arc<dyn Driver>> {
         let runtime = Runtime::get()?;
         let (multiprocessors, shared_per_block) = match arch {
             // 99 KB: what the smallest of the family offers.

@@ -125,7 +125,7 @@ mod tests {
     use crate::backend::cuda::sim::SimDriver;
 
     fn sim() -> Option<Cuda> {
-        match SimDriver::new(Arch::Sm80) {
+        match SimDriver::open(Arch::Sm80) {
             Ok(driver) => Some(Cuda::new(driver)),
             Err(error) => {
                 println!("skipped: {error}");

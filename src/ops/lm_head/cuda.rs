@@ -61,7 +61,7 @@ impl Launch {
         let (threads, shared) = (tile.threads(), shared(tile, stages));
         let tiles = vocab.div_ceil(COLUMNS as usize);
         let blocks = height.div_ceil(tile.block[0] as usize) * tiles;
-        let ragged = vocab % 8 != 0 || cols % 8 != 0;
+        let ragged = !(vocab.is_multiple_of(8) && cols.is_multiple_of(8));
         Launch {
             defines: tile.defines(stages, shared, ragged),
             logits: LaunchConfig::linear(blocks as u32, threads).with_shared(shared),

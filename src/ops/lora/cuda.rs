@@ -180,7 +180,7 @@ mod tests {
         };
         for (rows, tiles) in [(1, 12), (257, 12), (16384, 12), (16384, 140), (16384, 5000)] {
             let slice = slice(rows, tiles, tile(16), &info);
-            assert!(slice % BLOCK_K as usize == 0 && slice >= 256);
+            assert!(slice.is_multiple_of(BLOCK_K as usize) && slice >= 256);
             assert!(rows.div_ceil(slice) * tiles <= 132 * 4 + tiles);
         }
         assert_eq!(slice(16384, 12, tile(48), &info), 384);

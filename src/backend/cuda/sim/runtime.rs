@@ -59,6 +59,13 @@ pub(super) struct Module {
 #[derive(Clone, Copy)]
 struct Shared(*mut c_void);
 
+impl Shared {
+    /// A closure that calls it holds the whole, which threads may share, not the pointer alone.
+    fn pointer(&self) -> *mut c_void {
+        self.0
+    }
+}
+
 // SAFETY: `sim_work` may be called on one launch by any number of threads.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
@@ -148,9 +155,8 @@ impl Runtime {
         let blocks: u64 = grid.iter().map(|&n| u64::from(n)).product();
         let workers = usize::try_from(blocks).unwrap_or(usize::MAX).min(rayon::current_num_threads());
         let work = |_: usize| {
-            let state = state; // the whole of it, not its pointer
             // SAFETY: `end` is called after all of them.
-            unsafe { (self.work)(state.0) };
+            unsafe { (self.work)(state.pointer()) };
         };
         if workers == 1 {
             work(0)

@@ -8,7 +8,7 @@ use crate::backend::{Backend, Cuda};
 
 /// `None` without a compiler, which is printed.
 fn device() -> Option<Cuda> {
-    match SimDriver::new(Arch::Sm80) {
+    match SimDriver::open(Arch::Sm80) {
         Ok(driver) => Some(Cuda::new(driver)),
         Err(reason) => {
             assert!(std::env::var_os("ARES_REQUIRE_SIM").is_none(), "{reason}");

@@ -87,7 +87,7 @@ fn exact(layout: Layout, [_, n, k]: [usize; 3], rank: usize, at: [usize; 2], m: 
 
 #[test]
 fn every_tile_gives_the_same_bits() {
-    let Ok(driver) = SimDriver::new(Arch::Sm80) else { return };
+    let Ok(driver) = SimDriver::open(Arch::Sm80) else { return };
     let cuda = Cuda::new(driver);
     for (layout, shape, rank) in [
         (Layout::Along, [150, 136, 72], 8),
