@@ -105,8 +105,8 @@ DEVICE void load_matrix_x4_transposed(u32 (&r)[4], const bf16* row) {
                  : "memory");
 }
 
-/// Starts copying 16 aligned bytes to shared memory; with `valid` false it writes zeros and reads nothing (`global` must
-/// still be an address of the tensor).
+/// Starts copying 16 aligned bytes to shared memory; with `valid` false it writes zeros and reads nothing, wherever `global`
+/// points.
 DEVICE void copy_async_16(void* shared, const void* global, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                  "r"(valid ? 16 : 0)

@@ -88,17 +88,18 @@ DEVICE bool is_second(u32 r) { return r / 16 % 2 == 1; }
 DEVICE u32 block_steps(const Heads&, u32) { return STEPS; }
 
 DEVICE void copy_block(Stage& stage, const Heads& from, u32 block) {
-    constexpr u32 CHUNKS = BLOCK_K / CHUNK;
-    if (from.second != nullptr) {
-#pragma unroll
-        for (u32 i = threadIdx.x; i < BLOCK_M * CHUNKS; i += THREADS) {
-            u32 r = i / CHUNKS, c = i % CHUNKS;
-            Operand side = from.h;
-            if (is_second(r)) side.data = from.second;
-            copy_chunk(stage.a + chunk_offset<CHUNKS>(r, c), side, from.row + pair_row(r), block * BLOCK_K + c * CHUNK);
-        }
-    } else {
+    if (from.second == nullptr) {
         copy_operand<false, BLOCK_M>(stage.a, from.h, from.row, block * BLOCK_K);
+    } else {
+        constexpr u32 CHUNKS = BLOCK_K / CHUNK;
+        u32 col = block * BLOCK_K + threadIdx.x % CHUNKS * CHUNK;
+        u32 count = col < from.h.cols ? minimum(from.h.cols - col, CHUNK) : 0;
+#pragma unroll
+        for (u32 r = threadIdx.x / CHUNKS; r < BLOCK_M; r += THREADS / CHUNKS) {
+            u32 row = from.row + pair_row(r);
+            const bf16* source = (is_second(r) ? from.second : from.h.data) + static_cast<u64>(row) * from.h.stride + col;
+            copy_chunk(stage.a + chunk_offset<CHUNKS>(r, threadIdx.x % CHUNKS), source, row < from.h.rows ? count : 0);
+        }
     }
     copy_operand<false, BLOCK_N>(stage.b, from.w, from.col, block * BLOCK_K);
 }

@@ -27,7 +27,7 @@ struct Stage {
 
 struct Fragments {
     u32 a[WARP_M / 16][4];
-    u32 b[WARP_N / 8][2];
+    u32 b[WARP_N / 16][4];  // two of 16 × 8 each
 };
 
 /// Rows first .. first + rows and columns 0 .. cols of a matrix in global memory; everywhere else it is zero.
@@ -52,28 +52,31 @@ DEVICE u32 chunk_offset(u32 row, u32 chunk) {
     return (row * CHUNKS + (chunk ^ (row / ROWS & MASK))) * CHUNK;
 }
 
-/// Starts copying the chunk at (row, col) to shared memory.
-DEVICE void copy_chunk(bf16* to, const Operand& from, u32 row, u32 col) {
-    bool inside = row - from.first < from.rows && col < from.cols;
-    const bf16* source = inside ? from.data + static_cast<u64>(row) * from.stride + col : from.data;
+/// Starts copying a chunk to shared memory: `count` of its elements lie inside, zeros behind them.
+DEVICE void copy_chunk(bf16* to, const bf16* from, u32 count) {
 #if RAGGED
-    if ((inside && col + CHUNK > from.cols) || reinterpret_cast<u64>(source) % 16 != 0) {
+    if (count > 0 && (count < CHUNK || reinterpret_cast<u64>(from) % 16 != 0)) {
 #pragma unroll 1
-        for (u32 j = 0; j < CHUNK; j++) to[j] = inside && col + j < from.cols ? source[j] : bf16{0};
+        for (u32 j = 0; j < CHUNK; j++) to[j] = j < count ? from[j] : bf16{0};
         return;
     }
 #endif
-    copy_async_16(to, source, inside);
+    copy_async_16(to, from, count > 0);
 }
 
-/// Starts copying ROWS × COLS elements from (row, col) on.
+/// Starts copying ROWS × COLS elements from (row, col) on. A thread copies the same chunk of every PASS-th row.
 template <u32 ROWS, u32 COLS>
 DEVICE void copy_tile(bf16* tile, const Operand& from, u32 row, u32 col) {
-    constexpr u32 CHUNKS = COLS / CHUNK, COUNT = ROWS * CHUNKS;
+    constexpr u32 CHUNKS = COLS / CHUNK, PASS = THREADS / CHUNKS;
+    static_assert(THREADS % CHUNKS == 0 && PASS % 8 == 0, "chunks are permuted alike in every eight rows");
+    u32 r = threadIdx.x / CHUNKS, c = threadIdx.x % CHUNKS, at = row + r - from.first, begin = col + c * CHUNK;
+    u32 count = begin < from.cols ? minimum(from.cols - begin, CHUNK) : 0;
+    const bf16* source = from.data + static_cast<u64>(row + r) * from.stride + begin;
+    bf16* to = tile + chunk_offset<CHUNKS>(r, c);
 #pragma unroll
-    for (u32 first = 0; first < COUNT; first += THREADS) {
-        u32 i = first + threadIdx.x, r = i / CHUNKS, c = i % CHUNKS;
-        if (COUNT % THREADS == 0 || i < COUNT) copy_chunk(tile + chunk_offset<CHUNKS>(r, c), from, row + r, col + c * CHUNK);
+    for (u32 i = 0; i < ROWS; i += PASS) {
+        if (ROWS % PASS != 0 && i + r >= ROWS) break;
+        copy_chunk(to + i * COLS, source + static_cast<u64>(i) * from.stride, at + i < from.rows ? count : 0);
     }
 }
 
@@ -87,39 +90,37 @@ DEVICE void copy_operand(bf16* tile, const Operand& from, u32 row, u32 k) {
     }
 }
 
-/// A 16 × 16 piece of a (rows × k) from a shared tile of ROWS rows; of b, the two 16 × 8 halves as they lie.
-template <bool ACROSS, u32 ROWS>
-DEVICE void load_fragment(u32 (&r)[4], const bf16* tile, u32 row, u32 k, bool rows_first) {
-    u32 lane = threadIdx.x % WARP, inner = lane % 8, low = lane / 8 % 2 * 8, high = lane / 16 * 8;
-    // Four 8 × 8 matrices: which of them is the next along the rows, and which along k, differs between a and b.
-    row += inner * !ACROSS + (rows_first ? low : high);
-    k += inner * ACROSS + (rows_first ? high : low);
-    if constexpr (ACROSS) {
-        load_matrix_x4_transposed(r, tile + chunk_offset<ROWS / CHUNK>(k, row / CHUNK));
-    } else {
-        load_matrix_x4(r, tile + chunk_offset<BLOCK_K / CHUNK>(row, k / CHUNK));
+/// COUNT pieces of 16 × 16 (rows × k) from a shared tile of ROWS rows, four 8 × 8 matrices each. Which of them is the next
+/// along the rows and which along k differs between a and b.
+template <bool ACROSS, bool IS_A, u32 ROWS, u32 COUNT>
+DEVICE void load_pieces(u32 (&pieces)[COUNT][4], const bf16* tile, u32 row, u32 k) {
+    u32 inner = threadIdx.x % 8, low = threadIdx.x / 8 % 2 * 8, high = threadIdx.x % WARP / 16 * 8;
+    row += (IS_A ? low : high) + (ACROSS ? 0 : inner);
+    k += (IS_A ? high : low) + (ACROSS ? inner : 0);
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) {
+        if constexpr (ACROSS) {
+            load_matrix_x4_transposed(pieces[i], tile + chunk_offset<ROWS / CHUNK>(k, row / CHUNK + 2 * i));
+        } else {
+            load_matrix_x4(pieces[i], tile + chunk_offset<BLOCK_K / CHUNK>(row, k / CHUNK) + i * 16 * BLOCK_K);
+        }
     }
 }
 
 template <bool A_ACROSS, bool B_ACROSS>
 DEVICE void load_fragments(Fragments& to, const Stage& stage, u32 step) {
-#pragma unroll
-    for (u32 m = 0; m < WARP_M / 16; m++)
-        load_fragment<A_ACROSS, BLOCK_M>(to.a[m], stage.a, warp_row() + m * 16, step * 16, true);
-#pragma unroll
-    for (u32 n = 0; n < WARP_N / 16; n++) {
-        u32 r[4];
-        load_fragment<B_ACROSS, BLOCK_N>(r, stage.b, warp_col() + n * 16, step * 16, false);
-        to.b[2 * n][0] = r[0], to.b[2 * n][1] = r[1];
-        to.b[2 * n + 1][0] = r[2], to.b[2 * n + 1][1] = r[3];
-    }
+    load_pieces<A_ACROSS, true, BLOCK_M>(to.a, stage.a, warp_row(), step * 16);
+    load_pieces<B_ACROSS, false, BLOCK_N>(to.b, stage.b, warp_col(), step * 16);
 }
 
 DEVICE void multiply_fragments(Sums& sums, const Fragments& f) {
 #pragma unroll
     for (u32 m = 0; m < WARP_M / 16; m++)
 #pragma unroll
-        for (u32 n = 0; n < WARP_N / 8; n++) mma_16x8x16(sums[m][n], f.a[m], f.b[n]);
+        for (u32 n = 0; n < WARP_N / 8; n++) {
+            u32 b[2] = {f.b[n / 2][n % 2 * 2], f.b[n / 2][n % 2 * 2 + 1]};
+            mma_16x8x16(sums[m][n], f.a[m], b);
+        }
 }
 
 /// sums = Σ over `blocks` blocks along k. A kernel's own `copy_block(stage, source, block)` starts copying one of them, its
