@@ -55,7 +55,7 @@ DEVICE u32 chunk_offset(u32 row, u32 chunk) {
 /// Starts copying a chunk to shared memory: `count` of its elements lie inside, zeros behind them.
 DEVICE void copy_chunk(bf16* to, const bf16* from, u32 count) {
 #if RAGGED
-    if (count > 0 && (count < CHUNK || reinterpret_cast<u64>(from) % 16 != 0)) {
+    if (count < CHUNK || reinterpret_cast<u64>(from) % 16 != 0) {
 #pragma unroll 1
         for (u32 j = 0; j < CHUNK; j++) to[j] = j < count ? from[j] : bf16{0};
         return;

@@ -32,6 +32,19 @@ mod tests {
     use super::*;
     use crate::backend::cuda::kernels::SOURCES;
 
+    /// All files below `from`.
+    fn copy(from: &Path, to: &Path) {
+        for entry in fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
+            let target = to.join(entry.file_name().unwrap());
+            if entry.is_dir() {
+                fs::create_dir_all(&target).unwrap();
+                copy(&entry, &target);
+            } else {
+                fs::copy(&entry, target).unwrap();
+            }
+        }
+    }
+
     #[test]
     fn a_folder_takes_the_place_of_what_is_embedded() {
         let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
@@ -39,9 +52,7 @@ mod tests {
         for source in SOURCES {
             assert_eq!(text(source, None).unwrap(), source.text);
             assert_eq!(text(source, Some(&kernels)).unwrap(), source.text, "{}", source.file);
-            for file in [source.file, "device.cuh", "sim.h"] {
-                fs::copy(kernels.join(file), folder.path().join(file)).unwrap();
-            }
+            copy(&kernels, folder.path());
             let path = folder.path().join(source.file);
             let body = fs::read_to_string(&path).unwrap();
             fs::write(&path, body.replace("#include \"device.cuh\"", "// other\n#include \"device.cuh\"")).unwrap();

@@ -32,7 +32,7 @@ impl Plan {
         let wide = padded(spec.head_dim)?;
         let group = spec.heads / spec.kv_heads;
         // An odd group leaves one block half idle: worth it from five heads on.
-        let heads = if wide <= 96 && group >= 2 && (group.is_multiple_of(2) || group >= 5) { 2 } else { 1 };
+        let heads = if wide <= 80 && group >= 2 && (group.is_multiple_of(2) || group >= 5) { 2 } else { 1 };
         let forward_strip = if wide <= 64 { 64 } else { 32 };
         let backward_strip = if wide <= 128 { 32 } else { 16 };
         let key_threads = if wide <= 128 { THREADS } else { 2 * THREADS };

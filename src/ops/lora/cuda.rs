@@ -183,7 +183,7 @@ mod tests {
             assert!(slice.is_multiple_of(BLOCK_K as usize) && slice >= 256);
             assert!(rows.div_ceil(slice) * tiles <= 132 * 4 + tiles);
         }
-        assert_eq!(slice(16384, 12, tile(48), &info), 384);
+        assert_eq!(slice(16384, 12, tile(48), &info), 512);
         assert_eq!([tile(4), tile(48), tile(192)].map(|t| t.block[0]), [16, 64, 64]);
     }
 }

@@ -18,7 +18,7 @@ fn many_rows_take_the_large_tile_and_few_rows_spread() {
     let tile = |m, n, k| plan([m, n, k], &h200()).tile.block;
     assert_eq!(tile(16384, 1536, 1536), [128, 128]);
     assert_eq!(tile(16384, 8960, 1536), [128, 128]);
-    assert_eq!(tile(16384, 48, 1536), [64, 32]);
+    assert_eq!(tile(16384, 48, 1536), [64, 64]);
     assert_eq!(tile(1, 1536, 8960), [16, 32]);
     assert!(plan([64, 1536, 1536], &h200()).blocks >= 48);
     assert!(plan([1, 17920, 1536], &h200()).blocks >= 500);
