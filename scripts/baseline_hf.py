@@ -275,7 +275,7 @@ def measure(args, task: str, folder: str) -> list[dict]:
 
 def settings_of(args, task: str) -> list[str]:
     suiting = GPU_SETTINGS if cuda_wanted(args) else CPU_SETTINGS
-    return args.setting or [s for s in suiting if task != "generate" or "-padded" in s]
+    return [s for s in args.setting or suiting if task != "generate" or "-padded" in s]
 
 
 def ratio(ares, checked: dict, results: list[dict]) -> dict:
@@ -317,7 +317,9 @@ def versions() -> dict:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
-    return found
+    checkout = Path(__file__).resolve().parent
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=checkout)
+    return found | {"commit": commit.stdout.strip() or None}
 
 
 def document(args, results: list[dict]) -> dict:
@@ -351,9 +353,12 @@ def main() -> None:
     if args.dump_gradients:
         result = run_setting(args, "step", (args.setting or [REFERENCE])[0], args.dump_gradients, 0)
         sys.exit(0 if result["status"] == "ok" else result["reason"])
+    # Load of the last minute, before anything here ran: above 0.5 the machine was not ours alone, and all that is timed should
+    # run at real-time priority (chrt -r 5).
+    before = {"load_before": os.getloadavg()[0], "real_time": os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR)}
     with tempfile.TemporaryDirectory() as folder:
         results = [result for task in dict.fromkeys(args.task) for result in measure(args, task, folder)]
-    text = json.dumps(document(args, results), indent=1) + "\n"
+    text = json.dumps(document(args, results) | before, indent=1) + "\n"
     if args.out:
         Path(args.out).write_text(text)
     else:
