@@ -7,14 +7,13 @@
 mod common;
 mod rates;
 
-use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ares::backend::{Cpu, Tensor};
 use ares::ops::*;
 use common::*;
 use criterion::{Criterion, criterion_group, criterion_main};
-use rates::{copy_rate, matrix_rate};
+use rates::Bench;
 
 /// A model's layer and a batch for it.
 struct Shape {
@@ -61,46 +60,8 @@ const SHAPES: &[Shape] = &[
 
 const ACT: u64 = size_of::<f32>() as u64;
 
-/// criterion with the bound beside it. The matrix rate is measured again before every op and the best one counts, so that a
-/// busy moment of the machine flatters nobody.
-struct Bench<'a> {
-    criterion: &'a mut Criterion,
-    matrix_rate: f64,
-    /// Name, cost, seconds of a copy of as many bytes, seconds of the op.
-    results: Vec<(String, Cost, f64, f64)>,
-}
-
-impl Bench<'_> {
-    fn op(&mut self, name: &str, cost: Cost, mut run: impl FnMut()) {
-        let fastest = Cell::new(f64::INFINITY);
-        self.criterion.bench_function(name, |bencher| {
-            bencher.iter_custom(|count| {
-                let start = Instant::now();
-                (0..count).for_each(|_| run());
-                let all = start.elapsed();
-                fastest.set(fastest.get().min(all.as_secs_f64() / count as f64));
-                all
-            });
-        });
-        if fastest.get().is_finite() {
-            self.matrix_rate = self.matrix_rate.max(matrix_rate());
-            let copy = cost.bytes as f64 / copy_rate(cost.bytes);
-            self.results.push((name.to_string(), cost, copy, fastest.get()));
-        }
-    }
-
-    fn print(&self) {
-        println!("\nmatrix rate {:.0} GFLOP/s on {} threads", self.matrix_rate / 1e9, rayon::current_num_threads());
-        for (name, cost, copy, seconds) in &self.results {
-            let products = cost.flops as f64 / self.matrix_rate;
-            let (bound, of) = if products > *copy { (products, "matrix rate") } else { (*copy, "copy bandwidth") };
-            println!("{name:40} {:9.1} us {:6.1} % of {of}", 1e6 * seconds, 100.0 * bound / seconds);
-        }
-    }
-}
-
 fn ops(criterion: &mut Criterion) {
-    let mut bench = Bench { criterion, matrix_rate: 0.0, results: Vec::new() };
+    let mut bench = Bench::new(criterion);
     for shape in SHAPES {
         norm(&mut bench, shape);
         products(&mut bench, shape);
@@ -124,10 +85,10 @@ fn norm(bench: &mut Bench, shape: &Shape) {
     let (mut y, mut rstd, mut dx) = (nans(t, c), nans(t, 1), matrix(4, t, c));
     let spec = NormSpec { eps: 1e-5, unit_offset: false };
     let name = |direction| format!("{}/norm/{direction}", shape.name);
-    bench.op(&name("forward"), norm::forward_cost(t as u64, c as u64, ACT), || {
+    bench.time(&name("forward"), norm::forward_cost(t as u64, c as u64, ACT), || {
         cpu.norm_forward(&mut y, &mut rstd, &x, &w, spec).unwrap();
     });
-    bench.op(&name("backward"), norm::backward_cost(t as u64, c as u64, ACT), || {
+    bench.time(&name("backward"), norm::backward_cost(t as u64, c as u64, ACT), || {
         cpu.norm_backward(&mut dx, &dy, &x, &rstd, &w, spec).unwrap();
     });
 }
@@ -237,19 +198,19 @@ fn products(bench: &mut Bench, shape: &Shape) {
     let name = |op: &str| format!("{}/{op}", shape.name);
     let mut qkv = QkvBench::new(shape, t);
     let (forward, backward) = (qkv.cost(qkv.product.forward_cost()), qkv.cost(qkv.product.backward_cost()));
-    bench.op(&name("qkv/forward"), forward, || qkv.forward());
-    bench.op(&name("qkv/backward"), backward, || qkv.backward());
+    bench.time(&name("qkv/forward"), forward, || qkv.forward());
+    bench.time(&name("qkv/backward"), backward, || qkv.backward());
 
     let mut p = Product::new(t, &[shape.features; 2], shape.hidden, shape.rank);
     let w = weight(2 * shape.features, &p.w);
     let mut act = nans(t, shape.features);
     let activate = gate_up::activate_cost(t as u64, shape.features as u64, ACT);
-    bench.op(&name("gate_up/forward"), p.forward_cost() + activate, || {
+    bench.time(&name("gate_up/forward"), p.forward_cost() + activate, || {
         cpu.gate_up_forward(&mut act, &mut p.y, &mut p.xa, &p.x, &w, Some(&p.lora), Activation::Silu).unwrap();
     });
-    bench.op(&name("gate_up/activate"), activate, || cpu.activate(&mut act, &p.y, Activation::Silu).unwrap());
+    bench.time(&name("gate_up/activate"), activate, || cpu.activate(&mut act, &p.y, Activation::Silu).unwrap());
     let (dact, saved) = (matrix(15, t, shape.features), p.y.buffer.clone());
-    bench.op(&name("gate_up/backward"), p.backward_cost() + activate, || {
+    bench.time(&name("gate_up/backward"), p.backward_cost() + activate, || {
         p.y.buffer.copy_from_slice(&saved); // turned into its gradient in place
         let (dx, grad, both, dxa) = (&mut p.dx, Some(&mut p.grad), &mut p.y, &mut p.dxa);
         cpu.gate_up_backward(dx, grad, both, dxa, &dact, &p.x, &p.xa, &w, Some(&p.lora), Activation::Silu).unwrap();
@@ -258,10 +219,10 @@ fn products(bench: &mut Bench, shape: &Shape) {
     let mut p = Product::new(t, &[shape.hidden], shape.features, shape.rank);
     let w = weight(shape.hidden, &p.w);
     let residual = matrix(16, t, shape.hidden);
-    bench.op(&name("project/forward"), p.forward_cost(), || {
+    bench.time(&name("project/forward"), p.forward_cost(), || {
         cpu.project_forward(&mut p.y, &mut p.xa, &p.x, &residual, &w, Some(&p.lora)).unwrap();
     });
-    bench.op(&name("project/backward"), p.backward_cost(), || {
+    bench.time(&name("project/backward"), p.backward_cost(), || {
         let (dx, grad, dxa) = (&mut p.dx, Some(&mut p.grad), &mut p.dxa);
         cpu.project_backward(dx, grad, dxa, &p.dy, &p.x, &p.xa, &w, Some(&p.lora)).unwrap();
     });
@@ -290,10 +251,10 @@ fn attention(bench: &mut Bench, shape: &Shape) {
     let sizes = [shape.heads, shape.kv_heads, shape.head_dim].map(|n| n as u64);
     let [h, kv, e] = sizes;
     let name = |direction| format!("{}/attention/{direction}", shape.name);
-    bench.op(&name("forward"), attention::forward_cost(rows as u64, pairs, h, kv, e, ACT), || {
+    bench.time(&name("forward"), attention::forward_cost(rows as u64, pairs, h, kv, e, ACT), || {
         cpu.attention_forward(&mut o, &mut lse, &qkv, &packing, spec).unwrap();
     });
-    bench.op(&name("backward"), attention::backward_cost(rows as u64, pairs, h, kv, e, ACT), || {
+    bench.time(&name("backward"), attention::backward_cost(rows as u64, pairs, h, kv, e, ACT), || {
         cpu.attention_backward(&mut dqkv, &d_o, &o, &lse, &qkv, &packing, spec).unwrap();
     });
 }
@@ -306,7 +267,7 @@ fn lm_head(bench: &mut Bench, shape: &Shape) {
     let mut out = HeadRows::with_capacity(&cpu, rows).unwrap();
     let (mut chunk, mut dh) = (nans(Cpu::lm_head_chunk(vocab), vocab), nans(rows, c));
     let cost = lm_head::cost(rows as u64, vocab as u64, c as u64, ACT);
-    bench.op(&format!("{}/lm_head", shape.name), cost, || {
+    bench.time(&format!("{}/lm_head", shape.name), cost, || {
         cpu.lm_head_forward(&mut out, Some(&mut dh), &mut chunk, &h, &targets, &w).unwrap();
     });
 }
@@ -320,7 +281,7 @@ fn adamw(bench: &mut Bench, shape: &Shape) {
     let mut norm = nans(1, 1);
     let spec = AdamWSpec { lr: 1e-3, beta1: 0.9, beta2: 0.99, eps: 1e-8, decay: 0.0, clip: 1.0, step: 3 };
     let cost = Cost { flops: 0, bytes: 8 * ACT * (rows * cols) as u64 };
-    bench.op(&format!("{}/adamw", shape.name), cost, || {
+    bench.time(&format!("{}/adamw", shape.name), cost, || {
         let operand = Some((&mut operand, 2.0));
         let parameter = Parameter { master: &mut master, m: &mut m, v: &mut v, grad: &grad, operand };
         cpu.adamw(&mut norm, &mut [parameter], spec).unwrap();
@@ -333,7 +294,7 @@ fn decode(bench: &mut Bench, shape: &Shape, rows: usize) {
     let name = |op: &str| format!("{}/{op}/{rows} rows", shape.name);
     let mut qkv = QkvBench::new(shape, rows);
     let cost = qkv.cost(qkv.product.forward_cost());
-    bench.op(&name("qkv"), cost, || qkv.forward());
+    bench.time(&name("qkv"), cost, || qkv.forward());
 
     let mut cache = cpu.kv_cache(rows, 96, spec).unwrap();
     let mut table = SlotTable::with_capacity(&cpu, rows).unwrap();
@@ -341,7 +302,7 @@ fn decode(bench: &mut Bench, shape: &Shape, rows: usize) {
     let mut o = nans(rows, shape.heads * shape.head_dim);
     let y = matrix(50, rows, spec.width());
     let cost = decode::cost(rows as u64, rows as u64 * 56, &spec, ACT);
-    bench.op(&name("decode"), cost, || {
+    bench.time(&name("decode"), cost, || {
         cpu.cache_append(&mut cache, &y, &table, spec).unwrap();
         cpu.decode_attention(&mut o, &y, &cache, &table, spec).unwrap();
     });
@@ -356,7 +317,7 @@ fn decode(bench: &mut Bench, shape: &Shape, rows: usize) {
         ("temperature", SampleSpec { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 1 }),
         ("top-k top-p", SampleSpec { temperature: 1.0, top_k: 50, top_p: 0.95, seed: 1 }),
     ] {
-        bench.op(&name(&format!("sample {kind}")), product, || {
+        bench.time(&name(&format!("sample {kind}")), product, || {
             cpu.sample(&mut tokens, &mut logits, &h, &keys, &w, spec).unwrap();
         });
     }

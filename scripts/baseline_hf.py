@@ -73,7 +73,8 @@ def arguments() -> argparse.Namespace:
     work = parser.add_argument_group("work")
     work.add_argument("--items", type=int, nargs=3, default=[0, 0, 0], metavar=("FAILURES", "RETAIN", "REPLAY"),
                       help="rows in one step (0: the whole file)")
-    work.add_argument("--batch-tokens", type=int, default=16384, help="tokens of one forward, padding included")
+    work.add_argument("--batch-tokens", type=int, default=0,
+                      help="tokens of one forward, padding included (0: 2048 on cpu, which is faster there, 16384 on cuda)")
     work.add_argument("--pack-width", type=int, default=0, help="row length of packed batches (0: 512 on cpu, all on cuda)")
     work.add_argument("--limit", type=int, help="rows that score and logprob read")
     work.add_argument("--sequences", type=int, default=64, help="prompts that generate answers at once")
@@ -138,6 +139,7 @@ def worker(args) -> dict:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    args.batch_tokens = args.batch_tokens or (16384 if device == "cuda" else 2048)
     args.pack_width = args.pack_width or (args.batch_tokens if device == "cuda" else 512)
     task = TASKS[args.task[0]](args, Setting.parse(args.worker), device)
     save_file(task.values(), args.values)
@@ -275,7 +277,7 @@ def measure(args, task: str, folder: str) -> list[dict]:
 
 def settings_of(args, task: str) -> list[str]:
     suiting = GPU_SETTINGS if cuda_wanted(args) else CPU_SETTINGS
-    return args.setting or [s for s in suiting if task != "generate" or "-padded" in s]
+    return [s for s in args.setting or suiting if task != "generate" or "-padded" in s]
 
 
 def ratio(ares, checked: dict, results: list[dict]) -> dict:
@@ -317,7 +319,9 @@ def versions() -> dict:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
-    return found
+    checkout = Path(__file__).resolve().parent
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=checkout)
+    return found | {"commit": commit.stdout.strip() or None}
 
 
 def document(args, results: list[dict]) -> dict:
@@ -351,9 +355,12 @@ def main() -> None:
     if args.dump_gradients:
         result = run_setting(args, "step", (args.setting or [REFERENCE])[0], args.dump_gradients, 0)
         sys.exit(0 if result["status"] == "ok" else result["reason"])
+    # Load of the last minute, before anything here ran: above 0.5 the machine was not ours alone, and all that is timed should
+    # run at real-time priority (chrt -r 5).
+    before = {"load_before": os.getloadavg()[0], "real_time": os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR)}
     with tempfile.TemporaryDirectory() as folder:
         results = [result for task in dict.fromkeys(args.task) for result in measure(args, task, folder)]
-    text = json.dumps(document(args, results), indent=1) + "\n"
+    text = json.dumps(document(args, results) | before, indent=1) + "\n"
     if args.out:
         Path(args.out).write_text(text)
     else:

@@ -2,8 +2,8 @@
 
     python3 scripts/readme_tables.py
 
-Between `<!-- table: NAME -->` and `<!-- end -->` stands a table of the newest `benches/results/NAME*.json`, each a run's summary.json. A
-table without a result is left empty.
+Between `<!-- table: NAME -->` and `<!-- end -->` stands a table of each of the newest `benches/results/NAME*.json`: a run's
+summary.json, or what scripts/baseline_hf.py wrote. A table without a result is left empty.
 """
 
 import json
@@ -33,8 +33,10 @@ def rate(value, interval=None):
 
 
 def table(path):
-    """One run as Markdown: a row before, then a row per method and seed."""
+    """One result as Markdown; a run has a row before, then a row per method and seed."""
     run = json.loads(path.read_text())
+    if run.get("tool") == "baseline_hf":
+        return beside_pytorch(path, run)
     several = len(run["seeds"]) > 1
     rows = [("before", run["before"], None)]
     for method in run["methods"]:
@@ -43,10 +45,35 @@ def table(path):
     for name, measure, gates in rows:
         met = "" if gates is None else f"{sum(g['pass'] is True for g in gates)}/{len(gates)}"
         lines.append("| " + " | ".join([name, *(show(measure) for _, show in COLUMNS), met]) + " |")
-    date = re.search(r"\d{4}-\d\d-\d\d", path.name)
-    lines += ["", f"*{run['suite']}; {run['device']}; {date.group() if date else ''}; n = {run['before']['n']} held-out harmful prompts; seeds "
+    lines += ["", f"*{run['suite']}; {run['device']}; {dated(path)}; n = {run['before']['n']} held-out harmful prompts; seeds "
               f"{', '.join(map(str, run['seeds']))}; `{path.relative_to(ROOT)}`.*"]
     return "\n".join(lines)
+
+
+def seconds(spread):
+    return f"{spread['median']:.3f} [{spread['q1']:.3f}, {spread['q3']:.3f}]"
+
+
+def beside_pytorch(path, run):
+    """Each task of a baseline: the framework's fastest f32 setting and ares, medians with quartiles."""
+    lines = ["| task | PyTorch's best f32 setting | PyTorch s | ares s | ratio |", "|---|---|---|---|---|"]
+    for ares in (r for r in run["results"] if r["setting"] == "ares" and "ratio" in r):
+        best = next(r for r in run["results"] if (r["task"], r["setting"]) == (ares["task"], ares["beside"]))
+        cells = [ares["task"], best["setting"], seconds(best["seconds"]), seconds(ares["seconds"]), f"{ares['ratio']:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    made = run["versions"]
+    packages = ", ".join(f"{name} {made[name]}" for name in ("torch", "transformers", "peft"))
+    tried = ", ".join(dict.fromkeys(r["setting"] for r in run["results"] if "seconds" in r and r["setting"] != "ares"))
+    device = next(r["device"] for r in run["results"] if "device" in r)
+    lines += ["", f"*{Path(run['arguments']['policy'].partition('+')[0]).parent}; {device}; {run['date'][:10]}; load before {run['load_before']:.1f}"
+              f"{', at real-time priority' * run['real_time']}; {packages}; tried: {tried}; "
+              f"`{path.relative_to(ROOT)}`.*"]
+    return "\n".join(lines)
+
+
+def dated(path):
+    """The date in a result's name, whatever follows it."""
+    return re.search(r"\d{4}-\d\d-\d\d", path.name).group()
 
 
 def main():
@@ -54,9 +81,9 @@ def main():
     text = readme.read_text()
 
     def fill(match):
-        results = sorted((ROOT / "benches/results").glob(f"{match.group(1)}*.json"), key=lambda p: (p.name[-15:], p.name))
-        newest = results[-1].name[-15:] if results else ""
-        tables = [table(p) for p in results if p.name.endswith(newest)]
+        results = sorted((ROOT / "benches/results").glob(f"{match.group(1)}*.json"))
+        newest = max(map(dated, results), default="")
+        tables = [table(p) for p in results if dated(p) == newest]
         return f"<!-- table: {match.group(1)} -->\n" + "\n\n".join(tables) + "\n<!-- end -->"
 
     readme.write_text(re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.S))

@@ -159,7 +159,8 @@ class LogprobTask(ReadTask):
 
     def compute(self, sequences) -> dict:
         values, owner = objective.token_logprobs(self.model, sequences, *self.limits)
-        total = values.new_zeros(len(sequences)).index_add(0, owner, values)
+        # In f64: in f32 the last place of a sum over hundreds of tokens is as large as the tolerance.
+        total = values.new_zeros(len(sequences), dtype=torch.float64).index_add(0, owner, values.double())
         return {"logprob": total.cpu()}
 
 
@@ -222,4 +223,4 @@ def read_values(task: str, path: str) -> dict:
     bad = [number for number, row in enumerate(rows, 1) if name not in row]
     if bad:
         raise BadRow(f"{path}:{bad[0]}: expected `{name}`, found {rows[bad[0] - 1].get('error', 'none')}")
-    return {name: torch.tensor([row[name] for row in rows])}
+    return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64)}
