@@ -92,6 +92,7 @@ impl Compare {
                 discovery: splits.discovery.clone(),
                 gate: splits.gate.clone(),
                 test: splits.test.clone(),
+                rows: None,
             },
             grammar: splits.grammar.clone(),
             suite: None,

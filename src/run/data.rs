@@ -21,6 +21,8 @@ pub struct DataFiles {
     pub discovery: PathBuf,
     pub gate: PathBuf,
     pub test: PathBuf,
+    /// Rows taken of each split at most, evenly spread over the file so that every kind of row is among them.
+    pub rows: Option<usize>,
 }
 
 /// The splits, read and found disjoint.
@@ -55,7 +57,7 @@ impl Splits {
         let mut info = BTreeMap::new();
         let mut rows: Vec<(&str, Vec<Row>)> = Vec::new();
         for (name, path) in files.all() {
-            let found = read(Some(path), true)?;
+            let found = spread(read(Some(path), true)?, files.rows);
             if found.is_empty() {
                 return Err(Error::file(path, "at least one row", "give a file with rows")("none"));
             }
@@ -92,4 +94,11 @@ impl Splits {
             info,
         })
     }
+}
+
+/// `most` of the rows, evenly spread; all of them where there are no more.
+fn spread(rows: Vec<Row>, most: Option<usize>) -> Vec<Row> {
+    let (n, most) = (rows.len(), most.unwrap_or(rows.len()).min(rows.len()));
+    let taken = |i: usize| i * most / n != (i + 1) * most / n;
+    rows.into_iter().enumerate().filter(|&(i, _)| taken(i)).map(|(_, row)| row).collect()
 }

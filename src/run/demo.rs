@@ -25,6 +25,10 @@ pub enum Extent {
     Full,
 }
 
+/// Rows of each split and queries of each search in a quick look: few enough for the simulator, where a token takes about a
+/// hundred times as long as on the processor itself.
+const QUICK_ROWS: usize = 64;
+
 /// What `ares demo` was asked for.
 #[derive(Debug, Clone)]
 pub struct DemoOptions {
@@ -71,7 +75,7 @@ pub fn suite_experiment(suite: &Suite, pair: &SuitePair, options: &DemoOptions) 
     let (methods, seeds, probes) = match options.extent {
         Extent::Full => (Method::ALL.to_vec(), (options.seed..options.seed + 3).collect(), 1000),
         Extent::Plain => (vec![Method::Rlhf, Method::Policy, Method::Joint], vec![options.seed], 1000),
-        Extent::Quick => (vec![Method::Policy, Method::Joint], vec![options.seed], 128),
+        Extent::Quick => (vec![Method::Policy, Method::Joint], vec![options.seed], QUICK_ROWS),
     };
     if options.extent == Extent::Quick {
         (repair.steps, repair.resample) = (4, 2);
@@ -97,6 +101,7 @@ pub fn suite_experiment(suite: &Suite, pair: &SuitePair, options: &DemoOptions) 
             discovery: split("discovery"),
             gate: split("gate"),
             test: split("test"),
+            rows: (options.extent == Extent::Quick).then_some(QUICK_ROWS),
         },
         grammar: pair.grammar.clone(),
         suite: Some(format!("{}, pair {}", suite.label(), pair.name)),
