@@ -1,6 +1,10 @@
 //! The CPU: f32, in this process's memory. The reference that every other backend is held against.
 
+mod packed;
+
 use std::sync::OnceLock;
+
+pub(crate) use packed::{PANEL, Packed};
 
 use super::cost::KernelRun;
 use super::{Backend, Element, Matrix};
@@ -32,51 +36,32 @@ impl Cpu {
     }
 }
 
-/// A frozen matrix W (N, K), kept as the products read it fastest: `gemm` reaches about 1.5 times the rate when its right
-/// operand lies row-major in the direction of the product, so forward reads Wᵀ and backward reads W.
+/// A frozen matrix W (N, K), packed for both directions of a product.
 pub struct CpuMatrix {
-    rows: usize,
-    cols: usize,
-    transposed: Vec<f32>,
-    straight: OnceLock<Vec<f32>>,
+    forward: Packed,
+    backward: OnceLock<Packed>,
 }
 
 impl CpuMatrix {
-    /// (K, N) row-major: the right operand of y = x·Wᵀ.
-    pub fn transposed(&self) -> &[f32] {
-        &self.transposed
+    /// Wᵀ (K, N): the right operand of y = x·Wᵀ.
+    pub(crate) fn forward(&self) -> &Packed {
+        &self.forward
     }
 
-    /// (N, K) row-major: the right operand of dx = dy·W, and the rows of an embedding. Made at its first use, so that a
-    /// model that is only run forward is in memory once.
-    pub fn straight(&self) -> &[f32] {
-        self.straight.get_or_init(|| transpose(&self.transposed, self.cols, self.rows))
+    /// W (N, K): the right operand of dx = dy·W, and the rows of an embedding. Made at its first use, so that a model that is
+    /// only run forward is in memory once.
+    pub(crate) fn backward(&self) -> &Packed {
+        self.backward.get_or_init(|| self.forward.transposed())
     }
-}
-
-/// (rows, cols) → (cols, rows), in square tiles that stay in the first cache.
-fn transpose(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    const TILE: usize = 32;
-    let mut out = vec![0.0; rows * cols];
-    for r0 in (0..rows).step_by(TILE) {
-        for c0 in (0..cols).step_by(TILE) {
-            for r in r0..(r0 + TILE).min(rows) {
-                for c in c0..(c0 + TILE).min(cols) {
-                    out[c * rows + r] = values[r * cols + c];
-                }
-            }
-        }
-    }
-    out
 }
 
 impl Matrix for CpuMatrix {
     fn rows(&self) -> usize {
-        self.rows
+        self.forward.shape().1
     }
 
     fn cols(&self) -> usize {
-        self.cols
+        self.forward.shape().0
     }
 }
 
@@ -138,7 +123,7 @@ impl Backend for Cpu {
             return Err(Error::Shape { op: "weight", expected, found });
         }
         self.store(&mut values);
-        Ok(CpuMatrix { rows, cols, transposed: transpose(&values, rows, cols), straight: OnceLock::new() })
+        Ok(CpuMatrix { forward: Packed::new(&values, (cols, rows), (1, cols)), backward: OnceLock::new() })
     }
 
     fn replay(&self, _graph: &mut (), mut record: impl FnMut() -> Result<()>) -> Result<()> {

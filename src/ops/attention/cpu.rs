@@ -3,7 +3,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::tile::{LANES, ROWS, mix, scores, spread};
+use super::tile::{LANES, ROWS, multiply, spread};
 use super::{Attention, AttentionSpec, Packing, Segment, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
@@ -100,7 +100,7 @@ pub(crate) struct Scratch {
     v_t: Vec<f32>, // (e, n)
     dk: Vec<f32>,  // (n, e)
     dv: Vec<f32>,  // (n, e)
-    q: Vec<f32>,   // (4, e) query rows
+    q: Vec<f32>,   // (4, e) query rows, scaled
     d_o: Vec<f32>, // (4, e)
     y: Vec<f32>,   // (4, e) rows of o, then of dq
     s: Vec<f32>,   // (4, n) scores, then probabilities
@@ -162,27 +162,33 @@ impl Scratch {
     }
 }
 
-/// Copies one row of e values per query into `tile` (4, width); rows without a query become zeros.
+/// One row of e values per query, times `scale`, into `tile` (4, width); rows without a query become zeros.
 #[inline(always)]
-fn load<'a>(tile: &mut [f32], queries: &[Query], row: impl Fn(&Query) -> &'a [f32]) {
+fn load<'a>(tile: &mut [f32], queries: &[Query], scale: f32, row: impl Fn(&Query) -> &'a [f32]) {
     let width = tile.len() / ROWS;
     for (r, tile) in tile.chunks_exact_mut(width).enumerate() {
         match queries.get(r).map(&row) {
-            Some(row) => tile[..row.len()].copy_from_slice(row),
+            Some(row) => tile.iter_mut().zip(row).for_each(|(to, from)| *to = scale * from),
             None => tile.fill(0.0),
         }
     }
 }
 
-/// Zeros what a query does not see of the keys that its tile covers.
+/// The whole vectors that cover a range.
+fn whole_vectors(covered: &Range<usize>) -> Range<usize> {
+    covered.start / LANES * LANES..covered.end.next_multiple_of(LANES)
+}
+
+/// Overwrites what a query does not see in the vectors that cover its tile's keys.
 #[inline(always)]
-fn blank(row: &mut [f32], seen: &Range<usize>, covered: &Range<usize>) {
-    row[covered.start..seen.start].fill(0.0);
-    row[seen.end..covered.end].fill(0.0);
+fn blank(row: &mut [f32], seen: &Range<usize>, covered: &Range<usize>, value: f32) {
+    let vectors = whole_vectors(covered);
+    row[vectors.start..seen.start].fill(value);
+    row[seen.end..vectors.end].fill(value);
 }
 
 simd! {
-    fn segment_forward<'a>(o: &'a mut [f32], lse: &'a mut [f32], qkv: &'a [f32], segment: &'a Segment, spec: &'a AttentionSpec, scratch: &'a mut Scratch) {
+    fn segment_forward<'a>[simd](o: &'a mut [f32], lse: &'a mut [f32], qkv: &'a [f32], segment: &'a Segment, spec: &'a AttentionSpec, scratch: &'a mut Scratch) {
         let (h, e, columns) = (spec.heads, spec.head_dim, spec.width());
         let queries = segment.rows.len() * (h / spec.kv_heads);
         for kv in 0..spec.kv_heads {
@@ -190,13 +196,12 @@ simd! {
             for first in (0..queries).step_by(ROWS) {
                 let (queries, covered) = scratch.tile(first, segment, kv, spec);
                 let Scratch { k_t, v, q, y, s, stride, width, .. } = scratch;
-                load(q, &queries, |q| &qkv[(segment.rows.start + q.row) * columns + q.head * e..][..e]);
-                scores(s, q, k_t, e, &covered, spec.scale);
+                load(q, &queries, spec.scale, |q| &qkv[(segment.rows.start + q.row) * columns + q.head * e..][..e]);
+                multiply::<_, ROWS>(simd, s, q, (k_t, *stride), &(0..e), &covered);
                 for (query, s) in queries.iter().zip(s.chunks_exact_mut(*stride)) {
-                    lse[query.row * h + query.head] = softmax(&mut s[query.seen.clone()], spec.softcap);
-                    blank(s, &query.seen, &covered);
+                    lse[query.row * h + query.head] = softmax(s, &query.seen, &covered, spec.softcap);
                 }
-                mix(y, s, v, &covered);
+                multiply::<_, ROWS>(simd, y, s, (v, *width), &covered, &(0..*width));
                 for (query, y) in queries.iter().zip(y.chunks_exact(*width)) {
                     o[(query.row * h + query.head) * e..][..e].copy_from_slice(&y[..e]);
                 }
@@ -215,7 +220,7 @@ struct Known<'a> {
 
 simd! {
     /// Adds one segment's share to its group's `dqkv`, whose first row is packed row `first`.
-    fn segment_backward<'a>(dqkv: &'a mut [f32], first: usize, known: &'a Known<'a>, segment: &'a Segment, spec: &'a AttentionSpec, scratch: &'a mut Scratch) {
+    fn segment_backward<'a>[simd](dqkv: &'a mut [f32], first: usize, known: &'a Known<'a>, segment: &'a Segment, spec: &'a AttentionSpec, scratch: &'a mut Scratch) {
         let (h, e, columns) = (spec.heads, spec.head_dim, spec.width());
         let start = segment.rows.start;
         for kv in 0..spec.kv_heads {
@@ -223,23 +228,24 @@ simd! {
             for index in (0..segment.rows.len() * (h / spec.kv_heads)).step_by(ROWS) {
                 let (queries, covered) = scratch.tile(index, segment, kv, spec);
                 let Scratch { k, k_t, v_t, q, d_o, y, s, d, dk, dv, stride, width, .. } = scratch;
-                load(q, &queries, |q| &known.qkv[(start + q.row) * columns + q.head * e..][..e]);
-                load(d_o, &queries, |q| &known.d_o[((start + q.row) * h + q.head) * e..][..e]);
-                scores(s, q, k_t, e, &covered, spec.scale);
-                scores(d, d_o, v_t, e, &covered, 1.0);
+                load(q, &queries, spec.scale, |q| &known.qkv[(start + q.row) * columns + q.head * e..][..e]);
+                load(d_o, &queries, 1.0, |q| &known.d_o[((start + q.row) * h + q.head) * e..][..e]);
+                multiply::<_, ROWS>(simd, s, q, (k_t, *stride), &(0..e), &covered);
+                multiply::<_, ROWS>(simd, d, d_o, (v_t, *stride), &(0..e), &covered);
                 let rows = s.chunks_exact_mut(*stride).zip(d.chunks_exact_mut(*stride));
                 for (query, (s, d)) in queries.iter().zip(rows) {
                     let at = (start + query.row) * h + query.head;
                     let delta = dot(&known.d_o[at * e..][..e], &known.o[at * e..][..e]);
-                    let seen = query.seen.clone();
-                    gradient_of_scores(&mut s[seen.clone()], &mut d[seen], known.lse[at], delta, spec);
-                    blank(s, &query.seen, &covered);
-                    blank(d, &query.seen, &covered);
+                    let vectors = whole_vectors(&covered);
+                    gradient_of_scores(&mut s[vectors.clone()], &mut d[vectors], known.lse[at], delta, spec);
+                    blank(s, &query.seen, &covered, 0.0);
+                    blank(d, &query.seen, &covered, 0.0);
                 }
-                mix(y, d, k, &covered);
+                multiply::<_, ROWS>(simd, y, d, (k, *width), &covered, &(0..*width));
                 for (query, y) in queries.iter().zip(y.chunks_exact(*width)) {
                     let row = start + query.row - first;
-                    dqkv[row * columns + query.head * e..][..e].copy_from_slice(&y[..e]);
+                    let dq = &mut dqkv[row * columns + query.head * e..][..e];
+                    dq.iter_mut().zip(y).for_each(|(dq, y)| *dq = spec.scale * y);
                 }
                 spread(dv, s, d_o, &covered);
                 spread(dk, d, q, &covered);
@@ -266,90 +272,50 @@ fn seen(at: usize, n: usize, spec: &AttentionSpec) -> Range<usize> {
     spec.window.map_or(0, |window| (at + 1).saturating_sub(window))..end
 }
 
-/// s[j] = scale·Σ_c x[c]·m[c·stride + j], four channels at a time so that s is read and written a quarter as often.
+/// Scores of the keys `seen` become probabilities in place, those of the other keys in the vectors that cover `covered` zero;
+/// returns log Σ exp. Sums run in sixteen parts by position, so they do not depend on `covered`.
 #[inline(always)]
-pub(crate) fn weighted_columns(s: &mut [f32], x: &[f32], m: &[f32], stride: usize, scale: f32) {
-    let n = s.len();
-    s.fill(0.0);
-    let blocks = x.chunks_exact(4);
-    let (rest, done) = (blocks.remainder(), x.len() / 4 * 4);
-    for (block, x) in blocks.enumerate() {
-        let at = block * 4 * stride;
-        let (m0, m1) = (&m[at..][..n], &m[at + stride..][..n]);
-        let (m2, m3) = (&m[at + 2 * stride..][..n], &m[at + 3 * stride..][..n]);
-        for j in 0..n {
-            s[j] += x[0] * m0[j] + x[1] * m1[j] + (x[2] * m2[j] + x[3] * m3[j]);
-        }
-    }
-    for (c, x) in rest.iter().enumerate() {
-        add_scaled(s, &m[(done + c) * stride..][..n], *x);
-    }
-    s.iter_mut().for_each(|s| *s *= scale);
-}
-
-/// o[c] = Σ_j p[j]·m[j·stride + c].
-#[inline(always)]
-pub(crate) fn weighted_rows(o: &mut [f32], p: &[f32], m: &[f32], stride: usize) {
-    let e = o.len();
-    o.fill(0.0);
-    let blocks = p.chunks_exact(4);
-    let (rest, done) = (blocks.remainder(), p.len() / 4 * 4);
-    for (block, p) in blocks.enumerate() {
-        let at = block * 4 * stride;
-        let (m0, m1) = (&m[at..][..e], &m[at + stride..][..e]);
-        let (m2, m3) = (&m[at + 2 * stride..][..e], &m[at + 3 * stride..][..e]);
-        for c in 0..e {
-            o[c] += p[0] * m0[c] + p[1] * m1[c] + (p[2] * m2[c] + p[3] * m3[c]);
-        }
-    }
-    for (j, p) in rest.iter().enumerate() {
-        add_scaled(o, &m[(done + j) * stride..][..e], *p);
-    }
-}
-
-/// Scores become probabilities in place; returns log Σ exp.
-#[inline(always)]
-pub(crate) fn softmax(s: &mut [f32], softcap: Option<f32>) -> f32 {
+pub(crate) fn softmax(s: &mut [f32], seen: &Range<usize>, covered: &Range<usize>, softcap: Option<f32>) -> f32 {
     if let Some(cap) = softcap {
-        s.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
+        s[seen.clone()].iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
     }
-    let max = s.iter().fold(f32::NEG_INFINITY, |max, &s| if s > max { s } else { max });
-    s.iter_mut().for_each(|s| *s = exp(*s - max));
-    let sum = total(s);
+    blank(s, seen, covered, f32::NEG_INFINITY);
+    let s = &mut s[whole_vectors(covered)];
+    let mut tops = [f32::NEG_INFINITY; LANES];
+    for vector in s.chunks_exact(LANES) {
+        for l in 0..LANES {
+            tops[l] = if vector[l] > tops[l] { vector[l] } else { tops[l] };
+        }
+    }
+    let max = tops.iter().fold(f32::NEG_INFINITY, |max, &s| if s > max { s } else { max });
+    let mut sums = [0.0f32; LANES];
+    for vector in s.chunks_exact_mut(LANES) {
+        for l in 0..LANES {
+            vector[l] = exp(vector[l] - max);
+            sums[l] += vector[l];
+        }
+    }
+    let sum = sums.iter().sum::<f32>();
     let inverse = 1.0 / sum;
     s.iter_mut().for_each(|s| *s *= inverse);
     max + sum.ln()
 }
 
-/// Σ s in sixteen running sums.
-#[inline(always)]
-pub(crate) fn total(s: &[f32]) -> f32 {
-    let mut sums = [0.0f32; 16];
-    let blocks = s.chunks_exact(16);
-    let rest: f32 = blocks.remainder().iter().sum();
-    for block in blocks {
-        for i in 0..16 {
-            sums[i] += block[i];
-        }
-    }
-    sums.iter().sum::<f32>() + rest
-}
-
-/// `s`: raw scores → probabilities; `d`: do·v → gradient of the raw scores, scale included.
+/// `s`: raw scores → probabilities; `d`: do·v → gradient of the raw scores.
 #[inline(always)]
 fn gradient_of_scores(s: &mut [f32], d: &mut [f32], lse: f32, delta: f32, spec: &AttentionSpec) {
     match spec.softcap {
         None => {
             for (s, d) in s.iter_mut().zip(d) {
                 *s = exp(*s - lse);
-                *d = *s * (*d - delta) * spec.scale;
+                *d = *s * (*d - delta);
             }
         }
         Some(cap) => {
             for (s, d) in s.iter_mut().zip(d) {
                 let tanh = (*s / cap).tanh();
                 *s = exp(cap * tanh - lse);
-                *d = *s * (*d - delta) * (1.0 - tanh * tanh) * spec.scale;
+                *d = *s * (*d - delta) * (1.0 - tanh * tanh);
             }
         }
     }

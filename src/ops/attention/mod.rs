@@ -6,7 +6,7 @@
 
 pub(crate) mod cpu;
 pub(crate) mod cuda;
-mod tile;
+pub(crate) mod tile;
 mod tiles;
 
 use std::ops::Range;

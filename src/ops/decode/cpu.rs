@@ -1,20 +1,27 @@
+use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{Decode, KvCache, SlotTable, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
-use crate::ops::attention::cpu::{heads_of, softmax, weighted_columns, weighted_rows};
+use crate::ops::attention::cpu::{heads_of, softmax};
+use crate::ops::attention::tile::{LANES, multiply};
 use crate::ops::product::simd;
 use crate::ops::{AttentionSpec, expect};
 
 // Keys lie (slot, kv head, channel, position), so that scores are sums of contiguous columns; values lie
-// (slot, kv head, position, channel).
+// (slot, kv head, position, channel). Rows of both are whole vectors long.
+
+/// Positions of a row of keys, and channels of a row of values.
+fn strides(length: usize, spec: &AttentionSpec) -> (usize, usize) {
+    (length.next_multiple_of(LANES), spec.head_dim.next_multiple_of(LANES))
+}
 
 impl Decode for Cpu {
     fn kv_cache(&self, slots: usize, length: usize, spec: AttentionSpec) -> Result<KvCache<Self>> {
-        let rows = slots * spec.kv_heads;
-        let zeros = || Tensor::zeros(self, rows, length * spec.head_dim);
-        Ok(KvCache { k: zeros()?, v: zeros()?, slots, length })
+        let (rows, (n, wide)) = (slots * spec.kv_heads, strides(length, &spec));
+        let (k, v) = (Tensor::zeros(self, rows, n * spec.head_dim)?, Tensor::zeros(self, rows, n * wide)?);
+        Ok(KvCache { k, v, slots, length })
     }
 
     fn cache_append(
@@ -25,22 +32,22 @@ impl Decode for Cpu {
         spec: AttentionSpec,
     ) -> Result<()> {
         check(qkv, table, &spec)?;
-        let (e, n, width) = (spec.head_dim, cache.length, spec.width());
+        let (e, (n, wide), width) = (spec.head_dim, strides(cache.length, &spec), spec.width());
         let mut of_slot = vec![Vec::new(); cache.slots];
         let rows = qkv.buffer.chunks_exact(width).take(qkv.rows());
         for ((row, &slot), &position) in rows.zip(&table.slots.buffer).zip(&table.positions.buffer) {
             of_slot[slot as usize].push((row, position as usize));
         }
         // Slot by slot: what a thread writes, channels far apart, is its own; and first writes to fresh memory are dear.
-        let size = spec.kv_heads * n * e;
-        let slots = cache.k.buffer.par_chunks_exact_mut(size).zip(cache.v.buffer.par_chunks_exact_mut(size));
+        let (keys, values) = (spec.kv_heads * n * e, spec.kv_heads * n * wide);
+        let slots = cache.k.buffer.par_chunks_exact_mut(keys).zip(cache.v.buffer.par_chunks_exact_mut(values));
         slots.zip(&of_slot).with_min_len(4).for_each(|((keys, values), rows)| {
             for &(row, position) in rows {
                 for kv in 0..spec.kv_heads {
                     let k = &row[(spec.heads + kv) * e..][..e];
                     let v = &row[(spec.heads + spec.kv_heads + kv) * e..][..e];
                     k.iter().enumerate().for_each(|(c, k)| keys[(kv * e + c) * n + position] = *k);
-                    values[(kv * n + position) * e..][..e].copy_from_slice(v);
+                    values[(kv * n + position) * wide..][..e].copy_from_slice(v);
                 }
             }
         });
@@ -70,17 +77,47 @@ impl Decode for Cpu {
 }
 
 simd! {
-    fn attend<'a>(o: &'a mut [f32], q: &'a [f32], cache: &'a KvCache<Cpu>, slot: usize, position: usize, spec: &'a AttentionSpec) {
-        let (e, n) = (spec.head_dim, cache.length);
-        let first = spec.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        let mut scores = vec![0.0; position + 1 - first];
+    fn attend<'a>[simd](o: &'a mut [f32], q: &'a [f32], cache: &'a KvCache<Cpu>, slot: usize, position: usize, spec: &'a AttentionSpec) {
         for kv in 0..spec.kv_heads {
-            let at = (slot * spec.kv_heads + kv) * n * e;
-            for head in heads_of(kv, spec) {
-                weighted_columns(&mut scores, &q[head * e..][..e], &cache.k.buffer[at + first..], n, spec.scale);
-                softmax(&mut scores, spec.softcap);
-                weighted_rows(&mut o[head * e..][..e], &scores, &cache.v.buffer[at + first * e..], e);
+            let mut heads = heads_of(kv, spec);
+            while !heads.is_empty() {
+                let head = heads.start;
+                heads.start += match heads.len() {
+                    1 => attend_heads::<_, 1>(simd, o, q, cache, (slot, kv, head), position, spec),
+                    2 | 3 => attend_heads::<_, 2>(simd, o, q, cache, (slot, kv, head), position, spec),
+                    _ => attend_heads::<_, 4>(simd, o, q, cache, (slot, kv, head), position, spec),
+                };
             }
         }
     }
+}
+
+/// `R` query heads from `head` on, all of key/value head `kv`; returns R.
+#[inline(always)]
+fn attend_heads<S: Simd, const R: usize>(
+    simd: S,
+    o: &mut [f32],
+    q: &[f32],
+    cache: &KvCache<Cpu>,
+    (slot, kv, head): (usize, usize, usize),
+    position: usize,
+    spec: &AttentionSpec,
+) -> usize {
+    let (e, (n, wide)) = (spec.head_dim, strides(cache.length, spec));
+    let row = slot * spec.kv_heads + kv;
+    let (k, v) = (&cache.k.buffer[row * n * e..], &cache.v.buffer[row * n * wide..]);
+    let seen = spec.window.map_or(0, |window| (position + 1).saturating_sub(window))..position + 1;
+    let mut scratch = vec![0.0; R * (n + wide + e)];
+    let (scores, rest) = scratch.split_at_mut(R * n);
+    let (y, scaled) = rest.split_at_mut(R * wide);
+    scaled.iter_mut().zip(&q[head * e..]).for_each(|(to, q)| *to = spec.scale * q);
+    multiply::<_, R>(simd, scores, scaled, (k, n), &(0..e), &seen);
+    for scores in scores.chunks_exact_mut(n) {
+        softmax(scores, &seen, &seen, spec.softcap);
+    }
+    multiply::<_, R>(simd, y, scores, (v, wide), &seen, &(0..wide));
+    for (o, y) in o[head * e..].chunks_exact_mut(e).zip(y.chunks_exact(wide)) {
+        o.copy_from_slice(&y[..e]);
+    }
+    R
 }

@@ -8,7 +8,7 @@ impl Embed for Cpu {
         let cols = table.cols();
         let rows = x.rows();
         for (row, &token) in x.buffer.chunks_exact_mut(cols).take(rows).zip(&tokens.buffer) {
-            row.copy_from_slice(&table.straight()[token as usize * cols..][..cols]);
+            table.backward().read_row(token as usize, row);
         }
         Ok(())
     }

@@ -3,7 +3,6 @@ use rayon::prelude::*;
 use super::{HeadRows, LmHead, check};
 use crate::backend::{Cpu, Matrix, Tensor};
 use crate::error::Result;
-use crate::ops::attention::cpu::total;
 use crate::ops::expect;
 use crate::ops::product::{View, ViewMut, exp, product, simd};
 
@@ -37,7 +36,7 @@ impl LmHead for Cpu {
             let outs = out.logprob.buffer[first..].par_iter_mut().zip(&mut out.lse.buffer[first..]);
             let outs = outs.zip(&mut out.log_rest.buffer[first..]).zip(&targets.buffer[first..]);
             logits.par_chunks_exact_mut(vocab).zip(outs).for_each(|(row, (((logprob, lse), rest), &target))| {
-                (*logprob, *lse, *rest) = target_row(row, target as usize);
+                (*logprob, *lse, *rest) = target_row(row, target as usize, dh.is_some());
                 self.store(row);
             });
             if let Some(dh) = &mut dh {
@@ -84,29 +83,30 @@ impl LmHead for Cpu {
 /// logits = h·Wᵀ
 pub(crate) fn multiply(logits: &mut [f32], h: &[f32], w: &crate::backend::cpu::CpuMatrix, rows: usize) {
     let (vocab, cols) = (w.rows(), w.cols());
-    let (h, w) = (View::new(h, rows, cols, cols), View::new(w.transposed(), cols, vocab, vocab));
-    product(ViewMut::new(logits, rows, vocab, vocab), h, w, false);
+    product(ViewMut::new(logits, rows, vocab, vocab), View::new(h, rows, cols, cols), w.forward(), false);
 }
 
 /// dh = dlogits·W
 fn back(dh: &mut [f32], dlogits: &[f32], w: &crate::backend::cpu::CpuMatrix, rows: usize) {
     let (vocab, cols) = (w.rows(), w.cols());
-    let (d, w) = (View::new(dlogits, rows, vocab, vocab), View::new(w.straight(), vocab, cols, cols));
-    product(ViewMut::new(dh, rows, cols, cols), d, w, false);
+    product(ViewMut::new(dh, rows, cols, cols), View::new(dlogits, rows, vocab, vocab), w.backward(), false);
 }
 
 simd! {
-    /// Logits become 1[target] − p; returns (log p, lse, log(1 − p)).
-    fn target_row<'a>(row: &'a mut [f32], target: usize) -> (f32, f32, f32) {
+    /// Returns (log p, lse, log(1 − p)) of the target. Logits become 1[target] − p with `gradient`, else they are used up.
+    fn target_row<'a>(row: &'a mut [f32], target: usize, gradient: bool) -> (f32, f32, f32) {
         let logit = row[target];
         let max = maximum(row);
-        row.iter_mut().for_each(|l| *l = exp(*l - max));
-        let rest = total(&row[..target]) + total(&row[target + 1..]);
-        let sum = rest + row[target];
+        // Summed without the target: 1 − p must not come out of a subtraction.
+        row[target] = f32::NEG_INFINITY;
+        let rest = exp_sum(row, max);
+        let sum = rest + exp(logit - max);
         let lse = max + sum.ln();
         let inverse = 1.0 / sum;
-        row.iter_mut().for_each(|p| *p *= -inverse);
-        row[target] = rest * inverse;
+        if gradient {
+            row.iter_mut().for_each(|p| *p *= -inverse);
+            row[target] = rest * inverse;
+        }
         (logit - lse, lse, (rest * inverse).ln())
     }
 }
@@ -137,6 +137,25 @@ fn log_sum_exp(row: &[f32]) -> f32 {
         }
     }
     max + (sums.iter().sum::<f32>() + rest).ln()
+}
+
+/// Values become e^(value − max); returns their sum.
+#[inline(always)]
+fn exp_sum(row: &mut [f32], max: f32) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let mut blocks = row.chunks_exact_mut(16);
+    for block in &mut blocks {
+        for i in 0..16 {
+            block[i] = exp(block[i] - max);
+            sums[i] += block[i];
+        }
+    }
+    let mut rest = 0.0;
+    for value in blocks.into_remainder() {
+        *value = exp(*value - max);
+        rest += *value;
+    }
+    sums.iter().sum::<f32>() + rest
 }
 
 #[inline(always)]

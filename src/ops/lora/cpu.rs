@@ -19,16 +19,17 @@ pub(crate) fn linear_forward(
     check(op, y, xa, x, w, lora)?;
     let (t, n, k) = (x.rows(), w.rows(), w.cols());
     let input = View::new(&x.buffer, t, k, k);
-    product(ViewMut::new(&mut y.buffer, t, n, n), input, View::new(w.transposed(), k, n, n), accumulate);
+    product(ViewMut::new(&mut y.buffer, t, n, n), input, w.forward(), accumulate);
     let Some(lora) = lora else { return Ok(()) };
     let (width, rank) = (lora.width(), lora.rank);
-    product(ViewMut::new(&mut xa.buffer, t, width, width), input, View::new(&lora.a.buffer, width, k, k).t(), false);
+    let a = View::new(&lora.a.buffer, width, k, k).t().packed();
+    product(ViewMut::new(&mut xa.buffer, t, width, width), input, &a, false);
     cpu.store(&mut xa.buffer[..t * width]);
     let mut first = 0;
     for (p, &part) in lora.parts.iter().enumerate() {
         let b = View::new(&lora.b.buffer[first * rank..], part, rank, rank);
         let xa = View::new(&xa.buffer[p * rank..], t, rank, width);
-        product(ViewMut::new(&mut y.buffer[first..], t, part, n), xa, b.t(), true);
+        product(ViewMut::new(&mut y.buffer[first..], t, part, n), xa, &b.t().packed(), true);
         first += part;
     }
     Ok(())
@@ -51,7 +52,7 @@ pub(crate) fn linear_backward(
     expect(op, "dx", dx.shape(), x.shape())?;
     let (t, n, k) = (x.rows(), w.rows(), w.cols());
     let upper = View::new(&dy.buffer, t, n, n);
-    product(ViewMut::new(&mut dx.buffer, t, k, k), upper, View::new(w.straight(), n, k, k), false);
+    product(ViewMut::new(&mut dx.buffer, t, k, k), upper, w.backward(), false);
     if let Some(lora) = lora {
         expect(op, "dxa", dxa.shape(), xa.shape())?;
         let (width, rank) = (lora.width(), lora.rank);
@@ -59,12 +60,13 @@ pub(crate) fn linear_backward(
         for (p, &part) in lora.parts.iter().enumerate() {
             let b = View::new(&lora.b.buffer[first * rank..], part, rank, rank);
             let dy = View::new(&dy.buffer[first..], t, part, n);
-            product(ViewMut::new(&mut dxa.buffer[p * rank..], t, rank, width), dy, b, false);
+            product(ViewMut::new(&mut dxa.buffer[p * rank..], t, rank, width), dy, &b.packed(), false);
             first += part;
         }
         cpu.store(&mut dxa.buffer[..t * width]);
         let inner = View::new(&dxa.buffer, t, width, width);
-        product(ViewMut::new(&mut dx.buffer, t, k, k), inner, View::new(&lora.a.buffer, width, k, k), true);
+        let a = View::new(&lora.a.buffer, width, k, k).packed();
+        product(ViewMut::new(&mut dx.buffer, t, k, k), inner, &a, true);
         if let Some(grad) = grad {
             gradients(op, grad, dxa, dy, x, xa, lora)?;
         }
