@@ -108,13 +108,16 @@ impl EvalRow {
             Response::Reference => (text, None),
             Response::Given => (None, text),
         };
+        let (p_harm, reward) = (row.number("p_harm")?, row.number("reward")?);
+        // A label of a bare prompt (XSTest's) says nothing of an answer that is yet to be given.
+        let of_answer = answer.is_some() || p_harm.is_some() || reward.is_some();
         let given = Given {
             answer,
-            p_harm: row.number("p_harm")?,
-            reward: row.number("reward")?,
+            p_harm,
+            reward,
             reward_safe: row.number("reward_safe")?,
             reward_harmful: row.number("reward_harmful")?,
-            label: row.label()?,
+            label: if of_answer { row.label()? } else { None },
         };
         Ok(EvalRow {
             id: id.unwrap_or_else(|| place.to_string()),
@@ -210,16 +213,20 @@ impl Row<'_> {
         self.parsed(name, choices)
     }
 
-    /// `true`, 1 or "harmful" against `false`, 0 or "safe".
+    /// `true`, 1, "harmful" or "unsafe" against `false`, 0 or "safe".
     fn label(&self) -> Result<Option<bool>> {
         let Some(value) = self.get("label") else { return Ok(None) };
         let number = |n: u64| value.as_u64() == Some(n);
         match value.as_str() {
             _ if value.as_bool() == Some(true) || number(1) => Ok(Some(true)),
             _ if value.as_bool() == Some(false) || number(0) => Ok(Some(false)),
-            Some("harmful") => Ok(Some(true)),
+            Some("harmful" | "unsafe") => Ok(Some(true)),
             Some("safe") => Ok(Some(false)),
-            _ => Err(self.wrong("label", "\"harmful\" or \"safe\", true or false, 1 or 0", &value.to_string())),
+            _ => Err(self.wrong(
+                "label",
+                "\"harmful\" (or \"unsafe\") or \"safe\", true or false, 1 or 0",
+                &value.to_string(),
+            )),
         }
     }
 }
@@ -273,6 +280,7 @@ mod tests {
     fn ways_to_write_a_label() {
         for (label, harmful) in [
             (json!("harmful"), Some(true)),
+            (json!("unsafe"), Some(true)),
             (json!(true), Some(true)),
             (json!(1), Some(true)),
             (json!("safe"), Some(false)),
@@ -283,6 +291,8 @@ mod tests {
             let found = row(json!({"prompt": "p", "response": "a", "label": label}), Response::Given).unwrap();
             assert_eq!(found.given.label, harmful, "{label}");
         }
+        let bare = row(json!({"prompt": "p", "label": "unsafe, says the file"}), Response::Given).unwrap();
+        assert_eq!(bare.given.label, None, "a prompt's label is not its answer's");
     }
 
     #[test]
@@ -300,7 +310,7 @@ mod tests {
             (json!({"prompt": 3}), "expected a text"),
             (json!({"prompt": "p", "kind": "bad"}), "harmful, borderline or benign"),
             (json!({"prompt": "p", "family": "cousin"}), "seen, near or far"),
-            (json!({"prompt": "p", "label": "maybe"}), "\"maybe\""),
+            (json!({"prompt": "p", "response": "a", "label": "maybe"}), "\"maybe\""),
             (json!({"prompt": "p", "reward": "high"}), "a number"),
             (json!({"messages": []}), "at least one turn"),
             (json!({"tokens": [-1]}), "a list of token ids"),

@@ -194,19 +194,19 @@ fn bold(text: &str, mark: Mark) -> String {
 
 /// Which columns stand beside each other; every block begins with the first.
 fn blocks(widths: &[usize], limit: Option<usize>) -> Vec<Vec<usize>> {
-    let mut blocks = vec![Vec::new()];
+    let (mut blocks, mut block) = (Vec::new(), Vec::new());
     let mut used = 0;
     for (i, width) in widths.iter().enumerate() {
         let full = limit.is_some_and(|limit| used + GAP + width > limit);
-        let block = blocks.last_mut().expect("there is always a block");
         // A block holds at least one column beside the first, or it would never end.
         if full && block.len() > 1 {
             used = widths[0];
-            blocks.push(vec![0]);
+            blocks.push(std::mem::replace(&mut block, vec![0]));
         }
         used += width + if i > 0 { GAP } else { 0 };
-        blocks.last_mut().expect("there is always a block").push(i);
+        block.push(i);
     }
+    blocks.push(block);
     blocks
 }
 
