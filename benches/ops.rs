@@ -64,6 +64,7 @@ fn ops(criterion: &mut Criterion) {
     let mut bench = Bench::new(criterion);
     for shape in SHAPES {
         norm(&mut bench, shape);
+        layer_norm(&mut bench, shape);
         products(&mut bench, shape);
         attention(&mut bench, shape);
         lm_head(&mut bench, shape);
@@ -90,6 +91,19 @@ fn norm(bench: &mut Bench, shape: &Shape) {
     });
     bench.time(&name("backward"), norm::backward_cost(t as u64, c as u64, ACT), || {
         cpu.norm_backward(&mut dx, &dy, &x, &rstd, &w, spec).unwrap();
+    });
+}
+
+fn layer_norm(bench: &mut Bench, shape: &Shape) {
+    let (cpu, t, c) = (Cpu::new(), shape.rows, shape.hidden);
+    let (x, w, bias, dy) = (matrix(1, t, c), matrix(2, 1, c), matrix(3, 1, c), matrix(4, t, c));
+    let (mut y, mut mean, mut rstd, mut dx) = (nans(t, c), nans(t, 1), nans(t, 1), matrix(5, t, c));
+    let name = |direction| format!("{}/layer_norm/{direction}", shape.name);
+    bench.time(&name("forward"), layer_norm::forward_cost(t as u64, c as u64, ACT), || {
+        cpu.layer_norm_forward(&mut y, &mut mean, &mut rstd, &x, &w, Some(&bias), 1e-5).unwrap();
+    });
+    bench.time(&name("backward"), layer_norm::backward_cost(t as u64, c as u64, ACT), || {
+        cpu.layer_norm_backward(&mut dx, &dy, &x, &mean, &rstd, &w).unwrap();
     });
 }
 

@@ -107,6 +107,19 @@ fn qkv() {
 }
 
 #[test]
+fn layer_norm() {
+    for cols in [37, 128] {
+        let (x, w, bias) = (Source::new(1, cols), tensor(cols, &noise(2, cols)), tensor(cols, &noise(3, cols)));
+        assert_rows_alone("layer_norm", |rows| {
+            let count = rows.len();
+            let (mut y, mut mean, mut rstd) = (nans(count, cols), nans(count, 1), nans(count, 1));
+            Cpu::new().layer_norm_forward(&mut y, &mut mean, &mut rstd, &x.take(rows), &w, Some(&bias), 1e-5).unwrap();
+            rows_of(&[&y, &mean, &rstd])
+        });
+    }
+}
+
+#[test]
 fn project() {
     for (inputs, outputs, rank) in [(19, 23, 3), (352, 128, 8), (1030, 7, 4)] {
         let (x, residual) = (Source::new(10, inputs), Source::new(11, outputs));

@@ -10,6 +10,7 @@ pub mod ceilings;
 pub mod decode;
 pub mod embed;
 pub mod gate_up;
+pub mod layer_norm;
 pub mod lm_head;
 pub mod lora;
 pub mod norm;
@@ -25,6 +26,7 @@ pub use attention::{Attention, AttentionSpec, Packing, Segment};
 pub use decode::{Decode, KvCache, SlotTable};
 pub use embed::Embed;
 pub use gate_up::{Activation, GateUp};
+pub use layer_norm::LayerNorm;
 pub use lm_head::{HeadRows, LmHead};
 pub use lora::{Lora, LoraGrad};
 pub use norm::{Norm, NormSpec};
@@ -41,7 +43,20 @@ use crate::error::{Error, Result};
 
 /// All that a transformer needs of a device.
 pub trait Ops:
-    Backend + Embed + Norm + Qkv + Attention + Project + GateUp + Rows + LmHead + ScoreHead + AdamW + Decode + Sample
+    Backend
+    + Embed
+    + Norm
+    + LayerNorm
+    + Qkv
+    + Attention
+    + Project
+    + GateUp
+    + Rows
+    + LmHead
+    + ScoreHead
+    + AdamW
+    + Decode
+    + Sample
 {
 }
 
@@ -49,6 +64,7 @@ impl<B> Ops for B where
     B: Backend
         + Embed
         + Norm
+        + LayerNorm
         + Qkv
         + Attention
         + Project
@@ -70,6 +86,7 @@ pub fn builds() -> Vec<Build> {
         ceilings::cuda::builds(),
         decode::cuda::builds(),
         gate_up::cuda::builds(),
+        layer_norm::cuda::builds(),
         lm_head::cuda::builds(),
         lora::cuda::builds(),
         norm::cuda::builds(),

@@ -9,6 +9,7 @@ mod block;
 mod common;
 mod extremes;
 mod heads;
+mod layer_norm;
 mod linear;
 mod optimiser;
 mod transformer;

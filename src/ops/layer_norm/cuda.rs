@@ -1,0 +1,60 @@
+use super::{LayerNorm, backward_cost, check, forward_cost};
+use crate::backend::cuda::driver::{Define, LaunchConfig};
+use crate::backend::cuda::{Build, kernels};
+use crate::backend::{Cuda, Tensor};
+use crate::error::Result;
+
+/// Eight rows keep 256 threads busy; one warp per row needs no shared memory.
+const ROWS_PER_BLOCK: u32 = 8;
+const DEFINES: &[Define] = &[("ROWS_PER_BLOCK", ROWS_PER_BLOCK as u64)];
+
+/// What is compiled for any model.
+pub(crate) fn builds() -> Vec<Build> {
+    vec![Build::new(&kernels::LAYER_NORM, DEFINES, 32 * ROWS_PER_BLOCK)]
+}
+
+fn launch(rows: usize) -> LaunchConfig {
+    LaunchConfig::linear((rows as u32).div_ceil(ROWS_PER_BLOCK), 32 * ROWS_PER_BLOCK)
+}
+
+impl LayerNorm for Cuda {
+    fn layer_norm_forward(
+        &self,
+        y: &mut Tensor<Self>,
+        mean: &mut Tensor<Self, f32>,
+        rstd: &mut Tensor<Self, f32>,
+        x: &Tensor<Self>,
+        w: &Tensor<Self>,
+        bias: Option<&Tensor<Self>>,
+        eps: f32,
+    ) -> Result<()> {
+        let gains: Vec<&Tensor<Self>> = bias.into_iter().chain([w]).collect();
+        let (rows, cols) = check(&[x, y], mean, rstd, &gains)?;
+        let (n, c, stride) = (rows as u32, cols as u32, x.stride() as u32);
+        self.charge(forward_cost(rows as u64, cols as u64, 2));
+        let (y, mean, rstd) = (&mut y.buffer, &mut mean.buffer, &mut rstd.buffer);
+        let (x, w, bias) = (&x.buffer, &w.buffer, bias.map(|bias| &bias.buffer));
+        // SAFETY: `check` proved that x and y hold rows × cols, mean and rstd rows, w and the bias cols values.
+        unsafe {
+            kernels::layer_norm_forward(self, DEFINES, launch(rows), y, mean, rstd, x, w, bias, n, c, stride, eps)
+        }
+    }
+
+    fn layer_norm_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        dy: &Tensor<Self>,
+        x: &Tensor<Self>,
+        mean: &Tensor<Self, f32>,
+        rstd: &Tensor<Self, f32>,
+        w: &Tensor<Self>,
+    ) -> Result<()> {
+        let (rows, cols) = check(&[x, dx, dy], mean, rstd, &[w])?;
+        let (n, c, stride) = (rows as u32, cols as u32, x.stride() as u32);
+        self.charge(backward_cost(rows as u64, cols as u64, 2));
+        let (dx, dy, x) = (&mut dx.buffer, &dy.buffer, &x.buffer);
+        let (mean, rstd, w) = (&mean.buffer, &rstd.buffer, &w.buffer);
+        // SAFETY: `check` proved that x, dx and dy hold rows × cols, mean and rstd rows and w cols values.
+        unsafe { kernels::layer_norm_backward(self, DEFINES, launch(rows), dx, dy, x, mean, rstd, w, n, c, stride) }
+    }
+}

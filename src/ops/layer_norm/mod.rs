@@ -1,0 +1,67 @@
+//! LayerNorm, as encoders have it: `y[t,c] = (x[t,c] − mean[t])·rstd[t]·w[c] + bias[c]`, rstd = (mean_c (x − mean)² + eps)^-½.
+//! (arXiv:1607.06450)
+//!
+//! The variance is the mean square of what is left after the mean is taken off. mean x² − mean² is the same number only on
+//! paper: where |mean| is far above the deviation it is what rounding leaves of two large numbers.
+
+mod cpu;
+pub(super) mod cuda;
+
+use super::{Cost, expect};
+use crate::backend::{Backend, Tensor};
+use crate::error::Result;
+
+pub trait LayerNorm: Backend {
+    /// Overwrites `y` (T, C), `mean` (T, 1) and `rstd` (T, 1); the caller saves x, mean and rstd for backward.
+    fn layer_norm_forward(
+        &self,
+        y: &mut Tensor<Self>,
+        mean: &mut Tensor<Self, f32>,
+        rstd: &mut Tensor<Self, f32>,
+        x: &Tensor<Self>,
+        w: &Tensor<Self>,
+        bias: Option<&Tensor<Self>>,
+        eps: f32,
+    ) -> Result<()>;
+
+    /// Adds to `dx` (T, C), the residual stream's gradient: in a block that norms first, x also goes around the norm. Where it
+    /// does not (a norm behind the sum), the caller clears `dx` before. No dw and no dbias: the base is frozen.
+    fn layer_norm_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        dy: &Tensor<Self>,
+        x: &Tensor<Self>,
+        mean: &Tensor<Self, f32>,
+        rstd: &Tensor<Self, f32>,
+        w: &Tensor<Self>,
+    ) -> Result<()>;
+}
+
+/// Rows and columns of the activations; `gains` are w and, where there is one, the bias.
+pub(crate) fn check<B: Backend>(
+    x: &[&Tensor<B>],
+    mean: &Tensor<B, f32>,
+    rstd: &Tensor<B, f32>,
+    gains: &[&Tensor<B>],
+) -> Result<(usize, usize)> {
+    let (rows, cols) = x[0].shape();
+    for tensor in x {
+        expect("layer_norm", "shape", tensor.shape(), (rows, cols))?;
+    }
+    expect("layer_norm", "mean", mean.shape(), (rows, 1))?;
+    expect("layer_norm", "rstd", rstd.shape(), (rows, 1))?;
+    for tensor in gains {
+        expect("layer_norm", "weight and bias", tensor.shape(), (1, cols))?;
+    }
+    Ok((rows, cols))
+}
+
+/// x in, y, mean and rstd out, w and bias once.
+pub fn forward_cost(rows: u64, cols: u64, act: u64) -> Cost {
+    Cost { flops: 8 * rows * cols, bytes: act * (2 * rows * cols + 2 * cols) + 8 * rows }
+}
+
+/// x, dy, mean and rstd in, dx in and out.
+pub fn backward_cost(rows: u64, cols: u64, act: u64) -> Cost {
+    Cost { flops: 13 * rows * cols, bytes: act * (4 * rows * cols + cols) + 8 * rows }
+}
