@@ -2,6 +2,7 @@
 
 mod cli {
     pub mod basics;
+    pub mod bench;
     pub mod method;
     pub mod rows;
     pub mod support;

@@ -1,12 +1,9 @@
 //! `ares doctor`: what this machine offers.
 
-use std::hint::black_box;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Instant;
 
 use clap::Args;
-use rayon::prelude::*;
 use serde::Serialize;
 
 use super::Session;
@@ -15,8 +12,7 @@ use crate::backend::cuda::cache::cache_path;
 use crate::backend::cuda::device::{devices, driver_version};
 use crate::backend::cuda::nvrtc::Nvrtc;
 use crate::error::Result;
-use crate::ops::ceilings::{self, Ceilings};
-use crate::ops::product::{View, ViewMut, product};
+use crate::ops::ceilings::{self, Ceilings, PRODUCT};
 use crate::report::{Align, Table};
 
 /// Look at this machine: devices, driver, compilers, memory, and how fast they are (a GPU with --device cuda)
@@ -61,6 +57,7 @@ impl Doctor {
             DeviceSpec::Auto | DeviceSpec::Cpu => None,
         };
         let measured = cuda.as_ref().map(ceilings::measure).transpose()?;
+        let rates = ceilings::cpu_rates();
         let findings = Findings {
             version: env!("CARGO_PKG_VERSION"),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -68,15 +65,14 @@ impl Doctor {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: memory("MemTotal"),
             memory_free_bytes: memory("MemAvailable"),
-            bandwidth_gb_s: bandwidth() / 1e9,
-            matrix_gflop_s: matrix_rate()? / 1e9,
+            bandwidth_gb_s: rates.copy_bytes_per_s / 1e9,
+            matrix_gflop_s: rates.matrix_flops_per_s / 1e9,
             cuda_driver: driver.map(|driver| driver.to_string()),
             gpu_fault: gpus.as_ref().err().map(ToString::to_string),
             gpus: gpus.unwrap_or_default(),
             nvrtc_fault: nvrtc.as_ref().err().map(ToString::to_string),
             nvrtc: nvrtc.ok().map(|nvrtc| nvrtc.to_string()),
-            // The simulator shows that kernels run, not how fast.
-            ceilings: measured.filter(|_| matches!(session.device_spec(), DeviceSpec::Cuda(_))),
+            ceilings: measured.filter(|_| cuda.as_ref().is_some_and(|cuda| !cuda.info().is_simulated())),
             device: cuda.map(|cuda| cuda.info().name.clone()),
             compiler: compiler(),
             cache_exists: cache.is_dir(),
@@ -98,6 +94,7 @@ impl Findings {
         let gpus = Some(self.gpus.join("; ")).filter(|gpus| !gpus.is_empty());
         let made = if self.cache_exists { "" } else { " (not made yet)" };
         let cache = format!("{}{made}", self.cache.display());
+        let [m, k, n] = PRODUCT;
         let rows = [
             ("ares", self.version.to_string()),
             ("system", self.system.clone()),
@@ -105,7 +102,7 @@ impl Findings {
             ("cores", self.cores.to_string()),
             ("memory", format!("{}, {} free", gib(self.memory_bytes), gib(self.memory_free_bytes))),
             ("memory bandwidth", format!("{:.1} GB/s (copy, read + write)", self.bandwidth_gb_s)),
-            ("matrix rate", format!("{:.0} GFLOP/s (f32, {SIDE}×{SIDE}×{SIDE})", self.matrix_gflop_s)),
+            ("matrix rate", format!("{:.0} GFLOP/s (f32, {m}×{k}×{n})", self.matrix_gflop_s)),
             ("CUDA driver", self.cuda_driver.clone().unwrap_or_else(|| "none; --device cpu works without".to_string())),
             (
                 "GPUs",
@@ -158,46 +155,4 @@ fn compiler() -> Option<String> {
         let output = Command::new(name).arg("--version").output().ok().filter(|output| output.status.success())?;
         Some(String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_string())
     })
-}
-
-/// The best of `n` runs, in seconds: other processes only ever make it slower.
-fn best(n: usize, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
-    let mut best = f64::INFINITY;
-    for _ in 0..n {
-        let begin = Instant::now();
-        work()?;
-        best = best.min(begin.elapsed().as_secs_f64());
-    }
-    Ok(best)
-}
-
-/// Bytes per second of a copy on all cores, each byte read and each byte written counted once.
-fn bandwidth() -> f64 {
-    /// Beyond the caches of today's machines.
-    const FLOATS: usize = 1 << 25;
-    const PART: usize = 1 << 20;
-    let from = vec![1f32; FLOATS];
-    let mut to = vec![0f32; FLOATS];
-    let copy = || {
-        to.par_chunks_mut(PART).zip(from.par_chunks(PART)).for_each(|(to, from)| to.copy_from_slice(from));
-        black_box(&to);
-        Ok(())
-    };
-    best(5, copy).map_or(0.0, |seconds| 2.0 * 4.0 * FLOATS as f64 / seconds)
-}
-
-const SIDE: usize = 1024;
-
-/// Floating-point operations per second of the engine's own matrix product.
-fn matrix_rate() -> Result<f64> {
-    let (a, b) = (vec![0.5f32; SIDE * SIDE], vec![0.25f32; SIDE * SIDE]);
-    let mut c = vec![0f32; SIDE * SIDE];
-    let view = |data| View::new(data, SIDE, SIDE, SIDE);
-    let b = view(&b).packed();
-    let seconds = best(8, || {
-        product(ViewMut::new(&mut c, SIDE, SIDE, SIDE), view(&a), &b, false);
-        black_box(&c);
-        Ok(())
-    })?;
-    Ok(2.0 * (SIDE as f64).powi(3) / seconds)
 }

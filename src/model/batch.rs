@@ -115,11 +115,7 @@ impl Batch {
 
     /// (row, key) pairs that attention visits: what its cost is counted in.
     pub fn pairs(&self) -> u64 {
-        let seen = |s: &Segment| {
-            let own = s.rows.len() as u64;
-            own * s.prompt.len() as u64 + own * (own + 1) / 2
-        };
-        self.segments.iter().map(seen).sum()
+        self.segments.iter().map(|segment| segment.pairs(None, true)).sum()
     }
 }
 

@@ -23,6 +23,7 @@ pub mod score_head;
 
 pub use adamw::{AdamW, AdamWSpec, Parameter};
 pub use attention::{Attention, AttentionSpec, Packing, Segment};
+pub use ceilings::{Rated, Rates};
 pub use decode::{Decode, KvCache, SlotTable};
 pub use embed::Embed;
 pub use gate_up::{Activation, GateUp};
@@ -57,6 +58,7 @@ pub trait Ops:
     + AdamW
     + Decode
     + Sample
+    + Rated
 {
 }
 
@@ -75,6 +77,7 @@ impl<B> Ops for B where
         + AdamW
         + Decode
         + Sample
+        + Rated
 {
 }
 

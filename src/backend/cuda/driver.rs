@@ -85,6 +85,13 @@ pub struct DeviceInfo {
     pub memory: u64,
 }
 
+impl DeviceInfo {
+    /// The simulator shows that kernels run, not how fast.
+    pub fn is_simulated(&self) -> bool {
+        self.name.starts_with("sim:")
+    }
+}
+
 /// How a kernel is launched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LaunchConfig {

@@ -131,6 +131,7 @@ impl Cuda {
         args: &mut [u64],
     ) -> Result<()> {
         if config.grid.contains(&0) {
+            self.charge(Cost::default);
             return Ok(());
         }
         let function = self.function(source, kernel, defines)?;
@@ -143,9 +144,14 @@ impl Cuda {
         unsafe { driver.launch(function, config, args) }
     }
 
-    /// What the next launch must at least do, for a profile.
-    pub(crate) fn charge(&self, cost: Cost) {
+    /// What the next launch must at least do; asked for while a profile is taken, else never.
+    pub(crate) fn charge(&self, cost: impl FnOnce() -> Cost) {
         self.state.profile.charge(cost);
+    }
+
+    /// Whether a profile is taken: only then may a cost be looked up on the device.
+    pub(crate) fn is_profiled(&self) -> bool {
+        self.state.profile.is_on()
     }
 
     fn function(&self, source: &'static Source, kernel: &'static str, defines: &[Define]) -> Result<Function> {
@@ -280,6 +286,10 @@ impl Backend for Cuda {
 
     fn replay(&self, graph: &mut Graph, mut record: impl FnMut() -> Result<()>) -> Result<()> {
         let driver = &self.state.driver;
+        if self.is_profiled() {
+            // A captured sequence is one launch: its kernels would not be seen.
+            return record();
+        }
         if graph.0.is_none() {
             // Plainly first: it loads modules and grows the scratch, which a capture may not.
             record()?;

@@ -36,9 +36,9 @@ impl Profile {
     }
 
     /// What the next launch must at least do.
-    pub(super) fn charge(&self, cost: Cost) {
+    pub(super) fn charge(&self, cost: impl FnOnce() -> Cost) {
         if self.is_on() {
-            lock(&self.record).cost = cost;
+            lock(&self.record).cost = cost();
         }
     }
 

@@ -1,11 +1,11 @@
 use bytemuck::{Pod, Zeroable};
 
-use super::{AdamW, AdamWSpec, Parameter};
+use super::{AdamW, AdamWSpec, Parameter, cost};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Backend, Cuda, Tensor};
 use crate::error::Result;
-use crate::ops::expect;
+use crate::ops::{Cost, expect};
 
 const THREADS: u32 = 256;
 /// Values of a block: 16 per thread hide the latency of four streams.
@@ -99,12 +99,18 @@ impl AdamW for Cuda {
         let correct1 = 1.0 / (1.0 - spec.beta1.powi(spec.step as i32));
         let correct2 = 1.0 / (1.0 - spec.beta2.powi(spec.step as i32));
         let AdamWSpec { lr, beta1, beta2, eps, decay, clip, .. } = spec;
+        let values = entries.iter().map(|entry| u64::from(entry.len)).sum();
+        // Each gradient is squared and added.
+        let squares = Cost { flops: 2 * values, bytes: 4 * values };
+        self.charge(|| squares);
         // SAFETY: `table` proved equal shapes and knows every length; one partial sum per block was just allocated.
         unsafe {
             kernels::gradient_squares(self, DEFINES, each, partial, table, count)?;
             let norm = &mut norm.buffer;
             kernels::gradient_norm(self, DEFINES, LaunchConfig::linear(1, 32), norm, partial, blocks)?;
             let each = LaunchConfig::linear(blocks, THREADS);
+            let Cost { flops, bytes } = cost(values, 2);
+            self.charge(|| Cost { flops: flops - squares.flops, bytes: bytes - squares.bytes });
             kernels::adamw(
                 self, DEFINES, each, table, norm, count, lr, beta1, beta2, eps, decay, clip, correct1, correct2,
             )
@@ -117,6 +123,7 @@ impl AdamW for Cuda {
         let (len, stride) = ((rows * cols) as u32, operand.stride() as u32);
         let config = LaunchConfig::linear(len.div_ceil(THREADS), THREADS);
         let (operand, master) = (&mut operand.buffer, &master.buffer);
+        self.charge(|| Cost { flops: len.into(), bytes: 6 * u64::from(len) });
         // SAFETY: equal shapes were just proved.
         unsafe { kernels::operand(self, DEFINES, config, operand, master, len, cols as u32, stride, factor) }
     }

@@ -5,6 +5,7 @@
 mod cpu;
 pub(super) mod cuda;
 
+use super::Cost;
 use crate::backend::{Backend, Tensor};
 use crate::error::Result;
 
@@ -29,6 +30,11 @@ pub struct Parameter<'a, B: Backend> {
     pub grad: &'a Tensor<B, f32>,
     /// Rewritten with master × factor, where products read a copy of their own.
     pub operand: Option<(&'a mut Tensor<B>, f32)>,
+}
+
+/// Master and moments in and out, the gradient in twice (its norm comes first), the operand out.
+pub fn cost(values: u64, act: u64) -> Cost {
+    Cost { flops: 14 * values, bytes: (8 * 4 + act) * values }
 }
 
 pub trait AdamW: Backend {

@@ -1,11 +1,11 @@
 use super::tiles::{TILE, WHOLE};
-use super::{Attention, AttentionSpec, Packing, check};
+use super::{Attention, AttentionSpec, Packing, backward_cost, check, forward_cost};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::kernels;
 use crate::backend::cuda::usage::Build;
 use crate::backend::{Cuda, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::expect;
+use crate::ops::{Cost, expect};
 
 /// Threads of a block: four warps own 16 rows of a tile each.
 const THREADS: u32 = 2 * TILE as u32;
@@ -140,6 +140,20 @@ pub(crate) fn window(spec: &AttentionSpec) -> u32 {
     spec.window.map_or(1 << 30, |window| window.min(1 << 30) as u32)
 }
 
+/// Rows, pairs, heads, key/value heads and head size, as costs count them.
+fn sizes(packing: &Packing<Cuda>, spec: &AttentionSpec) -> [u64; 5] {
+    let [h, kv, e] = [spec.heads, spec.kv_heads, spec.head_dim].map(|n| n as u64);
+    [packing.rows() as u64, packing.pairs(spec), h, kv, e]
+}
+
+/// What the kernels of backward are charged: dq; dk and dv. Of its five products both need two, which are charged half to each.
+fn backward_shares([rows, pairs, h, kv, e]: [u64; 5]) -> [Cost; 2] {
+    let whole = backward_cost(rows, pairs, h, kv, e, 2);
+    let queries = Cost { flops: whole.flops * 2 / 5, bytes: 2 * rows * e * (4 * h + 2 * kv) };
+    let keys = Cost { flops: whole.flops - queries.flops, bytes: 2 * rows * e * (2 * h + 4 * kv) };
+    [queries, keys]
+}
+
 impl Attention for Cuda {
     fn attention_forward(
         &self,
@@ -154,6 +168,10 @@ impl Attention for Cuda {
         let (config, defines) = (plan.forward(packing.tiles.queries.rows(), &spec), plan.defines(&spec));
         let (h, k, cap) = (spec.heads as u32, spec.kv_heads as u32, spec.softcap.unwrap_or(0.0));
         let (o, lse, qkv, tiles) = (&mut o.buffer, &mut lse.buffer, &qkv.buffer, &packing.tiles.queries.buffer);
+        self.charge(|| {
+            let [t, pairs, h, kv, e] = sizes(packing, &spec);
+            forward_cost(t, pairs, h, kv, e, 2)
+        });
         // SAFETY: `check` proved the shapes, and that the segments, from which the tiles were made, tile the rows.
         unsafe {
             kernels::attention_forward(self, &defines, config, o, lse, qkv, tiles, h, k, window(&spec), spec.scale, cap)
@@ -186,16 +204,21 @@ impl Attention for Cuda {
         let (dqkv, d_o, o, lse, qkv) = (&mut dqkv.buffer, &d_o.buffer, &o.buffer, &lse.buffer, &qkv.buffer);
         let (q_tiles, k_tiles, shared) = (&tiles.queries.buffer, &tiles.keys.buffer, &tiles.shared.buffer);
         let positions = &packing.positions.buffer;
+        let shares = || backward_shares(sizes(packing, &spec));
+        let shared_sums = (tiles.slots * spec.kv_heads * 2 * TILE * spec.head_dim) as u64;
+        self.charge(|| shares()[0]);
         // SAFETY: `check` and `expect` proved the shapes, and that the segments, from which the tiles were made, tile the
         // rows; the scratch was just made as large as the planes and the slots.
         unsafe {
             kernels::attention_backward_queries(
                 self, &defines, queries, dqkv, planes, d_o, o, lse, qkv, q_tiles, n, h, k, window, spec.scale, cap,
             )?;
+            self.charge(|| shares()[1]);
             kernels::attention_backward_keys(
                 self, &defines, keys, dqkv, planes, d_o, qkv, k_tiles, positions, sums, n, h, k, window, spec.scale,
                 cap,
             )?;
+            self.charge(|| Cost { flops: shared_sums, bytes: 4 * shared_sums });
             kernels::attention_backward_sum(self, &defines, sum, dqkv, planes, shared, sums, h, k)
         }
     }

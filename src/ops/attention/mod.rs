@@ -60,6 +60,15 @@ pub struct Segment {
     pub seen_until: usize,
 }
 
+impl Segment {
+    /// (row, key) pairs, where a row sees its last `window` positions and, unless `causal`, all of its own segment.
+    pub fn pairs(&self, window: Option<usize>, causal: bool) -> u64 {
+        let (own, before) = (self.rows.len(), self.prompt.len());
+        let seen = |row: usize| before + if causal { row + 1 } else { own };
+        (0..own).map(|row| seen(row).min(window.unwrap_or(usize::MAX)) as u64).sum()
+    }
+}
+
 /// Which rows see which keys. In packed order row i sees key j iff j ≤ i and (j ≥ own start or j in its prompt); key j is seen
 /// by the contiguous rows j..seen_until.
 pub struct Packing<B: Backend> {
@@ -94,6 +103,11 @@ impl<B: Backend> Packing<B> {
         self.tiles.set(backend, &segments)?;
         (self.segments, self.groups) = (segments, groups);
         Ok(())
+    }
+
+    /// (row, key) pairs of all segments.
+    pub fn pairs(&self, spec: &AttentionSpec) -> u64 {
+        self.segments.iter().map(|segment| segment.pairs(spec.window, spec.causal)).sum()
     }
 
     pub fn rows(&self) -> usize {
@@ -151,4 +165,24 @@ pub fn forward_cost(rows: u64, pairs: u64, heads: u64, kv_heads: u64, head_dim: 
 pub fn backward_cost(rows: u64, pairs: u64, heads: u64, kv_heads: u64, head_dim: u64, act: u64) -> Cost {
     let bytes = act * rows * head_dim * (4 * heads + 4 * kv_heads) + 4 * rows * heads;
     Cost { flops: 10 * pairs * heads * head_dim, bytes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Segment;
+
+    #[test]
+    fn pairs_are_those_that_the_rule_names() {
+        for (own, before) in [(1, 0), (5, 0), (5, 3), (3, 7)] {
+            let segment = Segment { rows: 20..20 + own, prompt: 0..before, seen_until: 20 + own };
+            for window in [None, Some(1), Some(4), Some(100)] {
+                let near = |row: usize, key: usize| window.is_none_or(|window| row - key < window);
+                // Positions within the sequence: the prompt's first.
+                let rows = before..before + own;
+                let seen = rows.map(|row| (0..=row).filter(|&key| near(row, key)).count() as u64);
+                assert_eq!(segment.pairs(window, true), seen.sum::<u64>(), "{segment:?} {window:?}");
+            }
+            assert_eq!(segment.pairs(None, false), (own * (before + own)) as u64);
+        }
+    }
 }

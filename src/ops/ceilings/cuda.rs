@@ -1,9 +1,11 @@
 use serde::Serialize;
 
+use super::{Rated, Rates};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Backend, Cuda};
 use crate::error::Result;
+use crate::ops::Cost;
 
 const THREADS: u32 = 256;
 const DEFINES: &[Define] = &[("THREADS", THREADS as u64)];
@@ -40,7 +42,7 @@ pub(crate) fn builds() -> Vec<Build> {
 /// Runs some tenths of a second on a GPU. On the simulator the figures mean nothing; that it ends shows that kernels run.
 pub fn measure(cuda: &Cuda) -> Result<Ceilings> {
     let info = cuda.info();
-    let size = if info.name.starts_with("sim") {
+    let size = if info.is_simulated() {
         Size { floats: 1 << 12, copy_blocks: 2, mma_blocks: 2, steps: 2, launches: 4, repeats: 1 }
     } else {
         let all = 2 * info.multiprocessors;
@@ -54,6 +56,20 @@ pub fn measure(cuda: &Cuda) -> Result<Ceilings> {
         launch_us: launch_us(best(cuda, size.repeats, || launches(cuda, size.launches))?),
         replayed_launch_us: launch_us(replayed(cuda, &size)?),
     })
+}
+
+impl Rated for Cuda {
+    fn rates(&self) -> Result<Option<Rates>> {
+        if self.info().is_simulated() {
+            return Ok(None);
+        }
+        let Ceilings { mma_flops_per_s, copy_bytes_per_s, .. } = measure(self)?;
+        Ok(Some(Rates { matrix_flops_per_s: mma_flops_per_s, copy_bytes_per_s }))
+    }
+
+    fn floor(&self, rates: &Rates, cost: Cost) -> f64 {
+        rates.floor(cost)
+    }
 }
 
 fn copy(cuda: &Cuda, size: &Size) -> Result<f64> {

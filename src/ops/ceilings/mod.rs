@@ -1,5 +1,61 @@
 //! What a device can do at best: the denominators of every share. No operation of a model.
 
+mod cpu;
 pub(super) mod cuda;
 
+use serde::Serialize;
+
+pub use cpu::{PRODUCT, copy_rate, cpu_rates, matrix_rate};
 pub use cuda::{Ceilings, measure};
+
+use super::Cost;
+use crate::backend::Backend;
+use crate::error::Result;
+
+/// The two rates that work is held against.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Rates {
+    /// Of matrix products.
+    pub matrix_flops_per_s: f64,
+    /// Bytes per second of a copy beyond the caches, those read and those written counted each.
+    pub copy_bytes_per_s: f64,
+}
+
+impl Rates {
+    /// Of two measurements the better: other work on the machine only ever makes it slower.
+    pub fn best(self, other: Rates) -> Rates {
+        Rates {
+            matrix_flops_per_s: self.matrix_flops_per_s.max(other.matrix_flops_per_s),
+            copy_bytes_per_s: self.copy_bytes_per_s.max(other.copy_bytes_per_s),
+        }
+    }
+
+    /// Seconds that `cost` takes at least: its FLOPs or its bytes, whichever takes longer.
+    pub fn floor(&self, cost: Cost) -> f64 {
+        (cost.flops as f64 / self.matrix_flops_per_s).max(cost.bytes as f64 / self.copy_bytes_per_s)
+    }
+}
+
+/// A device whose rates can be measured.
+pub trait Rated: Backend {
+    /// Measured now; `None` where a time means nothing, on the simulator.
+    fn rates(&self) -> Result<Option<Rates>>;
+
+    /// [`Rates::floor`] of an operation that is run by itself again and again.
+    fn floor(&self, rates: &Rates, cost: Cost) -> f64;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_floor_is_what_takes_longer() {
+        let rates = Rates { matrix_flops_per_s: 100.0, copy_bytes_per_s: 10.0 };
+        assert_eq!(rates.floor(Cost { flops: 500, bytes: 20 }), 5.0);
+        assert_eq!(rates.floor(Cost { flops: 100, bytes: 20 }), 2.0);
+        assert_eq!(rates.floor(Cost::default()), 0.0);
+        let other = Rates { matrix_flops_per_s: 50.0, copy_bytes_per_s: 20.0 };
+        assert_eq!(rates.best(other), Rates { matrix_flops_per_s: 100.0, copy_bytes_per_s: 20.0 });
+    }
+}

@@ -1,11 +1,11 @@
-use super::{Decode, KvCache, SlotTable, check};
+use super::{Decode, KvCache, SlotTable, check, cost};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::kernels;
 use crate::backend::cuda::usage::Build;
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
 use crate::ops::attention::cuda::{padded, window};
-use crate::ops::{AttentionSpec, expect};
+use crate::ops::{AttentionSpec, Cost, expect};
 
 /// Positions whose sums are one part: it alone, never the batch, decides in which order a row is summed.
 const SPLIT: usize = 256;
@@ -106,6 +106,7 @@ impl Decode for Cuda {
         let (k, v, qkv) = (&mut cache.k.buffer, &mut cache.v.buffer, &qkv.buffer);
         let (slots, positions) = (&table.slots.buffer, &table.positions.buffer);
         let (defines, config) = (plan.defines(&spec), plan.append(rows as usize, &spec));
+        self.charge(|| Cost { flops: 0, bytes: 4 * 2 * u64::from(rows * kv) * spec.head_dim as u64 });
         // SAFETY: `check` and `expect` proved the shapes; slots are the caller's, below `cache.slots`; the kernel leaves out
         // positions behind the cache.
         unsafe { kernels::cache_append(self, &defines, config, k, v, qkv, slots, positions, rows, h, kv, length) }
@@ -128,6 +129,12 @@ impl Decode for Cuda {
         let mut scratch = self.scratch(n * spec.heads * cache.length.div_ceil(SPLIT) * (spec.head_dim + 2))?;
         let (rows, h, kv, length) = (n as u32, spec.heads as u32, spec.kv_heads as u32, cache.length as u32);
         let (window, scale, cap) = (window(&spec), spec.scale, spec.softcap.unwrap_or(0.0));
+        if self.is_profiled() {
+            // How much of the cache is read only the device knows.
+            let seen = table.positions.read(self)?.into_iter().map(|at| u64::from(at.saturating_add(1).min(window)));
+            let pairs = seen.sum();
+            self.charge(|| cost(n as u64, pairs, &spec, 2));
+        }
         let (partial, o, qkv) = (scratch.buffer()?, &mut o.buffer, &qkv.buffer);
         let (k, v, slots, positions) = (&cache.k.buffer, &cache.v.buffer, &table.slots.buffer, &table.positions.buffer);
         // SAFETY: `check` and `expect` proved the shapes; slots are the caller's, below `cache.slots`; the scratch was just

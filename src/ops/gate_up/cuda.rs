@@ -43,7 +43,7 @@ impl GateUp for Cuda {
         let Activation::Silu = activation;
         let (defines, config) = launch(rows, f);
         let (n, f, act_stride, stride) = (rows as u32, f as u32, act.stride() as u32, gate_up.stride() as u32);
-        self.charge(activate_cost(n.into(), f.into(), 2));
+        self.charge(|| activate_cost(n.into(), f.into(), 2));
         let (act, gate_up) = (&mut act.buffer, &gate_up.buffer);
         // SAFETY: `check` proved act (rows, f) and gate_up (rows, 2f).
         unsafe { kernels::silu_forward(self, defines, config, act, gate_up, n, f, act_stride, stride) }
@@ -66,7 +66,7 @@ impl GateUp for Cuda {
         let Activation::Silu = activation;
         let (defines, config) = launch(rows, f);
         let (n, f, act_stride, stride) = (rows as u32, f as u32, dact.stride() as u32, gate_up.stride() as u32);
-        self.charge(activate_cost(n.into(), f.into(), 2) + activate_cost(n.into(), f.into(), 1));
+        self.charge(|| activate_cost(n.into(), f.into(), 2) + activate_cost(n.into(), f.into(), 1));
         // SAFETY: `check` proved dact (rows, f) and gate_up (rows, 2f).
         unsafe {
             let (gate_up, dact) = (&mut gate_up.buffer, &dact.buffer);

@@ -3,8 +3,8 @@ use crate::backend::cuda::driver::{Define, DeviceInfo, LaunchConfig};
 use crate::backend::cuda::{Build, DeviceBuffer, DeviceMatrix, kernels};
 use crate::backend::{Backend, Cuda, Matrix, Tensor};
 use crate::error::Result;
-use crate::ops::expect;
 use crate::ops::product::cuda::{Layout, Operand, Output, Product, TILES, Tile, fastest};
+use crate::ops::{Cost, expect};
 
 /// Columns whose logits share a maximum: part of what defines a row's bits, so the same for every tile.
 const COLUMNS: u32 = 128;
@@ -80,6 +80,17 @@ fn chunk_rows(rows: usize, capacity: usize, vocab: usize, cols: usize, info: &De
     let each = |rows: usize| fastest(&TILES, [rows, cols, vocab], info).1 / rows as f64;
     let candidates = (1..=capacity / 128).map(|blocks| blocks * 128);
     candidates.fold(capacity, |best, rows| if each(rows) <= each(best) { rows } else { best })
+}
+
+/// What the kernels of one chunk are charged, for one model's logits or `models` = 2: the product; per-row statistics of `stats`
+/// numbers and tile; the logits turned into a gradient.
+fn costs(rows: usize, tiles: usize, stats: usize, models: u64, w: &DeviceMatrix) -> [Cost; 3] {
+    let [rows, vocab, cols, tiles, stats] = [rows, w.rows(), w.cols(), tiles, stats].map(|n| n as u64);
+    let (logits, numbers) = (models * rows * vocab, rows * tiles * stats);
+    let product =
+        Cost { flops: 2 * logits * cols, bytes: 2 * (models * rows * cols + vocab * cols + logits) + 4 * numbers };
+    let combine = Cost { flops: 2 * numbers, bytes: 4 * (numbers + 3 * rows) };
+    [product, combine, Cost { flops: 4 * logits, bytes: 2 * (logits + rows * vocab) }]
 }
 
 /// dh = dlogits·W for the chunk's rows.
@@ -181,6 +192,8 @@ fn probabilities(
     let (logprob, lse, rest) = (&mut out.logprob.buffer, &mut out.lse.buffer, &mut out.log_rest.buffer);
     let (at, rows, tiles) = (first as u32, count as u32, launch.tiles as u32);
     let (h_stride, w_stride) = (h.stride() as u32, w.stride() as u32);
+    let costs = costs(count, launch.tiles, STATS, 1, w);
+    cuda.charge(|| costs[0]);
     // SAFETY: `check` and the caller proved h, W, targets and outputs; `count` rows fit the chunk, and `stats` was sized for
     // them.
     unsafe {
@@ -201,8 +214,10 @@ fn probabilities(
             h_stride,
             w_stride,
         )?;
+        cuda.charge(|| costs[1]);
         kernels::lm_head_combine(cuda, defines, launch.combine, logprob, lse, rest, stats, at, rows, tiles)?;
         if gradient {
+            cuda.charge(|| costs[2]);
             kernels::lm_head_gradient(
                 cuda,
                 defines,
@@ -238,6 +253,8 @@ fn differences(
     let (chunk, chunk0, kl, defines) = (&mut chunk.buffer, &mut chunk0.buffer, &mut kl.buffer, &launch.defines);
     let (at, rows, tiles) = (first as u32, count as u32, launch.tiles as u32);
     let (h_stride, w_stride) = (h.stride() as u32, w.stride() as u32);
+    let costs = costs(count, launch.tiles, KL_STATS, 2, w);
+    cuda.charge(|| costs[0]);
     // SAFETY: as in `probabilities`; h0 has h's shape and chunk0 chunk's stride.
     unsafe {
         kernels::lm_head_kl_logits(
@@ -258,7 +275,9 @@ fn differences(
             h_stride,
             w_stride,
         )?;
+        cuda.charge(|| costs[1]);
         kernels::lm_head_kl_combine(cuda, defines, launch.combine, kl, stats, at, rows, tiles)?;
+        cuda.charge(|| costs[2]);
         kernels::lm_head_kl_gradient(cuda, defines, launch.gradient, chunk, chunk0, stats, rows, vocab, stride)
     }
 }

@@ -67,6 +67,11 @@ pub(crate) fn check<B: Backend>(h: &Tensor<B>, chunk: &Tensor<B>, w: &B::Weight)
     Ok((h.rows(), w.rows(), w.cols()))
 }
 
+/// Without gradient rows: one product, whose logits need not be kept.
+pub fn forward_cost(rows: u64, vocab: u64, cols: u64, act: u64) -> Cost {
+    Cost { flops: 2 * rows * vocab * cols, bytes: act * (vocab * cols + rows * cols) }
+}
+
 /// With gradient rows: two products and one write and read of each chunk.
 pub fn cost(rows: u64, vocab: u64, cols: u64, act: u64) -> Cost {
     Cost { flops: 4 * rows * vocab * cols, bytes: act * (2 * rows * vocab + 2 * vocab * cols + 2 * rows * cols) }

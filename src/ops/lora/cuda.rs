@@ -3,8 +3,8 @@ use crate::backend::cuda::driver::{DeviceInfo, LaunchConfig};
 use crate::backend::cuda::{Build, DeviceBuffer, DeviceMatrix, kernels};
 use crate::backend::{Cuda, Matrix, Tensor};
 use crate::error::Result;
-use crate::ops::expect;
 use crate::ops::product::cuda::{BLOCK_K, Extension, Layout, Operand, Output, Product, Tile};
+use crate::ops::{Cost, expect};
 
 /// Parts that the kernels know; q∣k∣v is the most that a block has.
 const MAX_PARTS: usize = 3;
@@ -139,6 +139,8 @@ fn accumulate(
     let (row_step, col_step) = if turned { (1, width) } else { (cols, 1) };
     let mut scratch = cuda.scratch(slices * count)?;
     let partial = scratch.buffer()?;
+    let [t, in_all, sums] = [rows, narrow.cols() + cols, slices * count].map(|n| n as u64);
+    cuda.charge(|| Cost { flops: 2 * t * count as u64, bytes: 2 * t * in_all + 4 * sums });
     // SAFETY: `check` proved the shapes of both operands and of the gradient; the scratch holds every slice's sums.
     unsafe {
         kernels::lora_partial(
@@ -160,6 +162,7 @@ fn accumulate(
             col_step as u32,
         )?;
         let config = LaunchConfig::linear((count as u32).div_ceil(threads), threads);
+        cuda.charge(|| Cost { flops: sums, bytes: 4 * (sums + 2 * count as u64) });
         kernels::lora_sum(cuda, &defines, config, grad, partial, count as u32, slices as u32, scale)
     }
 }

@@ -32,7 +32,7 @@ impl Norm for Cuda {
     ) -> Result<()> {
         let (rows, cols) = check(&[x, y], rstd, w)?;
         let (n, c, stride) = (rows as u32, cols as u32, x.stride() as u32);
-        self.charge(forward_cost(rows as u64, cols as u64, 2));
+        self.charge(|| forward_cost(rows as u64, cols as u64, 2));
         let (y, rstd, x, w) = (&mut y.buffer, &mut rstd.buffer, &x.buffer, &w.buffer);
         // SAFETY: `check` proved that x and y hold rows × cols, rstd rows and w cols values.
         unsafe {
@@ -51,7 +51,7 @@ impl Norm for Cuda {
     ) -> Result<()> {
         let (rows, cols) = check(&[x, dx, dy], rstd, w)?;
         let (n, c, stride) = (rows as u32, cols as u32, x.stride() as u32);
-        self.charge(backward_cost(rows as u64, cols as u64, 2));
+        self.charge(|| backward_cost(rows as u64, cols as u64, 2));
         let (dx, dy, x, rstd, w) = (&mut dx.buffer, &dy.buffer, &x.buffer, &rstd.buffer, &w.buffer);
         // SAFETY: `check` proved that x, dx and dy hold rows × cols, rstd rows and w cols values.
         unsafe { kernels::norm_backward(self, DEFINES, launch(rows), dx, dy, x, rstd, w, n, c, stride, offset(spec)) }

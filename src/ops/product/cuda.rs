@@ -8,7 +8,7 @@ use crate::backend::cuda::driver::{Define, DeviceInfo, LaunchConfig};
 use crate::backend::cuda::{Build, DeviceBuffer, DeviceMatrix, kernels};
 use crate::backend::{Cuda, Matrix, Tensor};
 use crate::error::Result;
-use crate::ops::expect;
+use crate::ops::{Cost, expect};
 
 /// Elements of k that lie in shared memory at a time, in every tile: two steps of the tensor cores.
 pub(crate) const BLOCK_K: u32 = 32;
@@ -259,6 +259,14 @@ impl<'a> Product<'a> {
         Ok(())
     }
 
+    /// Operands in and results out once, of `size` bytes each.
+    fn cost(&self, size: u64) -> Cost {
+        let [m, n, k] = self.shape.map(|n| n as u64);
+        let (rank, width) = self.extension.map_or((0, 0), |e| (e.rank as u64, e.xa.cols() as u64));
+        let residual = if self.residual.is_some() { m * n } else { 0 };
+        Cost { flops: 2 * m * n * (k + rank), bytes: 2 * (m * (k + width) + n * (k + rank) + residual) + size * m * n }
+    }
+
     /// Overwrites `y`.
     pub fn run(&self, cuda: &Cuda, op: &'static str, y: Output) -> Result<()> {
         self.launch(cuda, op, y, plan(self.shape, cuda.info()))
@@ -287,6 +295,7 @@ impl<'a> Product<'a> {
         let stride_of = |tensor: Option<&Tensor<Cuda>>| tensor.map_or(0, Tensor::stride) as u32;
         let buffer_of = |tensor: Option<&'a Tensor<Cuda>>| tensor.map(|t| &t.buffer);
         let (xa, b) = (more.map(|e| e.xa), more.map(|e| e.b));
+        cuda.charge(|| self.cost(if wide.is_some() { 4 } else { 2 }));
         // SAFETY: `check` and the two above proved that every operand lies within its buffer.
         unsafe {
             kernels::product(

@@ -43,7 +43,7 @@ impl Qkv for Cuda {
         let (q, k) = norms(weights);
         let (eps, offset) = (spec.norm.eps, if spec.norm.unit_offset { 1.0 } else { 0.0 });
         let (qkv, positions, cos, sin) = (&mut qkv.buffer, &positions.buffer, &rope.cos.buffer, &rope.sin.buffer);
-        self.charge(rotate_cost(rows.into(), spec.rotated() as u64, 2));
+        self.charge(|| rotate_cost(rows.into(), spec.rotated() as u64, 2));
         // SAFETY: `check` proved qkv, raw, positions, norms and the width of the tables; positions lie within them.
         unsafe {
             kernels::rotate_forward(
@@ -76,7 +76,7 @@ impl Qkv for Cuda {
         let (q, k) = norms(weights);
         let (eps, offset) = (spec.norm.eps, if spec.norm.unit_offset { 1.0 } else { 0.0 });
         let (positions, cos, sin) = (&positions.buffer, &rope.cos.buffer, &rope.sin.buffer);
-        self.charge(rotate_cost(rows.into(), spec.rotated() as u64, 2));
+        self.charge(|| rotate_cost(rows.into(), spec.rotated() as u64, 2));
         // SAFETY: as in forward.
         unsafe {
             let dqkv = &mut dqkv.buffer;

@@ -3,6 +3,7 @@ use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::{Build, DeviceBuffer, kernels};
 use crate::backend::{Backend, Cuda, Tensor};
 use crate::error::Result;
+use crate::ops::{Cost, embed};
 
 /// A row of 1,024 columns is 128 accesses of 16 bytes.
 const THREADS: u32 = 128;
@@ -28,6 +29,7 @@ pub(crate) unsafe fn gather(
     rows: &Tensor<Cuda, u32>,
 ) -> Result<()> {
     let stride = y.stride() as u32;
+    cuda.charge(|| embed::cost(rows.rows() as u64, y.cols() as u64, 2));
     // SAFETY: the caller's promise.
     unsafe { kernels::gather(cuda, DEFINES, launch(rows.rows()), &mut y.buffer, x, &rows.buffer, stride) }
 }
@@ -43,6 +45,7 @@ impl Rows for Cuda {
         check(dy, dx, rows)?;
         dx.clear(self)?;
         let stride = dy.stride() as u32;
+        self.charge(|| embed::cost(rows.rows() as u64, dy.cols() as u64, 2));
         let (dx, dy, config) = (&mut dx.buffer, &dy.buffer, launch(rows.rows()));
         // SAFETY: `check` proved one index per row of dy; each is below T, as the trait demands.
         unsafe { kernels::scatter(self, DEFINES, config, dx, dy, &rows.buffer, stride) }
@@ -52,6 +55,8 @@ impl Rows for Cuda {
         crate::ops::expect("rows", "weights", weights.shape(), (y.rows(), 1))?;
         debug_assert_eq!(Cuda::stride::<f32>(1), 1);
         let (stride, config) = (y.stride() as u32, launch(y.rows()));
+        let values = (y.rows() * y.cols()) as u64;
+        self.charge(|| Cost { flops: values, bytes: 4 * values });
         // SAFETY: one weight per row was just proved.
         unsafe { kernels::scale_rows(self, DEFINES, config, &mut y.buffer, &weights.buffer, stride) }
     }

@@ -3,6 +3,7 @@ use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
+use crate::ops::Cost;
 use crate::ops::product::cuda::logits;
 
 const THREADS: u32 = 256;
@@ -35,6 +36,7 @@ impl Sample for Cuda {
         let (tokens, rows) = (&mut tokens.buffer, &mut scores.buffer);
         let (ids, positions) = (&table.ids.buffer, &table.positions.buffer);
         let SampleSpec { temperature, top_k, top_p, seed } = spec;
+        self.charge(|| Cost { flops: 0, bytes: 4 * h.rows() as u64 * u64::from(vocab) });
         // SAFETY: `check` proved one row of logits, one token, one position and two halves of an id per row of h.
         unsafe {
             if temperature > 0.0 {

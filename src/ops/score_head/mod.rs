@@ -3,7 +3,7 @@
 mod cpu;
 pub(super) mod cuda;
 
-use super::expect;
+use super::{Cost, expect};
 use crate::backend::{Backend, Tensor};
 use crate::error::Result;
 
@@ -20,6 +20,16 @@ pub trait ScoreHead: Backend {
         h: &Tensor<Self>,
         w: &Tensor<Self, f32>,
     ) -> Result<()>;
+}
+
+/// h in once, the weights and rewards beside it.
+pub fn forward_cost(rows: u64, labels: u64, cols: u64, act: u64) -> Cost {
+    Cost { flops: 2 * rows * labels * cols, bytes: act * rows * cols + 4 * labels * (rows + cols) }
+}
+
+/// dh out and h in once, the weights and their gradient beside them.
+pub fn backward_cost(rows: u64, labels: u64, cols: u64, act: u64) -> Cost {
+    Cost { flops: 4 * rows * labels * cols, bytes: 2 * act * rows * cols + 4 * labels * (2 * rows + 3 * cols) }
 }
 
 pub(crate) fn check<B: Backend>(r: &Tensor<B, f32>, h: &Tensor<B>, w: &Tensor<B, f32>) -> Result<()> {

@@ -1,11 +1,12 @@
 //! How fast: one joint step, scoring and decoding, on any device, at the shapes of any models.
 
-use std::time::Instant;
+mod timing;
 
 use serde::Serialize;
 
-use crate::backend::Tensor;
-use crate::backend::cost::{Cost, KernelRun};
+pub use self::timing::{KernelShare, Spread, Timing, read_latency};
+
+use self::timing::time;
 use crate::error::{Error, Result};
 use crate::judge::Thresholds;
 use crate::model::batch::plan;
@@ -36,99 +37,6 @@ pub struct Workload {
     pub warmup: usize,
     pub repeats: usize,
     pub seed: u64,
-}
-
-/// One task's time. Rates are of the median.
-#[derive(Debug, Clone, Serialize)]
-pub struct Timing {
-    pub task: &'static str,
-    pub seconds: Spread,
-    /// Packed rows (generated tokens for decode) of one repeat, over both models.
-    pub tokens: u64,
-    pub tokens_per_second: f64,
-    pub flops: u64,
-    pub flops_per_second: f64,
-    /// By kernel, of one more repeat; empty where there are no kernels.
-    pub kernels: Vec<KernelShare>,
-    #[serde(skip)]
-    pub runs: Vec<KernelRun>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Spread {
-    pub median: f64,
-    pub q1: f64,
-    pub q3: f64,
-    pub min: f64,
-    pub max: f64,
-    pub repeats: usize,
-}
-
-/// All runs of one kernel.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct KernelShare {
-    pub kernel: &'static str,
-    pub launches: usize,
-    pub milliseconds: f64,
-    pub flops: u64,
-    pub bytes: u64,
-}
-
-impl Spread {
-    fn of(mut seconds: Vec<f64>) -> Spread {
-        seconds.sort_by(f64::total_cmp);
-        let at = |share: f64| seconds[((seconds.len() - 1) as f64 * share).round() as usize];
-        let repeats = seconds.len();
-        Spread { median: at(0.5), q1: at(0.25), q3: at(0.75), min: at(0.0), max: at(1.0), repeats }
-    }
-}
-
-impl KernelShare {
-    /// The slowest first.
-    fn of(runs: &[KernelRun]) -> Vec<KernelShare> {
-        let mut shares: Vec<KernelShare> = Vec::new();
-        for run in runs {
-            let known = shares.iter().position(|s| s.kernel == run.kernel);
-            let at = known.unwrap_or(shares.len());
-            if known.is_none() {
-                shares.push(KernelShare { kernel: run.kernel, launches: 0, milliseconds: 0.0, flops: 0, bytes: 0 });
-            }
-            let (share, Cost { flops, bytes }) = (&mut shares[at], run.cost);
-            share.launches += 1;
-            share.milliseconds += f64::from(run.milliseconds);
-            (share.flops, share.bytes) = (share.flops + flops, share.bytes + bytes);
-        }
-        shares.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
-        shares
-    }
-}
-
-/// Warm-up, repeats, and one more under the profiler. `work` gets the number of the repeat, so that inputs can rotate, and
-/// returns (tokens, flops); it ends by reading a result, so its end is the device's.
-fn time<B: Ops>(
-    ops: &B,
-    task: &'static str,
-    load: &Workload,
-    mut work: impl FnMut(usize) -> Result<(u64, u64)>,
-) -> Result<Timing> {
-    for i in 0..load.warmup {
-        work(i)?;
-    }
-    let (mut seconds, mut done) = (Vec::new(), (0, 0));
-    for i in 0..load.repeats.max(1) {
-        let begin = Instant::now();
-        done = work(load.warmup + i)?;
-        seconds.push(begin.elapsed().as_secs_f64());
-    }
-    ops.profile_begin()?;
-    let profiled = work(load.warmup + load.repeats);
-    let runs = ops.profile_end()?;
-    profiled?;
-    let (seconds, (tokens, flops)) = (Spread::of(seconds), done);
-    let rate = |count: u64| count as f64 / seconds.median;
-    let (tokens_per_second, flops_per_second) = (rate(tokens), rate(flops));
-    let kernels = KernelShare::of(&runs);
-    Ok(Timing { task, seconds, tokens, tokens_per_second, flops, flops_per_second, kernels, runs })
 }
 
 /// `count` ids that differ by `salt`.
@@ -293,16 +201,4 @@ pub fn decode<B: Ops>(policy: &Transformer<B>, load: &Workload) -> Result<Timing
             .for_each(|(r, a)| whole.push(&r.tokens, &[AnswerTokens::new(&a.tokens)], Heads::Targets));
         Ok((count, flops(config, &whole, 0, false)))
     })
-}
-
-/// Milliseconds of one read from the device, whose latency every measured repeat contains.
-pub fn read_latency<B: Ops>(ops: &B) -> Result<f64> {
-    let tensor: Tensor<B, f32> = Tensor::zeros(ops, 1, 1)?;
-    let mut seconds = Vec::new();
-    for _ in 0..20 {
-        let begin = Instant::now();
-        tensor.read(ops)?;
-        seconds.push(begin.elapsed().as_secs_f64());
-    }
-    Ok(1e3 * Spread::of(seconds).median)
 }

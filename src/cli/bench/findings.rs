@@ -1,0 +1,141 @@
+//! What was found, as tables, JSON and a trace.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::backend::cost::KernelRun;
+use crate::error::{Error, Result};
+use crate::ops::Rates;
+use crate::report::numbers::{count, number};
+use crate::report::{Align, Table};
+use crate::run::speed::{KernelShare, Timing, Workload};
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+pub struct Findings {
+    pub version: &'static str,
+    pub device: String,
+    pub policy: String,
+    pub reward: String,
+    pub workload: Workload,
+    pub read_latency_ms: f64,
+    /// What floors are made of, measured on the same device in the same run; none on the simulator.
+    pub ceilings: Option<Rates>,
+    pub tasks: Vec<Timing>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub beside: Vec<Beside>,
+}
+
+/// The best setting of a baseline, and our rate as a multiple of its.
+#[derive(Debug, Serialize)]
+pub struct Beside {
+    task: String,
+    setting: String,
+    tokens_per_second: f64,
+    ratio: f64,
+}
+
+impl Findings {
+    pub fn table(&self) -> Table {
+        let columns = ["median ms", "q1–q3", "tokens", "tokens/s", "FLOP/s", "of floor %", "beside"];
+        let mut heads = vec![("task", Align::Left)];
+        heads.extend(columns.map(|name| (name, Align::Right)));
+        let mut table = Table::new(&heads);
+        let ms = |seconds: f64| number(Some(1e3 * seconds), 2);
+        for t in &self.tasks {
+            let beside = self.beside.iter().find(|b| b.task == t.task);
+            let beside = beside.map_or(String::new(), |b| format!("{:.2}× {}", b.ratio, b.setting));
+            table.row(vec![
+                t.task.into(),
+                ms(t.seconds.median).into(),
+                format!("{}–{}", ms(t.seconds.q1), ms(t.seconds.q3)).into(),
+                t.tokens.to_string().into(),
+                count(Some(t.tokens_per_second)).into(),
+                count(Some(t.flops_per_second)).into(),
+                percent(t.share_of_floor).into(),
+                beside.into(),
+            ]);
+        }
+        table.without_empty_columns()
+    }
+
+    /// Of every task that ran kernels.
+    pub fn kernel_tables(&self) -> Vec<Table> {
+        self.tasks.iter().filter(|t| !t.kernels.is_empty()).map(|t| kernel_table(&t.kernels)).collect()
+    }
+
+    /// `chrome://tracing` and Perfetto read it: one row per task.
+    pub fn write_trace(&self, file: &Path) -> Result<()> {
+        let event = |task: usize, run: &KernelRun| {
+            json!({ "name": run.kernel, "ph": "X", "pid": 0, "tid": task, "ts": 1e3 * f64::from(run.begin),
+                    "dur": 1e3 * f64::from(run.milliseconds),
+                    "args": { "flops": run.cost.flops, "bytes": run.cost.bytes } })
+        };
+        let events: Vec<Value> =
+            self.tasks.iter().enumerate().flat_map(|(i, t)| t.runs.iter().map(move |r| event(i, r))).collect();
+        let text = json!({ "traceEvents": events }).to_string();
+        std::fs::write(file, text).map_err(Error::write(file))
+    }
+}
+
+fn kernel_table(kernels: &[KernelShare]) -> Table {
+    let columns = ["launches", "ms", "share %", "FLOP/s", "bytes/s", "of floor %"].map(|name| (name, Align::Right));
+    let mut table = Table::new(&[&[("kernel", Align::Left)], columns.as_slice()].concat());
+    let whole: f64 = kernels.iter().map(|k| k.milliseconds).sum();
+    for k in kernels {
+        let rate = |n: u64| if n == 0 { None } else { Some(n as f64 / (1e-3 * k.milliseconds)) };
+        table.row(vec![
+            k.kernel.into(),
+            k.launches.to_string().into(),
+            number(Some(k.milliseconds), 3).into(),
+            number(Some(100.0 * k.milliseconds / whole), 1).into(),
+            count(rate(k.flops)).into(),
+            count(rate(k.bytes)).into(),
+            percent(k.share_of_floor).into(),
+        ]);
+    }
+    table
+}
+
+/// A share as a person reads it.
+fn percent(share: Option<f64>) -> String {
+    number(share.map(|share| 100.0 * share), 1)
+}
+
+/// What was measured elsewhere: the JSON that scripts/baseline_hf.py wrote.
+pub struct Baseline(Vec<Value>);
+
+impl Baseline {
+    pub fn read(file: &Path) -> Result<Baseline> {
+        let text = std::fs::read_to_string(file).map_err(Error::read(file))?;
+        let refuse = |found: &str| Error::File {
+            file: file.to_path_buf(),
+            expected: "a baseline with `results`".into(),
+            found: found.into(),
+            remedy: "write it with scripts/baseline_hf.py --out FILE".into(),
+        };
+        let value: Value = serde_json::from_str(&text).map_err(|e| refuse(&e.to_string()))?;
+        value["results"].as_array().cloned().map(Baseline).ok_or_else(|| refuse("no such list"))
+    }
+
+    /// Its fastest setting for a task.
+    pub fn beside(&self, timing: &Timing) -> Option<Beside> {
+        let wanted = if timing.task == "decode" { "generate" } else { timing.task };
+        let rate =
+            |r: &Value| r["tokens_per_second"].as_f64().filter(|_| r["task"] == wanted && r["setting"] != "ares");
+        let best = self
+            .0
+            .iter()
+            .filter(|r| rate(r).is_some())
+            .max_by(|a, b| rate(a).unwrap_or(0.0).total_cmp(&rate(b).unwrap_or(0.0)))?;
+        let tokens_per_second = rate(best)?;
+        Some(Beside {
+            task: timing.task.to_string(),
+            setting: best["setting"].as_str().unwrap_or("?").to_string(),
+            tokens_per_second,
+            ratio: timing.tokens_per_second / tokens_per_second,
+        })
+    }
+}

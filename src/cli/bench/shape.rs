@@ -1,0 +1,68 @@
+//! Which models are timed.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::model::{Head, ModelConfig, RandomWeights, Transformer};
+use crate::ops::Ops;
+
+/// A model to time: one that is there, or a shape.
+pub enum Shape {
+    Folder(PathBuf),
+    Config(Box<ModelConfig>, String),
+}
+
+impl Shape {
+    /// A folder, or a config.json cut to its first `layers`.
+    pub fn of(path: &Path, layers: Option<usize>) -> Result<Shape> {
+        if path.extension().is_none_or(|e| e != "json") {
+            return Shape::folder(path, layers);
+        }
+        let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
+        let mut config = ModelConfig::parse(path, &text)?;
+        config.layers = layers.unwrap_or(config.layers).clamp(1, config.layers);
+        Ok(Shape::Config(Box::new(config), path.display().to_string()))
+    }
+
+    /// A checkpoint is timed as it is.
+    fn folder(path: &Path, layers: Option<usize>) -> Result<Shape> {
+        if !path.is_dir() {
+            return Err(Error::Usage(format!(
+                "{}: expected a model's folder, or a config.json whose shape gets random weights; found {}",
+                path.display(),
+                if path.exists() { "another file" } else { "nothing" }
+            )));
+        }
+        if let Some(layers) = layers {
+            return Err(Error::Usage(format!(
+                "--layers {layers}: expected a config.json, whose first layers get random weights; found the folder {}: give its \
+                 config.json, or leave out --layers",
+                path.display()
+            )));
+        }
+        Ok(Shape::Folder(path.to_path_buf()))
+    }
+
+    pub fn name(&self) -> String {
+        match self {
+            Shape::Folder(dir) => dir.display().to_string(),
+            Shape::Config(config, name) => format!("{name}, {} layers, random weights", config.layers),
+        }
+    }
+
+    /// A config made for a language model serves as reward model too: with a score head.
+    pub fn load<B: Ops>(&self, ops: &B, scores: bool, seed: u64) -> Result<Transformer<B>> {
+        match self {
+            Shape::Folder(dir) => Transformer::open(ops, dir),
+            Shape::Config(config, _) => {
+                let mut config = (**config).clone();
+                config.head = match scores {
+                    true => Head::Classification { labels: 1 },
+                    false => Head::Causal,
+                };
+                let weights = RandomWeights::new(&config, seed);
+                Transformer::load(ops, config, &weights)
+            }
+        }
+    }
+}

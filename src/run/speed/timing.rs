@@ -1,0 +1,202 @@
+//! Medians of repeats, what each kernel took, and how both stand to the least that the device could take.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::Workload;
+use crate::backend::Tensor;
+use crate::backend::cost::{Cost, KernelRun};
+use crate::error::Result;
+use crate::ops::{Ops, Rates};
+
+/// One task's time. Rates are of the median.
+#[derive(Debug, Clone, Serialize)]
+pub struct Timing {
+    pub task: &'static str,
+    pub seconds: Spread,
+    /// Packed rows (generated tokens for decode) of one repeat, over both models.
+    pub tokens: u64,
+    pub tokens_per_second: f64,
+    pub flops: u64,
+    pub flops_per_second: f64,
+    /// The sum of its kernels' floors; where there are no kernels, the time of its FLOPs at the matrix rate.
+    pub floor_ms: Option<f64>,
+    /// The floor divided by the median: 1 is as fast as the device can be.
+    pub share_of_floor: Option<f64>,
+    /// By kernel, of one more repeat; empty where there are no kernels.
+    pub kernels: Vec<KernelShare>,
+    #[serde(skip)]
+    pub runs: Vec<KernelRun>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    pub median: f64,
+    pub q1: f64,
+    pub q3: f64,
+    pub min: f64,
+    pub max: f64,
+    pub repeats: usize,
+}
+
+/// All runs of one kernel.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct KernelShare {
+    pub kernel: &'static str,
+    pub launches: usize,
+    pub milliseconds: f64,
+    pub flops: u64,
+    pub bytes: u64,
+    /// Of all runs, each by itself bound by its FLOPs or by its bytes. None where the kernel's cost or the device's rates are not
+    /// known.
+    pub floor_ms: Option<f64>,
+    pub share_of_floor: Option<f64>,
+}
+
+impl Spread {
+    pub(super) fn of(mut seconds: Vec<f64>) -> Spread {
+        seconds.sort_by(f64::total_cmp);
+        let at = |share: f64| seconds[((seconds.len() - 1) as f64 * share).round() as usize];
+        let repeats = seconds.len();
+        Spread { median: at(0.5), q1: at(0.25), q3: at(0.75), min: at(0.0), max: at(1.0), repeats }
+    }
+}
+
+impl KernelShare {
+    /// The slowest first.
+    pub(super) fn of(runs: &[KernelRun]) -> Vec<KernelShare> {
+        let mut shares: Vec<KernelShare> = Vec::new();
+        for run in runs {
+            let known = shares.iter().position(|s| s.kernel == run.kernel);
+            let at = known.unwrap_or(shares.len());
+            if known.is_none() {
+                let (kernel, launches, milliseconds, flops, bytes) = (run.kernel, 0, 0.0, 0, 0);
+                let (floor_ms, share_of_floor) = (None, None);
+                shares.push(KernelShare { kernel, launches, milliseconds, flops, bytes, floor_ms, share_of_floor });
+            }
+            let (share, Cost { flops, bytes }) = (&mut shares[at], run.cost);
+            share.launches += 1;
+            share.milliseconds += f64::from(run.milliseconds);
+            (share.flops, share.bytes) = (share.flops + flops, share.bytes + bytes);
+        }
+        shares.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
+        shares
+    }
+
+    /// Fills in the floor.
+    fn hold_against(&mut self, rates: &Rates, runs: &[KernelRun]) {
+        let own = runs.iter().filter(|run| run.kernel == self.kernel);
+        let floor = 1e3 * own.map(|run| rates.floor(run.cost)).sum::<f64>();
+        self.floor_ms = (floor > 0.0).then_some(floor);
+        self.share_of_floor = self.floor_ms.map(|floor| floor / self.milliseconds);
+    }
+}
+
+impl Timing {
+    /// Fills in the floors, its own and each kernel's.
+    pub fn hold_against(&mut self, rates: &Rates) {
+        let Timing { kernels, runs, .. } = self;
+        kernels.iter_mut().for_each(|kernel| kernel.hold_against(rates, runs));
+        let floor_ms = if self.kernels.is_empty() {
+            1e3 * rates.floor(Cost { flops: self.flops, bytes: 0 })
+        } else {
+            self.kernels.iter().filter_map(|kernel| kernel.floor_ms).sum()
+        };
+        self.floor_ms = Some(floor_ms);
+        self.share_of_floor = Some(floor_ms / (1e3 * self.seconds.median));
+    }
+}
+
+/// Warm-up, repeats, and one more under the profiler. `work` gets the number of the repeat, so that inputs can rotate, and
+/// returns (tokens, flops); it ends by reading a result, so its end is the device's.
+pub(super) fn time<B: Ops>(
+    ops: &B,
+    task: &'static str,
+    load: &Workload,
+    mut work: impl FnMut(usize) -> Result<(u64, u64)>,
+) -> Result<Timing> {
+    for i in 0..load.warmup {
+        work(i)?;
+    }
+    let (mut seconds, mut done) = (Vec::new(), (0, 0));
+    for i in 0..load.repeats.max(1) {
+        let begin = Instant::now();
+        done = work(load.warmup + i)?;
+        seconds.push(begin.elapsed().as_secs_f64());
+    }
+    let runs = profiled(ops, || work(load.warmup + load.repeats).map(drop))?;
+    let (seconds, (tokens, flops)) = (Spread::of(seconds), done);
+    let rate = |count: u64| count as f64 / seconds.median;
+    let (tokens_per_second, flops_per_second) = (rate(tokens), rate(flops));
+    let (kernels, floor_ms, share_of_floor) = (KernelShare::of(&runs), None, None);
+    #[rustfmt::skip]
+    let timing = Timing {
+        task, seconds, tokens, tokens_per_second, flops, flops_per_second, floor_ms, share_of_floor, kernels, runs,
+    };
+    Ok(timing)
+}
+
+/// Every kernel's run of `work`.
+pub(super) fn profiled<B: Ops>(ops: &B, work: impl FnOnce() -> Result<()>) -> Result<Vec<KernelRun>> {
+    ops.profile_begin()?;
+    let done = work();
+    let runs = ops.profile_end()?;
+    done.map(|()| runs)
+}
+
+/// Milliseconds of one read from the device, whose latency every measured repeat contains.
+pub fn read_latency<B: Ops>(ops: &B) -> Result<f64> {
+    let tensor: Tensor<B, f32> = Tensor::zeros(ops, 1, 1)?;
+    let mut seconds = Vec::new();
+    for _ in 0..20 {
+        let begin = Instant::now();
+        tensor.read(ops)?;
+        seconds.push(begin.elapsed().as_secs_f64());
+    }
+    Ok(1e3 * Spread::of(seconds).median)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATES: Rates = Rates { matrix_flops_per_s: 1e6, copy_bytes_per_s: 1e3 };
+
+    fn run(kernel: &'static str, milliseconds: f32, flops: u64, bytes: u64) -> KernelRun {
+        KernelRun { kernel, begin: 0.0, milliseconds, cost: Cost { flops, bytes } }
+    }
+
+    fn timing(runs: Vec<KernelRun>) -> Timing {
+        Timing {
+            task: "test",
+            seconds: Spread::of(vec![0.02, 0.01, 0.03]),
+            tokens: 1,
+            tokens_per_second: 50.0,
+            flops: 5000,
+            flops_per_second: 250_000.0,
+            floor_ms: None,
+            share_of_floor: None,
+            kernels: KernelShare::of(&runs),
+            runs,
+        }
+    }
+
+    #[test]
+    fn each_run_is_bound_by_its_flops_or_by_its_bytes() {
+        // 1 ms of FLOPs, then 3 ms of bytes: the sums alone would say 3 ms.
+        let runs = vec![run("a", 4.0, 1000, 0), run("a", 4.0, 0, 3), run("b", 2.0, 0, 0), run("c", 4.0, 1000, 2)];
+        let mut timing = timing(runs);
+        timing.hold_against(&RATES);
+        let found: Vec<_> = timing.kernels.iter().map(|k| (k.kernel, k.floor_ms, k.share_of_floor)).collect();
+        assert_eq!(found, [("a", Some(4.0), Some(0.5)), ("c", Some(2.0), Some(0.5)), ("b", None, None)]);
+        assert_eq!((timing.floor_ms, timing.share_of_floor), (Some(6.0), Some(0.3)));
+    }
+
+    #[test]
+    fn without_kernels_a_task_is_held_against_the_matrix_rate() {
+        let mut timing = timing(Vec::new());
+        timing.hold_against(&RATES);
+        assert_eq!((timing.floor_ms, timing.share_of_floor), (Some(5.0), Some(0.25)));
+    }
+}
