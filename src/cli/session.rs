@@ -104,10 +104,15 @@ impl Session {
 
     /// The result of a command that informs: a table on stdout, or with `--json` the same as one object.
     pub fn inform(&self, table: &Table, result: &impl Serialize) -> Result<()> {
+        self.inform_all(std::slice::from_ref(table), result)
+    }
+
+    /// The same of several tables.
+    pub fn inform_all(&self, tables: &[Table], result: &impl Serialize) -> Result<()> {
         if self.global.json {
             return self.result(result);
         }
-        print(&table.render(Style::stdout()))
+        tables.iter().try_for_each(|table| print(&table.render(Style::stdout())))
     }
 
     /// The result of a command that writes files: with `--json` one object on stdout, else nothing.

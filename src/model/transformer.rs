@@ -277,7 +277,7 @@ impl ModelConfig {
         NormSpec { eps: self.rms_norm_eps, unit_offset: false }
     }
 
-    pub(super) fn block_spec(&self, layer: usize) -> BlockSpec {
+    pub fn block_spec(&self, layer: usize) -> BlockSpec {
         let (heads, kv_heads, head_dim) = (self.heads, self.kv_heads, self.head_dim);
         let norm = self.norm_spec();
         let attention = AttentionSpec {

@@ -91,3 +91,117 @@ fn bad_models_are_told_what_may_be_given() {
     ares(&config).expect(1, &["/nowhere/config.json"]);
     bench(&["--repeats", "0"]).expect(2, &["--repeats"]);
 }
+
+/// Every operation, both ways.
+const OPS: [&str; 21] = [
+    "embed",
+    "norm, forward",
+    "norm, backward",
+    "qkv, forward",
+    "qkv, backward",
+    "attention, forward",
+    "attention, backward",
+    "project o, forward",
+    "project o, backward",
+    "gate_up, forward",
+    "gate_up, activation",
+    "gate_up, backward",
+    "project down, forward",
+    "project down, backward",
+    "lm_head, forward",
+    "lm_head, both ways",
+    "score_head, forward",
+    "score_head, backward",
+    "adamw",
+    "decode",
+    "sample, greedy",
+];
+
+#[test]
+fn every_operation_is_timed_alone() {
+    let found = bench(&["ops", "--device", "cpu", "--json"]).expect(0, &[]).json();
+    assert_eq!(found["tasks"], Value::Array(Vec::new()));
+    let ops = found["ops"].as_array().unwrap();
+    let names: Vec<&str> = ops.iter().map(|op| op["op"].as_str().unwrap()).collect();
+    assert_eq!(names[..OPS.len()], OPS);
+    for op in ops {
+        for field in ["bytes", "bytes_per_second", "floor_ms", "share_of_floor"] {
+            assert!(positive(&op[field]), "{field}: {op}");
+        }
+        let rate = op["flops"].as_f64().unwrap() / op["seconds"]["median"].as_f64().unwrap();
+        assert!((op["flops_per_second"].as_f64().unwrap() - rate).abs() <= 1e-9 * rate, "{op}");
+        assert_eq!(op["seconds"]["repeats"], 2);
+    }
+    let table = bench(&["ops", "--device", "cpu"]).expect(0, &[]).stdout;
+    assert!(OPS.iter().all(|op| table.contains(op)) && table.contains("of floor %"), "{table}");
+}
+
+/// What an operation must do at least is never more than what its kernels do; but for what is recomputed, no less either.
+#[test]
+fn operations_on_the_simulator_are_the_sums_of_their_kernels() {
+    let Some(found) = on_the_simulator(&["ops"]) else { return };
+    for op in found["ops"].as_array().unwrap() {
+        assert!(op["floor_ms"].is_null() && op["share_of_floor"].is_null(), "{op}");
+        let kernels = op["kernels"].as_array().unwrap();
+        let flops: u64 = kernels.iter().map(|kernel| kernel["flops"].as_u64().unwrap()).sum();
+        let expected = op["flops"].as_u64().unwrap();
+        assert!(!kernels.is_empty() && flops.abs_diff(expected) * 20 <= expected.max(flops), "{flops}: {op}");
+    }
+}
+
+#[test]
+fn a_trace_has_a_row_per_task_and_operation() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("trace.json");
+    if on_the_simulator(&["score", "ops", "--trace", file.to_str().unwrap()]).is_none() {
+        return;
+    }
+    let trace: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let rows: Vec<&Value> = events.iter().filter(|e| e["ph"] == "M").map(|e| &e["args"]["name"]).collect();
+    assert_eq!((rows[0].as_str(), rows[1].as_str()), (Some("score"), Some(OPS[0])));
+    for (row, name) in rows.iter().enumerate() {
+        let runs = events.iter().filter(|e| e["ph"] == "X" && e["tid"] == row);
+        assert!(runs.filter(|e| e["dur"].as_f64().is_some_and(|d| d > 0.0)).count() > 0, "{row}: {name}");
+    }
+}
+
+#[test]
+fn checkpoints_are_opened_and_uploaded() {
+    let found = bench(&["load", "--device", "cpu", "--json"]).expect(0, &[]).json();
+    let load = &found["load"];
+    assert!(load["kernels"].is_null() && load.get("kernels").is_some(), "{load}");
+    let checkpoints = load["checkpoints"].as_array().unwrap();
+    for (checkpoint, (model, files)) in checkpoints.iter().zip([("qwen2-causal", 2), ("qwen2-reward", 1)]) {
+        assert!(checkpoint["model"].as_str().unwrap().ends_with(model), "{checkpoint}");
+        assert_eq!(checkpoint["files"], files);
+        let bytes: u64 = std::fs::read_dir(checkpoint["model"].as_str().unwrap())
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .filter(|entry| entry.file_name().to_str().unwrap().starts_with("model"))
+            .filter(|entry| entry.file_name().to_str().unwrap().ends_with(".safetensors"))
+            .map(|entry| entry.metadata().unwrap().len())
+            .sum();
+        assert_eq!(checkpoint["bytes"], bytes);
+        let seconds = |part: &str| checkpoint[part]["median"].as_f64().unwrap();
+        assert!(seconds("open_seconds") > 0.0 && seconds("upload_seconds") > 0.0, "{checkpoint}");
+        let rate = bytes as f64 / seconds("upload_seconds");
+        assert!((checkpoint["upload_bytes_per_second"].as_f64().unwrap() / rate - 1.0).abs() <= 1e-9, "{checkpoint}");
+    }
+    let table = bench(&["load", "--device", "cpu"]).expect(0, &[]).stdout;
+    assert!(table.contains("qwen2-causal") && table.contains("open ms") && !table.contains("kernels"), "{table}");
+}
+
+#[test]
+fn random_weights_cannot_be_loaded() {
+    let config = repository("tests/golden/qwen2-causal/config.json");
+    let config = config.to_str().unwrap();
+    let words = ["bench", "load", "--device", "cpu", "--policy", config, "--reward", config];
+    ares(&words).expect(2, &["expected a model's folder", config, "leave out `load`"]);
+    // At the shapes of a config they can be run.
+    let words = ["bench", "ops", "--policy", config, "--reward", config, "--layers", "1", "--device", "cpu"];
+    let work = ["--tokens", "32", "--length", "16", "--sequences", "2", "--warmup", "0", "--repeats", "1", "--json"];
+    let found = ares(&[&words[..], &work].concat()).expect(0, &[]).json();
+    assert!(found["policy"].as_str().unwrap().contains("random weights"), "{found}");
+    assert!(found["ops"].as_array().unwrap().len() >= OPS.len());
+}

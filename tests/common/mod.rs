@@ -1,4 +1,4 @@
-//! What the tests and benchmarks of the operations share: noise, tensors with a guarded tail, packings.
+//! What the tests of the operations share: noise, tensors with a guarded tail, packings.
 
 #![allow(dead_code)] // each test target uses its own part of this
 

@@ -10,7 +10,9 @@ use crate::error::{Error, Result};
 use crate::ops::Rates;
 use crate::report::numbers::{count, number};
 use crate::report::{Align, Table};
-use crate::run::speed::{KernelShare, Timing, Workload};
+use crate::run::speed::load::{CheckpointLoad, KernelLoad};
+use crate::run::speed::ops::OpTiming;
+use crate::run::speed::{KernelShare, Spread, Timing, Workload};
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
@@ -25,7 +27,18 @@ pub struct Findings {
     pub ceilings: Option<Rates>,
     pub tasks: Vec<Timing>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ops: Vec<OpTiming>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load: Option<Load>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub beside: Vec<Beside>,
+}
+
+/// What loading took; the kernels' only on a GPU.
+#[derive(Debug, Serialize)]
+pub struct Load {
+    pub checkpoints: Vec<CheckpointLoad>,
+    pub kernels: Option<KernelLoad>,
 }
 
 /// The best setting of a baseline, and our rate as a multiple of its.
@@ -38,19 +51,25 @@ pub struct Beside {
 }
 
 impl Findings {
-    pub fn table(&self) -> Table {
+    /// One of each kind that was asked for.
+    pub fn tables(&self) -> Vec<Table> {
+        let tasks = (!self.tasks.is_empty()).then(|| self.task_table());
+        let ops = (!self.ops.is_empty()).then(|| op_table(&self.ops));
+        tasks.into_iter().chain(ops).chain(self.load.as_ref().map(load_table)).collect()
+    }
+
+    fn task_table(&self) -> Table {
         let columns = ["median ms", "q1–q3", "tokens", "tokens/s", "FLOP/s", "of floor %", "beside"];
         let mut heads = vec![("task", Align::Left)];
         heads.extend(columns.map(|name| (name, Align::Right)));
         let mut table = Table::new(&heads);
-        let ms = |seconds: f64| number(Some(1e3 * seconds), 2);
         for t in &self.tasks {
             let beside = self.beside.iter().find(|b| b.task == t.task);
             let beside = beside.map_or(String::new(), |b| format!("{:.2}× {}", b.ratio, b.setting));
             table.row(vec![
                 t.task.into(),
                 ms(t.seconds.median).into(),
-                format!("{}–{}", ms(t.seconds.q1), ms(t.seconds.q3)).into(),
+                quartiles(&t.seconds).into(),
                 t.tokens.to_string().into(),
                 count(Some(t.tokens_per_second)).into(),
                 count(Some(t.flops_per_second)).into(),
@@ -66,15 +85,19 @@ impl Findings {
         self.tasks.iter().filter(|t| !t.kernels.is_empty()).map(|t| kernel_table(&t.kernels)).collect()
     }
 
-    /// `chrome://tracing` and Perfetto read it: one row per task.
+    /// `chrome://tracing` and Perfetto read it: one row per task and operation.
     pub fn write_trace(&self, file: &Path) -> Result<()> {
         let event = |task: usize, run: &KernelRun| {
             json!({ "name": run.kernel, "ph": "X", "pid": 0, "tid": task, "ts": 1e3 * f64::from(run.begin),
                     "dur": 1e3 * f64::from(run.milliseconds),
                     "args": { "flops": run.cost.flops, "bytes": run.cost.bytes } })
         };
-        let events: Vec<Value> =
-            self.tasks.iter().enumerate().flat_map(|(i, t)| t.runs.iter().map(move |r| event(i, r))).collect();
+        let name = |row: usize, name: &str| json!({ "name": "thread_name", "ph": "M", "pid": 0, "tid": row, "args": { "name": name } });
+        let tasks = self.tasks.iter().map(|t| (t.task, &t.runs));
+        let rows = tasks.chain(self.ops.iter().map(|op| (op.op, &op.runs))).enumerate();
+        let events: Vec<Value> = rows
+            .flat_map(|(i, (row, runs))| std::iter::once(name(i, row)).chain(runs.iter().map(move |r| event(i, r))))
+            .collect();
         let text = json!({ "traceEvents": events }).to_string();
         std::fs::write(file, text).map_err(Error::write(file))
     }
@@ -97,6 +120,50 @@ fn kernel_table(kernels: &[KernelShare]) -> Table {
         ]);
     }
     table
+}
+
+fn op_table(ops: &[OpTiming]) -> Table {
+    let columns = ["median ms", "q1–q3", "FLOP/s", "bytes/s", "of floor %"].map(|name| (name, Align::Right));
+    let mut table = Table::new(&[&[("operation", Align::Left)], columns.as_slice()].concat());
+    for op in ops {
+        table.row(vec![
+            op.op.into(),
+            ms(op.seconds.median).into(),
+            quartiles(&op.seconds).into(),
+            count((op.flops > 0).then_some(op.flops_per_second)).into(),
+            count(Some(op.bytes_per_second)).into(),
+            percent(op.share_of_floor).into(),
+        ]);
+    }
+    table
+}
+
+fn load_table(load: &Load) -> Table {
+    let columns = ["files", "bytes", "open ms", "upload ms", "bytes/s"].map(|name| (name, Align::Right));
+    let mut table = Table::new(&[&[("loaded", Align::Left)], columns.as_slice()].concat());
+    for c in &load.checkpoints {
+        table.row(vec![
+            c.model.clone().into(),
+            c.files.to_string().into(),
+            count(Some(c.bytes as f64)).into(),
+            ms(c.open_seconds.median).into(),
+            ms(c.upload_seconds.median).into(),
+            count(Some(c.upload_bytes_per_second)).into(),
+        ]);
+    }
+    if let Some(KernelLoad { files, kernels, seconds }) = &load.kernels {
+        let name = format!("{kernels} compiled kernels");
+        table.row(vec![name.into(), files.to_string().into(), "".into(), "".into(), ms(*seconds).into(), "".into()]);
+    }
+    table
+}
+
+fn ms(seconds: f64) -> String {
+    number(Some(1e3 * seconds), if seconds < 1e-3 { 4 } else { 2 })
+}
+
+fn quartiles(seconds: &Spread) -> String {
+    format!("{}–{}", ms(seconds.q1), ms(seconds.q3))
 }
 
 /// A share as a person reads it.

@@ -7,16 +7,18 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use self::findings::{Baseline, Findings};
+use self::findings::{Baseline, Findings, Load};
 use self::shape::Shape;
 use super::Session;
-use super::device::OnDevice;
+use super::device::{Device, OnDevice};
 use crate::error::{Error, Result};
 use crate::ops::Ops;
 use crate::run::Suite;
-use crate::run::speed::{self, Workload};
+use crate::run::speed::load::KernelLoad;
+use crate::run::speed::ops::OpTiming;
+use crate::run::speed::{self, Timing, Workload};
 
-/// Time a joint step, scoring and decoding: median of repeats, and on a GPU each kernel's share
+/// Time a joint step, scoring, decoding, single operations and loading: medians, and shares of what the device can do
 #[derive(Debug, Args)]
 pub struct Bench {
     /// What to time
@@ -66,6 +68,10 @@ enum Task {
     Step,
     Score,
     Decode,
+    /// Each operation alone, at the policy's shapes
+    Ops,
+    /// Opening checkpoints, uploading them, loading compiled kernels
+    Load,
 }
 
 impl Bench {
@@ -79,6 +85,9 @@ impl Bench {
         }
         let baseline = self.compare.as_deref().map(Baseline::read).transpose()?;
         let (policy, reward) = self.models()?;
+        if self.tasks.contains(&Task::Load) {
+            policy.checkpoint().and(reward.checkpoint())?;
+        }
         let workload = Workload {
             tokens: self.tokens,
             length: self.length,
@@ -90,8 +99,12 @@ impl Bench {
             repeats: self.repeats,
             seed: session.seed(),
         };
-        let work = Measure { session, tasks: &self.tasks, policy, reward, workload };
-        let mut findings = session.device()?.run(work)?;
+        let device = session.device()?;
+        let kernels = match &device {
+            Device::Cuda(cuda) if self.tasks.contains(&Task::Load) => speed::load::kernels(cuda, session.kernels())?,
+            _ => None,
+        };
+        let mut findings = device.run(Measure { session, tasks: &self.tasks, policy, reward, workload, kernels })?;
         if let Some(baseline) = baseline {
             findings.beside = findings.tasks.iter().filter_map(|t| baseline.beside(t)).collect();
         }
@@ -99,7 +112,7 @@ impl Bench {
             findings.write_trace(file)?;
         }
         findings.kernel_tables().iter().for_each(|table| session.table(table));
-        session.inform(&findings.table(), &findings)
+        session.inform_all(&findings.tables(), &findings)
     }
 
     fn models(&self) -> Result<(Shape, Shape)> {
@@ -125,40 +138,20 @@ struct Measure<'a> {
     policy: Shape,
     reward: Shape,
     workload: Workload,
+    kernels: Option<KernelLoad>,
 }
 
 impl OnDevice for Measure<'_> {
     type Output = Findings;
 
     fn run<B: Ops>(self, ops: &B) -> Result<Findings> {
-        let (load, seed) = (&self.workload, self.workload.seed);
-        let wants = |task: Task| self.tasks.contains(&task);
         let before = ops.rates()?;
-        let mut tasks = Vec::new();
-        let say = |what: &str| self.session.detail(&format!("timing {what}"));
-        let reward = match wants(Task::Step) || wants(Task::Score) {
-            true => Some(self.reward.load(ops, true, seed + 1)?),
-            false => None,
-        };
-        if let (Some(reward), true) = (&reward, wants(Task::Score)) {
-            say("score");
-            tasks.push(speed::score(reward, load)?);
-        }
-        if wants(Task::Step) || wants(Task::Decode) {
-            let policy = self.policy.load(ops, false, seed)?;
-            if wants(Task::Decode) {
-                say("decode");
-                tasks.push(speed::decode(&policy, load)?);
-            }
-            if let (Some(reward), true) = (&reward, wants(Task::Step)) {
-                say("step");
-                tasks.push(speed::step(&policy, reward, load)?);
-            }
-        }
+        let (mut tasks, mut single, load) = (self.tasks(ops)?, self.ops(ops)?, self.load(ops)?);
         // Before and after: a moment in which the machine was busy flatters nobody.
         let ceilings = before.zip(ops.rates()?).map(|(before, after)| before.best(after));
         if let Some(rates) = &ceilings {
             tasks.iter_mut().for_each(|timing| timing.hold_against(rates));
+            single.iter_mut().for_each(|timing| timing.hold_against(ops, rates));
         }
         Ok(Findings {
             version: env!("CARGO_PKG_VERSION"),
@@ -169,7 +162,67 @@ impl OnDevice for Measure<'_> {
             read_latency_ms: speed::read_latency(ops)?,
             ceilings,
             tasks,
+            ops: single,
+            load,
             beside: Vec::new(),
         })
+    }
+}
+
+impl Measure<'_> {
+    fn wants(&self, task: Task) -> bool {
+        self.tasks.contains(&task)
+    }
+
+    fn say(&self, what: &str) {
+        self.session.detail(&format!("timing {what}"));
+    }
+
+    fn tasks<B: Ops>(&self, ops: &B) -> Result<Vec<Timing>> {
+        let (load, seed) = (&self.workload, self.workload.seed);
+        let mut tasks = Vec::new();
+        let reward = match self.wants(Task::Step) || self.wants(Task::Score) {
+            true => Some(self.reward.load(ops, true, seed + 1)?),
+            false => None,
+        };
+        if let (Some(reward), true) = (&reward, self.wants(Task::Score)) {
+            self.say("score");
+            tasks.push(speed::score(reward, load)?);
+        }
+        if self.wants(Task::Step) || self.wants(Task::Decode) {
+            let policy = self.policy.load(ops, false, seed)?;
+            if self.wants(Task::Decode) {
+                self.say("decode");
+                tasks.push(speed::decode(&policy, load)?);
+            }
+            if let (Some(reward), true) = (&reward, self.wants(Task::Step)) {
+                self.say("step");
+                tasks.push(speed::step(&policy, reward, load)?);
+            }
+        }
+        Ok(tasks)
+    }
+
+    /// At the policy's shapes.
+    fn ops<B: Ops>(&self, ops: &B) -> Result<Vec<OpTiming>> {
+        if !self.wants(Task::Ops) {
+            return Ok(Vec::new());
+        }
+        let Workload { warmup, repeats, .. } = self.workload;
+        let shape = speed::ops::Shape::new(&self.policy.config()?, &self.workload);
+        speed::ops::ops(ops, &shape, warmup, repeats, |op| self.say(op))
+    }
+
+    fn load<B: Ops>(&self, ops: &B) -> Result<Option<Load>> {
+        if !self.wants(Task::Load) {
+            return Ok(None);
+        }
+        let Workload { warmup, repeats, .. } = self.workload;
+        let timed = |shape: &Shape| {
+            self.say(&shape.name());
+            speed::load::checkpoint(ops, shape.checkpoint()?, warmup, repeats)
+        };
+        let checkpoints = [&self.policy, &self.reward].map(timed).into_iter().collect::<Result<Vec<_>>>()?;
+        Ok(Some(Load { checkpoints, kernels: self.kernels }))
     }
 }

@@ -43,6 +43,24 @@ impl Shape {
         Ok(Shape::Folder(path.to_path_buf()))
     }
 
+    pub fn config(&self) -> Result<ModelConfig> {
+        match self {
+            Shape::Folder(dir) => ModelConfig::open(dir),
+            Shape::Config(config, _) => Ok((**config).clone()),
+        }
+    }
+
+    /// The folder; random weights are made here, so there is nothing to load.
+    pub fn checkpoint(&self) -> Result<&Path> {
+        match self {
+            Shape::Folder(dir) => Ok(dir),
+            Shape::Config(_, name) => Err(Error::Usage(format!(
+                "bench load: expected a model's folder, whose checkpoint is loaded; found {name}, a shape whose random weights \
+                 would be made here: give a folder, or leave out `load`"
+            ))),
+        }
+    }
+
     pub fn name(&self) -> String {
         match self {
             Shape::Folder(dir) => dir.display().to_string(),

@@ -1,5 +1,7 @@
-//! How fast: one joint step, scoring and decoding, on any device, at the shapes of any models.
+//! How fast: one joint step, scoring, decoding, each operation alone, and loading, on any device, at the shapes of any models.
 
+pub mod load;
+pub mod ops;
 mod timing;
 
 use serde::Serialize;

@@ -85,7 +85,7 @@ impl KernelShare {
     }
 
     /// Fills in the floor.
-    fn hold_against(&mut self, rates: &Rates, runs: &[KernelRun]) {
+    pub(super) fn hold_against(&mut self, rates: &Rates, runs: &[KernelRun]) {
         let own = runs.iter().filter(|run| run.kernel == self.kernel);
         let floor = 1e3 * own.map(|run| rates.floor(run.cost)).sum::<f64>();
         self.floor_ms = (floor > 0.0).then_some(floor);

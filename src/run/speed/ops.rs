@@ -1,0 +1,100 @@
+//! Each operation alone, forward and backward, at a model's shapes: the list of what there is, timed one by one.
+
+mod list;
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+pub use self::list::{Shape, each, generation};
+use super::timing::{KernelShare, Spread, profiled};
+use crate::backend::Tensor;
+use crate::backend::cost::{Cost, KernelRun};
+use crate::error::Result;
+use crate::ops::{Ops, Rates};
+
+/// One operation's time. Rates are of the median.
+#[derive(Debug, Clone, Serialize)]
+pub struct OpTiming {
+    pub op: &'static str,
+    /// Of one run, among as many as a read from the device is worth.
+    pub seconds: Spread,
+    pub flops: u64,
+    pub flops_per_second: f64,
+    pub bytes: u64,
+    pub bytes_per_second: f64,
+    /// None on the simulator.
+    pub floor_ms: Option<f64>,
+    /// The floor divided by the median: 1 is as fast as the device can be.
+    pub share_of_floor: Option<f64>,
+    /// By kernel, of one more run; empty where there are no kernels.
+    pub kernels: Vec<KernelShare>,
+    #[serde(skip)]
+    pub runs: Vec<KernelRun>,
+}
+
+impl OpTiming {
+    /// Fills in the floors, its own and each kernel's.
+    pub fn hold_against<B: Ops>(&mut self, ops: &B, rates: &Rates) {
+        let floor_ms = 1e3 * ops.floor(rates, Cost { flops: self.flops, bytes: self.bytes });
+        self.floor_ms = Some(floor_ms);
+        self.share_of_floor = Some(floor_ms / (1e3 * self.seconds.median));
+        let OpTiming { kernels, runs, .. } = self;
+        kernels.iter_mut().for_each(|kernel| kernel.hold_against(rates, runs));
+    }
+}
+
+/// Times every operation; `say` hears the name of each before it begins.
+pub fn ops<B: Ops>(
+    ops: &B,
+    shape: &Shape,
+    warmup: usize,
+    repeats: usize,
+    mut say: impl FnMut(&str),
+) -> Result<Vec<OpTiming>> {
+    let (mut found, last) = (Vec::new(), Tensor::<B, f32>::zeros(ops, 1, 1)?);
+    each(ops, shape, &mut |op, cost, run| {
+        say(op);
+        // Reading a number waits for all that was queued.
+        let mut seconds_of = |count: usize| -> Result<f64> {
+            let begin = Instant::now();
+            (0..count).try_for_each(|_| run())?;
+            last.read(ops)?;
+            Ok(begin.elapsed().as_secs_f64() / count as f64)
+        };
+        (0..warmup).try_for_each(|_| seconds_of(1).map(drop))?;
+        let count = runs_between_reads(seconds_of(1)?);
+        let seconds = Spread::of((0..repeats.max(1)).map(|_| seconds_of(count)).collect::<Result<Vec<f64>>>()?);
+        let runs = profiled(ops, run)?;
+        found.push(OpTiming {
+            op,
+            seconds,
+            flops: cost.flops,
+            flops_per_second: cost.flops as f64 / seconds.median,
+            bytes: cost.bytes,
+            bytes_per_second: cost.bytes as f64 / seconds.median,
+            floor_ms: None,
+            share_of_floor: None,
+            kernels: KernelShare::of(&runs),
+            runs,
+        });
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// As many runs as last some milliseconds: what a read costs is then little beside them.
+fn runs_between_reads(seconds: f64) -> usize {
+    const ENOUGH: f64 = 5e-3;
+    (ENOUGH / seconds.max(1e-9)).ceil().clamp(1.0, 1000.0) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::runs_between_reads;
+
+    #[test]
+    fn short_runs_are_timed_together() {
+        assert_eq!([1.0, 4e-3, 1e-5, 0.0].map(runs_between_reads), [1, 2, 500, 1000]);
+    }
+}
