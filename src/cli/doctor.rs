@@ -12,7 +12,7 @@ use crate::backend::cuda::cache::cache_path;
 use crate::backend::cuda::device::{devices, driver_version};
 use crate::backend::cuda::nvrtc::Nvrtc;
 use crate::error::Result;
-use crate::ops::ceilings::{self, Ceilings, PRODUCT};
+use crate::ops::ceilings::{self, Ceilings};
 use crate::report::{Align, Table};
 
 /// Look at this machine: devices, driver, compilers, memory, and how fast they are (a GPU with --device cuda)
@@ -94,7 +94,6 @@ impl Findings {
         let gpus = Some(self.gpus.join("; ")).filter(|gpus| !gpus.is_empty());
         let made = if self.cache_exists { "" } else { " (not made yet)" };
         let cache = format!("{}{made}", self.cache.display());
-        let [m, k, n] = PRODUCT;
         let rows = [
             ("ares", self.version.to_string()),
             ("system", self.system.clone()),
@@ -102,7 +101,7 @@ impl Findings {
             ("cores", self.cores.to_string()),
             ("memory", format!("{}, {} free", gib(self.memory_bytes), gib(self.memory_free_bytes))),
             ("memory bandwidth", format!("{:.1} GB/s (copy, read + write)", self.bandwidth_gb_s)),
-            ("matrix rate", format!("{:.0} GFLOP/s (f32, {m}×{k}×{n})", self.matrix_gflop_s)),
+            ("matrix rate", format!("{:.0} GFLOP/s (f32 multiply-adds, all threads)", self.matrix_gflop_s)),
             ("CUDA driver", self.cuda_driver.clone().unwrap_or_else(|| "none; --device cpu works without".to_string())),
             (
                 "GPUs",

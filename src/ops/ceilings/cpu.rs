@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{Rated, Rates};
@@ -10,8 +11,6 @@ use crate::backend::Cpu;
 use crate::error::Result;
 use crate::ops::Cost;
 
-/// m, k, n of the f32 product that is timed.
-pub const PRODUCT: [usize; 3] = [1024, 512, 2816];
 /// Bytes in all of a copy beyond the caches of today's machines.
 const BEYOND_CACHES: u64 = 1 << 28;
 
@@ -20,24 +19,35 @@ pub fn cpu_rates() -> Rates {
     Rates { matrix_flops_per_s: matrix_rate(), copy_bytes_per_s: copy_rate(BEYOND_CACHES) }
 }
 
-/// FLOP/s of f32 products as the `gemm` crate makes them, free to choose its blocks.
+/// FLOP/s of f32 multiply-adds alone, numbers in registers, on all threads: no product can be faster.
 pub fn matrix_rate() -> f64 {
-    let [m, k, n] = PRODUCT;
-    let (a, b, mut c) = (filled(m * k), filled(k * n), vec![0.0f32; m * n]);
-    let threads = gemm::Parallelism::Rayon(rayon::current_num_threads());
-    let seconds = best(5, || {
-        // SAFETY: the three matrices have the sizes and strides given.
-        unsafe {
-            #[rustfmt::skip]
-            gemm::gemm(
-                m, n, k, c.as_mut_ptr(), 1, n as isize, false,
-                a.as_ptr(), 1, k as isize, b.as_ptr(), 1, n as isize,
-                0.0, 1.0, false, false, false, threads,
-            );
+    let arch = pulp::Arch::new();
+    let mut flops = 0;
+    let seconds = best(5, || flops = rayon::broadcast(|_| black_box(arch.dispatch(MultiplyAdds)).0).iter().sum());
+    flops as f64 / seconds
+}
+
+/// Returns what was done, and the result, so that it is.
+struct MultiplyAdds;
+
+impl WithSimd for MultiplyAdds {
+    type Output = (usize, f32);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> (usize, f32) {
+        /// Two results a cycle, each after four or five: enough of them under way, and few enough for sixteen registers.
+        const CHAINS: usize = 12;
+        const ROUNDS: usize = 1 << 20;
+        let (factor, term) = (simd.splat_f32s(black_box(0.999)), simd.splat_f32s(black_box(1e-3)));
+        let mut sums = [simd.splat_f32s(1.0); CHAINS];
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                *sum = simd.mul_add_e_f32s(*sum, factor, term);
+            }
         }
-        black_box(&mut c);
-    });
-    (2 * m * k * n) as f64 / seconds
+        let sum = sums.iter().map(|sum| simd.reduce_sum_f32s(*sum)).sum();
+        (2 * CHAINS * ROUNDS * S::F32_LANES, sum)
+    }
 }
 
 /// Bytes per second of a copy that moves `bytes` in all, those read and those written counted each: what fits a cache is copied

@@ -3,8 +3,7 @@ use rayon::prelude::*;
 use super::{LayerNorm, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
-use crate::ops::attention::cpu::total;
-use crate::ops::product::{dot, simd};
+use crate::ops::product::{dot, simd, total};
 
 /// Rows per task: enough work to pay for handing it to another thread.
 const ROWS: usize = 64;

@@ -31,7 +31,7 @@ impl LayerNorm for Cuda {
         let gains: Vec<&Tensor<Self>> = bias.into_iter().chain([w]).collect();
         let (rows, cols) = check(&[x, y], mean, rstd, &gains)?;
         let (n, c, stride) = (rows as u32, cols as u32, x.stride() as u32);
-        self.charge(forward_cost(rows as u64, cols as u64, 2));
+        self.charge(|| forward_cost(rows as u64, cols as u64, 2));
         let (y, mean, rstd) = (&mut y.buffer, &mut mean.buffer, &mut rstd.buffer);
         let (x, w, bias) = (&x.buffer, &w.buffer, bias.map(|bias| &bias.buffer));
         // SAFETY: `check` proved that x and y hold rows × cols, mean and rstd rows, w and the bias cols values.
@@ -51,7 +51,7 @@ impl LayerNorm for Cuda {
     ) -> Result<()> {
         let (rows, cols) = check(&[x, dx, dy], mean, rstd, &[w])?;
         let (n, c, stride) = (rows as u32, cols as u32, x.stride() as u32);
-        self.charge(backward_cost(rows as u64, cols as u64, 2));
+        self.charge(|| backward_cost(rows as u64, cols as u64, 2));
         let (dx, dy, x) = (&mut dx.buffer, &dy.buffer, &x.buffer);
         let (mean, rstd, w) = (&mean.buffer, &rstd.buffer, &w.buffer);
         // SAFETY: `check` proved that x, dx and dy hold rows × cols, mean and rstd rows and w cols values.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 pub(crate) use self::tile::add_up;
 use self::tile::{Task, multiply};
-pub(crate) use self::vector::{add_scaled, dot, exp, simd};
+pub(crate) use self::vector::{add_scaled, dot, exp, simd, total};
 use crate::backend::cpu::{PANEL, Packed};
 
 /// Rows of a task: enough of them to read a panel of the right operand often while it lies in the second cache.

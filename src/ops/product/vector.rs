@@ -14,6 +14,20 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
+/// Σ s in sixteen running sums; the order is fixed.
+#[inline(always)]
+pub(crate) fn total(s: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let blocks = s.chunks_exact(16);
+    let rest: f32 = blocks.remainder().iter().sum();
+    for block in blocks {
+        for i in 0..16 {
+            sums[i] += block[i];
+        }
+    }
+    sums.iter().sum::<f32>() + rest
+}
+
 /// y += factor·x.
 #[inline(always)]
 pub(crate) fn add_scaled(y: &mut [f32], x: &[f32], factor: f32) {

@@ -9,7 +9,7 @@ use crate::model::block::BlockSpec;
 use crate::model::{AnswerTokens, Batch, Heads, ModelConfig};
 use crate::ops::{
     AdamWSpec, HeadRows, Lora, LoraGrad, Ops, Parameter, QkvWeights, Rope, SampleSpec, SampleTable, SlotTable, adamw,
-    attention, decode, embed, gate_up, lm_head, lora, norm, qkv, score_head,
+    attention, decode, embed, gate_up, layer_norm, lm_head, lora, norm, qkv, score_head,
 };
 
 /// What is run: name, the least that it must do, and how to run it once more.
@@ -183,7 +183,13 @@ fn norms<B: Ops>(
     let (mut y, mut rstd, mut dx) = (make.out(t, c)?, Tensor::zeros(ops, t, 1)?, make.act(t, c)?);
     let [forward, backward] = [norm::forward_cost, norm::backward_cost].map(|cost| cost(t as u64, c as u64, act));
     visit("norm, forward", forward, &mut || ops.norm_forward(&mut y, &mut rstd, &x, &w, spec.norm))?;
-    visit("norm, backward", backward, &mut || ops.norm_backward(&mut dx, &dy, &x, &rstd, &w, spec.norm))
+    visit("norm, backward", backward, &mut || ops.norm_backward(&mut dx, &dy, &x, &rstd, &w, spec.norm))?;
+    let (bias, mut mean) = (make.act(1, c)?, Tensor::zeros(ops, t, 1)?);
+    let costs = [layer_norm::forward_cost, layer_norm::backward_cost].map(|cost| cost(t as u64, c as u64, act));
+    visit("layer_norm, forward", costs[0], &mut || {
+        ops.layer_norm_forward(&mut y, &mut mean, &mut rstd, &x, &w, Some(&bias), spec.norm.eps)
+    })?;
+    visit("layer_norm, backward", costs[1], &mut || ops.layer_norm_backward(&mut dx, &dy, &x, &mean, &rstd, &w))
 }
 
 fn qkv_both<B: Ops>(
