@@ -136,17 +136,21 @@ fn project() {
 #[test]
 fn gate_up() {
     for (inputs, features, rank) in [(19, 9, 3), (128, 352, 8)] {
-        let x = Source::new(15, inputs);
-        let (w, masters) =
-            (weight(2 * features, &noise(16, 2 * features * inputs)), Masters::noise(17, &[features; 2], inputs, rank));
-        let lora = masters.lora();
-        assert_rows_alone("gate_up", |rows| {
-            let (mut act, mut both) = (nans(rows.len(), features), nans(rows.len(), 2 * features));
-            let mut xa = nans(rows.len(), masters.width());
-            let (x, cpu) = (x.take(rows), Cpu::new());
-            cpu.gate_up_forward(&mut act, &mut both, &mut xa, &x, &w, Some(&lora), Activation::Silu).unwrap();
-            rows_of(&[&act, &both, &xa])
-        });
+        for (activation, gated) in [(Activation::Silu, true), (Activation::GeluTanh, true), (Activation::Gelu, false)] {
+            let spec = GateUpSpec { activation, gated };
+            let width = spec.width(features);
+            let (x, w) = (Source::new(15, inputs), weight(width, &noise(16, width * inputs)));
+            let bias = (!gated).then(|| tensor(width, &noise(18, width)));
+            let masters = Masters::noise(17, &vec![features; width / features], inputs, rank);
+            let lora = masters.lora();
+            assert_rows_alone("gate_up", |rows| {
+                let (mut act, mut both) = (nans(rows.len(), features), nans(rows.len(), width));
+                let mut xa = nans(rows.len(), masters.width());
+                let (x, cpu) = (x.take(rows), Cpu::new());
+                cpu.gate_up_forward(&mut act, &mut both, &mut xa, &x, &w, bias.as_ref(), Some(&lora), spec).unwrap();
+                rows_of(&[&act, &both, &xa])
+            });
+        }
     }
 }
 

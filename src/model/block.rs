@@ -4,7 +4,7 @@ use super::adapter::{BlockGrad, BlockLora};
 use crate::backend::Tensor;
 use crate::error::Result;
 use crate::ops::{
-    Activation, AttentionSpec, Decode, KvCache, NormSpec, Ops, Packing, QkvSpec, QkvWeights, Rope, SlotTable,
+    AttentionSpec, Decode, GateUpSpec, KvCache, NormSpec, Ops, Packing, QkvSpec, QkvWeights, Rope, SlotTable,
 };
 
 /// Frozen weights of one block.
@@ -23,7 +23,7 @@ pub struct BlockSpec {
     pub norm: NormSpec,
     pub qkv: QkvSpec,
     pub attention: AttentionSpec,
-    pub activation: Activation,
+    pub gate_up: GateUpSpec,
 }
 
 /// What backward needs of one block's forward: what is dear to recompute.
@@ -121,7 +121,7 @@ impl<B: Ops> Block<B> {
         ops.project_forward(&mut s.mid, &mut s.o_xa, &s.o, &s.x, &self.o, o)?; // 4
         ops.norm_forward(&mut s.n_post, &mut s.rstd_post, &s.mid, &self.post_norm, spec.norm)?; // 5
         let (act, n) = (&mut t.act, &s.n_post);
-        ops.gate_up_forward(act, &mut s.gate_up, &mut s.gate_up_xa, n, &self.gate_up, gate_up, spec.activation)?; // 6
+        ops.gate_up_forward(act, &mut s.gate_up, &mut s.gate_up_xa, n, &self.gate_up, None, gate_up, spec.gate_up)?; // 6
         ops.project_forward(out, &mut s.down_xa, &t.act, &s.mid, &self.down, down) // 7
     }
 
@@ -141,12 +141,12 @@ impl<B: Ops> Block<B> {
         let spec = &self.spec;
         let [qkv, o] = [lora.map(|l| &l.qkv), lora.map(|l| &l.o)];
         let [gate_up, down] = [lora.map(|l| &l.gate_up), lora.map(|l| &l.down)];
-        ops.activate(&mut t.act, &s.gate_up, spec.activation)?; // 6, again
+        ops.activate(&mut t.act, &s.gate_up, spec.gate_up)?; // 6, again
         let g = grad.as_mut().map(|g| &mut g.down);
         ops.project_backward(&mut t.d_act, g, &mut t.d_xa, dx, &t.act, &s.down_xa, &self.down, down)?; // 7
         let g = grad.as_mut().map(|g| &mut g.gate_up);
         let (d_xa, n, xa, w) = (&mut t.d_gate_up_xa, &s.n_post, &s.gate_up_xa, &self.gate_up);
-        ops.gate_up_backward(&mut t.d_n, g, &mut s.gate_up, d_xa, &t.d_act, n, xa, w, gate_up, spec.activation)?; // 6
+        ops.gate_up_backward(&mut t.d_n, g, &mut s.gate_up, d_xa, &t.d_act, n, xa, w, gate_up, spec.gate_up)?; // 6
         ops.norm_backward(dx, &t.d_n, &s.mid, &s.rstd_post, &self.post_norm, spec.norm)?; // 5
         let g = grad.as_mut().map(|g| &mut g.o);
         ops.project_backward(&mut t.d_o, g, &mut t.d_xa, dx, &s.o, &s.o_xa, &self.o, o)?; // 4

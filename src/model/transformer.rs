@@ -10,7 +10,7 @@ use super::config::ModelConfig;
 use super::workspace::{KlSpace, Workspace};
 use crate::backend::Tensor;
 use crate::error::{Error, Result};
-use crate::ops::{Activation, AttentionSpec, NormSpec, Ops, QkvSpec, QkvWeights, Rope};
+use crate::ops::{Activation, AttentionSpec, GateUpSpec, NormSpec, Ops, QkvSpec, QkvWeights, Rope};
 
 /// A frozen model on its device.
 pub struct Transformer<B: Ops> {
@@ -289,7 +289,8 @@ impl ModelConfig {
             softcap: None,
             causal: true,
         };
-        BlockSpec { norm, qkv: QkvSpec { heads, kv_heads, head_dim, norm }, attention, activation: Activation::Silu }
+        let gate_up = GateUpSpec { activation: Activation::Silu, gated: true };
+        BlockSpec { norm, qkv: QkvSpec { heads, kv_heads, head_dim, norm }, attention, gate_up }
     }
 
     pub fn is_causal(&self) -> bool {

@@ -26,7 +26,7 @@ pub use attention::{Attention, AttentionSpec, Packing, Segment};
 pub use ceilings::{Rated, Rates};
 pub use decode::{Decode, KvCache, SlotTable};
 pub use embed::Embed;
-pub use gate_up::{Activation, GateUp};
+pub use gate_up::{Activation, GateUp, GateUpSpec};
 pub use layer_norm::LayerNorm;
 pub use lm_head::{HeadRows, LmHead};
 pub use lora::{Lora, LoraGrad};

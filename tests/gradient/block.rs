@@ -40,7 +40,7 @@ impl Case {
             norm,
             qkv: QkvSpec { heads, kv_heads, head_dim, norm },
             attention: AttentionSpec { heads, kv_heads, head_dim, scale: 0.5, window, softcap: None, causal: true },
-            activation: Activation::Silu,
+            gate_up: GateUpSpec { activation: Activation::Silu, gated: true },
         };
         let block = Block {
             input_norm: gain(20, W.hidden),

@@ -1,7 +1,7 @@
 //! Products with LoRA: query, key and value; the projection back into the residual stream; gate and up.
 
-use ares::backend::{Cpu, Tensor};
-use ares::ops::{Activation, GateUp, LoraGrad, NormSpec, Project, Qkv, QkvSpec, QkvWeights, Rope};
+use ares::backend::{Backend, Cpu, Tensor};
+use ares::ops::{Activation, GateUp, GateUpSpec, LoraGrad, NormSpec, Project, Qkv, QkvSpec, QkvWeights, Rope};
 
 use super::common::*;
 use super::{added, assert_gradient, functional};
@@ -138,36 +138,83 @@ fn project_without_adapter() {
     });
 }
 
+/// gate∣up or the gate alone, both ways.
+struct GateUpCase {
+    spec: GateUpSpec,
+    w: <Cpu as Backend>::Weight,
+    bias: Option<Tensor<Cpu>>,
+    masters: Masters,
+}
+
+impl GateUpCase {
+    /// One whole vector step and a rest.
+    const FEATURES: usize = 19;
+
+    fn new(spec: GateUpSpec, bias: bool) -> GateUpCase {
+        let width = spec.width(Self::FEATURES);
+        let parts = vec![Self::FEATURES; width / Self::FEATURES];
+        GateUpCase {
+            spec,
+            w: weight(width, &noise(70, width * INPUTS)),
+            bias: bias.then(|| tensor(width, &noise(75, width))),
+            masters: Masters::noise(71, &parts, INPUTS, RANK),
+        }
+    }
+
+    /// act, gate∣up and xa.
+    fn forward(&self, x: &[f32], a: &[f32], b: &[f32]) -> [Tensor<Cpu>; 3] {
+        let (mut act, mut both) = (nans(ROWS, Self::FEATURES), nans(ROWS, self.spec.width(Self::FEATURES)));
+        let mut xa = nans(ROWS, self.masters.width());
+        let (x, lora, bias) = (tensor(INPUTS, x), self.masters.lora_of(a, b), self.bias.as_ref());
+        Cpu::new().gate_up_forward(&mut act, &mut both, &mut xa, &x, &self.w, bias, Some(&lora), self.spec).unwrap();
+        [act, both, xa]
+    }
+
+    fn check(&self) {
+        let (cpu, what) = (Cpu::new(), format!("{:?}, bias {}", self.spec, self.bias.is_some()));
+        let (x, c) = (noise(73, ROWS * INPUTS), noise(74, ROWS * Self::FEATURES));
+        let (a, b) = (&self.masters.a, &self.masters.b);
+        let [act, mut both, xa] = self.forward(&x, a, b);
+        let mut again = nans(ROWS, Self::FEATURES);
+        cpu.activate(&mut again, &both, self.spec).unwrap();
+        assert_eq!(bits(&values(&again)), bits(&values(&act)), "{what}: activate = forward's act");
+
+        let (mut dx, mut dxa, mut grad) = (nans(ROWS, INPUTS), nans(ROWS, xa.cols()), self.masters.grad(80));
+        let (dact, x_saved, lora) = (tensor(Self::FEATURES, &c), tensor(INPUTS, &x), self.masters.lora());
+        #[rustfmt::skip] // outputs, inputs, weights
+        cpu.gate_up_backward(
+            &mut dx, Some(&mut grad), &mut both, &mut dxa,
+            &dact, &x_saved, &xa,
+            &self.w, Some(&lora), self.spec,
+        ).unwrap();
+        let f = |x: &[f32], a: &[f32], b: &[f32]| functional(&c, &values(&self.forward(x, a, b)[0]));
+        assert_gradient(&format!("{what}: dx"), &values(&dx), &x, |x| f(x, a, b));
+        assert_gradient(&format!("{what}: dA"), &added(&grad.da.buffer, 80), a, |a| f(&x, a, b));
+        assert_gradient(&format!("{what}: dB"), &added(&grad.db.buffer, 81), b, |b| f(&x, a, b));
+    }
+}
+
 #[test]
 fn gate_up() {
-    let (cpu, features) = (Cpu::new(), 9);
-    let w = weight(2 * features, &noise(70, 2 * features * INPUTS));
-    let masters = Masters::noise(71, &[features, features], INPUTS, RANK);
-    let (x, c) = (noise(73, ROWS * INPUTS), noise(74, ROWS * features));
-    let width = masters.width();
-    let forward = |x: &[f32], a: &[f32], b: &[f32]| {
-        let (mut act, mut both, mut xa) = (nans(ROWS, features), nans(ROWS, 2 * features), nans(ROWS, width));
-        let lora = masters.lora_of(a, b);
-        cpu.gate_up_forward(&mut act, &mut both, &mut xa, &tensor(INPUTS, x), &w, Some(&lora), Activation::Silu)
-            .unwrap();
-        (values(&act), both, xa)
-    };
-    let (a, b) = (&masters.a, &masters.b);
-    let (act, mut both, xa) = forward(&x, a, b);
-    let mut again = nans(ROWS, features);
-    cpu.activate(&mut again, &both, Activation::Silu).unwrap();
-    assert_eq!(bits(&values(&again)), bits(&act), "activate = forward's act");
+    for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+        for (gated, bias) in [(true, false), (true, true), (false, false), (false, true)] {
+            GateUpCase::new(GateUpSpec { activation, gated }, bias).check();
+        }
+    }
+}
 
-    let (mut dx, mut dxa, mut grad) = (nans(ROWS, INPUTS), nans(ROWS, width), masters.grad(80));
-    let (dact, x_saved, lora) = (tensor(features, &c), tensor(INPUTS, &x), masters.lora());
-    #[rustfmt::skip] // outputs, inputs, weights
-    cpu.gate_up_backward(
-        &mut dx, Some(&mut grad), &mut both, &mut dxa,
-        &dact, &x_saved, &xa,
-        &w, Some(&lora), Activation::Silu,
-    ).unwrap();
-    let f = |x: &[f32], a: &[f32], b: &[f32]| functional(&c, &forward(x, a, b).0);
-    assert_gradient("gate_up dx", &values(&dx), &x, |x| f(x, a, b));
-    assert_gradient("gate_up dA", &added(&grad.da.buffer, 80), a, |a| f(&x, a, b));
-    assert_gradient("gate_up dB", &added(&grad.db.buffer, 81), b, |b| f(&x, a, b));
+/// act = f(x·Wᵀ + bias), by hand: central differences do not see a bias that is left out.
+#[test]
+fn gate_up_adds_its_bias() {
+    let case = GateUpCase::new(GateUpSpec { activation: Activation::Gelu, gated: false }, true);
+    let zeros = |values: &[f32]| vec![0.0; values.len()];
+    let (a, b) = (zeros(&case.masters.a), zeros(&case.masters.b));
+    let x = noise(73, ROWS * INPUTS);
+    let [_, both, _] = case.forward(&x, &a, &b);
+    let (w, bias) = (noise(70, GateUpCase::FEATURES * INPUTS), noise(75, GateUpCase::FEATURES));
+    let expected: Vec<f64> = x
+        .chunks(INPUTS)
+        .flat_map(|x| w.chunks(INPUTS).zip(&bias).map(|(w, bias)| functional(w, x) + f64::from(*bias)))
+        .collect();
+    assert_close("x·Wᵀ + bias", &values(&both), &expected, 1e-6);
 }

@@ -1,8 +1,9 @@
-//! Products with what is fused around them: q∣k∣v with bias, norm and rotation; gate∣up with SwiGLU; sampling.
+//! Products with what is fused around them: q∣k∣v with bias, norm and rotation; gate∣up with its activation; sampling.
 
 use ares::backend::{Backend, Tensor};
 use ares::ops::{
-    Activation, GateUp, Lora, LoraGrad, NormSpec, Qkv, QkvSpec, QkvWeights, Rope, Sample, SampleSpec, SampleTable,
+    Activation, GateUp, GateUpSpec, Lora, LoraGrad, NormSpec, Qkv, QkvSpec, QkvWeights, Rope, Sample, SampleSpec,
+    SampleTable,
 };
 
 use crate::harness::*;
@@ -87,33 +88,65 @@ fn qkv_both_ways() {
     }
 }
 
-fn gate_up<B: GateUp>(ops: &B, rows: usize, f: usize, k: usize) -> Results {
-    let w = ops.weight(2 * f, k, random(1, 2 * f * k, 0.3)).unwrap();
-    let lora = lora(ops, &[f, f], k, 4);
+fn gate_up<B: GateUp>(ops: &B, rows: usize, f: usize, k: usize, spec: GateUpSpec) -> Results {
+    let n = spec.width(f);
+    let w = ops.weight(n, k, random(1, n * k, 0.3)).unwrap();
+    let bias = (!spec.gated).then(|| act(ops, 1, n, &random(6, n, 1.0)));
+    let lora = lora(ops, &vec![f; n / f], k, 4);
     let mut grad = grads(ops, &lora, k);
     let x = act(ops, rows, k, &random(2, rows * k, 1.0));
     let (mut y, mut both, mut xa) =
-        (unwritten(ops, rows, f), unwritten(ops, rows, 2 * f), unwritten(ops, rows, lora.width()));
-    ops.gate_up_forward(&mut y, &mut both, &mut xa, &x, &w, Some(&lora), Activation::Silu).unwrap();
+        (unwritten(ops, rows, f), unwritten(ops, rows, n), unwritten(ops, rows, lora.width()));
+    ops.gate_up_forward(&mut y, &mut both, &mut xa, &x, &w, bias.as_ref(), Some(&lora), spec).unwrap();
     let mut out = vec![("act", read(ops, &y)), ("gate_up", read(ops, &both)), ("xa", read(ops, &xa))];
-    let mut both = act(ops, rows, 2 * f, &random(3, rows * 2 * f, 2.0));
-    let mut again = unwritten(ops, rows, f);
-    ops.activate(&mut again, &both, Activation::Silu).unwrap();
+    let mut both = act(ops, rows, n, &random(3, rows * n, 2.0));
     let dact = act(ops, rows, f, &random(4, rows * f, 1.0));
     let xa = act(ops, rows, lora.width(), &random(5, rows * lora.width(), 1.0));
     let (mut dx, mut dxa) = (unwritten(ops, rows, k), unwritten(ops, rows, lora.width()));
     let l = Some(&lora);
-    ops.gate_up_backward(&mut dx, Some(&mut grad), &mut both, &mut dxa, &dact, &x, &xa, &w, l, Activation::Silu)
-        .unwrap();
-    out.extend([("again", read(ops, &again)), ("dgate_up", read(ops, &both)), ("dx", read(ops, &dx))]);
+    ops.gate_up_backward(&mut dx, Some(&mut grad), &mut both, &mut dxa, &dact, &x, &xa, &w, l, spec).unwrap();
+    out.extend([("dgate_up", read(ops, &both)), ("dx", read(ops, &dx)), ("dxa", read(ops, &dxa))]);
     (out, vec![("dA", grad.da.read(ops).unwrap()), ("dB", grad.db.read(ops).unwrap())])
+}
+
+fn gate_up_specs() -> impl Iterator<Item = GateUpSpec> {
+    let activations = [Activation::Silu, Activation::Gelu, Activation::GeluTanh].into_iter();
+    activations.flat_map(|activation| [true, false].map(|gated| GateUpSpec { activation, gated }))
 }
 
 #[test]
 fn gate_up_both_ways() {
     let Some(device) = device() else { return };
-    for (rows, f, k) in [(1, 8, 24), (7, 44, 36), (40, 72, 128)] {
-        compare(&gate_up(&device, rows, f, k), &gate_up(&reference(), rows, f, k), 2e-2);
+    for spec in gate_up_specs() {
+        for (rows, f, k) in [(1, 8, 24), (7, 44, 36), (40, 72, 128)] {
+            compare(&gate_up(&device, rows, f, k, spec), &gate_up(&reference(), rows, f, k, spec), 2e-2);
+        }
+    }
+}
+
+/// The activation alone: act, and the gradient of gate∣up.
+fn curve<B: GateUp>(ops: &B, rows: usize, f: usize, spec: GateUpSpec) -> [Vec<f32>; 2] {
+    let n = spec.width(f);
+    let mut both = act(ops, rows, n, &random(3, rows * n, 3.0));
+    let (mut y, dact) = (unwritten(ops, rows, f), act(ops, rows, f, &random(4, rows * f, 1.0)));
+    ops.activate(&mut y, &both, spec).unwrap();
+    let (k, none) = (8, || unwritten(ops, rows, 0));
+    let (w, x) = (ops.weight(n, k, random(1, n * k, 0.1)).unwrap(), act(ops, rows, k, &random(2, rows * k, 1.0)));
+    let mut dx = unwritten(ops, rows, k);
+    ops.gate_up_backward(&mut dx, None, &mut both, &mut none(), &dact, &x, &none(), &w, None, spec).unwrap();
+    [read(ops, &y), read(ops, &both)]
+}
+
+/// Tight enough to tell GELU from its tanh form, which is 5e-4 away at most.
+#[test]
+fn activations_are_the_reference_s() {
+    let Some(device) = device() else { return };
+    for spec in gate_up_specs() {
+        for (rows, f) in [(1, 8), (7, 44), (40, 72)] {
+            let (found, expected) = (curve(&device, rows, f, spec), curve(&reference(), rows, f, spec));
+            close(&format!("{spec:?}: act"), &found[0], &expected[0], 1.0, 1e-5);
+            close(&format!("{spec:?}: dgate_up"), &found[1], &expected[1], 1.0, 1e-5);
+        }
     }
 }
 

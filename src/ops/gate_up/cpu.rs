@@ -1,10 +1,11 @@
 use rayon::prelude::*;
 
-use super::{Activation, GateUp, check};
+use super::curve::{Curve, Gelu, GeluTanh, Silu};
+use super::{Activation, GateUp, GateUpSpec, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
 use crate::ops::lora::{linear_backward, linear_forward};
-use crate::ops::product::{exp, simd};
+use crate::ops::product::simd;
 use crate::ops::{Lora, LoraGrad};
 
 /// Rows per task.
@@ -20,21 +21,21 @@ impl GateUp for Cpu {
         xa: &mut Tensor<Self>,
         x: &Tensor<Self>,
         w: &Self::Weight,
+        bias: Option<&Tensor<Self>>,
         lora: Option<&Lora<Self>>,
-        activation: Activation,
+        spec: GateUpSpec,
     ) -> Result<()> {
-        let (rows, cols) = check(act, gate_up)?;
-        linear_forward(self, "gate_up", gate_up, xa, x, w, lora, false)?;
-        self.store(&mut gate_up.buffer[..rows * cols * 2]);
-        self.activate(act, gate_up, activation)
+        let (rows, cols) = check(act, gate_up, spec)?;
+        linear_forward(self, "gate_up", gate_up, xa, x, w, lora, bias, None)?;
+        self.store(&mut gate_up.buffer[..rows * spec.width(cols)]);
+        self.activate(act, gate_up, spec)
     }
 
-    fn activate(&self, act: &mut Tensor<Self>, gate_up: &Tensor<Self>, activation: Activation) -> Result<()> {
-        let (rows, cols) = check(act, gate_up)?;
-        let Activation::Silu = activation;
+    fn activate(&self, act: &mut Tensor<Self>, gate_up: &Tensor<Self>, spec: GateUpSpec) -> Result<()> {
+        let (rows, cols) = check(act, gate_up, spec)?;
         let out = act.buffer[..rows * cols].par_chunks_mut(ROWS * cols);
-        out.zip(gate_up.buffer.par_chunks(ROWS * 2 * cols)).for_each(|(act, gate_up)| {
-            silu(act, gate_up, cols);
+        out.zip(gate_up.buffer.par_chunks(ROWS * spec.width(cols))).for_each(|(act, gate_up)| {
+            forward(act, gate_up, cols, spec);
             self.store(act);
         });
         Ok(())
@@ -51,13 +52,13 @@ impl GateUp for Cpu {
         xa: &Tensor<Self>,
         w: &Self::Weight,
         lora: Option<&Lora<Self>>,
-        activation: Activation,
+        spec: GateUpSpec,
     ) -> Result<()> {
-        let (rows, cols) = check(dact, gate_up)?;
-        let Activation::Silu = activation;
-        let both = gate_up.buffer[..rows * cols * 2].par_chunks_mut(ROWS * 2 * cols);
+        let (rows, cols) = check(dact, gate_up, spec)?;
+        let width = spec.width(cols);
+        let both = gate_up.buffer[..rows * width].par_chunks_mut(ROWS * width);
         both.zip(dact.buffer.par_chunks(ROWS * cols)).for_each(|(gate_up, dact)| {
-            silu_backward(gate_up, dact, cols);
+            backward(gate_up, dact, cols, spec);
             self.store(gate_up);
         });
         linear_backward(self, "gate_up", dx, grad, dxa, gate_up, x, xa, w, lora)
@@ -65,46 +66,75 @@ impl GateUp for Cpu {
 }
 
 simd! {
-    fn silu<'a>(act: &'a mut [f32], gate_up: &'a [f32], cols: usize) {
-        for (act, gate_up) in act.chunks_exact_mut(cols).zip(gate_up.chunks_exact(2 * cols)) {
-            let (gate, up) = gate_up.split_at(cols);
-            for ((act, gate), up) in act.iter_mut().zip(gate).zip(up) {
-                *act = gate * sigmoid(*gate) * up;
-            }
+    fn forward<'a>(act: &'a mut [f32], gate_up: &'a [f32], cols: usize, spec: GateUpSpec) {
+        let width = spec.width(cols);
+        match spec.activation {
+            Activation::Silu => forward_rows::<Silu>(act, gate_up, cols, width),
+            Activation::Gelu => forward_rows::<Gelu>(act, gate_up, cols, width),
+            Activation::GeluTanh => forward_rows::<GeluTanh>(act, gate_up, cols, width),
         }
     }
 }
 
 simd! {
-    fn silu_backward<'a>(gate_up: &'a mut [f32], dact: &'a [f32], cols: usize) {
-        for (gate_up, dact) in gate_up.chunks_exact_mut(2 * cols).zip(dact.chunks_exact(cols)) {
-            let (gate, up) = gate_up.split_at_mut(cols);
-            let blocks = gate.chunks_exact_mut(LANES).zip(up.chunks_exact_mut(LANES)).zip(dact.chunks_exact(LANES));
-            for ((gate, up), dact) in blocks {
-                // All of a block is read before any of it is written: whole vectors, whatever the compiler knows of overlaps.
-                let (mut dgate, mut dup) = ([0.0; LANES], [0.0; LANES]);
-                for i in 0..LANES {
-                    (dgate[i], dup[i]) = silu_gradient(gate[i], up[i], dact[i]);
-                }
-                gate.copy_from_slice(&dgate);
-                up.copy_from_slice(&dup);
-            }
-            for i in cols / LANES * LANES..cols {
-                (gate[i], up[i]) = silu_gradient(gate[i], up[i], dact[i]);
-            }
+    fn backward<'a>(gate_up: &'a mut [f32], dact: &'a [f32], cols: usize, spec: GateUpSpec) {
+        let width = spec.width(cols);
+        match spec.activation {
+            Activation::Silu => backward_rows::<Silu>(gate_up, dact, cols, width),
+            Activation::Gelu => backward_rows::<Gelu>(gate_up, dact, cols, width),
+            Activation::GeluTanh => backward_rows::<GeluTanh>(gate_up, dact, cols, width),
         }
     }
 }
 
-/// Gradients of gate and up.
 #[inline(always)]
-fn silu_gradient(gate: f32, up: f32, dact: f32) -> (f32, f32) {
-    let s = sigmoid(gate);
-    let silu = gate * s;
-    (dact * up * (s + silu * (1.0 - s)), dact * silu)
+fn forward_rows<C: Curve>(act: &mut [f32], gate_up: &[f32], cols: usize, width: usize) {
+    for (act, gate_up) in act.chunks_exact_mut(cols).zip(gate_up.chunks_exact(width)) {
+        let (gate, up) = gate_up.split_at(cols);
+        for (act, gate) in act.iter_mut().zip(gate) {
+            *act = C::at(*gate).0;
+        }
+        // Ungated, up is empty.
+        for (act, up) in act.iter_mut().zip(up) {
+            *act *= up;
+        }
+    }
 }
 
 #[inline(always)]
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+fn backward_rows<C: Curve>(gate_up: &mut [f32], dact: &[f32], cols: usize, width: usize) {
+    for (gate_up, dact) in gate_up.chunks_exact_mut(width).zip(dact.chunks_exact(cols)) {
+        let (gate, up) = gate_up.split_at_mut(cols);
+        if up.is_empty() {
+            for (gate, dact) in gate.iter_mut().zip(dact) {
+                *gate = dact * C::at(*gate).1;
+            }
+        } else {
+            backward_gated::<C>(gate, up, dact);
+        }
+    }
+}
+
+#[inline(always)]
+fn backward_gated<C: Curve>(gate: &mut [f32], up: &mut [f32], dact: &[f32]) {
+    let blocks = gate.chunks_exact_mut(LANES).zip(up.chunks_exact_mut(LANES)).zip(dact.chunks_exact(LANES));
+    for ((gate, up), dact) in blocks {
+        // All of a block is read before any of it is written: whole vectors, whatever the compiler knows of overlaps.
+        let (mut dgate, mut dup) = ([0.0; LANES], [0.0; LANES]);
+        for i in 0..LANES {
+            (dgate[i], dup[i]) = gradients::<C>(gate[i], up[i], dact[i]);
+        }
+        gate.copy_from_slice(&dgate);
+        up.copy_from_slice(&dup);
+    }
+    for i in dact.len() / LANES * LANES..dact.len() {
+        (gate[i], up[i]) = gradients::<C>(gate[i], up[i], dact[i]);
+    }
+}
+
+/// Of gate and up.
+#[inline(always)]
+fn gradients<C: Curve>(gate: f32, up: f32, dact: f32) -> (f32, f32) {
+    let (value, slope) = C::at(gate);
+    (dact * up * slope, dact * value)
 }

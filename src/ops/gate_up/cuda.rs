@@ -1,4 +1,4 @@
-use super::{Activation, GateUp, activate_cost, check};
+use super::{Activation, GateUp, GateUpSpec, activate_backward_cost, activate_cost, check};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Cuda, Tensor};
@@ -7,19 +7,40 @@ use crate::ops::lora::cuda::{linear_backward, linear_forward};
 use crate::ops::{Lora, LoraGrad};
 
 const THREADS: u32 = 256;
-/// 16-byte accesses where the feed-forward's width allows: `up` begins `f` elements behind `gate`.
-const WIDE: &[Define] = &[("THREADS", THREADS as u64), ("VECTOR", 8)];
-const NARROW: &[Define] = &[("THREADS", THREADS as u64), ("VECTOR", 1)];
 
-/// Both widths of access.
+/// Neighbours of one thread: 16-byte accesses where the feed-forward's width allows, since `up` begins `f` elements behind
+/// `gate`.
+fn vector(f: usize) -> usize {
+    if f.is_multiple_of(8) { 8 } else { 1 }
+}
+
+fn defines(vector: usize, spec: GateUpSpec) -> [Define; 5] {
+    [
+        ("THREADS", THREADS.into()),
+        ("VECTOR", vector as u64),
+        ("GATED", spec.gated.into()),
+        ("GELU", (spec.activation == Activation::Gelu).into()),
+        ("GELU_TANH", (spec.activation == Activation::GeluTanh).into()),
+    ]
+}
+
+/// Every activation, gated and not, in both widths of access.
 pub(crate) fn builds() -> Vec<Build> {
-    [WIDE, NARROW].map(|defines| Build::new(&kernels::GATE_UP, defines, THREADS)).into()
+    let mut builds = Vec::new();
+    for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+        for (gated, vector) in [(true, 8), (true, 1), (false, 8), (false, 1)] {
+            let defines = defines(vector, GateUpSpec { activation, gated });
+            builds.push(Build::new(&kernels::GATE_UP, &defines, THREADS));
+        }
+    }
+    builds
 }
 
 /// Defines and geometry for `rows` × `f` activations.
-fn launch(rows: usize, f: usize) -> (&'static [Define], LaunchConfig) {
-    let (defines, vector) = if f.is_multiple_of(8) { (WIDE, 8) } else { (NARROW, 1) };
-    (defines, LaunchConfig::linear((rows * (f / vector)).div_ceil(THREADS as usize) as u32, THREADS))
+fn launch(rows: usize, f: usize, spec: GateUpSpec) -> ([Define; 5], LaunchConfig) {
+    let vector = vector(f);
+    let blocks = (rows * (f / vector)).div_ceil(THREADS as usize) as u32;
+    (defines(vector, spec), LaunchConfig::linear(blocks, THREADS))
 }
 
 impl GateUp for Cuda {
@@ -30,23 +51,23 @@ impl GateUp for Cuda {
         xa: &mut Tensor<Self>,
         x: &Tensor<Self>,
         w: &Self::Weight,
+        bias: Option<&Tensor<Self>>,
         lora: Option<&Lora<Self>>,
-        activation: Activation,
+        spec: GateUpSpec,
     ) -> Result<()> {
-        check(act, gate_up)?;
-        linear_forward(self, "gate_up", gate_up, xa, x, w, lora, None, None)?;
-        self.activate(act, gate_up, activation)
+        check(act, gate_up, spec)?;
+        linear_forward(self, "gate_up", gate_up, xa, x, w, lora, bias, None)?;
+        self.activate(act, gate_up, spec)
     }
 
-    fn activate(&self, act: &mut Tensor<Self>, gate_up: &Tensor<Self>, activation: Activation) -> Result<()> {
-        let (rows, f) = check(act, gate_up)?;
-        let Activation::Silu = activation;
-        let (defines, config) = launch(rows, f);
+    fn activate(&self, act: &mut Tensor<Self>, gate_up: &Tensor<Self>, spec: GateUpSpec) -> Result<()> {
+        let (rows, f) = check(act, gate_up, spec)?;
+        let (defines, config) = launch(rows, f, spec);
         let (n, f, act_stride, stride) = (rows as u32, f as u32, act.stride() as u32, gate_up.stride() as u32);
-        self.charge(|| activate_cost(n.into(), f.into(), 2));
+        self.charge(|| activate_cost(n.into(), f.into(), spec, 2));
         let (act, gate_up) = (&mut act.buffer, &gate_up.buffer);
-        // SAFETY: `check` proved act (rows, f) and gate_up (rows, 2f).
-        unsafe { kernels::silu_forward(self, defines, config, act, gate_up, n, f, act_stride, stride) }
+        // SAFETY: `check` proved act (rows, f) and gate_up (rows, 2f or, ungated, f).
+        unsafe { kernels::activate_forward(self, &defines, config, act, gate_up, n, f, act_stride, stride) }
     }
 
     fn gate_up_backward(
@@ -60,17 +81,16 @@ impl GateUp for Cuda {
         xa: &Tensor<Self>,
         w: &Self::Weight,
         lora: Option<&Lora<Self>>,
-        activation: Activation,
+        spec: GateUpSpec,
     ) -> Result<()> {
-        let (rows, f) = check(dact, gate_up)?;
-        let Activation::Silu = activation;
-        let (defines, config) = launch(rows, f);
+        let (rows, f) = check(dact, gate_up, spec)?;
+        let (defines, config) = launch(rows, f, spec);
         let (n, f, act_stride, stride) = (rows as u32, f as u32, dact.stride() as u32, gate_up.stride() as u32);
-        self.charge(|| activate_cost(n.into(), f.into(), 2) + activate_cost(n.into(), f.into(), 1));
-        // SAFETY: `check` proved dact (rows, f) and gate_up (rows, 2f).
+        self.charge(|| activate_backward_cost(n.into(), f.into(), spec, 2));
+        // SAFETY: `check` proved dact (rows, f) and gate_up (rows, 2f or, ungated, f).
         unsafe {
             let (gate_up, dact) = (&mut gate_up.buffer, &dact.buffer);
-            kernels::silu_backward(self, defines, config, gate_up, dact, n, f, act_stride, stride)?;
+            kernels::activate_backward(self, &defines, config, gate_up, dact, n, f, act_stride, stride)?;
         }
         linear_backward(self, "gate_up", dx, grad, dxa, gate_up, x, xa, w, lora)
     }

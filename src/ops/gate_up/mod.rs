@@ -1,20 +1,42 @@
-//! The feed-forward's first half: (gate ∣ up) = x·Wᵀ (+ LoRA), act = f(gate)·up, f = silu (SwiGLU, arXiv:2002.05202).
+//! The feed-forward's first half: (gate ∣ up) = x·Wᵀ (+ bias) (+ LoRA), act = f(gate)·up (SwiGLU, GeGLU: arXiv:2002.05202).
+//! Ungated, as BERT has it, there is no up: gate = x·Wᵀ + bias, act = f(gate).
 
 mod cpu;
 pub(super) mod cuda;
+mod curve;
 
 use super::{Cost, Lora, LoraGrad, expect};
 use crate::backend::{Backend, Tensor};
 use crate::error::Result;
 
+/// f. (GELU: arXiv:1606.08415)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// g·σ(g)
     Silu,
+    /// g·Φ(g), Φ = (1 + erf(g/√2))/2; configurations say `gelu`.
+    Gelu,
+    /// g/2·(1 + tanh(√(2/π)·(g + 0.044715·g³))); configurations say `gelu_new` or `gelu_pytorch_tanh`.
+    GeluTanh,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GateUpSpec {
+    pub activation: Activation,
+    /// Whether the product has a second half that act is multiplied with.
+    pub gated: bool,
+}
+
+impl GateUpSpec {
+    /// Columns of the product for `features` activations: F or 2F.
+    pub fn width(&self, features: usize) -> usize {
+        if self.gated { 2 * features } else { features }
+    }
+}
+
+/// `gate_up` (T, N) holds gate∣up, N = 2F, or where ungated the gate alone, N = F; P is the number of these halves.
 pub trait GateUp: Backend {
-    /// Overwrites `act` (T, F), `gate_up` (T, 2F) and `xa` (T, 2r). The caller saves gate_up; act is cheap to have again.
+    /// Overwrites `act` (T, F), `gate_up` (T, N) and `xa` (T, P·r). The caller saves gate_up; act is cheap to have again.
     fn gate_up_forward(
         &self,
         act: &mut Tensor<Self>,
@@ -22,15 +44,16 @@ pub trait GateUp: Backend {
         xa: &mut Tensor<Self>,
         x: &Tensor<Self>,
         w: &Self::Weight,
+        bias: Option<&Tensor<Self>>,
         lora: Option<&Lora<Self>>,
-        activation: Activation,
+        spec: GateUpSpec,
     ) -> Result<()>;
 
     /// Overwrites `act` (T, F) from the saved gate_up: backward's first line, since the next product's gradient needs it.
-    fn activate(&self, act: &mut Tensor<Self>, gate_up: &Tensor<Self>, activation: Activation) -> Result<()>;
+    fn activate(&self, act: &mut Tensor<Self>, gate_up: &Tensor<Self>, spec: GateUpSpec) -> Result<()>;
 
-    /// Turns `gate_up` in place into its own gradient, then overwrites `dx` (T, K) and the scratch `dxa` (T, 2r) and adds to
-    /// `grad`. No dW: the base is frozen.
+    /// Turns `gate_up` in place into its own gradient, then overwrites `dx` (T, K) and the scratch `dxa` (T, P·r) and adds to
+    /// `grad`. No dW and no dbias: the base is frozen.
     fn gate_up_backward(
         &self,
         dx: &mut Tensor<Self>,
@@ -42,16 +65,22 @@ pub trait GateUp: Backend {
         xa: &Tensor<Self>,
         w: &Self::Weight,
         lora: Option<&Lora<Self>>,
-        activation: Activation,
+        spec: GateUpSpec,
     ) -> Result<()>;
 }
 
-pub(crate) fn check<B: Backend>(act: &Tensor<B>, gate_up: &Tensor<B>) -> Result<(usize, usize)> {
-    expect("gate_up", "gate_up", gate_up.shape(), (act.rows(), 2 * act.cols()))?;
+/// Rows and columns of act.
+pub(crate) fn check<B: Backend>(act: &Tensor<B>, gate_up: &Tensor<B>, spec: GateUpSpec) -> Result<(usize, usize)> {
+    expect("gate_up", "gate_up", gate_up.shape(), (act.rows(), spec.width(act.cols())))?;
     Ok(act.shape())
 }
 
 /// The activation alone: gate and up in, act out.
-pub fn activate_cost(rows: u64, cols: u64, act: u64) -> Cost {
-    Cost { flops: 6 * rows * cols, bytes: act * 3 * rows * cols }
+pub fn activate_cost(rows: u64, cols: u64, spec: GateUpSpec, act: u64) -> Cost {
+    Cost { flops: 6 * rows * cols, bytes: act * rows * (spec.width(cols as usize) as u64 + cols) }
+}
+
+/// Its gradient alone: dact in, gate and up in and out.
+pub fn activate_backward_cost(rows: u64, cols: u64, spec: GateUpSpec, act: u64) -> Cost {
+    Cost { flops: 12 * rows * cols, bytes: act * rows * (2 * spec.width(cols as usize) as u64 + cols) }
 }

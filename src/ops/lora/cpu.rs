@@ -1,22 +1,23 @@
 use super::{Lora, LoraGrad, check};
-use crate::backend::{Cpu, Matrix, Tensor};
+use crate::backend::{Backend, Cpu, Matrix, Tensor};
 use crate::error::Result;
 use crate::ops::expect;
-use crate::ops::product::{View, ViewMut, product, reduce};
+use crate::ops::product::{View, ViewMut, add_scaled, product, reduce};
 
-/// Overwrites `y` (T, N) and, with an adapter, `xa` (T, P·r): y = [y +] x·Wᵀ + xa·Bᵀ. With `accumulate` y already holds what is
-/// added to (bias or residual).
+/// Overwrites `y` (T, N) and, with an adapter, `xa` (T, P·r): y = x·Wᵀ + xa·Bᵀ [+ bias] [+ residual].
 pub(crate) fn linear_forward(
     cpu: &Cpu,
     op: &'static str,
     y: &mut Tensor<Cpu>,
     xa: &mut Tensor<Cpu>,
     x: &Tensor<Cpu>,
-    w: &<Cpu as crate::backend::Backend>::Weight,
+    w: &<Cpu as Backend>::Weight,
     lora: Option<&Lora<Cpu>>,
-    accumulate: bool,
+    bias: Option<&Tensor<Cpu>>,
+    residual: Option<&Tensor<Cpu>>,
 ) -> Result<()> {
     check(op, y, xa, x, w, lora)?;
+    let accumulate = begin(cpu, op, y, bias, residual)?;
     let (t, n, k) = (x.rows(), w.rows(), w.cols());
     let input = View::new(&x.buffer, t, k, k);
     product(ViewMut::new(&mut y.buffer, t, n, n), input, w.forward(), accumulate);
@@ -35,6 +36,31 @@ pub(crate) fn linear_forward(
     Ok(())
 }
 
+/// Overwrites `y` with what a product is added to; false where there is no such thing, and `y` stays as it was.
+fn begin(
+    cpu: &Cpu,
+    op: &'static str,
+    y: &mut Tensor<Cpu>,
+    bias: Option<&Tensor<Cpu>>,
+    residual: Option<&Tensor<Cpu>>,
+) -> Result<bool> {
+    let (rows, cols) = y.shape();
+    if let Some(residual) = residual {
+        expect(op, "residual", residual.shape(), (rows, cols))?;
+        cpu.copy(&mut y.buffer, 0, &residual.buffer, 0, rows * cols)?;
+    }
+    if let Some(bias) = bias {
+        expect(op, "bias", bias.shape(), (1, cols))?;
+        for row in y.buffer.chunks_exact_mut(cols).take(rows) {
+            match residual {
+                Some(_) => add_scaled(row, &bias.buffer, 1.0),
+                None => row.copy_from_slice(&bias.buffer[..cols]),
+            }
+        }
+    }
+    Ok(bias.is_some() || residual.is_some())
+}
+
 /// Overwrites `dx` (T, K) and the scratch `dxa` (T, P·r); adds to the adapter's gradients.
 pub(crate) fn linear_backward(
     cpu: &Cpu,
@@ -45,7 +71,7 @@ pub(crate) fn linear_backward(
     dy: &Tensor<Cpu>,
     x: &Tensor<Cpu>,
     xa: &Tensor<Cpu>,
-    w: &<Cpu as crate::backend::Backend>::Weight,
+    w: &<Cpu as Backend>::Weight,
     lora: Option<&Lora<Cpu>>,
 ) -> Result<()> {
     check(op, dy, xa, x, w, lora)?;

@@ -1,8 +1,8 @@
 use super::Project;
-use crate::backend::{Backend, Cpu, Tensor};
+use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
 use crate::ops::lora::{linear_backward, linear_forward};
-use crate::ops::{Lora, LoraGrad, expect};
+use crate::ops::{Lora, LoraGrad};
 
 impl Project for Cpu {
     fn project_forward(
@@ -14,10 +14,8 @@ impl Project for Cpu {
         w: &Self::Weight,
         lora: Option<&Lora<Self>>,
     ) -> Result<()> {
-        expect("project", "residual", residual.shape(), y.shape())?;
+        linear_forward(self, "project", y, xa, x, w, lora, None, Some(residual))?;
         let len = y.rows() * y.cols();
-        self.copy(&mut y.buffer, 0, &residual.buffer, 0, len)?;
-        linear_forward(self, "project", y, xa, x, w, lora, true)?;
         self.store(&mut y.buffer[..len]);
         Ok(())
     }

@@ -23,10 +23,7 @@ impl Qkv for Cpu {
     ) -> Result<()> {
         check(qkv, raw, weights, positions, rope, spec)?;
         let (rows, width) = qkv.shape();
-        if let Some(bias) = &weights.bias {
-            qkv.buffer.chunks_exact_mut(width).take(rows).for_each(|row| row.copy_from_slice(&bias.buffer[..width]));
-        }
-        linear_forward(self, "qkv", qkv, xa, x, &weights.w, lora, weights.bias.is_some())?;
+        linear_forward(self, "qkv", qkv, xa, x, &weights.w, lora, weights.bias.as_ref(), None)?;
         let rotated = spec.rotated();
         let tasks = qkv.buffer[..rows * width].par_chunks_exact_mut(width).with_min_len(32);
         if let Some(norms) = &weights.qk_norm {

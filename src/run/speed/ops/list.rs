@@ -264,32 +264,22 @@ fn gate_up_both<B: Ops>(
     t: usize,
     visit: &mut Visit,
 ) -> Result<()> {
-    let (ops, f, activation, act) = (make.ops, config.intermediate_size, spec.activation, act_bytes::<B>());
+    let (ops, f, spec, act) = (make.ops, config.intermediate_size, spec.gate_up, act_bytes::<B>());
     let mut p = make.product(t, &[f, f], config.hidden_size)?;
     let (mut a, dact, costs) = (make.out(t, f)?, make.act(t, f)?, p.costs());
     let (w, lora) = (&p.w, Some(&p.lora));
-    let activate = gate_up::activate_cost(t as u64, f as u64, act);
+    let activate = gate_up::activate_cost(t as u64, f as u64, spec, act);
     visit("gate_up, forward", costs[0] + activate, &mut || {
-        ops.gate_up_forward(&mut a, &mut p.y, &mut p.xa, &p.x, w, lora, activation)
+        ops.gate_up_forward(&mut a, &mut p.y, &mut p.xa, &p.x, w, None, lora, spec)
     })?;
-    visit("gate_up, activation", activate, &mut || ops.activate(&mut a, &p.y, activation))?;
+    visit("gate_up, activation", activate, &mut || ops.activate(&mut a, &p.y, spec))?;
     // Backward turns gate and up into their gradients in place; they are put back first, which is charged.
     let len = t * p.y.stride();
-    let back = activate + Cost { flops: 0, bytes: act * (2 * len + t * 2 * f) as u64 };
+    let copy = Cost { flops: 0, bytes: act * 2 * len as u64 };
+    let back = gate_up::activate_backward_cost(t as u64, f as u64, spec, act) + copy;
     visit("gate_up, backward", costs[1] + back, &mut || {
         ops.copy(&mut p.dy.buffer, 0, &p.y.buffer, 0, len)?;
-        ops.gate_up_backward(
-            &mut p.dx,
-            Some(&mut p.grad),
-            &mut p.dy,
-            &mut p.dxa,
-            &dact,
-            &p.x,
-            &p.xa,
-            w,
-            lora,
-            activation,
-        )
+        ops.gate_up_backward(&mut p.dx, Some(&mut p.grad), &mut p.dy, &mut p.dxa, &dact, &p.x, &p.xa, w, lora, spec)
     })
 }
 
