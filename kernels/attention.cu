@@ -51,10 +51,10 @@ DEVICE u32 prompt_strips(const QueryTile& tile) {
     return (tile.prompt_end - tile.prompt_start + ROWS - 1) / ROWS;
 }
 
-/// All strips of keys that the tile meets: its prompt's, then its own up to the diagonal.
+/// All strips of keys that the tile meets: its prompt's, then its own up to the diagonal, or up to the window's end.
 template <u32 ROWS>
-DEVICE u32 strips(const QueryTile& tile) {
-    u32 end = CAUSAL ? tile.end : tile.own_end;
+DEVICE u32 strips(const QueryTile& tile, u32 window) {
+    u32 end = CAUSAL ? tile.end : minimum(tile.own_end, tile.end + window - 1);
     return prompt_strips<ROWS>(tile) + (end - tile.own_start + ROWS - 1) / ROWS;
 }
 
@@ -85,6 +85,7 @@ DEVICE void scores(float (&s)[ROWS / 8][4], const Strip& strip, int position, u3
         for (u32 i = 0; i < 4; i++) {
             int key = static_cast<int>(n * 8 + lane % 4 * 2 + i % 2), ahead = position + static_cast<int>(i / 2 * 8) - strip.position;
             bool seen = key < count && (!CAUSAL || key <= ahead) && ahead - key < static_cast<int>(window);
+            if (WINDOWED && !CAUSAL) seen = seen && key - ahead < static_cast<int>(window);
             s[n][i] = seen ? score(s[n][i], scale, softcap) : -INFINITE;
         }
     }
@@ -113,7 +114,7 @@ attention_forward(bf16* o, float* lse, const bf16* qkv, const u32* tiles, u32 he
     for (u32 h = 0; h < H; h++) {
         load_rows<TILE, THREADS>(shared.q[h], qkv + (head + minimum(h, have - 1)) * HEAD_DIM, stride, tile.first, tile.end);
     }
-    u32 begin = first_strip<ROWS>(tile, window), end = strips<ROWS>(tile);
+    u32 begin = first_strip<ROWS>(tile, window), end = strips<ROWS>(tile, window);
     fetch(begin);
 
     u32 lane = threadIdx.x % WARP, upper = threadIdx.x / WARP * 16, first = tile.first + upper;
@@ -181,7 +182,7 @@ attention_backward_queries(bf16* dqkv, float* planes, const bf16* d_o, const bf1
     };
     load_rows<TILE, THREADS>(shared.still[0], qkv + head * HEAD_DIM, stride, tile.first, tile.end);
     load_rows<TILE, THREADS>(shared.still[1], d_o + head * HEAD_DIM, heads * HEAD_DIM, tile.first, tile.end);
-    u32 begin = first_strip<ROWS>(tile, window), end = strips<ROWS>(tile);
+    u32 begin = first_strip<ROWS>(tile, window), end = strips<ROWS>(tile, window);
     fetch(begin);
 
     u32 lane = threadIdx.x % WARP, upper = threadIdx.x / WARP * 16, first = tile.first + upper;
@@ -240,7 +241,10 @@ DEVICE void gradients(float (&s)[ROWS / 8][4], float (&dp)[ROWS / 8][4], const f
 #pragma unroll
             for (u32 r = 0; r < 2; r++) {
                 bool seen = row < end && (!CAUSAL || key + r * 8 <= row);
-                if (WINDOWED) seen = seen && positions[inside] < positions[minimum(key + r * 8, last)] + window;
+                if (WINDOWED) {
+                    u32 from = positions[inside], to = positions[minimum(key + r * 8, last)];
+                    seen = seen && from < to + window && (CAUSAL || to < from + window);
+                }
                 float& x = s[n][2 * r + c];
                 x = seen ? score(x, scale, softcap) : -INFINITE;
                 float p = exp2_fast(x - base);

@@ -199,13 +199,14 @@ fn sample() {
 const GROUPS: &[Group] =
     &[(5, &[3, 7, 1]), (0, &[9]), (56, &[2, 40]), (1, &[2, 2]), (0, &[70]), (64, &[]), (3, &[1]), (17, &[16, 15])];
 
-fn attention_kinds() -> [AttentionSpec; 3] {
+fn attention_kinds() -> [AttentionSpec; 4] {
     let plain =
         AttentionSpec { heads: 4, kv_heads: 2, head_dim: 32, scale: 0.2, window: None, softcap: None, causal: true };
     [
         plain,
         AttentionSpec { window: Some(6), softcap: Some(2.0), head_dim: 6, ..plain },
         AttentionSpec { causal: false, ..plain },
+        AttentionSpec { causal: false, window: Some(9), head_dim: 6, ..plain },
     ]
 }
 

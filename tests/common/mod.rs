@@ -139,7 +139,7 @@ pub fn keys_of(packing: &Packing<Cpu>, i: usize, spec: &AttentionSpec) -> Vec<us
     let segment = packing.segments.iter().find(|s| s.rows.contains(&i)).expect("segments tile the rows");
     let visible = |j: &usize| {
         let back = i64::from(positions[i]) - i64::from(positions[*j]);
-        (!spec.causal || back >= 0) && spec.window.is_none_or(|window| back < window as i64)
+        (!spec.causal || back >= 0) && spec.window.is_none_or(|window| back.abs() < window as i64)
     };
     segment.prompt.clone().chain(segment.rows.clone()).filter(visible).collect()
 }

@@ -23,6 +23,12 @@ fn kinds() -> Vec<(&'static str, AttentionSpec)> {
         ("softcap", AttentionSpec { softcap: Some(0.9), ..plain() }),
         ("window and softcap", AttentionSpec { window: Some(3), softcap: Some(0.9), ..plain() }),
         ("both directions", AttentionSpec { causal: false, ..plain() }),
+        ("both directions, window", AttentionSpec { causal: false, window: Some(3), ..plain() }),
+        ("both directions, window of one", AttentionSpec { causal: false, window: Some(1), ..plain() }),
+        (
+            "both directions, window and softcap",
+            AttentionSpec { causal: false, window: Some(2), softcap: Some(0.9), ..plain() },
+        ),
     ]
 }
 

@@ -10,6 +10,9 @@ use crate::harness::*;
 /// Rows behind those in use, which must stay as they were.
 const SPARE: usize = 3;
 
+/// What an encoder packs: sequences side by side, of one row to more than two tiles.
+const SEQUENCES: &[Group] = &[(0, &[65]), (0, &[1]), (0, &[130]), (0, &[64]), (0, &[7])];
+
 /// Shared prompts with one to three answers, sequences without prompt, a prompt without answers; one row to more than two tiles.
 const RAGGED: &[Group] = &[(130, &[65, 64, 7]), (0, &[1]), (0, &[65]), (1, &[7, 1]), (64, &[130]), (7, &[])];
 
@@ -19,14 +22,21 @@ pub fn spec(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionSpec {
 }
 
 fn cases() -> Vec<(&'static str, &'static [Group<'static>], AttentionSpec)> {
-    let both_ways = AttentionSpec { window: Some(70), softcap: Some(3.0), causal: false, ..spec(2, 2, 8) };
+    let both = |spec| AttentionSpec { causal: false, ..spec };
+    let capped = |window, spec| AttentionSpec { window: Some(window), softcap: Some(3.0), ..spec };
     vec![
         ("two heads of a group, 64", RAGGED, spec(4, 2, 64)),
         ("an odd group of five, 32", RAGGED, spec(5, 1, 32)),
         ("a window of 40, 32", RAGGED, AttentionSpec { window: Some(40), ..spec(2, 2, 32) }),
         ("softcap, 40", RAGGED, AttentionSpec { softcap: Some(2.0), ..spec(4, 1, 40) }),
-        ("both directions, 8", RAGGED, AttentionSpec { causal: false, ..spec(2, 1, 8) }),
-        ("window and softcap, both directions, 8", RAGGED, both_ways),
+        ("both directions, 8", RAGGED, both(spec(2, 1, 8))),
+        ("both directions, a window of 70 and softcap, 8", RAGGED, both(capped(70, spec(2, 2, 8)))),
+        ("both directions, two heads of a group, 64", SEQUENCES, both(spec(2, 1, 64))),
+        // The first tile's last key begins a strip of its own.
+        ("both directions, a window of 66, 64", SEQUENCES, AttentionSpec { window: Some(66), ..both(spec(2, 2, 64)) }),
+        ("both directions, a window of one, 8", SEQUENCES, AttentionSpec { window: Some(1), ..both(spec(2, 1, 8)) }),
+        ("both directions, softcap, 40", SEQUENCES, AttentionSpec { softcap: Some(2.0), ..both(spec(2, 1, 40)) }),
+        ("both directions, a padded head of 136", &[(0, &[33]), (0, &[70])], both(spec(1, 1, 136))),
         // A lone row's lse is its one score: far below zero, where exp(0 − lse) of rows that are none is infinite.
         ("steep scores, 8", &[(0, &[1, 1, 1, 1, 1, 40])], AttentionSpec { scale: 40.0, ..spec(2, 1, 8) }),
         ("128", &[(70, &[65, 3]), (0, &[33])], spec(2, 1, 128)),
@@ -182,10 +192,20 @@ fn backward_adds_shared_sums() {
     assert_backward(&device, "many answers", &[(70, &[130; 32]), (0, &[3])], spec(2, 1, 8));
 }
 
+/// More rows than one block walks see every key of a long sequence.
+#[test]
+fn backward_adds_shared_sums_of_both_directions() {
+    let Some(device) = device() else { return };
+    let spec = AttentionSpec { causal: false, ..spec(1, 1, 8) };
+    assert_backward(&device, "a long sequence", &[(0, &[3]), (0, &[4170])], spec);
+}
+
 #[test]
 fn a_sequence_alone_has_the_same_bits() {
     let Some(device) = device() else { return };
-    for spec in [spec(4, 2, 64), AttentionSpec { window: Some(40), ..spec(2, 2, 32) }] {
+    let window = AttentionSpec { window: Some(40), ..spec(2, 2, 32) };
+    let both = [spec(2, 1, 64), window].map(|spec| AttentionSpec { causal: false, ..spec });
+    for spec in [spec(4, 2, 64), window].into_iter().chain(both) {
         let (packed, columns) = (packing(RAGGED), spec.heads * spec.head_dim);
         let qkv = random(3, packed.rows() * spec.width(), 1.0);
         let (o, lse) = forward(&device, &qkv, &packed, spec);

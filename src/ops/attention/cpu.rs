@@ -268,8 +268,9 @@ pub(crate) fn heads_of(kv: usize, spec: &AttentionSpec) -> Range<usize> {
 
 /// Keys that position `at` of `n` sees.
 fn seen(at: usize, n: usize, spec: &AttentionSpec) -> Range<usize> {
-    let end = if spec.causal { at + 1 } else { n };
-    spec.window.map_or(0, |window| (at + 1).saturating_sub(window))..end
+    let reach = spec.window.unwrap_or(n);
+    let end = if spec.causal { at + 1 } else { at.saturating_add(reach).min(n) };
+    (at + 1).saturating_sub(reach)..end
 }
 
 /// Scores of the keys `seen` become probabilities in place, those of the other keys in the vectors that cover `covered` zero;

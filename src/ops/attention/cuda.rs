@@ -128,6 +128,7 @@ pub(crate) fn builds() -> Vec<Build> {
     let sizes = [32, 64, 80, 96, 128, 256].map(|e| plain(2, e));
     let others = [
         AttentionSpec { causal: false, ..plain(1, 64) },
+        AttentionSpec { window: Some(1), causal: false, ..plain(1, 64) },
         AttentionSpec { window: Some(1), softcap: Some(1.0), ..plain(2, 64) },
         AttentionSpec { window: Some(1), softcap: Some(1.0), causal: false, ..plain(2, 128) },
         AttentionSpec { window: Some(1), softcap: Some(1.0), ..plain(2, 256) },

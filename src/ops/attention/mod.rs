@@ -24,9 +24,11 @@ pub struct AttentionSpec {
     pub head_dim: usize,
     /// Usually head_dim^-½.
     pub scale: f32,
-    /// A row sees the last `window` positions, its own included.
+    /// A row sees keys fewer than `window` positions away: the last `window` ones, its own included, and where not `causal`
+    /// as many ahead.
     pub window: Option<usize>,
     pub softcap: Option<f32>,
+    /// Whether a row sees only keys up to its own; else (encoders) all of its own segment, and of its prompt.
     pub causal: bool,
 }
 
@@ -70,7 +72,7 @@ impl Segment {
 }
 
 /// Which rows see which keys. In packed order row i sees key j iff j ≤ i and (j ≥ own start or j in its prompt); key j is seen
-/// by the contiguous rows j..seen_until.
+/// by the contiguous rows j..seen_until. Where not causal j ≤ i falls away for keys of the own segment.
 pub struct Packing<B: Backend> {
     /// In packed order; they tile the rows.
     pub segments: Vec<Segment>,
