@@ -123,11 +123,13 @@ fn layer_norm() {
 fn project() {
     for (inputs, outputs, rank) in [(19, 23, 3), (352, 128, 8), (1030, 7, 4)] {
         let (x, residual) = (Source::new(10, inputs), Source::new(11, outputs));
+        let bias = tensor(outputs, &noise(14, outputs));
         let (w, lora) =
             (weight(outputs, &noise(12, outputs * inputs)), Masters::noise(13, &[outputs], inputs, rank).lora());
         assert_rows_alone("project", |rows| {
             let (mut y, mut xa) = (nans(rows.len(), outputs), nans(rows.len(), rank));
-            Cpu::new().project_forward(&mut y, &mut xa, &x.take(rows), &residual.take(rows), &w, Some(&lora)).unwrap();
+            let (x, residual) = (x.take(rows), residual.take(rows));
+            Cpu::new().project_forward(&mut y, &mut xa, &x, &residual, &w, Some(&bias), Some(&lora)).unwrap();
             rows_of(&[&y, &xa])
         });
     }

@@ -118,11 +118,11 @@ impl<B: Ops> Block<B> {
     ) -> Result<()> {
         let spec = &self.spec;
         let [o, gate_up, down] = [lora.map(|l| &l.o), lora.map(|l| &l.gate_up), lora.map(|l| &l.down)];
-        ops.project_forward(&mut s.mid, &mut s.o_xa, &s.o, &s.x, &self.o, o)?; // 4
+        ops.project_forward(&mut s.mid, &mut s.o_xa, &s.o, &s.x, &self.o, None, o)?; // 4
         ops.norm_forward(&mut s.n_post, &mut s.rstd_post, &s.mid, &self.post_norm, spec.norm)?; // 5
         let (act, n) = (&mut t.act, &s.n_post);
         ops.gate_up_forward(act, &mut s.gate_up, &mut s.gate_up_xa, n, &self.gate_up, None, gate_up, spec.gate_up)?; // 6
-        ops.project_forward(out, &mut s.down_xa, &t.act, &s.mid, &self.down, down) // 7
+        ops.project_forward(out, &mut s.down_xa, &t.act, &s.mid, &self.down, None, down) // 7
     }
 
     /// `dx` (T, C) holds the gradient of this block's output and leaves as that of its input; adds to `grad`; uses up

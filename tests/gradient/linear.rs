@@ -106,7 +106,7 @@ fn project() {
     let forward = |x: &[f32], residual: &[f32], a: &[f32], b: &[f32]| {
         let (mut y, mut xa) = (nans(ROWS, outputs), nans(ROWS, RANK));
         let (x, residual, lora) = (tensor(INPUTS, x), tensor(outputs, residual), masters.lora_of(a, b));
-        cpu.project_forward(&mut y, &mut xa, &x, &residual, &w, Some(&lora)).unwrap();
+        cpu.project_forward(&mut y, &mut xa, &x, &residual, &w, None, Some(&lora)).unwrap();
         (values(&y), xa)
     };
     let (a, b) = (&masters.a, &masters.b);
@@ -133,7 +133,7 @@ fn project_without_adapter() {
     cpu.project_backward(&mut dx, None, &mut none(), &dy, &tensor(INPUTS, &x), &none(), &w, None).unwrap();
     assert_gradient("project dx", &values(&dx), &x, |x| {
         let mut y = nans(ROWS, outputs);
-        cpu.project_forward(&mut y, &mut none(), &tensor(INPUTS, x), &residual, &w, None).unwrap();
+        cpu.project_forward(&mut y, &mut none(), &tensor(INPUTS, x), &residual, &w, None, None).unwrap();
         functional(&c, &values(&y))
     });
 }

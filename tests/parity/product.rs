@@ -43,7 +43,8 @@ fn project<B: Project>(ops: &B, Shape { t, k, parts, rank }: Shape, adapted: boo
         db: numbers(ops, n, rank, &random(7, n * rank, 1.0)),
     };
     let (mut y, mut xa) = (unwritten(ops, t, n), unwritten(ops, t, width));
-    ops.project_forward(&mut y, &mut xa, &x, &residual, &w, lora.as_ref()).unwrap();
+    let bias = adapted.then(|| act(ops, 1, n, &random(9, n, 2.0)));
+    ops.project_forward(&mut y, &mut xa, &x, &residual, &w, bias.as_ref(), lora.as_ref()).unwrap();
     let dy = act(ops, t, n, &random(8, t * n, 1.0));
     let (mut dx, mut dxa) = (unwritten(ops, t, k), unwritten(ops, t, width));
     let grads = adapted.then_some(&mut grad);
@@ -92,7 +93,7 @@ fn a_row_alone_has_the_same_bits() {
         let x = act(&device, t, k, &values[range.start * k..range.end * k]);
         let residual = act(&device, t, n, &vec![0.5; t * n]);
         let (mut y, mut xa) = (unwritten(&device, t, n), unwritten(&device, t, rank));
-        device.project_forward(&mut y, &mut xa, &x, &residual, &w, Some(&lora)).unwrap();
+        device.project_forward(&mut y, &mut xa, &x, &residual, &w, None, Some(&lora)).unwrap();
         let (mut dx, mut dxa) = (unwritten(&device, t, k), unwritten(&device, t, rank));
         device.project_backward(&mut dx, None, &mut dxa, &y, &x, &xa, &w, Some(&lora)).unwrap();
         (read(&device, &y), read(&device, &dx))

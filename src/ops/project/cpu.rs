@@ -12,9 +12,10 @@ impl Project for Cpu {
         x: &Tensor<Self>,
         residual: &Tensor<Self>,
         w: &Self::Weight,
+        bias: Option<&Tensor<Self>>,
         lora: Option<&Lora<Self>>,
     ) -> Result<()> {
-        linear_forward(self, "project", y, xa, x, w, lora, None, Some(residual))?;
+        linear_forward(self, "project", y, xa, x, w, lora, bias, Some(residual))?;
         let len = y.rows() * y.cols();
         self.store(&mut y.buffer[..len]);
         Ok(())

@@ -12,9 +12,10 @@ impl Project for Cuda {
         x: &Tensor<Self>,
         residual: &Tensor<Self>,
         w: &Self::Weight,
+        bias: Option<&Tensor<Self>>,
         lora: Option<&Lora<Self>>,
     ) -> Result<()> {
-        linear_forward(self, "project", y, xa, x, w, lora, None, Some(residual))
+        linear_forward(self, "project", y, xa, x, w, lora, bias, Some(residual))
     }
 
     fn project_backward(

@@ -1,4 +1,5 @@
-//! Projection back into the residual stream: y = residual + x·Wᵀ (+ LoRA). Writes the next saved input, so nothing is copied.
+//! Projection back into the residual stream: y = residual + x·Wᵀ (+ bias) (+ LoRA). Writes the next saved input, so nothing is
+//! copied.
 
 mod cpu;
 mod cuda;
@@ -16,11 +17,12 @@ pub trait Project: Backend {
         x: &Tensor<Self>,
         residual: &Tensor<Self>,
         w: &Self::Weight,
+        bias: Option<&Tensor<Self>>,
         lora: Option<&Lora<Self>>,
     ) -> Result<()>;
 
-    /// Overwrites `dx` (T, K) and the scratch `dxa` (T, r); adds to `grad`. The residual's gradient is dy itself. No dW: the
-    /// base is frozen.
+    /// Overwrites `dx` (T, K) and the scratch `dxa` (T, r); adds to `grad`. The residual's gradient is dy itself. No dW and no
+    /// dbias: the base is frozen.
     fn project_backward(
         &self,
         dx: &mut Tensor<Self>,

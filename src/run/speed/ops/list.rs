@@ -251,7 +251,7 @@ fn project_both<B: Ops>(
     let (residual, costs) = (make.act(t, outputs)?, p.costs());
     let (w, lora) = (&p.w, Some(&p.lora));
     let read = Cost { flops: 0, bytes: act_bytes::<B>() * (t * outputs) as u64 };
-    visit(names[0], costs[0] + read, &mut || ops.project_forward(&mut p.y, &mut p.xa, &p.x, &residual, w, lora))?;
+    visit(names[0], costs[0] + read, &mut || ops.project_forward(&mut p.y, &mut p.xa, &p.x, &residual, w, None, lora))?;
     visit(names[1], costs[1], &mut || {
         ops.project_backward(&mut p.dx, Some(&mut p.grad), &mut p.dxa, &p.dy, &p.x, &p.xa, w, lora)
     })
