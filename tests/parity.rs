@@ -15,6 +15,8 @@ mod elementwise;
 mod fused;
 #[path = "common/joint.rs"]
 mod joint;
+#[path = "parity/large.rs"]
+mod large;
 #[path = "parity/layer_norm.rs"]
 mod layer_norm;
 #[path = "parity/lm_head.rs"]

@@ -1,8 +1,10 @@
 //! Devices, random operands, and comparisons that fail closed.
 
+use std::sync::Arc;
+
 use ares::backend::cuda::compiler::KernelOptions;
 use ares::backend::cuda::device::GpuDriver;
-use ares::backend::cuda::driver::Arch;
+use ares::backend::cuda::driver::{Arch, Driver};
 use ares::backend::cuda::sim::SimDriver;
 use ares::backend::{Backend, Cpu, Cuda, Element, Real, Tensor};
 use half::bf16;
@@ -11,6 +13,10 @@ use rand_chacha::ChaCha8Rng;
 
 /// The device under test, a stream of its own for each test; `None` where it cannot be had, and the reason is printed.
 pub fn device() -> Option<Cuda> {
+    driver().map(Cuda::new)
+}
+
+pub fn driver() -> Option<Arc<dyn Driver>> {
     let default = if std::env::var_os("ARES_REQUIRE_GPU").is_some() { "cuda" } else { "sim" };
     let wanted = std::env::var("ARES_PARITY_DEVICE").unwrap_or_else(|_| default.to_string());
     let driver = match wanted.as_str() {
@@ -19,7 +25,7 @@ pub fn device() -> Option<Cuda> {
         other => panic!("ARES_PARITY_DEVICE: expected sim or cuda, found {other}"),
     };
     match driver {
-        Ok(driver) => Some(Cuda::new(driver)),
+        Ok(driver) => Some(driver),
         Err(reason) => {
             let required = ["ARES_REQUIRE_GPU", "ARES_REQUIRE_SIM"].iter().any(|name| std::env::var(name).is_ok());
             assert!(!required, "{reason}");

@@ -1,6 +1,6 @@
 //! The language-model head: log-probabilities and gradient rows, in one chunk and in several; KL between two models.
 
-use ares::backend::{Backend, Tensor};
+use ares::backend::{Backend, Cuda, Tensor};
 use ares::ops::{HeadRows, LmHead};
 
 use crate::harness::*;
@@ -49,20 +49,23 @@ fn head<B: LmHead>(ops: &B, (rows, cols, vocab, chunk): (usize, usize, usize, us
     Head { logprob: column(&out.logprob), lse: column(&out.lse), log_rest: column(&out.log_rest), dh: read(ops, &dh) }
 }
 
+/// Against the reference, with and without gradient rows.
+pub fn compare_head(device: &Cuda, shape: (usize, usize, usize, usize)) {
+    let (found, expected) = (head(device, shape, true), head(&reference(), shape, true));
+    near("logprob", &found.logprob, &expected.logprob, 2e-6, 4e-6);
+    near("lse", &found.lse, &expected.lse, 2e-6, 2e-6);
+    near("log_rest", &found.log_rest, &expected.log_rest, 2e-6, 4e-6);
+    // p is rounded twice, each time to half an ulp, and multiplied with weights below 1.
+    close("dh", &found.dh, &expected.dh, 1.0, 2e-3);
+    let without = head(device, shape, false);
+    assert_eq!((without.logprob, without.lse, without.log_rest), (found.logprob, found.lse, found.log_rest));
+    assert!(without.dh.iter().all(|v| v.is_nan()), "dh was not asked for");
+}
+
 #[test]
 fn log_probabilities_and_gradient_rows() {
     let Some(device) = device() else { return };
-    for &shape in SHAPES {
-        let (found, expected) = (head(&device, shape, true), head(&reference(), shape, true));
-        near("logprob", &found.logprob, &expected.logprob, 2e-6, 4e-6);
-        near("lse", &found.lse, &expected.lse, 2e-6, 2e-6);
-        near("log_rest", &found.log_rest, &expected.log_rest, 2e-6, 4e-6);
-        // p is rounded twice, each time to half an ulp, and multiplied with weights below 1.
-        close("dh", &found.dh, &expected.dh, 1.0, 2e-3);
-        let without = head(&device, shape, false);
-        assert_eq!((without.logprob, without.lse, without.log_rest), (found.logprob, found.lse, found.log_rest));
-        assert!(without.dh.iter().all(|v| v.is_nan()), "dh was not asked for");
-    }
+    SHAPES.iter().for_each(|&shape| compare_head(&device, shape));
 }
 
 /// One row's results do not depend on the others, nor on the chunk that it falls into.
@@ -105,18 +108,21 @@ fn divergence<B: LmHead>(
     [kl.read(ops).unwrap(), read(ops, &dh)]
 }
 
+/// Against the reference, for models that are `apart`.
+pub fn compare_divergence(device: &Cuda, shape: (usize, usize, usize, usize), apart: f32) {
+    let ([kl, dh], [expected_kl, expected_dh]) =
+        (divergence(device, shape, apart), divergence(&reference(), shape, apart));
+    near("kl", &kl, &expected_kl, 1e-4, 4e-6);
+    // An ulp of the largest differences, however small they are: nothing is lost where the models agree.
+    let largest = expected_dh.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+    close("dh", &dh, &expected_dh, 1.0, largest / 64.0);
+}
+
 #[test]
 fn divergence_of_near_and_of_distant_models() {
     let Some(device) = device() else { return };
     for &shape in SHAPES {
-        for apart in [0.01, 0.2, 3.0] {
-            let ([kl, dh], [expected_kl, expected_dh]) =
-                (divergence(&device, shape, apart), divergence(&reference(), shape, apart));
-            near("kl", &kl, &expected_kl, 1e-4, 4e-6);
-            // An ulp of the largest differences, however small they are: nothing is lost where the models agree.
-            let largest = expected_dh.iter().fold(0.0f32, |max, v| max.max(v.abs()));
-            close("dh", &dh, &expected_dh, 1.0, largest / 64.0);
-        }
+        [0.01, 0.2, 3.0].into_iter().for_each(|apart| compare_divergence(&device, shape, apart));
     }
     let [kl, dh] = divergence(&device, SHAPES[1], 0.0);
     assert!(

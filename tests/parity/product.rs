@@ -1,16 +1,16 @@
 //! Products with LoRA, both ways, through the projection: one to three parts, every remainder of eight, odd numbers of rows.
 
-use ares::backend::Backend;
+use ares::backend::{Backend, Cuda};
 use ares::ops::{Lora, LoraGrad, Project};
 
 use crate::harness::*;
 
 #[derive(Clone, Copy, Debug)]
-struct Shape {
-    t: usize,
-    k: usize,
-    parts: &'static [usize],
-    rank: usize,
+pub struct Shape {
+    pub t: usize,
+    pub k: usize,
+    pub parts: &'static [usize],
+    pub rank: usize,
 }
 
 const SHAPES: &[Shape] = &[
@@ -53,30 +53,34 @@ fn project<B: Project>(ops: &B, Shape { t, k, parts, rank }: Shape, adapted: boo
     Results { y: read(ops, &y), xa: read(ops, &xa), dx: read(ops, &dx), dxa: read(ops, &dxa), da, db }
 }
 
+/// Both ways against the reference, with or without an adapter.
+pub fn compare(device: &Cuda, shape: Shape, adapted: bool) {
+    let (found, expected) = (project(device, shape, adapted), project(&reference(), shape, adapted));
+    let what = |name: &str| format!("{name} of {shape:?}");
+    if !adapted {
+        close(&what("y"), &found.y, &expected.y, 1.0, 1e-5);
+        close(&what("dx"), &found.dx, &expected.dx, 1.0, 1e-5);
+        return;
+    }
+    close(&what("xa"), &found.xa, &expected.xa, 1.0, 2e-6);
+    close(&what("dxa"), &found.dxa, &expected.dxa, 1.0, 2e-6);
+    // xa and dxa may round the other way where a sum lies between two bf16: an ulp of one term.
+    close(&what("y"), &found.y, &expected.y, 1.0, 4e-3);
+    close(&what("dx"), &found.dx, &expected.dx, 1.0, 8e-3);
+    near(&what("dA"), &found.da, &expected.da, 1e-5, 2e-2);
+    near(&what("dB"), &found.db, &expected.db, 1e-5, 4e-2);
+}
+
 #[test]
 fn products_with_adapters() {
     let Some(device) = device() else { return };
-    for &shape in SHAPES {
-        let (found, expected) = (project(&device, shape, true), project(&reference(), shape, true));
-        let what = |name: &str| format!("{name} of {shape:?}");
-        close(&what("xa"), &found.xa, &expected.xa, 1.0, 2e-6);
-        close(&what("dxa"), &found.dxa, &expected.dxa, 1.0, 2e-6);
-        // xa and dxa may round the other way where a sum lies between two bf16: an ulp of one term.
-        close(&what("y"), &found.y, &expected.y, 1.0, 4e-3);
-        close(&what("dx"), &found.dx, &expected.dx, 1.0, 8e-3);
-        near(&what("dA"), &found.da, &expected.da, 1e-5, 2e-2);
-        near(&what("dB"), &found.db, &expected.db, 1e-5, 4e-2);
-    }
+    SHAPES.iter().for_each(|&shape| compare(&device, shape, true));
 }
 
 #[test]
 fn products_without_adapters() {
     let Some(device) = device() else { return };
-    for &shape in SHAPES {
-        let (found, expected) = (project(&device, shape, false), project(&reference(), shape, false));
-        close("y", &found.y, &expected.y, 1.0, 1e-5);
-        close("dx", &found.dx, &expected.dx, 1.0, 1e-5);
-    }
+    SHAPES.iter().for_each(|&shape| compare(&device, shape, false));
 }
 
 /// One row alone, and among others: the same bits.

@@ -1,0 +1,140 @@
+//! The tiles that large products take, at sizes that a simulator finishes: a device that says it has one multiprocessor makes
+//! every plan choose them. Which tile was compiled is read from the constants with which the kernel was loaded.
+
+use std::sync::{Arc, Mutex};
+
+use ares::backend::Cuda;
+use ares::backend::cuda::driver::{Define, DeviceInfo, Driver, Event, Function, GraphHandle, LaunchConfig};
+use ares::backend::cuda::source::Source;
+use ares::error::Result;
+
+use crate::harness::driver;
+use crate::lm_head::{compare_divergence, compare_head};
+use crate::product::{self, Shape};
+
+/// A device that passes for one with a single multiprocessor, and notes what it is asked to load.
+struct Single {
+    inner: Arc<dyn Driver>,
+    info: DeviceInfo,
+    loaded: Mutex<Vec<(&'static str, Vec<Define>)>>,
+}
+
+impl Single {
+    fn open() -> Option<(Arc<Single>, Cuda)> {
+        let inner = driver()?;
+        let info = DeviceInfo { multiprocessors: 1, ..inner.info().clone() };
+        let single = Arc::new(Single { inner, info, loaded: Mutex::default() });
+        Some((single.clone(), Cuda::new(single)))
+    }
+
+    /// Fails unless `kernel` was loaded, with W read along or across where it says which, and never with another tile.
+    #[track_caller]
+    fn expect_only_large(&self, kernel: &str, across: Option<u64>) {
+        let loaded = self.loaded.lock().unwrap();
+        let of = |defines: &[Define], name: &str| defines.iter().find(|d| d.0 == name).map(|d| d.1);
+        let builds = loaded.iter().filter(|(name, defines)| *name == kernel && of(defines, "W_ACROSS") == across);
+        let tiles: Vec<_> = builds.map(|(_, defines)| [of(defines, "BLOCK_M"), of(defines, "BLOCK_N")]).collect();
+        let large = [Some(128), Some(128)];
+        assert!(!tiles.is_empty() && tiles.iter().all(|tile| *tile == large), "{kernel} {across:?}: {tiles:?}");
+    }
+}
+
+/// Ragged and even edges, both wider than one tile.
+const SHAPES: [Shape; 2] =
+    [Shape { t: 150, k: 136, parts: &[136], rank: 8 }, Shape { t: 131, k: 133, parts: &[70, 67], rank: 5 }];
+
+#[test]
+fn products() {
+    for shape in SHAPES {
+        let Some((single, device)) = Single::open() else { return };
+        product::compare(&device, shape, false);
+        single.expect_only_large("product", Some(0));
+        single.expect_only_large("product", Some(1));
+        // The adapter's own products are narrow, and take a small tile.
+        product::compare(&device, shape, true);
+    }
+}
+
+#[test]
+fn heads() {
+    // One chunk each: the rest of two would be few rows.
+    for shape in [(150, 136, 136, 150), (140, 133, 301, 140)] {
+        let Some((single, device)) = Single::open() else { return };
+        compare_head(&device, shape);
+        single.expect_only_large("lm_head_logits", None);
+        compare_divergence(&device, shape, 0.2);
+        single.expect_only_large("lm_head_kl_logits", None);
+    }
+}
+
+impl Driver for Single {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64> {
+        self.inner.alloc(bytes)
+    }
+
+    unsafe fn free(&self, address: u64) {
+        // SAFETY: the caller's promise, here and below.
+        unsafe { self.inner.free(address) }
+    }
+
+    unsafe fn upload(&self, dst: u64, src: &[u8]) -> Result<()> {
+        unsafe { self.inner.upload(dst, src) }
+    }
+
+    unsafe fn download(&self, dst: &mut [u8], src: u64) -> Result<()> {
+        unsafe { self.inner.download(dst, src) }
+    }
+
+    unsafe fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()> {
+        unsafe { self.inner.copy(dst, src, bytes) }
+    }
+
+    unsafe fn zero(&self, dst: u64, bytes: usize) -> Result<()> {
+        unsafe { self.inner.zero(dst, bytes) }
+    }
+
+    fn load(&self, source: &'static Source, defines: &[Define], kernel: &'static str) -> Result<Function> {
+        self.loaded.lock().unwrap().push((kernel, defines.to_vec()));
+        self.inner.load(source, defines, kernel)
+    }
+
+    unsafe fn launch(&self, function: Function, config: LaunchConfig, args: &mut [u64]) -> Result<()> {
+        unsafe { self.inner.launch(function, config, args) }
+    }
+
+    fn capture_begin(&self) -> Result<()> {
+        self.inner.capture_begin()
+    }
+
+    fn capture_end(&self) -> Result<GraphHandle> {
+        self.inner.capture_end()
+    }
+
+    unsafe fn graph_launch(&self, graph: &GraphHandle) -> Result<()> {
+        unsafe { self.inner.graph_launch(graph) }
+    }
+
+    fn graph_free(&self, graph: GraphHandle) {
+        self.inner.graph_free(graph);
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.inner.synchronize()
+    }
+
+    fn event(&self) -> Result<Event> {
+        self.inner.event()
+    }
+
+    fn elapsed(&self, from: &Event, to: &Event) -> Result<f32> {
+        self.inner.elapsed(from, to)
+    }
+
+    fn event_free(&self, event: Event) {
+        self.inner.event_free(event);
+    }
+}
