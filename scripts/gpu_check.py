@@ -44,6 +44,10 @@ BENCHES = [
     ("score-8b-32k", "qwen2.5-0.5b", "llama-3.1-8b",
      ["score", "--tokens", "32768", "--length", "1024", "--batch-tokens", "32768"]),
     ("step-8b-8b-16k", "llama-3.1-8b", "llama-3.1-8b", ["step", "--tokens", "16384", "--length", "1024"]),
+    ("ops-1.5b-16k", "qwen2.5-1.5b", "qwen2.5-0.5b", ["ops", "--tokens", "16384", "--length", "1024"]),
+    ("ops-8b-16k", "llama-3.1-8b", "llama-3.1-8b", ["ops", "--tokens", "16384", "--length", "1024"]),
+    # Checkpoints that are there: the suite's, unless others are named.
+    ("load", None, None, ["load"]),
 ]
 PARTS = ("doctor", "kernels", "tests", "sanitizer", "bench", "baseline")
 
@@ -58,6 +62,7 @@ def arguments() -> argparse.Namespace:
     add("--device", type=int, default=0)
     add("--part", action="append", choices=PARTS, help="only these; repeat (default: all)")
     add("--bench", action="append", metavar="NAME", help=f"only these of {', '.join(b[0] for b in BENCHES)}")
+    add("--load", nargs=2, type=Path, metavar=("POLICY", "REWARD"), help="checkpoints to load (default: the suite's)")
     add("--baseline", nargs=argparse.REMAINDER, default=None, metavar="COMMAND",
         help="the framework's command, last: it writes its JSON to stdout, e.g. python3 scripts/baseline_hf.py --task step …")
     add("--limit", type=float, default=300.0, help="seconds per command")
@@ -189,7 +194,10 @@ class Check:
             for name, policy, reward, words in BENCHES:
                 if self.args.bench and name not in self.args.bench:
                     continue
-                models = ["--policy", Path(folder, f"{policy}.json"), "--reward", Path(folder, f"{reward}.json")]
+                if policy:
+                    models = ["--policy", Path(folder, f"{policy}.json"), "--reward", Path(folder, f"{reward}.json")]
+                else:
+                    models = ["--policy", self.args.load[0], "--reward", self.args.load[1]] if self.args.load else []
                 device = ["--device", f"cuda:{self.args.device}", "--json"]
                 found[name] = self.json(self.args.ares, "bench", *words, *models, *device)
                 self.keep("bench", found)

@@ -1,5 +1,7 @@
 //! Every operation with its cost and a closure that runs it.
 
+use rayon::prelude::*;
+
 use super::super::{Workload, tokens};
 use crate::backend::Tensor;
 use crate::backend::cost::Cost;
@@ -63,7 +65,7 @@ impl<B: Ops> Operands<'_, B> {
         self.made += 1;
         let seed = self.made << 40;
         let hash = |i: u64| (seed ^ i).wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 40;
-        (0..len as u64).map(|i| hash(i) as f32 / (1u64 << 23) as f32 - 1.0).collect()
+        (0..len as u64).into_par_iter().map(|i| hash(i) as f32 / (1u64 << 23) as f32 - 1.0).collect()
     }
 
     fn act(&mut self, rows: usize, cols: usize) -> Result<Tensor<B>> {
