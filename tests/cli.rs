@@ -4,6 +4,7 @@ mod cli {
     pub mod basics;
     pub mod bench;
     pub mod method;
+    pub mod profiler;
     pub mod rows;
     pub mod support;
 }

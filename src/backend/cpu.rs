@@ -2,12 +2,13 @@
 
 mod packed;
 
+use std::ffi::CStr;
 use std::sync::OnceLock;
 
 pub(crate) use packed::{PANEL, Packed};
 
 use super::cost::KernelRun;
-use super::{Backend, Element, Matrix};
+use super::{Backend, Element, Matrix, Range};
 use crate::error::{Error, Result};
 
 /// f32 on all threads of the process's rayon pool.
@@ -128,6 +129,10 @@ impl Backend for Cpu {
 
     fn replay(&self, _graph: &mut (), mut record: impl FnMut() -> Result<()>) -> Result<()> {
         record()
+    }
+
+    fn range(&self, _name: &CStr) -> Range {
+        Range::NONE
     }
 
     fn profile_begin(&self) -> Result<()> {

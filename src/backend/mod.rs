@@ -7,12 +7,16 @@ pub mod cost;
 pub mod cpu;
 pub mod cuda;
 pub mod element;
+pub mod range;
 pub mod tensor;
 
 pub use cpu::Cpu;
 pub use cuda::Cuda;
 pub use element::{Element, Real};
+pub use range::Range;
 pub use tensor::Tensor;
+
+use std::ffi::CStr;
 
 use crate::error::Result;
 use cost::KernelRun;
@@ -73,6 +77,9 @@ pub trait Backend: Sized + Clone + Send + Sync + 'static {
     /// Runs `record`, or replays what an earlier call with the same `graph` recorded. All that changes between calls must lie
     /// in device memory. The closure may run more than once on the first call (plainly, then captured).
     fn replay(&self, graph: &mut Self::Graph, record: impl FnMut() -> Result<()>) -> Result<()>;
+
+    /// Begins a stage, which a profiler of this device shows until the guard is dropped; nothing where none is attached.
+    fn range(&self, name: &CStr) -> Range;
 
     /// Begins to record how long each kernel takes; nothing where there are no kernels.
     fn profile_begin(&self) -> Result<()>;

@@ -1,10 +1,13 @@
 //! Long work as a person sees it: a bar while it goes on, one line when it is done.
 
+use std::ffi::CString;
 use std::time::Instant;
 
 use indicatif::ProgressBar;
 
 use super::Session;
+use crate::backend::Range;
+use crate::backend::cuda::nvtx;
 use crate::run::Watch;
 
 /// Shows the stages of a run on stderr.
@@ -13,11 +16,13 @@ pub struct Stages<'a> {
     stage: String,
     bar: ProgressBar,
     begin: Instant,
+    /// The same stage, where a profiler is attached.
+    range: Range,
 }
 
 impl<'a> Stages<'a> {
     pub fn new(session: &'a Session) -> Stages<'a> {
-        Stages { session, stage: String::new(), bar: ProgressBar::hidden(), begin: Instant::now() }
+        Stages { session, stage: String::new(), bar: ProgressBar::hidden(), begin: Instant::now(), range: Range::NONE }
     }
 }
 
@@ -26,6 +31,9 @@ impl Watch for Stages<'_> {
         self.bar.finish_and_clear();
         self.bar = self.session.progress(stage, total as u64);
         (self.stage, self.begin) = (stage.to_string(), Instant::now());
+        // The earlier one ends before the next begins.
+        self.range = Range::NONE;
+        self.range = CString::new(stage).map(|name| nvtx::range(&name)).unwrap_or_default();
     }
 
     fn at(&mut self, done: usize, note: &str) {
@@ -35,6 +43,7 @@ impl Watch for Stages<'_> {
 
     fn end(&mut self, result: &str) {
         self.bar.finish_and_clear();
+        self.range = Range::NONE;
         let seconds = self.begin.elapsed().as_secs_f64();
         self.session.say(&format!("{:28} {seconds:6.1} s   {result}", self.stage));
     }

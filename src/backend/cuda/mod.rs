@@ -15,6 +15,7 @@ pub mod guide {
 }
 pub mod kernels;
 pub mod nvrtc;
+pub mod nvtx;
 pub mod pack;
 mod profile;
 mod search;
@@ -24,6 +25,7 @@ pub mod text;
 pub mod usage;
 
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -36,7 +38,7 @@ use self::driver::{Define, DeviceInfo, Driver, Function, GraphHandle, LaunchConf
 use self::profile::Profile;
 use self::source::Source;
 use super::cost::{Cost, KernelRun};
-use super::{Backend, Element, Matrix};
+use super::{Backend, Element, Matrix, Range};
 use crate::error::{Error, Result};
 
 /// A GPU, or the simulator in its place.
@@ -312,6 +314,10 @@ impl Backend for Cuda {
             Some((_, handle)) => unsafe { driver.graph_launch(handle) },
             None => Ok(()),
         }
+    }
+
+    fn range(&self, name: &CStr) -> Range {
+        nvtx::range(name)
     }
 
     fn profile_begin(&self) -> Result<()> {

@@ -1,0 +1,110 @@
+//! Stages as an attached profiler sees them. The profiler is a library of a few lines, made here by the C++ compiler, that speaks
+//! NVTX 3 as NVIDIA's headers do (`nvtxDetail/nvtxTypes.h`): it asks for every table, and fills the slots of push and pop.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::support::{Outcome, command, finish, repository};
+
+const PROFILER: &str = r#"
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+typedef void (*Function)(void);
+struct Callbacks { size_t size; int (*table)(int, Function***, unsigned*); };
+struct Version { size_t size; uint32_t version, reserved; void (*set)(uint32_t); };
+static FILE* out;
+static int push(const char* name) { fprintf(out, "> %s\n", name); fflush(out); return 0; }
+static int pop() { fprintf(out, "<\n"); fflush(out); return 0; }
+static void other() {}
+extern "C" int InitializeInjectionNvtx2(const void* (*table)(uint32_t)) {
+    out = fopen(getenv("ARES_TEST_RANGES"), "w");
+    auto* callbacks = static_cast<const Callbacks*>(table(1));
+    auto* version = static_cast<const Version*>(table(3));
+    if (!out || !callbacks || callbacks->size < sizeof(Callbacks) || !version || version->version != 3 || table(99)) return 0;
+    version->set(3);
+    const unsigned sizes[7] = {0, 16, 9, 15, 7, 16, 7};
+    for (int module = 0; module < 9; module++) {
+        Function** slots = nullptr;
+        unsigned size = 0;
+        int known = callbacks->table(module, &slots, &size);
+        if (known != (module > 0 && module < 7)) return 0;
+        if (known && size != sizes[module]) return 0;
+        for (unsigned i = 1; i < size; i++) {
+            if (!slots[i]) return 0;
+            *slots[i] = other;
+        }
+        if (module == 1) {
+            *slots[9] = reinterpret_cast<Function>(push);
+            *slots[11] = reinterpret_cast<Function>(pop);
+        }
+    }
+    fprintf(out, "attached\n");
+    return 1;
+}
+"#;
+
+/// `None` where there is no C++ compiler.
+fn profiler(folder: &Path) -> Option<PathBuf> {
+    let (source, library) = (folder.join("profiler.cpp"), folder.join("libprofiler.so"));
+    std::fs::write(&source, PROFILER).unwrap();
+    let compiler = std::env::var("CXX").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "c++".into());
+    let made =
+        Command::new(compiler).args(["-std=c++17", "-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status();
+    match made {
+        Ok(status) => {
+            assert!(status.success());
+            Some(library)
+        }
+        Err(reason) => {
+            println!("skipped: {reason}");
+            None
+        }
+    }
+}
+
+fn step(device: &str, library: &Path, out: &Path) -> Outcome {
+    let (policy, reward) = (repository("tests/golden/qwen2-causal"), repository("tests/golden/qwen2-reward"));
+    let models = ["--policy", policy.to_str().unwrap(), "--reward", reward.to_str().unwrap()];
+    let work = ["--tokens", "24", "--length", "8", "--rank", "4", "--sequences", "2", "--new-tokens", "2"];
+    let little = ["--batch-tokens", "32", "--warmup", "0", "--repeats", "1", "--device", device];
+    let mut command = command(&[&["bench", "decode", "step"], &models[..], &work, &little].concat());
+    command.env("NVTX_INJECTION64_PATH", library).env("ARES_TEST_RANGES", out);
+    finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+}
+
+#[test]
+fn a_profiler_sees_every_stage_begin_and_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(library) = profiler(folder.path()) else { return };
+    let out = folder.path().join("ranges");
+    step("sim", &library, &out).expect(0, &[]);
+    let seen = std::fs::read_to_string(&out).unwrap();
+    let mut lines = seen.lines();
+    assert_eq!(lines.next(), Some("attached"));
+    let (mut open, mut stages) = (Vec::new(), Vec::new());
+    for line in lines {
+        match line.strip_prefix("> ") {
+            Some(name) => {
+                open.push(name);
+                stages.push(name);
+            }
+            None => assert!(open.pop().is_some(), "more ends than begins: {seen}"),
+        }
+    }
+    assert!(open.is_empty(), "{open:?} never ended");
+    // One repeat and one under the profiler of `ares bench` itself, of each task.
+    let joint = ["reward forward", "reward backward", "policy forward", "policy backward", "optimiser", "optimiser"];
+    assert_eq!(stages, [&["generate"; 2][..], &joint, &joint].concat());
+}
+
+#[test]
+fn without_a_gpu_or_a_profiler_nothing_is_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("ranges");
+    step("sim", &folder.path().join("nowhere.so"), &out).expect(0, &[]);
+    let Some(library) = profiler(folder.path()) else { return };
+    step("cpu", &library, &out).expect(0, &[]);
+    assert!(!out.exists());
+}
