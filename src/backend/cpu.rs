@@ -72,6 +72,8 @@ impl Backend for Cpu {
     type Buffer<T: Element> = Vec<T>;
     type Graph = ();
 
+    const BATCH: usize = 1024;
+
     fn describe(&self) -> String {
         format!("cpu ({} threads)", rayon::current_num_threads())
     }

@@ -40,6 +40,10 @@ pub trait Backend: Sized + Clone + Send + Sync + 'static {
     /// A captured decode step; nothing where launches cost nothing.
     type Graph: Default + Send;
 
+    /// Packed rows of one forward pass where nobody says how many: activations that stay in a processor's caches, or that keep all
+    /// of a GPU at work.
+    const BATCH: usize;
+
     /// What the user reads: `cpu (2 threads)`.
     fn describe(&self) -> String;
 

@@ -52,7 +52,7 @@ impl OnDevice for Work<'_> {
 
     fn run<B: Ops>(self, ops: &B) -> Result<()> {
         let Work { command, session, job } = self;
-        let mut judge = command.judge.open(ops, command.rows.batch_tokens(), &interrupt::flag())?;
+        let mut judge = command.judge.open(ops, command.rows.batch_tokens().unwrap_or(B::BATCH), &interrupt::flag())?;
         job.run(session, "judge", |rows| {
             let texts = rows.iter().map(|row| command.texts(row)).collect();
             good(texts, |texts: &[(Prompt, String)]| {

@@ -76,7 +76,8 @@ impl OnDevice for Work<'_> {
 
     fn run<B: Ops>(self, ops: &B) -> Result<()> {
         let Work { command, session, job } = self;
-        let mut model = Pretrained::open(ops, &command.model, command.rows.batch_tokens(), interrupt::flag())?;
+        let mut model =
+            Pretrained::open(ops, &command.model, command.rows.batch_tokens().unwrap_or(B::BATCH), interrupt::flag())?;
         model.transformer.config.expect_causal()?;
         job.run(session, "logprob", |rows| {
             let rendered = rows.par_iter().map(|row| command.render(&model.rendering, row)).collect();

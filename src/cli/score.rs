@@ -43,7 +43,8 @@ impl OnDevice for Work<'_> {
 
     fn run<B: Ops>(self, ops: &B) -> Result<()> {
         let Work { command, session, job } = self;
-        let mut model = Pretrained::open(ops, &command.reward, command.rows.batch_tokens(), interrupt::flag())?;
+        let mut model =
+            Pretrained::open(ops, &command.reward, command.rows.batch_tokens().unwrap_or(B::BATCH), interrupt::flag())?;
         model.transformer.config.expect_score()?;
         job.run(session, "score", |rows| {
             let rendered: Vec<Result<Rendered>> = rows

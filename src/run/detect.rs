@@ -42,7 +42,8 @@ pub struct DetectOptions {
     pub tau_h: f64,
     pub prefill: Vec<usize>,
     pub max_new_tokens: usize,
-    pub batch_tokens: usize,
+    /// Packed rows of one forward at most; the backend's `BATCH` where it is not given.
+    pub batch_tokens: Option<usize>,
     pub raw: bool,
     pub seed: u64,
 }
@@ -62,17 +63,15 @@ pub struct Detector<B: Ops> {
 
 impl<B: Ops> Detector<B> {
     pub fn open(ops: &B, options: &DetectOptions) -> Result<Detector<B>> {
-        let interrupt = interrupt::flag();
-        let open = |spec: &ModelSpec| Pretrained::open(ops, spec, options.batch_tokens, interrupt.clone());
+        let (interrupt, batch) = (interrupt::flag(), options.batch_tokens.unwrap_or(B::BATCH));
+        let open = |spec: &ModelSpec| Pretrained::open(ops, spec, batch, interrupt.clone());
         let mut subject = Available {
             policy: options.policy.as_ref().map(open).transpose()?,
             reward: options.reward.as_ref().map(open).transpose()?,
         };
         subject.policy.as_ref().map_or(Ok(()), |model| model.transformer.config.expect_causal())?;
         subject.reward.as_ref().map_or(Ok(()), |model| model.transformer.config.expect_score())?;
-        let judge = |spec: &Option<JudgeSpec>| {
-            spec.as_ref().map(|spec| spec.open(ops, options.batch_tokens, &interrupt)).transpose()
-        };
+        let judge = |spec: &Option<JudgeSpec>| spec.as_ref().map(|spec| spec.open(ops, batch, &interrupt)).transpose();
         let mut judges = Judges {
             judge: judge(&options.judge)?.unwrap_or_else(|| Box::new(Nobody)),
             second: judge(&options.second_judge)?,

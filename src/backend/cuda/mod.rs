@@ -214,6 +214,8 @@ impl Backend for Cuda {
     type Buffer<T: Element> = DeviceBuffer<T>;
     type Graph = Graph;
 
+    const BATCH: usize = 8192;
+
     fn describe(&self) -> String {
         self.info().name.clone()
     }

@@ -146,19 +146,26 @@ impl Scratch {
         }
     }
 
-    /// The tile's queries from number `first` on (row by row, the heads of `kv` within a row), and all keys any of them sees.
+    /// The tile's queries from number `first` on (row by row, the heads of `kv` within a row), how many there are (the last one
+    /// stands in for those behind it), and all keys any of them sees.
     #[inline(always)]
-    fn tile(&self, first: usize, segment: &Segment, kv: usize, spec: &AttentionSpec) -> (Vec<Query>, Range<usize>) {
+    fn tile(
+        &self,
+        first: usize,
+        segment: &Segment,
+        kv: usize,
+        spec: &AttentionSpec,
+    ) -> ([Query; ROWS], usize, Range<usize>) {
         let per = spec.heads / spec.kv_heads;
-        let last = (first + ROWS).min(segment.rows.len() * per);
-        let query = |index: usize| {
+        let count = ROWS.min(segment.rows.len() * per - first);
+        let queries = std::array::from_fn(|i| {
+            let index = first + i.min(count - 1);
             let (row, head) = (index / per, kv * per + index % per);
             Query { row, head, seen: seen(segment.prompt.len() + row, self.n, spec) }
-        };
-        let queries: Vec<Query> = (first..last).map(query).collect();
-        let start = queries.iter().map(|q| q.seen.start).min().unwrap_or(0);
+        });
+        let start = queries.iter().map(|q: &Query| q.seen.start).min().unwrap_or(0);
         let end = queries.iter().map(|q| q.seen.end).max().unwrap_or(0);
-        (queries, start..end)
+        (queries, count, start..end)
     }
 }
 
@@ -194,9 +201,10 @@ simd! {
         for kv in 0..spec.kv_heads {
             scratch.gather(qkv, segment, kv, spec, false);
             for first in (0..queries).step_by(ROWS) {
-                let (queries, covered) = scratch.tile(first, segment, kv, spec);
+                let (queries, count, covered) = scratch.tile(first, segment, kv, spec);
+                let queries = &queries[..count];
                 let Scratch { k_t, v, q, y, s, stride, width, .. } = scratch;
-                load(q, &queries, spec.scale, |q| &qkv[(segment.rows.start + q.row) * columns + q.head * e..][..e]);
+                load(q, queries, spec.scale, |q| &qkv[(segment.rows.start + q.row) * columns + q.head * e..][..e]);
                 multiply::<_, ROWS>(simd, s, q, (k_t, *stride), &(0..e), &covered);
                 for (query, s) in queries.iter().zip(s.chunks_exact_mut(*stride)) {
                     lse[query.row * h + query.head] = softmax(s, &query.seen, &covered, spec.softcap);
@@ -226,10 +234,11 @@ simd! {
         for kv in 0..spec.kv_heads {
             scratch.gather(known.qkv, segment, kv, spec, true);
             for index in (0..segment.rows.len() * (h / spec.kv_heads)).step_by(ROWS) {
-                let (queries, covered) = scratch.tile(index, segment, kv, spec);
+                let (queries, count, covered) = scratch.tile(index, segment, kv, spec);
+                let queries = &queries[..count];
                 let Scratch { k, k_t, v_t, q, d_o, y, s, d, dk, dv, stride, width, .. } = scratch;
-                load(q, &queries, spec.scale, |q| &known.qkv[(start + q.row) * columns + q.head * e..][..e]);
-                load(d_o, &queries, 1.0, |q| &known.d_o[((start + q.row) * h + q.head) * e..][..e]);
+                load(q, queries, spec.scale, |q| &known.qkv[(start + q.row) * columns + q.head * e..][..e]);
+                load(d_o, queries, 1.0, |q| &known.d_o[((start + q.row) * h + q.head) * e..][..e]);
                 multiply::<_, ROWS>(simd, s, q, (k_t, *stride), &(0..e), &covered);
                 multiply::<_, ROWS>(simd, d, d_o, (v_t, *stride), &(0..e), &covered);
                 let rows = s.chunks_exact_mut(*stride).zip(d.chunks_exact_mut(*stride));
