@@ -40,7 +40,11 @@ SHAPES = {"qwen2.5-1.5b": QWEN_1_5B, "qwen2.5-0.5b": QWEN_0_5B, "llama-3.1-8b": 
 # name, policy, reward, `ares bench` arguments: the rows of the table in the README.
 BENCHES = [
     ("step-1.5b-0.5b-16k", "qwen2.5-1.5b", "qwen2.5-0.5b", ["step", "--tokens", "16384", "--length", "1024"]),
-    ("decode-1.5b-64", "qwen2.5-1.5b", "qwen2.5-0.5b", ["decode", "--sequences", "64", "--length", "512", "--new-tokens", "64"]),
+    # Contexts of 256 and 1024 in the mean; a step's milliseconds are 64000 / (tokens a second).
+    ("decode-1.5b-64-at-256", "qwen2.5-1.5b", "qwen2.5-0.5b",
+     ["decode", "--sequences", "64", "--length", "220", "--new-tokens", "72"]),
+    ("decode-1.5b-64-at-1024", "qwen2.5-1.5b", "qwen2.5-0.5b",
+     ["decode", "--sequences", "64", "--length", "988", "--new-tokens", "72"]),
     ("score-8b-32k", "qwen2.5-0.5b", "llama-3.1-8b",
      ["score", "--tokens", "32768", "--length", "1024", "--batch-tokens", "32768"]),
     ("step-8b-8b-16k", "llama-3.1-8b", "llama-3.1-8b", ["step", "--tokens", "16384", "--length", "1024"]),

@@ -8,7 +8,7 @@ use super::support::{Outcome, ares, repository};
 fn bench(words: &[&str]) -> Outcome {
     let (policy, reward) = (repository("tests/golden/qwen2-causal"), repository("tests/golden/qwen2-reward"));
     let models = ["--policy", policy.to_str().unwrap(), "--reward", reward.to_str().unwrap()];
-    let work = ["--tokens", "48", "--length", "16", "--rank", "4", "--sequences", "2", "--new-tokens", "3"];
+    let work = ["--tokens", "48", "--length", "16", "--rank", "4", "--sequences", "2", "--new-tokens", "11"];
     let little = ["--batch-tokens", "64", "--warmup", "0", "--repeats", "2"];
     ares(&[&["bench"], words, &models, &work, &little].concat())
 }
@@ -37,7 +37,7 @@ fn tasks_are_held_against_the_matrix_rate_of_the_cpu() {
 
 #[test]
 fn the_simulator_counts_work_and_makes_up_no_share() {
-    let Some(found) = on_the_simulator(&["score", "decode", "step"]) else { return };
+    let Some(found) = on_the_simulator(&["score", "decode", "generate", "step"]) else { return };
     assert!(found["ceilings"].is_null(), "{found}");
     for task in found["tasks"].as_array().unwrap() {
         assert!(task["floor_ms"].is_null() && task["share_of_floor"].is_null(), "{task}");
@@ -61,7 +61,7 @@ fn the_simulator_counts_work_and_makes_up_no_share() {
         let flops = task["flops"].as_u64().unwrap();
         match task["task"].as_str().unwrap() {
             // The model counts an answer as if it had been read at once: a prompt's last logits are beside that.
-            "decode" => assert!((of_products + of_attention).abs_diff(flops) * 10 <= flops, "{task}"),
+            "decode" | "generate" => assert!((of_products + of_attention).abs_diff(flops) * 10 <= flops, "{task}"),
             // The model counts its products and its attention; so do the kernels, each by itself.
             _ => assert_eq!(of_products + of_attention, flops, "{task}"),
         }
@@ -93,10 +93,12 @@ fn bad_models_are_told_what_may_be_given() {
 }
 
 /// Every operation, both ways.
-const OPS: [&str; 21] = [
+const OPS: [&str; 23] = [
     "embed",
     "norm, forward",
     "norm, backward",
+    "layer_norm, forward",
+    "layer_norm, backward",
     "qkv, forward",
     "qkv, backward",
     "attention, forward",

@@ -28,9 +28,12 @@ impl Profile {
         self.on.load(Ordering::Relaxed)
     }
 
+    /// What was recorded before is forgotten.
     pub(super) fn begin(&self, driver: &dyn Driver) -> Result<()> {
-        let mut record = lock(&self.record);
-        *record = Record { begin: Some(driver.event()?), ..Record::default() };
+        let next = Record { begin: Some(driver.event()?), ..Record::default() };
+        let Record { begin, runs, .. } = std::mem::replace(&mut *lock(&self.record), next);
+        let events = runs.into_iter().flat_map(|(_, _, before, after)| [before, after]);
+        begin.into_iter().chain(events).for_each(|event| driver.event_free(event));
         self.on.store(true, Ordering::Relaxed);
         Ok(())
     }

@@ -189,9 +189,8 @@ impl Baseline {
 
     /// Its fastest setting for a task.
     pub fn beside(&self, timing: &Timing) -> Option<Beside> {
-        let wanted = if timing.task == "decode" { "generate" } else { timing.task };
         let rate =
-            |r: &Value| r["tokens_per_second"].as_f64().filter(|_| r["task"] == wanted && r["setting"] != "ares");
+            |r: &Value| r["tokens_per_second"].as_f64().filter(|_| r["task"] == timing.task && r["setting"] != "ares");
         let best = self
             .0
             .iter()

@@ -67,6 +67,9 @@ pub struct Bench {
 enum Task {
     Step,
     Score,
+    /// Prompts, then tokens one by one
+    Generate,
+    /// The tokens alone
     Decode,
     /// Each operation alone, at the policy's shapes
     Ops,
@@ -189,8 +192,12 @@ impl Measure<'_> {
             self.say("score");
             tasks.push(speed::score(reward, load)?);
         }
-        if self.wants(Task::Step) || self.wants(Task::Decode) {
+        if self.wants(Task::Step) || self.wants(Task::Decode) || self.wants(Task::Generate) {
             let policy = self.policy.load(ops, false, seed)?;
+            if self.wants(Task::Generate) {
+                self.say("generate");
+                tasks.push(speed::generate(&policy, load)?);
+            }
             if self.wants(Task::Decode) {
                 self.say("decode");
                 tasks.push(speed::decode(&policy, load)?);

@@ -4,11 +4,13 @@ pub mod load;
 pub mod ops;
 mod timing;
 
+use std::time::Instant;
+
 use serde::Serialize;
 
 pub use self::timing::{KernelShare, Spread, Timing, read_latency};
 
-use self::timing::time;
+use self::timing::{Done, time};
 use crate::error::{Error, Result};
 use crate::judge::Thresholds;
 use crate::model::batch::plan;
@@ -157,7 +159,7 @@ pub fn step<B: Ops>(policy: &Transformer<B>, reward: &Transformer<B>, load: &Wor
         let items: Vec<_> = items.into_iter().map(|p| (p.prompt.clone(), answers(&p))).collect();
         let (a, b) =
             (counted(&reward.config, load, &pairs, Heads::Ends), counted(&policy.config, load, &items, Heads::Targets));
-        Ok((a.0 + b.0, a.1 + b.1))
+        Ok(Done { tokens: a.0 + b.0, flops: a.1 + b.1, seconds: None })
     })
 }
 
@@ -178,29 +180,81 @@ pub fn score<B: Ops>(reward: &Transformer<B>, load: &Workload) -> Result<Timing>
             rows += batch.len() as u64;
             work += flops(&reward.config, &batch, 0, false);
         }
-        Ok((rows, work))
+        Ok(Done { tokens: rows, flops: work, seconds: None })
     })
 }
 
-/// `sequences` continued greedily by `new_tokens` each, after prompts of `length`.
+/// `sequences` continued greedily by `new_tokens` each, after prompts of `length`, which are read first.
+pub fn generate<B: Ops>(policy: &Transformer<B>, load: &Workload) -> Result<Timing> {
+    let mut generation = Generation::new(policy, load)?;
+    time(&policy.ops, "generate", load, |i| generation.run(i, &mut |_| Ok(())))
+}
+
+/// The same from the device's first look at its tokens on: decoding alone, without the prompts.
 pub fn decode<B: Ops>(policy: &Transformer<B>, load: &Workload) -> Result<Timing> {
-    let (ops, config) = (&policy.ops, &policy.config);
-    let length = load.length + load.new_tokens;
-    let rows = load.batch_tokens.max(load.sequences).max(load.length);
-    let mut workspace = Workspace::new(ops, config, 0, rows, false)?;
-    let mut generator = Generator::new(ops, config, load.sequences, length, rows)?;
-    let decoding = Decoding { ignore_eos: true, ..Decoding::greedy(load.new_tokens) };
+    if load.new_tokens <= B::BURST {
+        let (least, found) = (B::BURST + 1, load.new_tokens);
+        return Err(Error::Usage(format!(
+            "--new-tokens: expected {least} or more to time decoding here, found {found}"
+        )));
+    }
+    let (ops, profiled) = (&policy.ops, load.warmup + load.repeats);
+    let mut generation = Generation::new(policy, load)?;
     time(ops, "decode", load, |i| {
-        let request =
-            |n: usize| Continue { tokens: tokens(config, i % 3 * 1000 + n, load.length), forced: 0, id: n as u64 };
-        let requests: Vec<Continue> = (0..load.sequences).map(request).collect();
-        let answers = policy.generate(&mut workspace, &mut generator, &requests, None, &decoding, |_| Ok(()))?;
-        let count: u64 = answers.iter().map(|a| a.tokens.len() as u64).sum();
-        let mut whole = Batch::default();
-        requests
-            .iter()
-            .zip(&answers)
-            .for_each(|(r, a)| whole.push(&r.tokens, &[AnswerTokens::new(&a.tokens)], Heads::Targets));
-        Ok((count, flops(config, &whole, 0, false)))
+        let mut begin = None;
+        let mut first = |_| {
+            if begin.is_none() {
+                begin = Some(Instant::now());
+                // What ran before is not decoding.
+                return if i == profiled { ops.profile_begin() } else { Ok(()) };
+            }
+            Ok(())
+        };
+        let whole = generation.run(i, &mut first)?;
+        let seconds = begin.map(|begin| begin.elapsed().as_secs_f64());
+        let before = generation.arithmetic(i, B::BURST);
+        Ok(Done { tokens: whole.tokens - before.tokens, flops: whole.flops - before.flops, seconds })
     })
+}
+
+/// A policy that answers, again and again.
+struct Generation<'a, B: Ops> {
+    policy: &'a Transformer<B>,
+    load: &'a Workload,
+    workspace: Workspace<B>,
+    generator: Generator<B>,
+}
+
+impl<'a, B: Ops> Generation<'a, B> {
+    fn new(policy: &'a Transformer<B>, load: &'a Workload) -> Result<Self> {
+        let (ops, config) = (&policy.ops, &policy.config);
+        let rows = load.batch_tokens.max(load.sequences).max(load.length);
+        let workspace = Workspace::new(ops, config, 0, rows, false)?;
+        let generator = Generator::new(ops, config, load.sequences, load.length + load.new_tokens, rows)?;
+        Ok(Generation { policy, load, workspace, generator })
+    }
+
+    fn prompt(&self, repeat: usize, n: usize) -> Vec<u32> {
+        tokens(&self.policy.config, repeat % 3 * 1000 + n, self.load.length)
+    }
+
+    /// `look` is called each time the host looks at what was decoded.
+    fn run(&mut self, repeat: usize, look: &mut dyn FnMut(usize) -> Result<()>) -> Result<Done> {
+        let request = |n| Continue { tokens: self.prompt(repeat, n), forced: 0, id: n as u64 };
+        let requests: Vec<Continue> = (0..self.load.sequences).map(request).collect();
+        let decoding = Decoding { ignore_eos: true, ..Decoding::greedy(self.load.new_tokens) };
+        let Generation { policy, workspace, generator, .. } = self;
+        policy.generate(workspace, generator, &requests, None, &decoding, look)?;
+        Ok(self.arithmetic(repeat, self.load.new_tokens))
+    }
+
+    /// Prompts and their first `count` tokens, counted as if they had been read at once.
+    fn arithmetic(&self, repeat: usize, count: usize) -> Done {
+        let mut whole = Batch::default();
+        for n in 0..self.load.sequences {
+            whole.push(&self.prompt(repeat, n), &[AnswerTokens::new(&vec![0; count])], Heads::Targets);
+        }
+        let flops = flops(&self.policy.config, &whole, 0, false);
+        Done { tokens: (self.load.sequences * count) as u64, flops, seconds: None }
+    }
 }

@@ -108,25 +108,34 @@ impl Timing {
     }
 }
 
-/// Warm-up, repeats, and one more under the profiler. `work` gets the number of the repeat, so that inputs can rotate, and
-/// returns (tokens, flops); it ends by reading a result, so its end is the device's.
+/// What one repeat did.
+pub(super) struct Done {
+    pub tokens: u64,
+    pub flops: u64,
+    /// Of the part that counts, where not all of it does.
+    pub seconds: Option<f64>,
+}
+
+/// Warm-up, repeats, and one more under the profiler. `work` gets the number of the repeat, so that inputs can rotate; it ends by
+/// reading a result, so its end is the device's.
 pub(super) fn time<B: Ops>(
     ops: &B,
     task: &'static str,
     load: &Workload,
-    mut work: impl FnMut(usize) -> Result<(u64, u64)>,
+    mut work: impl FnMut(usize) -> Result<Done>,
 ) -> Result<Timing> {
     for i in 0..load.warmup {
         work(i)?;
     }
-    let (mut seconds, mut done) = (Vec::new(), (0, 0));
+    let (mut seconds, mut tokens, mut flops) = (Vec::new(), 0, 0);
     for i in 0..load.repeats.max(1) {
         let begin = Instant::now();
-        done = work(load.warmup + i)?;
-        seconds.push(begin.elapsed().as_secs_f64());
+        let done = work(load.warmup + i)?;
+        seconds.push(done.seconds.unwrap_or_else(|| begin.elapsed().as_secs_f64()));
+        (tokens, flops) = (done.tokens, done.flops);
     }
     let runs = profiled(ops, || work(load.warmup + load.repeats).map(drop))?;
-    let (seconds, (tokens, flops)) = (Spread::of(seconds), done);
+    let seconds = Spread::of(seconds);
     let rate = |count: u64| count as f64 / seconds.median;
     let (tokens_per_second, flops_per_second) = (rate(tokens), rate(flops));
     let (kernels, floor_ms, share_of_floor) = (KernelShare::of(&runs), None, None);
