@@ -223,9 +223,10 @@ mod tests {
                     for col in 0..n {
                         let at = |i: usize| f64::from(b[i * right.row_stride + col * right.col_stride]);
                         let before = if accumulate { f64::from(before[row * n + col]) } else { 0.0 };
-                        let exact = before + (0..k).map(|i| f64::from(a[row * k + i]) * at(i)).sum::<f64>();
+                        let terms = || (0..k).map(|i| f64::from(a[row * k + i]) * at(i));
+                        let (exact, size) = (before + terms().sum::<f64>(), 1.0 + terms().map(f64::abs).sum::<f64>());
                         let found = c[row * n + col];
-                        assert!((f64::from(found) - exact).abs() <= 2e-4, "found {found}, expected {exact}");
+                        assert!((f64::from(found) - exact).abs() <= 4e-6 * size, "found {found}, expected {exact}");
                     }
                 }
             }
