@@ -109,7 +109,9 @@ impl<B: Ops> Transformer<B> {
         };
         while !active.is_empty() || !waiting.is_empty() {
             self.admit(ws, generator, requests, adapter, &mut waiting, &mut free, &mut active)?;
-            let columns = self.decode_burst(ws, generator, requests, adapter, decoding, &active)?;
+            let missing = |slot: &Slot| decoding.max_new_tokens - results[slot.index].tokens.len();
+            let most = active.iter().map(missing).max().unwrap_or_default();
+            let columns = self.decode_burst(ws, generator, requests, adapter, decoding, &active, most)?;
             for (slot, tokens) in active.iter_mut().zip(columns) {
                 let result = &mut results[slot.index];
                 for token in tokens {
@@ -202,7 +204,8 @@ impl<B: Ops> Transformer<B> {
         Ok(())
     }
 
-    /// The next tokens of every active slot, as many steps as the backend takes at once and the caches have room for.
+    /// The next tokens of every active slot, as many steps as the backend takes at once, the caches have room for and anybody wants
+    /// (`most`).
     fn decode_burst(
         &self,
         ws: &mut Workspace<B>,
@@ -211,6 +214,7 @@ impl<B: Ops> Transformer<B> {
         adapter: Option<&Adapter<B>>,
         decoding: &Decoding,
         active: &[Slot],
+        most: usize,
     ) -> Result<Vec<Vec<u32>>> {
         let ops = &self.ops;
         let column = |f: fn(&Slot) -> u32| active.iter().map(f).collect::<Vec<u32>>();
@@ -226,7 +230,7 @@ impl<B: Ops> Transformer<B> {
         ws.set_rows(active.len())?;
         ws.head.set_rows(active.len())?;
         let furthest = positions.iter().max().map_or(0, |p| *p as usize);
-        let steps = B::BURST.min(generator.length.saturating_sub(furthest)).max(1);
+        let steps = B::BURST.min(most).min(generator.length.saturating_sub(furthest)).max(1);
         for _ in 0..steps {
             self.decode_step(ws, generator, adapter, decoding, active.len())?;
         }

@@ -69,7 +69,7 @@ fn step(device: &str, library: &Path, out: &Path) -> Outcome {
     let models = ["--policy", policy.to_str().unwrap(), "--reward", reward.to_str().unwrap()];
     let work = ["--tokens", "24", "--length", "8", "--rank", "4", "--sequences", "2", "--new-tokens", "2"];
     let little = ["--batch-tokens", "32", "--warmup", "0", "--repeats", "1", "--device", device];
-    let mut command = command(&[&["bench", "decode", "step"], &models[..], &work, &little].concat());
+    let mut command = command(&[&["bench", "generate", "step"], &models[..], &work, &little].concat());
     command.env("NVTX_INJECTION64_PATH", library).env("ARES_TEST_RANGES", out);
     finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
 }

@@ -33,7 +33,10 @@ const FAULTS: &[(&str, &[&str])] = &[
         "write_race_between_blocks",
         &["writes 4 bytes", "of this launch wrote", "parameter 1", "blocks of a launch have no order"],
     ),
-    ("read_race_between_blocks", &["which block", "of this launch", "parameter 1", "blocks of a launch have no order"]),
+    (
+        "read_race_between_blocks",
+        &["which block|which several blocks", "of this launch", "parameter 1", "blocks of a launch have no order"],
+    ),
     (
         "copy_read_too_early",
         &["reads 4 bytes", "an asynchronous copy of thread", "expected copy_async_wait and a barrier"],
