@@ -6,6 +6,10 @@ use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook};
 use std::process::ExitCode;
 
 use ares::Error;
+use ares::backend::pages::LargePages;
+
+#[global_allocator]
+static MEMORY: LargePages = LargePages;
 
 fn main() -> ExitCode {
     set_hook(Box::new(tell_fault));

@@ -7,6 +7,7 @@ pub mod cost;
 pub mod cpu;
 pub mod cuda;
 pub mod element;
+pub mod pages;
 pub mod range;
 pub mod tensor;
 
