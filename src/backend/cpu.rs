@@ -49,10 +49,17 @@ impl CpuMatrix {
         &self.forward
     }
 
-    /// W (N, K): the right operand of dx = dy·W, and the rows of an embedding. Made at its first use, so that a model that is
-    /// only run forward is in memory once.
+    /// W (N, K): the right operand of dx = dy·W. Made at its first use, so that a model that is only run forward is in memory once.
     pub(crate) fn backward(&self) -> &Packed {
         self.backward.get_or_init(|| self.forward.transposed())
+    }
+
+    /// Overwrites `out` (K) with row n of W.
+    pub(crate) fn read_row(&self, n: usize, out: &mut [f32]) {
+        match self.backward.get() {
+            Some(backward) => backward.read_row(n, out),
+            None => self.forward.read_column(n, out),
+        }
     }
 }
 

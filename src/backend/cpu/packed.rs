@@ -73,6 +73,12 @@ impl Packed {
             out.copy_from_slice(&self.panel(panel)[k * PANEL..][..out.len()]);
         }
     }
+
+    /// Overwrites `out` (K) with column n.
+    pub(crate) fn read_column(&self, n: usize, out: &mut [f32]) {
+        let column = self.panel(n / PANEL)[n % PANEL..].iter().step_by(PANEL);
+        out.iter_mut().zip(column).for_each(|(out, value)| *out = *value);
+    }
 }
 
 #[cfg(test)]
@@ -91,6 +97,12 @@ mod tests {
                 for k in 0..rows {
                     packed.read_row(k, &mut row);
                     assert_eq!(row, values[k * cols..][..cols], "row {k} of {rows} x {cols}");
+                }
+                let mut column = vec![f32::NAN; rows];
+                for n in 0..cols {
+                    packed.read_column(n, &mut column);
+                    let expected: Vec<f32> = (0..rows).map(|k| values[k * cols + n]).collect();
+                    assert_eq!(column, expected, "column {n} of {rows} x {cols}");
                 }
                 let (last, wide) = (cols.div_ceil(PANEL) - 1, (cols - 1) % PANEL + 1);
                 let behind = packed.panel(last).chunks_exact(PANEL).flat_map(|row| &row[wide..]);
