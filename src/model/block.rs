@@ -94,7 +94,8 @@ impl<B: Ops> Block<B> {
         self.rest_forward(ops, out, s, t, lora)
     }
 
-    fn qkv_forward(
+    /// Overwrites `s.qkv`; `s.x` is the input.
+    pub fn qkv_forward(
         &self,
         ops: &B,
         s: &mut Saved<B>,

@@ -22,3 +22,10 @@ pub fn flops(config: &ModelConfig, batch: &Batch, rank: usize, backward: bool) -
     let forward = 2 * rows * (frozen + adapted) + attention + head;
     if backward { forward + rows * (2 * frozen + 4 * adapted) + attention * 5 / 2 + head } else { forward }
 }
+
+/// Of these, what generation spares itself: of its prompts' last block it wants nothing but keys and values. `prompts` as they are
+/// read into the caches.
+pub fn spared(config: &ModelConfig, prompts: &Batch) -> u64 {
+    let (c, f, heads) = (config.hidden_size, config.intermediate_size, config.heads * config.head_dim);
+    2 * prompts.len() as u64 * (heads * c + 3 * f * c) as u64 + 4 * prompts.pairs() * heads as u64
+}

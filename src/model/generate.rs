@@ -182,7 +182,7 @@ impl<B: Ops> Transformer<B> {
         Ok(())
     }
 
-    /// Packed forward that also fills the caches.
+    /// Packed forward that fills the caches: of the last block nothing but keys and values is wanted.
     fn prefill(
         &self,
         ws: &mut Workspace<B>,
@@ -197,7 +197,11 @@ impl<B: Ops> Transformer<B> {
         self.ops.embed(&mut s.x, &batch.tokens, &self.embed)?;
         for (l, (block, cache)) in self.blocks.iter().zip(caches).enumerate() {
             let lora = adapter.map(|a| &a.blocks[l]);
-            block.forward(&self.ops, last, s, scratch, lora, &self.rope, &batch.packing)?;
+            if l + 1 < self.blocks.len() {
+                block.forward(&self.ops, last, s, scratch, lora, &self.rope, &batch.packing)?;
+            } else {
+                block.qkv_forward(&self.ops, s, lora, &batch.packing.positions, &self.rope)?;
+            }
             self.ops.cache_append(cache, &s.qkv, table, block.spec.attention)?;
             std::mem::swap(last, &mut s.x);
         }

@@ -14,7 +14,7 @@ use self::timing::{Done, time};
 use crate::error::{Error, Result};
 use crate::judge::Thresholds;
 use crate::model::batch::plan;
-use crate::model::flops::flops;
+use crate::model::flops::{flops, spared};
 use crate::model::{
     Adapter, AdapterGrad, AdapterInit, AnswerTokens, Batch, Continue, Decoding, Generator, Heads, ModelConfig, Moments,
     Transformer, Workspace,
@@ -248,13 +248,16 @@ impl<'a, B: Ops> Generation<'a, B> {
         Ok(self.arithmetic(repeat, self.load.new_tokens))
     }
 
-    /// Prompts and their first `count` tokens, counted as if they had been read at once.
+    /// Prompts and their first `count` tokens, the latter counted as if they had been read at once.
     fn arithmetic(&self, repeat: usize, count: usize) -> Done {
-        let mut whole = Batch::default();
+        let (mut whole, mut prompts) = (Batch::default(), Batch::default());
         for n in 0..self.load.sequences {
-            whole.push(&self.prompt(repeat, n), &[AnswerTokens::new(&vec![0; count])], Heads::Targets);
+            let prompt = self.prompt(repeat, n);
+            whole.push(&prompt, &[AnswerTokens::new(&vec![0; count])], Heads::Targets);
+            prompts.push(&[], &[AnswerTokens::new(&prompt[..prompt.len() - 1])], Heads::Ends);
         }
-        let flops = flops(&self.policy.config, &whole, 0, false);
+        let config = &self.policy.config;
+        let flops = flops(config, &whole, 0, false) - spared(config, &prompts);
         Done { tokens: (self.load.sequences * count) as u64, flops, seconds: None }
     }
 }
