@@ -105,10 +105,11 @@ impl<B: Ops> Pretrained<B> {
 
     /// One answer per ask, in order; an inner error is that row's own.
     pub fn generate(&mut self, version: Version, asks: &[Ask], decoding: &Decoding) -> Result<Vec<Result<Answer>>> {
-        let requests: Vec<Result<Continue>> = asks.iter().map(|ask| self.request(ask)).collect();
+        let context = self.transformer.config.max_position_embeddings;
+        let rendering = &self.rendering;
+        let requests: Vec<Result<Continue>> = asks.par_iter().map(|ask| request(rendering, ask, context)).collect();
         let good: Vec<Continue> = requests.iter().flatten().cloned().collect();
         let longest = good.iter().map(|r| r.tokens.len()).max().unwrap_or(0);
-        let context = self.transformer.config.max_position_embeddings;
         let length = context.min((longest + decoding.max_new_tokens).next_multiple_of(64));
         let mut ws = self.take_workspace(longest.max(SLOTS))?;
         let mut generator = match self.generator.take() {
@@ -122,24 +123,6 @@ impl<B: Ops> Pretrained<B> {
         let mut answers = answers?.into_iter();
         let text = |Continued { tokens, finish }| Ok(Answer { text: self.rendering.decode(&tokens)?, tokens, finish });
         Ok(requests.into_iter().map(|r| r.and_then(|_| answers.next().map_or_else(|| Err(lost()), text))).collect())
-    }
-
-    fn request(&self, ask: &Ask) -> Result<Continue> {
-        let mut tokens = self.rendering.prompt_tokens(&ask.prompt)?;
-        let forced = match &ask.forced {
-            Some((text, k)) => self.rendering.forced(&ask.prompt, text, *k)?,
-            None => Vec::new(),
-        };
-        tokens.extend_from_slice(&forced);
-        let context = self.transformer.config.max_position_embeddings;
-        if tokens.len() >= context {
-            return Err(Error::Row {
-                place: "prompt with forced answer".into(),
-                expected: format!("fewer than {context} tokens (the model's context)"),
-                found: tokens.len().to_string(),
-            });
-        }
-        Ok(Continue { tokens, forced: forced.len(), id: ask.id })
     }
 
     /// Log-probability of every token of each answer, in order.
@@ -215,6 +198,24 @@ impl<B: Ops> Pretrained<B> {
         let logprobs = self.logprobs(version, &rendered)?;
         Ok(join(rendered, logprobs, |l| Ok((l.iter().map(|&l| f64::from(l)).sum(), l.len()))))
     }
+}
+
+/// What `ask` continues, if it is shorter than the model's `context`.
+fn request(rendering: &Rendering, ask: &Ask, context: usize) -> Result<Continue> {
+    let mut tokens = rendering.prompt_tokens(&ask.prompt)?;
+    let forced = match &ask.forced {
+        Some((text, k)) => rendering.forced(&ask.prompt, text, *k)?,
+        None => Vec::new(),
+    };
+    tokens.extend_from_slice(&forced);
+    if tokens.len() >= context {
+        return Err(Error::Row {
+            place: "prompt with forced answer".into(),
+            expected: format!("fewer than {context} tokens (the model's context)"),
+            found: tokens.len().to_string(),
+        });
+    }
+    Ok(Continue { tokens, forced: forced.len(), id: ask.id })
 }
 
 /// Reads an adapter folder for the model, score head included.

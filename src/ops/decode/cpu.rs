@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use pulp::Simd;
 use rayon::prelude::*;
 
@@ -11,6 +13,9 @@ use crate::ops::{AttentionSpec, expect};
 
 // Keys lie (slot, kv head, channel, position), so that scores are sums of contiguous columns; values lie
 // (slot, kv head, position, channel). Rows of both are whole vectors long.
+
+/// Numbers that are worth handing to another thread.
+const SMALL: usize = 1 << 15;
 
 /// Positions of a row of keys, and channels of a row of values.
 fn strides(length: usize, spec: &AttentionSpec) -> (usize, usize) {
@@ -33,22 +38,22 @@ impl Decode for Cpu {
     ) -> Result<()> {
         check(qkv, table, &spec)?;
         let (e, (n, wide), width) = (spec.head_dim, strides(cache.length, &spec), spec.width());
-        let mut of_slot = vec![Vec::new(); cache.slots];
-        let rows = qkv.buffer.chunks_exact(width).take(qkv.rows());
-        for ((row, &slot), &position) in rows.zip(&table.slots.buffer).zip(&table.positions.buffer) {
-            of_slot[slot as usize].push((row, position as usize));
-        }
+        let rows = runs(&table.slots.buffer[..qkv.rows()], cache.slots)?;
         // Slot by slot: what a thread writes, channels far apart, is its own; and first writes to fresh memory are dear.
         let (keys, values) = (spec.kv_heads * n * e, spec.kv_heads * n * wide);
         let slots = cache.k.buffer.par_chunks_exact_mut(keys).zip(cache.v.buffer.par_chunks_exact_mut(values));
-        slots.zip(&of_slot).with_min_len(4).for_each(|((keys, values), rows)| {
-            for &(row, position) in rows {
-                for kv in 0..spec.kv_heads {
-                    let k = &row[(spec.heads + kv) * e..][..e];
-                    let v = &row[(spec.heads + spec.kv_heads + kv) * e..][..e];
-                    k.iter().enumerate().for_each(|(c, k)| keys[(kv * e + c) * n + position] = *k);
-                    values[(kv * n + position) * wide..][..e].copy_from_slice(v);
+        let least = SMALL.div_ceil((qkv.rows() * width).div_ceil(cache.slots).max(1));
+        slots.zip(rows).with_min_len(least).for_each(|((keys, values), rows)| {
+            let positions = &table.positions.buffer[rows.clone()];
+            let rows = &qkv.buffer[rows.start * width..rows.end * width];
+            let rows = || rows.chunks_exact(width).zip(positions.iter().map(|&position| position as usize));
+            for kv in 0..spec.kv_heads {
+                let (k, v) = ((spec.heads + kv) * e, (spec.heads + spec.kv_heads + kv) * e);
+                for (c, keys) in keys[kv * e * n..].chunks_exact_mut(n).take(e).enumerate() {
+                    rows().for_each(|(row, position)| keys[position] = row[k + c]);
                 }
+                let values = &mut values[kv * n * wide..];
+                rows().for_each(|(row, position)| values[position * wide..][..e].copy_from_slice(&row[v..v + e]));
             }
         });
         Ok(())
@@ -67,25 +72,40 @@ impl Decode for Cpu {
         let (rows, width) = (qkv.rows(), spec.heads * spec.head_dim);
         let slots = table.slots.buffer[..rows].par_iter().zip(&table.positions.buffer[..rows]);
         let tasks = o.buffer[..rows * width].par_chunks_exact_mut(width).zip(slots).enumerate();
-        tasks.with_min_len(4).for_each(|(t, (o, (&slot, &position)))| {
+        tasks.with_min_len(4).for_each_init(Vec::new, |scratch, (t, (o, (&slot, &position)))| {
             let q = &qkv.buffer[t * spec.width()..][..width];
-            attend(o, q, cache, slot as usize, position as usize, &spec);
+            attend(o, scratch, q, cache, (slot as usize, position as usize), &spec);
             self.store(o);
         });
         Ok(())
     }
 }
 
+/// The rows of each slot, which lie next to each other.
+fn runs(slots: &[u32], count: usize) -> Result<Vec<Range<usize>>> {
+    let mut runs = vec![0..0; count];
+    for (t, &slot) in slots.iter().enumerate() {
+        match runs.get_mut(slot as usize) {
+            Some(run) if *run == (0..0) => *run = t..t + 1,
+            Some(run) if run.end == t => run.end += 1,
+            Some(run) => expect("decode", "rows of a slot: the next", t, run.end)?,
+            None => expect("decode", "slots", format!("more than {slot}"), count.to_string())?,
+        }
+    }
+    Ok(runs)
+}
+
 simd! {
-    fn attend<'a>[simd](o: &'a mut [f32], q: &'a [f32], cache: &'a KvCache<Cpu>, slot: usize, position: usize, spec: &'a AttentionSpec) {
+    fn attend<'a>[simd](o: &'a mut [f32], scratch: &'a mut Vec<f32>, q: &'a [f32], cache: &'a KvCache<Cpu>, at: (usize, usize), spec: &'a AttentionSpec) {
+        let (slot, position) = at;
         for kv in 0..spec.kv_heads {
             let mut heads = heads_of(kv, spec);
             while !heads.is_empty() {
                 let head = heads.start;
                 heads.start += match heads.len() {
-                    1 => attend_heads::<_, 1>(simd, o, q, cache, (slot, kv, head), position, spec),
-                    2 | 3 => attend_heads::<_, 2>(simd, o, q, cache, (slot, kv, head), position, spec),
-                    _ => attend_heads::<_, 4>(simd, o, q, cache, (slot, kv, head), position, spec),
+                    1 => attend_heads::<_, 1>(simd, o, scratch, q, cache, (slot, kv, head), position, spec),
+                    2 | 3 => attend_heads::<_, 2>(simd, o, scratch, q, cache, (slot, kv, head), position, spec),
+                    _ => attend_heads::<_, 4>(simd, o, scratch, q, cache, (slot, kv, head), position, spec),
                 };
             }
         }
@@ -97,6 +117,7 @@ simd! {
 fn attend_heads<S: Simd, const R: usize>(
     simd: S,
     o: &mut [f32],
+    scratch: &mut Vec<f32>,
     q: &[f32],
     cache: &KvCache<Cpu>,
     (slot, kv, head): (usize, usize, usize),
@@ -107,7 +128,7 @@ fn attend_heads<S: Simd, const R: usize>(
     let row = slot * spec.kv_heads + kv;
     let (k, v) = (&cache.k.buffer[row * n * e..], &cache.v.buffer[row * n * wide..]);
     let seen = spec.window.map_or(0, |window| (position + 1).saturating_sub(window))..position + 1;
-    let mut scratch = vec![0.0; R * (n + wide + e)];
+    scratch.resize(R * (n + wide + e), 0.0);
     let (scores, rest) = scratch.split_at_mut(R * n);
     let (y, scaled) = rest.split_at_mut(R * wide);
     scaled.iter_mut().zip(&q[head * e..]).for_each(|(to, q)| *to = spec.scale * q);

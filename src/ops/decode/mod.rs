@@ -40,7 +40,7 @@ pub trait Decode: Backend {
     /// An empty cache of one layer.
     fn kv_cache(&self, slots: usize, length: usize, spec: AttentionSpec) -> Result<KvCache<Self>>;
 
-    /// Writes the keys and values of `qkv` (T, (h+2k)·e) to their slots and positions.
+    /// Writes the keys and values of `qkv` (T, (h+2k)·e) to their slots and positions. Rows of one slot lie next to each other.
     fn cache_append(
         &self,
         cache: &mut KvCache<Self>,
