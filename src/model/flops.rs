@@ -29,3 +29,23 @@ pub fn spared(config: &ModelConfig, prompts: &Batch) -> u64 {
     let (c, f, heads) = (config.hidden_size, config.intermediate_size, config.heads * config.head_dim);
     2 * prompts.len() as u64 * (heads * c + 3 * f * c) as u64 + 4 * prompts.pairs() * heads as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::batch::{AnswerTokens, Heads};
+    use super::*;
+
+    /// Of a single block nothing is left but its q, k and v.
+    #[test]
+    fn all_but_keys_and_values_of_one_block() {
+        let mut config = ModelConfig::open(std::path::Path::new("models/framing/policy")).unwrap();
+        (config.layers, config.heads, config.kv_heads, config.head_dim) = (1, 6, 2, 32);
+        let mut prompts = Batch::default();
+        for rows in [1, 7, 40] {
+            prompts.push(&[], &[AnswerTokens::new(&vec![0; rows])], Heads::Ends);
+        }
+        let ends = 2 * (prompts.rows.len() * config.vocab_size * config.hidden_size) as u64;
+        let qkv = 2 * (prompts.len() * (6 + 2 * 2) * 32 * config.hidden_size) as u64;
+        assert_eq!(flops(&config, &prompts, 0, false), spared(&config, &prompts) + qkv + ends);
+    }
+}
