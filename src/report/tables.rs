@@ -297,7 +297,7 @@ pub fn search(probe: &ProbeResult) -> Table {
         ("archive coverage %", percent(probe.coverage)),
         ("evenness over tactics", number(probe.evenness, 2)),
         ("self-BLEU", number(probe.self_bleu, 2)),
-        ("seconds per failure", number(probe.seconds_per_failure, 2)),
+        ("ms per failure", number(probe.seconds_per_failure.map(|s| 1e3 * s), 1)),
         ("after repair, per 1000 queries", number(probe.reprobe_per_1000, 1)),
     ];
     for (name, value) in rows.into_iter().filter(|(_, value)| value != UNKNOWN) {
