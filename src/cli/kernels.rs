@@ -147,14 +147,15 @@ impl Report {
 
     fn table(&self) -> Table {
         let right = ["threads", "registers", "shared", "stack", "spills", "blocks"].map(|name| (name, Align::Right));
-        let left = ["kernel", "arch", "constants"].map(|name| (name, Align::Left));
-        let mut table = Table::new(&[left.as_slice(), &right].concat());
+        let left = ["kernel", "arch"].map(|name| (name, Align::Left));
+        let mut table = Table::new(&[left.as_slice(), &right, &[("constants", Align::Left)]].concat());
         for line in &self.kernels {
             let usage = &line.usage;
             let shared = usage.shared + line.dynamic_shared;
             let numbers = [line.threads, usage.registers, shared, usage.stack, usage.spills, line.blocks];
-            let names = [usage.kernel.clone(), line.arch.to_string(), line.constants.clone()];
-            table.row(names.into_iter().chain(numbers.map(|n| n.to_string())).map(Into::into).collect());
+            let names = [usage.kernel.clone(), line.arch.to_string()];
+            let cells = names.into_iter().chain(numbers.map(|n| n.to_string())).chain([line.constants.clone()]);
+            table.row(cells.map(Into::into).collect());
         }
         table
     }
