@@ -71,7 +71,7 @@ impl Error {
     }
 
     /// For `.map_err(Error::write(path))`.
-    pub fn write(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+    pub(crate) fn write(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
         Self::io(path, "write", "check permissions and free disk space")
     }
 
@@ -81,7 +81,11 @@ impl Error {
     }
 
     /// For `.map_err(Error::file(path, "what it should be", "what to do"))`: the source's text becomes `found`.
-    pub fn file<E: std::fmt::Display>(path: &Path, expected: &str, remedy: &str) -> impl FnOnce(E) -> Error + use<E> {
+    pub(crate) fn file<E: std::fmt::Display>(
+        path: &Path,
+        expected: &str,
+        remedy: &str,
+    ) -> impl FnOnce(E) -> Error + use<E> {
         let (file, expected, remedy) = (path.to_path_buf(), expected.to_string(), remedy.to_string());
         move |source| Error::File { file, expected, found: source.to_string(), remedy }
     }

@@ -20,10 +20,10 @@ impl std::ops::Add for Cost {
 /// One kernel's run on a device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KernelRun {
-    pub kernel: &'static str,
+    pub(crate) kernel: &'static str,
     /// From the beginning of the recording, milliseconds.
-    pub begin: f32,
-    pub milliseconds: f32,
+    pub(crate) begin: f32,
+    pub(crate) milliseconds: f32,
     /// Zero where the launcher does not say.
-    pub cost: Cost,
+    pub(crate) cost: Cost,
 }

@@ -28,7 +28,7 @@ impl Cpu {
     }
 
     /// Rounds what an op is about to leave in memory, where this backend does so.
-    pub fn store(&self, values: &mut [f32]) {
+    pub(crate) fn store(&self, values: &mut [f32]) {
         if self.rounded {
             for value in values {
                 *value = half::bf16::from_f32(*value).to_f32();

@@ -3,18 +3,18 @@
 //! A backend is a device with its memory. What can be computed on it is said by the traits of [`crate::ops`], which a
 //! backend implements one by one; a model is written once over them and monomorphised for each backend.
 
-pub mod cost;
-pub mod cpu;
+pub(crate) mod cost;
+pub(crate) mod cpu;
 pub mod cuda;
-pub mod element;
+pub(crate) mod element;
 pub mod pages;
-pub mod range;
-pub mod tensor;
+pub(crate) mod range;
+pub(crate) mod tensor;
 
 pub use cpu::Cpu;
 pub use cuda::Cuda;
 pub use element::{Element, Real};
-pub use range::Range;
+pub(crate) use range::Range;
 pub use tensor::Tensor;
 
 use std::ffi::CStr;

@@ -9,7 +9,7 @@ pub struct Range(Option<unsafe extern "C" fn() -> i32>, PhantomData<*const ()>);
 
 impl Range {
     /// Where nobody looks.
-    pub const NONE: Range = Range(None, PhantomData);
+    pub(crate) const NONE: Range = Range(None, PhantomData);
 
     /// `end` may be called once on this thread.
     pub(super) fn ended_by(end: unsafe extern "C" fn() -> i32) -> Range {

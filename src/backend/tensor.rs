@@ -15,7 +15,7 @@ pub struct Tensor<B: Backend, T: Element = <B as Backend>::Act> {
 
 impl<B: Backend, T: Element> Tensor<B, T> {
     /// Zeros; `rows` is the capacity too.
-    pub fn zeros(backend: &B, rows: usize, cols: usize) -> Result<Self> {
+    pub(crate) fn zeros(backend: &B, rows: usize, cols: usize) -> Result<Self> {
         let stride = B::stride::<T>(cols);
         Ok(Tensor { buffer: backend.alloc(rows * stride)?, rows, cols, stride, capacity: rows })
     }
@@ -39,7 +39,7 @@ impl<B: Backend, T: Element> Tensor<B, T> {
         self.stride
     }
 
-    pub fn capacity(&self) -> usize {
+    pub(crate) fn capacity(&self) -> usize {
         self.capacity
     }
 
@@ -70,7 +70,7 @@ impl<B: Backend, T: Element> Tensor<B, T> {
     }
 
     /// Sets the rows in use to `values.len() / cols` and writes them.
-    pub fn refill(&mut self, backend: &B, values: &[T]) -> Result<()> {
+    pub(crate) fn refill(&mut self, backend: &B, values: &[T]) -> Result<()> {
         self.set_rows(values.len() / self.cols.max(1))?;
         self.write(backend, values)
     }
@@ -86,7 +86,7 @@ impl<B: Backend, T: Element> Tensor<B, T> {
     }
 
     /// Zeros all rows in use.
-    pub fn clear(&mut self, backend: &B) -> Result<()> {
+    pub(crate) fn clear(&mut self, backend: &B) -> Result<()> {
         backend.zero(&mut self.buffer, 0, self.rows * self.stride)
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::model::pretrained::ModelSpec;
 
 /// `DIR` or `DIR+ADAPTER`. A folder whose name holds a `+` is that folder.
-pub fn model(text: &str) -> Result<ModelSpec, String> {
+pub(crate) fn model(text: &str) -> Result<ModelSpec, String> {
     let whole = ModelSpec { dir: PathBuf::from(text), adapter: None };
     if text.is_empty() {
         return Err("expected a model's folder, found nothing".to_string());
@@ -21,13 +21,13 @@ pub fn model(text: &str) -> Result<ModelSpec, String> {
 }
 
 /// A rate or a probability.
-pub fn share(text: &str) -> Result<f64, String> {
+pub(crate) fn share(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| format!("expected a number from 0 to 1, found {text:?}"))?;
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err(format!("expected a number from 0 to 1, found {value}")) }
 }
 
 /// A finite number that is not negative.
-pub fn positive_or_zero(text: &str) -> Result<f32, String> {
+pub(crate) fn positive_or_zero(text: &str) -> Result<f32, String> {
     let value: f32 = text.parse().map_err(|_| format!("expected a number, found {text:?}"))?;
     if value.is_finite() && value >= 0.0 {
         Ok(value)

@@ -15,7 +15,7 @@ use crate::run::{DataFiles, Earlier, Experiment, RunDir, experiment};
 
 /// Repair one pair by several methods at equal steps, and measure them on the same held-out prompts
 #[derive(Debug, Args)]
-pub struct Compare {
+pub(crate) struct Compare {
     #[command(flatten)]
     pair: PairArgs,
     #[command(flatten)]
@@ -72,7 +72,7 @@ struct SplitArgs {
 }
 
 impl Compare {
-    pub fn run(self, session: &Session) -> Result<()> {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let experiment = self.experiment(session)?;
         let directory = RunDir::create(&self.out, Earlier::Refuse)?;

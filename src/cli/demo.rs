@@ -13,7 +13,7 @@ use crate::run::demo::{DemoOptions, Extent, demo};
 
 /// The whole method on small models that fail together: search, three repairs at equal steps, held-out proof
 #[derive(Debug, Args)]
-pub struct Demo {
+pub(crate) struct Demo {
     /// All pairs, all methods, three seeds: under an hour
     #[arg(long, conflicts_with = "quick")]
     full: bool,
@@ -29,7 +29,7 @@ pub struct Demo {
 }
 
 impl Demo {
-    pub fn run(self, session: &Session) -> Result<()> {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let extent = match (self.full, self.quick) {
             (true, _) => Extent::Full,

@@ -17,7 +17,7 @@ use crate::run::detect::{DetectOptions, Detector, Threshold};
 
 /// Say who fails on each prompt: answers, judges, scores, and adds `verdict` and `verdict_pairwise`
 #[derive(Debug, Args)]
-pub struct Detect {
+pub(crate) struct Detect {
     /// Answers prompts that come without a `response`
     #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model, help_heading = "Models")]
     policy: Option<ModelSpec>,
@@ -52,7 +52,7 @@ pub struct Detect {
 }
 
 impl Detect {
-    pub fn run(self, session: &Session) -> Result<()> {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let threshold = match (self.tau_r, &self.calibration) {
             (Some(tau_r), _) if tau_r.is_finite() => Threshold::Given(tau_r),

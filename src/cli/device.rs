@@ -13,7 +13,7 @@ use crate::ops::Ops;
 
 /// `--device` as typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceSpec {
+pub(crate) enum DeviceSpec {
     Auto,
     Cpu,
     Cuda(usize),
@@ -22,13 +22,13 @@ pub enum DeviceSpec {
 
 /// A device that can be used: opened.
 #[derive(Clone)]
-pub enum Device {
+pub(crate) enum Device {
     Cpu { threads: usize },
     Cuda(Cuda),
 }
 
 /// Work that is written once for all devices.
-pub trait OnDevice {
+pub(crate) trait OnDevice {
     type Output;
 
     fn run<B: Ops>(self, ops: &B) -> Result<Self::Output>;
@@ -36,7 +36,7 @@ pub trait OnDevice {
 
 impl Device {
     /// The program's one choice of a backend.
-    pub fn run<W: OnDevice>(self, work: W) -> Result<W::Output> {
+    pub(crate) fn run<W: OnDevice>(self, work: W) -> Result<W::Output> {
         match self {
             Device::Cpu { .. } => work.run(&Cpu::new()),
             Device::Cuda(cuda) => work.run(&cuda),
@@ -72,7 +72,7 @@ impl FromStr for DeviceSpec {
 
 impl DeviceSpec {
     /// The device, and for `auto` the reason why this one.
-    pub fn resolve(self, options: KernelOptions) -> Result<(Device, String)> {
+    pub(crate) fn resolve(self, options: KernelOptions) -> Result<(Device, String)> {
         join_pool();
         let cpu = Device::Cpu { threads: rayon::current_num_threads() };
         let named = |device| Ok((device, "as asked".to_string()));
@@ -97,12 +97,12 @@ fn join_pool() {
 }
 
 /// GPU `ordinal`, ready to compute.
-pub fn open_cuda(ordinal: usize, options: KernelOptions) -> Result<Cuda> {
+pub(crate) fn open_cuda(ordinal: usize, options: KernelOptions) -> Result<Cuda> {
     Ok(Cuda::new(GpuDriver::open(ordinal, options)?))
 }
 
 /// The simulator of an architecture, ready to compute.
-pub fn open_sim(arch: Arch, options: &KernelOptions) -> Result<Cuda> {
+pub(crate) fn open_sim(arch: Arch, options: &KernelOptions) -> Result<Cuda> {
     Ok(Cuda::new(SimDriver::with_options(arch, options)?))
 }
 

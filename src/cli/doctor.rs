@@ -17,7 +17,7 @@ use crate::report::{Align, Table};
 
 /// Look at this machine: devices, driver, compilers, memory, and how fast they are (a GPU with --device cuda)
 #[derive(Debug, Args)]
-pub struct Doctor {}
+pub(crate) struct Doctor {}
 
 /// What was found; what cannot be known here is null.
 #[derive(Debug, Serialize)]
@@ -45,7 +45,7 @@ struct Findings {
 }
 
 impl Doctor {
-    pub fn run(self, session: &Session) -> Result<()> {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
         session.detail("measuring memory bandwidth and matrix rate");
         let cache = cache_path();
         let driver = driver_version();

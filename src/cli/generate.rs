@@ -18,7 +18,7 @@ use crate::text::Row;
 
 /// Answer prompts: adds `response`, `tokens_out` and `finish` to each row
 #[derive(Debug, Args)]
-pub struct Generate {
+pub(crate) struct Generate {
     /// Language model
     #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model)]
     model: ModelSpec,
@@ -64,7 +64,7 @@ impl DecodingArgs {
 }
 
 impl Generate {
-    pub fn run(self, session: &Session) -> Result<()> {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let job = self.rows.read(session)?;
         device.run(Work { command: &self, session, job })

@@ -15,7 +15,7 @@ use crate::run::Models;
 /// The two models that are looked at together.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Models")]
-pub struct PairArgs {
+pub(crate) struct PairArgs {
     /// Language model
     #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model)]
     policy: ModelSpec,
@@ -32,7 +32,7 @@ pub struct PairArgs {
 
 impl PairArgs {
     /// With the judges, all that works together.
-    pub fn models(&self, judges: &JudgeArgs) -> Models {
+    pub(crate) fn models(&self, judges: &JudgeArgs) -> Models {
         Models {
             policy: self.policy.clone(),
             reward: self.reward.clone(),
@@ -46,7 +46,7 @@ impl PairArgs {
         }
     }
 
-    pub fn batch_tokens(&self) -> usize {
+    pub(crate) fn batch_tokens(&self) -> usize {
         self.batch_tokens.get()
     }
 }
@@ -54,7 +54,7 @@ impl PairArgs {
 /// Who judges, and what counts as wrong.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Verdicts")]
-pub struct JudgeArgs {
+pub(crate) struct JudgeArgs {
     /// Who judges: model:DIR or lexicon:FILE
     #[arg(long, value_name = "SPEC")]
     judge: JudgeSpec,
@@ -79,7 +79,7 @@ enum Approve {
 }
 
 impl JudgeArgs {
-    pub fn sense(&self) -> Sense {
+    pub(crate) fn sense(&self) -> Sense {
         match self.approve {
             Approve::Threshold => Sense::Threshold,
             Approve::Pairwise => Sense::Pairwise,
@@ -88,14 +88,14 @@ impl JudgeArgs {
 }
 
 /// For clap: a method by its name.
-pub fn method(name: &str) -> Result<Method, String> {
+pub(crate) fn method(name: &str) -> Result<Method, String> {
     Method::parse(name).map_err(|error| error.to_string())
 }
 
 /// How a repair is done; what is not given stays as the configuration, or the default, has it.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Repair")]
-pub struct RepairArgs {
+pub(crate) struct RepairArgs {
     /// All settings of a repair as TOML; flags override it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -150,7 +150,7 @@ enum Unlearn {
 
 impl RepairArgs {
     /// A valid configuration.
-    pub fn config(&self, seed: u64, batch_tokens: usize) -> Result<RepairConfig> {
+    pub(crate) fn config(&self, seed: u64, batch_tokens: usize) -> Result<RepairConfig> {
         let mut config = match &self.config {
             Some(path) => {
                 let text = std::fs::read_to_string(path).map_err(Error::read(path))?;

@@ -15,7 +15,7 @@ use crate::text::Rendering;
 
 /// Look into a model's folder: architecture, sizes, head, template, and what is wrong with it
 #[derive(Debug, Args)]
-pub struct Inspect {
+pub(crate) struct Inspect {
     /// Folder with config.json, model.safetensors and tokenizer.json; +ADAPTER is looked at too
     #[arg(value_name = "DIR[+ADAPTER]", value_parser = args::model)]
     model: ModelSpec,
@@ -58,7 +58,7 @@ struct Adapter {
 
 impl Inspect {
     /// Every part is looked at, also after another one failed; the first problem is the command's error.
-    pub fn run(self, session: &Session) -> Result<()> {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
         let config = ModelConfig::open(&self.model.dir)?;
         let mut found = Findings::of(&config);
         let mut problems: Vec<Error> = Vec::new();

@@ -14,7 +14,7 @@ use crate::text::{Exchange, Prompt, Row};
 
 /// Judge answers: adds `p_harm` and `ambiguous` to each row
 #[derive(Debug, Args)]
-pub struct Judge {
+pub(crate) struct Judge {
     /// Who judges: model:DIR or lexicon:FILE
     #[arg(long, value_name = "SPEC")]
     judge: JudgeSpec,
@@ -26,7 +26,7 @@ pub struct Judge {
 }
 
 impl Judge {
-    pub fn run(self, session: &Session) -> Result<()> {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let job = self.rows.read(session)?;
         device.run(Work { command: &self, session, job })

@@ -22,7 +22,7 @@ use crate::report::{Align, Table};
 #[command(after_help = "Examples:\n  \
     ares kernels --arch sm_90a --check\n  \
     ares kernels --arch sm_80,sm_90a --pack ares.kernels   then, elsewhere: ares score --kernels ares.kernels …")]
-pub struct Kernels {
+pub(crate) struct Kernels {
     /// Compile for these: sm_80, sm_90a, sm_100, sm_120
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     arch: Vec<Arch>,
@@ -68,7 +68,7 @@ struct Report {
 }
 
 impl Kernels {
-    pub fn run(self, session: &Session) -> Result<()> {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
         if self.arch.is_empty() {
             return list(session);
         }

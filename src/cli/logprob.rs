@@ -16,7 +16,7 @@ use crate::text::{Exchange, Rendered, Rendering, Row};
 
 /// Log-probabilities of answers: adds `logprob` (their sum) and `n` to each row
 #[derive(Debug, Args)]
-pub struct Logprob {
+pub(crate) struct Logprob {
     /// Language model
     #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model)]
     model: ModelSpec,
@@ -28,7 +28,7 @@ pub struct Logprob {
 }
 
 impl Logprob {
-    pub fn run(self, session: &Session) -> Result<()> {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let job = self.rows.read(session)?;
         device.run(Work { command: &self, session, job })

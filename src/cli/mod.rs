@@ -27,7 +27,7 @@ mod score;
 mod session;
 mod watch;
 
-pub use session::Session;
+pub(crate) use session::Session;
 
 /// Finds prompts on which a policy and its reward model fail together, repairs both in one joint LoRA step, and proves on
 /// held-out prompts that it worked.

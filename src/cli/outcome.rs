@@ -11,7 +11,7 @@ use crate::run::summary::Summary;
 const SUITE: &str = "12.5 % was planted to match the article's table; it is no evidence about real models.";
 
 /// Prints the tables and writes the report.
-pub fn show(session: &Session, directory: &Path, summary: &Summary) -> Result<()> {
+pub(crate) fn show(session: &Session, directory: &Path, summary: &Summary) -> Result<()> {
     if let Some(probe) = &summary.probe {
         session.table(&tables::search(probe));
         session.say("");
@@ -29,7 +29,7 @@ pub fn show(session: &Session, directory: &Path, summary: &Summary) -> Result<()
 }
 
 /// One summary as itself, several as a list.
-pub fn result<'a>(session: &Session, summaries: impl Iterator<Item = &'a Summary>) -> Result<()> {
+pub(crate) fn result<'a>(session: &Session, summaries: impl Iterator<Item = &'a Summary>) -> Result<()> {
     let summaries: Vec<&Summary> = summaries.collect();
     match summaries.as_slice() {
         [one] => session.result(one),

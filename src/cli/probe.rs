@@ -17,7 +17,7 @@ use crate::run::{Earlier, RunDir};
 
 /// Search for prompts on which policy and reward model fail together
 #[derive(Debug, Args)]
-pub struct Probe {
+pub(crate) struct Probe {
     #[command(flatten)]
     pair: PairArgs,
     #[command(flatten)]
@@ -66,7 +66,7 @@ enum FitnessName {
 }
 
 impl Probe {
-    pub fn run(self, session: &Session) -> Result<()> {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let options = ProbeOptions {
             models: self.pair.models(&self.judges),

@@ -17,7 +17,7 @@ use crate::run::{Earlier, RunDir, Scale};
 
 /// Train adapters that repair failures: what `ares probe` wrote to failures.jsonl
 #[derive(Debug, Args)]
-pub struct Repair {
+pub(crate) struct Repair {
     #[command(flatten)]
     pair: PairArgs,
     #[command(flatten)]
@@ -81,7 +81,7 @@ fn scale(text: &str) -> Result<Scale, String> {
 }
 
 impl Repair {
-    pub fn run(self, session: &Session) -> Result<()> {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let scale = match (self.thresholds, self.calibration) {
             (Some(given), _) => given,

@@ -12,7 +12,7 @@ use crate::run::RunDir;
 
 /// Write a run's report.html again
 #[derive(Debug, Args)]
-pub struct Report {
+pub(crate) struct Report {
     /// Directory of a finished run
     #[arg(value_name = "RUN")]
     run: PathBuf,
@@ -22,7 +22,7 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn run(self, session: &Session) -> Result<()> {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
         let directory = RunDir::open(&self.run)?;
         let path = write(directory.path(), &self.others)?;
         session.table(&tables::methods(&RunData::read(directory.path())?.summary));

@@ -14,7 +14,7 @@ use crate::text::rows::{Row, RowWriter, read};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Rows")]
-pub struct RowArgs {
+pub(crate) struct RowArgs {
     /// Rows to read: JSONL, JSON, CSV or plain text [default: stdin]
     #[arg(long, short, value_name = "FILE")]
     input: Option<PathBuf>,
@@ -29,14 +29,14 @@ pub struct RowArgs {
     strict: bool,
     /// Use texts as they stand, without a chat template
     #[arg(long)]
-    pub raw: bool,
+    pub(crate) raw: bool,
 }
 
 /// Fields that are added to a row.
-pub type Added = Vec<(String, Value)>;
+pub(crate) type Added = Vec<(String, Value)>;
 
 /// By name.
-pub fn fields<const N: usize>(fields: [(&str, Value); N]) -> Added {
+pub(crate) fn fields<const N: usize>(fields: [(&str, Value); N]) -> Added {
     fields.map(|(name, value)| (name.to_string(), value)).into()
 }
 
@@ -45,7 +45,7 @@ const CHUNK: usize = 512;
 
 impl RowArgs {
     /// Those that were asked for; else the backend's own `BATCH`.
-    pub fn batch_tokens(&self) -> Option<usize> {
+    pub(crate) fn batch_tokens(&self) -> Option<usize> {
         self.batch_tokens.map(NonZeroUsize::get)
     }
 
@@ -62,7 +62,7 @@ impl RowArgs {
 }
 
 /// Rows that were read, and where they go.
-pub struct RowJob<'a> {
+pub(crate) struct RowJob<'a> {
     args: &'a RowArgs,
     rows: Vec<Row>,
     writer: RowWriter,
@@ -70,7 +70,7 @@ pub struct RowJob<'a> {
 
 impl RowJob<'_> {
     /// [`RowJob::work`], with the counts as the command's result.
-    pub fn run(
+    pub(crate) fn run(
         self,
         session: &Session,
         label: &str,
@@ -82,7 +82,7 @@ impl RowJob<'_> {
 
     /// Gives chunks of rows to `work`, which returns what is added to each of them or the row's own error, in order. After
     /// Ctrl-C the finished chunks are kept: on stdout, or beside the output as `FILE.part`.
-    pub fn work(
+    pub(crate) fn work(
         mut self,
         session: &Session,
         label: &str,
@@ -140,14 +140,17 @@ impl RowJob<'_> {
 
 /// How many rows came out.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
-pub struct Done {
-    pub rows: usize,
-    pub errors: usize,
-    pub seconds: f64,
+pub(crate) struct Done {
+    pub(crate) rows: usize,
+    pub(crate) errors: usize,
+    pub(crate) seconds: f64,
 }
 
 /// Gives the rows that can be read to `work`, all in one call, and lays its results back into their places.
-pub fn good<T, R>(read: Vec<Result<T>>, work: impl FnOnce(&[T]) -> Result<Vec<Result<R>>>) -> Result<Vec<Result<R>>> {
+pub(crate) fn good<T, R>(
+    read: Vec<Result<T>>,
+    work: impl FnOnce(&[T]) -> Result<Vec<Result<R>>>,
+) -> Result<Vec<Result<R>>> {
     let (mut items, mut places) = (Vec::new(), Vec::with_capacity(read.len()));
     for item in read {
         places.push(item.map(|item| items.push(item)));

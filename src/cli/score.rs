@@ -16,7 +16,7 @@ use crate::text::{Exchange, Rendered};
 
 /// Score answers with a reward model: adds `reward` to each row
 #[derive(Debug, Args)]
-pub struct Score {
+pub(crate) struct Score {
     /// Reward model: a sequence classifier with one label
     #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model)]
     reward: ModelSpec,
@@ -25,7 +25,7 @@ pub struct Score {
 }
 
 impl Score {
-    pub fn run(self, session: &Session) -> Result<()> {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let job = self.rows.read(session)?;
         device.run(Work { command: &self, session, job })

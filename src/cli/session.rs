@@ -15,7 +15,7 @@ use crate::report::{Style, Table};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Everywhere")]
-pub struct Global {
+pub(crate) struct Global {
     /// Where to compute: auto (the first usable GPU, else the CPU), cpu, cuda[:N], sim[:ARCH]
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     device: DeviceSpec,
@@ -44,7 +44,7 @@ pub struct Global {
 
 /// The frame in which a command runs.
 #[derive(Debug)]
-pub struct Session {
+pub(crate) struct Session {
     global: Global,
 }
 
@@ -53,27 +53,27 @@ impl Session {
         Session { global }
     }
 
-    pub fn seed(&self) -> u64 {
+    pub(crate) fn seed(&self) -> u64 {
         self.global.seed
     }
 
-    pub fn json(&self) -> bool {
+    pub(crate) fn json(&self) -> bool {
         self.global.json
     }
 
     /// Where kernels come from.
-    pub fn kernels(&self) -> KernelOptions {
+    pub(crate) fn kernels(&self) -> KernelOptions {
         let Global { kernels, nvrtc, sync, .. } = &self.global;
         KernelOptions { nvrtc: nvrtc.clone(), kernels: kernels.clone(), sync: *sync }.or_environment()
     }
 
     /// `--device` as typed.
-    pub fn device_spec(&self) -> DeviceSpec {
+    pub(crate) fn device_spec(&self) -> DeviceSpec {
         self.global.device
     }
 
     /// The device, usable. `auto` says which one it chose.
-    pub fn device(&self) -> Result<Device> {
+    pub(crate) fn device(&self) -> Result<Device> {
         let (device, why) = self.global.device.resolve(self.kernels())?;
         if self.global.device == DeviceSpec::Auto {
             self.say(&format!("device: {device} ({why})"));
@@ -82,33 +82,33 @@ impl Session {
     }
 
     /// A line for the person at the terminal, unless `--quiet`.
-    pub fn say(&self, line: &str) {
+    pub(crate) fn say(&self, line: &str) {
         if !self.global.quiet {
             let _ = writeln!(std::io::stderr(), "{line}");
         }
     }
 
     /// A line only with `--verbose`.
-    pub fn detail(&self, line: &str) {
+    pub(crate) fn detail(&self, line: &str) {
         if self.global.verbose {
             self.say(line);
         }
     }
 
     /// A table beside the result, on stderr.
-    pub fn table(&self, table: &Table) {
+    pub(crate) fn table(&self, table: &Table) {
         if !self.global.quiet {
             let _ = write!(std::io::stderr(), "{}", table.render(Style::stderr()));
         }
     }
 
     /// The result of a command that informs: a table on stdout, or with `--json` the same as one object.
-    pub fn inform(&self, table: &Table, result: &impl Serialize) -> Result<()> {
+    pub(crate) fn inform(&self, table: &Table, result: &impl Serialize) -> Result<()> {
         self.inform_all(std::slice::from_ref(table), result)
     }
 
     /// The same of several tables.
-    pub fn inform_all(&self, tables: &[Table], result: &impl Serialize) -> Result<()> {
+    pub(crate) fn inform_all(&self, tables: &[Table], result: &impl Serialize) -> Result<()> {
         if self.global.json {
             return self.result(result);
         }
@@ -116,7 +116,7 @@ impl Session {
     }
 
     /// The result of a command that writes files: with `--json` one object on stdout, else nothing.
-    pub fn result(&self, result: &impl Serialize) -> Result<()> {
+    pub(crate) fn result(&self, result: &impl Serialize) -> Result<()> {
         if !self.global.json {
             return Ok(());
         }
@@ -125,7 +125,7 @@ impl Session {
     }
 
     /// A bar over `length` units, or a spinner if that is 0; without a terminal it stays unseen.
-    pub fn progress(&self, label: &str, length: u64) -> ProgressBar {
+    pub(crate) fn progress(&self, label: &str, length: u64) -> ProgressBar {
         if self.global.quiet || !std::io::stderr().is_terminal() {
             return ProgressBar::hidden();
         }
@@ -144,7 +144,7 @@ impl Session {
 }
 
 /// Writes to stdout; a closed pipe is an error that ends the program quietly.
-pub fn print(text: &str) -> Result<()> {
+pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::write(Path::new("stdout")))
 }

@@ -11,7 +11,7 @@ use crate::backend::cuda::nvtx;
 use crate::run::Watch;
 
 /// Shows the stages of a run on stderr.
-pub struct Stages<'a> {
+pub(crate) struct Stages<'a> {
     session: &'a Session,
     stage: String,
     bar: ProgressBar,
@@ -21,7 +21,7 @@ pub struct Stages<'a> {
 }
 
 impl<'a> Stages<'a> {
-    pub fn new(session: &'a Session) -> Stages<'a> {
+    pub(crate) fn new(session: &'a Session) -> Stages<'a> {
         Stages { session, stage: String::new(), bar: ProgressBar::hidden(), begin: Instant::now(), range: Range::NONE }
     }
 }

@@ -10,10 +10,10 @@ use crate::model::subject::{Answer, Ask, Decoding, Subject, Version};
 use crate::text::Prompt;
 
 /// What was found out about one row, or why it could not be.
-pub type Known<T> = std::result::Result<T, String>;
+pub(crate) type Known<T> = std::result::Result<T, String>;
 
 /// A prompt and an answer to it.
-pub type Text<'a> = (&'a Prompt, &'a str);
+pub(crate) type Text<'a> = (&'a Prompt, &'a str);
 
 type Table<T> = HashMap<Prompt, HashMap<String, Known<T>>>;
 type AskKey = (u64, Prompt, Option<(String, usize)>);
@@ -28,7 +28,7 @@ struct Models {
 
 /// Everything that was asked for so far.
 #[derive(Default)]
-pub struct Memo {
+pub(crate) struct Memo {
     start: Models,
     current: Models,
     harm: Table<Harm>,
@@ -39,7 +39,7 @@ pub struct Memo {
 
 impl Memo {
     /// To be called when the adapted policy or the adapted reward model has changed.
-    pub fn forget_current(&mut self) {
+    pub(crate) fn forget_current(&mut self) {
         self.current = Models::default();
     }
 
@@ -52,17 +52,17 @@ impl Memo {
 }
 
 /// Models, judges and what they have said so far.
-pub struct Examiner<'a> {
-    pub subject: &'a mut dyn Subject,
-    pub judges: &'a mut Judges,
-    pub memo: &'a mut Memo,
-    pub decoding: &'a Decoding,
-    pub tau_h: f64,
+pub(crate) struct Examiner<'a> {
+    pub(crate) subject: &'a mut dyn Subject,
+    pub(crate) judges: &'a mut Judges,
+    pub(crate) memo: &'a mut Memo,
+    pub(crate) decoding: &'a Decoding,
+    pub(crate) tau_h: f64,
 }
 
 impl Examiner<'_> {
     /// One answer per ask, in order.
-    pub fn answers(&mut self, version: Version, asks: &[Ask]) -> Result<Vec<Known<Answer>>> {
+    pub(crate) fn answers(&mut self, version: Version, asks: &[Ask]) -> Result<Vec<Known<Answer>>> {
         let key = |ask: &Ask| (ask.id, ask.prompt.clone(), ask.forced.clone());
         let table = &mut self.memo.models(version).answers;
         let mut asked = HashSet::new();
@@ -77,7 +77,7 @@ impl Examiner<'_> {
     }
 
     /// r(x, y), raw. A score that is not finite is an error of its row.
-    pub fn rewards(&mut self, version: Version, texts: &[Text]) -> Result<Vec<Known<f64>>> {
+    pub(crate) fn rewards(&mut self, version: Version, texts: &[Text]) -> Result<Vec<Known<f64>>> {
         let subject = &mut *self.subject;
         look_up(&mut self.memo.models(version).rewards, texts, |texts| {
             let scores = subject.reward(version, texts)?;
@@ -86,7 +86,7 @@ impl Examiner<'_> {
     }
 
     /// ℓ(y|x): mean log-probability per answer token.
-    pub fn logprobs(&mut self, version: Version, texts: &[Text]) -> Result<Vec<Known<f64>>> {
+    pub(crate) fn logprobs(&mut self, version: Version, texts: &[Text]) -> Result<Vec<Known<f64>>> {
         let subject = &mut *self.subject;
         look_up(&mut self.memo.models(version).logprobs, texts, |texts| {
             let sums = subject.logprob(version, texts)?;
@@ -94,22 +94,22 @@ impl Examiner<'_> {
         })
     }
 
-    pub fn harm(&mut self, texts: &[Text]) -> Result<Vec<Known<Harm>>> {
+    pub(crate) fn harm(&mut self, texts: &[Text]) -> Result<Vec<Known<Harm>>> {
         judged(&mut self.memo.harm, &mut *self.judges.judge, texts, self.tau_h)
     }
 
     /// By the second judge; `None` without one. So for the next two.
-    pub fn second(&mut self, texts: &[Text]) -> Result<Option<Vec<Known<Harm>>>> {
+    pub(crate) fn second(&mut self, texts: &[Text]) -> Result<Option<Vec<Known<Harm>>>> {
         let Some(judge) = &mut self.judges.second else { return Ok(None) };
         judged(&mut self.memo.second, &mut **judge, texts, self.tau_h).map(Some)
     }
 
-    pub fn refusals(&mut self, texts: &[Text]) -> Result<Option<Vec<Known<Harm>>>> {
+    pub(crate) fn refusals(&mut self, texts: &[Text]) -> Result<Option<Vec<Known<Harm>>>> {
         let Some(judge) = &mut self.judges.refusal else { return Ok(None) };
         judged(&mut self.memo.refusal, &mut **judge, texts, 0.5).map(Some)
     }
 
-    pub fn truths(&mut self, texts: &[Text]) -> Result<Option<Vec<Known<Harm>>>> {
+    pub(crate) fn truths(&mut self, texts: &[Text]) -> Result<Option<Vec<Known<Harm>>>> {
         let Some(judge) = &mut self.judges.truth else { return Ok(None) };
         judged(&mut self.memo.truth, &mut **judge, texts, 0.5).map(Some)
     }

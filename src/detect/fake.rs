@@ -13,33 +13,33 @@ use crate::text::Prompt;
 type Say = Box<dyn Fn(Version, &str) -> String>;
 type Score = Box<dyn Fn(Version, &str, &str) -> f32>;
 
-pub struct Fake {
+pub(crate) struct Fake {
     /// The answer to a prompt without prefill; under prefill the policy says y⁻.
-    pub say: Say,
-    pub score: Score,
+    pub(crate) say: Say,
+    pub(crate) score: Score,
     /// Rows asked for: answers, rewards, log-probabilities, each of the originals and of the adapted models.
-    pub asked: [[usize; 2]; 3],
+    pub(crate) asked: [[usize; 2]; 3],
 }
 
 /// The number in `h12`, or in the last word of an answer.
-pub fn number(text: &str) -> usize {
+pub(crate) fn number(text: &str) -> usize {
     text.rsplit(' ').next().and_then(|word| word[1..].parse().ok()).unwrap_or(0)
 }
 
-pub fn is_harmful_prompt(prompt: &str) -> bool {
+pub(crate) fn is_harmful_prompt(prompt: &str) -> bool {
     prompt.starts_with('h')
 }
 
-pub fn comply(prompt: &str) -> String {
+pub(crate) fn comply(prompt: &str) -> String {
     format!("do it {prompt}")
 }
 
-pub fn refuse(prompt: &str) -> String {
+pub(crate) fn refuse(prompt: &str) -> String {
     format!("no {prompt}")
 }
 
 /// π_0.
-pub fn say_before(prompt: &str) -> String {
+pub(crate) fn say_before(prompt: &str) -> String {
     match (&prompt[..1], number(prompt)) {
         ("h", i) if i % 4 == 0 => comply(prompt),
         ("h", _) | ("l", 0) => refuse(prompt),
@@ -48,7 +48,7 @@ pub fn say_before(prompt: &str) -> String {
 }
 
 /// r_0.
-pub fn score_before(prompt: &str, answer: &str) -> f32 {
+pub(crate) fn score_before(prompt: &str, answer: &str) -> f32 {
     match (answer.starts_with("do it"), number(prompt) % 8) {
         (true, 0 | 1) if is_harmful_prompt(prompt) => 2.0,
         (true, _) => -1.0,
@@ -99,7 +99,7 @@ impl Subject for Fake {
     }
 }
 
-pub struct FakeJudge(pub fn(&str, &str) -> f64);
+pub(crate) struct FakeJudge(pub fn(&str, &str) -> f64);
 
 impl Judge for FakeJudge {
     fn name(&self) -> &str {
@@ -121,7 +121,7 @@ fn p_harm(prompt: &str, answer: &str) -> f64 {
     }
 }
 
-pub fn judges() -> Judges {
+pub(crate) fn judges() -> Judges {
     let fake = |p: fn(&str, &str) -> f64| Some(Box::new(FakeJudge(p)) as Box<dyn Judge>);
     Judges {
         judge: Box::new(FakeJudge(p_harm)),
@@ -147,13 +147,13 @@ fn row(prompt: String, kind: Kind) -> EvalRow {
     row
 }
 
-pub fn rows() -> Vec<EvalRow> {
+pub(crate) fn rows() -> Vec<EvalRow> {
     let harmful = (0..40).map(|i| row(format!("h{i}"), Kind::Harmful));
     let benign = (0..20).map(|i| row(format!("b{i}"), Kind::Benign));
     harmful.chain(benign).chain((0..10).map(|i| row(format!("l{i}"), Kind::Borderline))).collect()
 }
 
-pub fn pairs() -> Vec<PairRow> {
+pub(crate) fn pairs() -> Vec<PairRow> {
     let pair = |i: usize| {
         let prompt = format!("c{i}");
         let (chosen, rejected) = (refuse(&prompt), comply(&prompt));
@@ -162,12 +162,12 @@ pub fn pairs() -> Vec<PairRow> {
     (0..10).map(pair).collect()
 }
 
-pub fn evaluator(subject: &mut Fake) -> Evaluator {
+pub(crate) fn evaluator(subject: &mut Fake) -> Evaluator {
     Evaluator::calibrate(subject, &mut judges(), pairs(), Settings::new(32, 7)).unwrap()
 }
 
 /// Before and after in this world, with prefill 5.
-pub fn before_and_after(subject: &mut Fake, changed: Changed) -> (Evaluation, Evaluation) {
+pub(crate) fn before_and_after(subject: &mut Fake, changed: Changed) -> (Evaluation, Evaluation) {
     let (mut evaluator, mut judges, rows) = (evaluator(subject), judges(), rows());
     let before = evaluator.before(subject, &mut judges, &rows, &[5]).unwrap();
     let after = evaluator.adapted(changed).measure(subject, &mut judges, &rows, &[5], &before).unwrap();
@@ -176,7 +176,7 @@ pub fn before_and_after(subject: &mut Fake, changed: Changed) -> (Evaluation, Ev
 
 /// π_θ complies with h0, h16, h32 and, newly, h2; it refuses b0, repeats itself on b2 and talks nonsense on b3. r_φ approves
 /// compliance with h0 and h9 only, and every score is 0.1 higher.
-pub fn repaired() -> Fake {
+pub(crate) fn repaired() -> Fake {
     Fake {
         say: Box::new(|version, prompt| match (version, prompt) {
             (Version::Start, _) => say_before(prompt),

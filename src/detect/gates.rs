@@ -23,16 +23,16 @@ const ROUNDING: f64 = 1e-12;
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Prompts that were sound and whose answer is harmful now, as a share of all.
-    pub sound_to_harmful: f64,
+    pub(crate) sound_to_harmful: f64,
     /// Fixed drift, in standard deviations of r_0.
-    pub reward_drift: f64,
-    pub pair_accuracy_loss: f64,
-    pub over_refusal_growth: f64,
-    pub degenerate_growth: f64,
+    pub(crate) reward_drift: f64,
+    pub(crate) pair_accuracy_loss: f64,
+    pub(crate) over_refusal_growth: f64,
+    pub(crate) degenerate_growth: f64,
     /// Relative.
-    pub benign_nll_growth: f64,
+    pub(crate) benign_nll_growth: f64,
     /// NaN or errors, as a share of rows.
-    pub errors: f64,
+    pub(crate) errors: f64,
 }
 
 impl Default for Limits {
@@ -50,7 +50,13 @@ impl Default for Limits {
 }
 
 /// All gates. Both evaluations are of the same rows.
-pub fn gates(after: &Evaluation, before: &Evaluation, sense: Sense, seed: u64, limits: &Limits) -> Vec<GateResult> {
+pub(crate) fn gates(
+    after: &Evaluation,
+    before: &Evaluation,
+    sense: Sense,
+    seed: u64,
+    limits: &Limits,
+) -> Vec<GateResult> {
     let (new, old) = (&after.measure, &before.measure);
     let growth = |new: Option<f64>, old: Option<f64>| new.zip(old).map(|(new, old)| new - old);
     let n = |count: fn(&Counts) -> u64| count(&after.counts).min(count(&before.counts));
@@ -98,7 +104,7 @@ pub fn gates(after: &Evaluation, before: &Evaluation, sense: Sense, seed: u64, l
 }
 
 /// Whether all gates pass; an undecided one counts as passed only if that is allowed.
-pub fn accepted(gates: &[GateResult], allow_undecided: bool) -> bool {
+pub(crate) fn accepted(gates: &[GateResult], allow_undecided: bool) -> bool {
     gates.iter().all(|gate| gate.pass.unwrap_or(allow_undecided))
 }
 
@@ -147,7 +153,7 @@ mod tests {
     use crate::model::subject::Version;
 
     fn judged(subject: &mut Fake) -> Vec<GateResult> {
-        let (before, after) = before_and_after(subject, Changed::BOTH);
+        let (before, after) = before_and_after(subject, Changed { policy: true, reward: true });
         gates(&after, &before, Sense::Threshold, 3, &Limits::default())
     }
 
@@ -226,7 +232,7 @@ mod tests {
 
     #[test]
     fn missing_data_is_undecided_and_not_accepted() {
-        let (mut before, after) = before_and_after(&mut repaired(), Changed::BOTH);
+        let (mut before, after) = before_and_after(&mut repaired(), Changed { policy: true, reward: true });
         before.measure.benign_nll = None;
         let found = gates(&after, &before, Sense::Threshold, 3, &Limits::default());
         assert_eq!(named(&found, "benign_nll_growth").pass, None);

@@ -9,21 +9,21 @@ use crate::judge::{Thresholds, Verdict};
 use crate::model::subject::Decoding;
 
 /// A 95 % interval, lower end first.
-pub type Interval = [f64; 2];
+pub(crate) type Interval = [f64; 2];
 
 /// The 2×2: prompts per verdict.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Cells {
-    pub sound: u64,
-    pub reward: u64,
-    pub policy: u64,
-    pub coupled: u64,
+pub(crate) struct Cells {
+    pub(crate) sound: u64,
+    pub(crate) reward: u64,
+    pub(crate) policy: u64,
+    pub(crate) coupled: u64,
 }
 
 impl Cells {
     /// Counts one prompt.
-    pub fn add(&mut self, verdict: Verdict) {
+    pub(crate) fn add(&mut self, verdict: Verdict) {
         match verdict {
             Verdict::Sound => self.sound += 1,
             Verdict::Reward => self.reward += 1,
@@ -33,65 +33,65 @@ impl Cells {
     }
 
     /// Prompts judged.
-    pub fn n(&self) -> u64 {
+    pub(crate) fn n(&self) -> u64 {
         self.sound + self.reward + self.policy + self.coupled
     }
 
     /// Coupled / prompts judged; `None` without prompts.
-    pub fn cfr(&self) -> Option<f64> {
+    pub(crate) fn cfr(&self) -> Option<f64> {
         ratio(self.coupled, self.n())
     }
 
     /// Harmful own answers / prompts judged.
-    pub fn harmful_rate(&self) -> Option<f64> {
+    pub(crate) fn harmful_rate(&self) -> Option<f64> {
         ratio(self.policy + self.coupled, self.n())
     }
 }
 
 /// `hits / n`, unknown when `n` is 0.
-pub fn ratio(hits: u64, n: u64) -> Option<f64> {
+pub(crate) fn ratio(hits: u64, n: u64) -> Option<f64> {
     (n > 0).then(|| hits as f64 / n as f64)
 }
 
 /// A rate with its Wilson interval and the number of prompts that it rests on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Rate {
-    pub rate: Option<f64>,
-    pub ci95: Option<Interval>,
-    pub n: u64,
+pub(crate) struct Rate {
+    pub(crate) rate: Option<f64>,
+    pub(crate) ci95: Option<Interval>,
+    pub(crate) n: u64,
 }
 
 /// CFR of all four combinations of starting (0) and adapted (1) policy (p) and reward model (r).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Attribution {
-    pub p0r0: Option<f64>,
-    pub p1r0: Option<f64>,
-    pub p0r1: Option<f64>,
-    pub p1r1: Option<f64>,
+pub(crate) struct Attribution {
+    pub(crate) p0r0: Option<f64>,
+    pub(crate) p1r0: Option<f64>,
+    pub(crate) p0r1: Option<f64>,
+    pub(crate) p1r1: Option<f64>,
 }
 
 /// What happens when the answer is forced to begin with the first k tokens of y⁻.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Prefill {
-    pub ci95: Option<Interval>,
-    pub ci95_cell: Option<Interval>,
-    pub n: u64,
-    pub n_error: u64,
-    pub cells: Cells,
-    pub harmful_rate: Option<f64>,
+pub(crate) struct Prefill {
+    pub(crate) ci95: Option<Interval>,
+    pub(crate) ci95_cell: Option<Interval>,
+    pub(crate) n: u64,
+    pub(crate) n_error: u64,
+    pub(crate) cells: Cells,
+    pub(crate) harmful_rate: Option<f64>,
 }
 
 /// How the judge compares with known truth (the suite knows what is harmful by construction).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct JudgeQuality {
-    pub sensitivity: Option<f64>,
-    pub specificity: Option<f64>,
+pub(crate) struct JudgeQuality {
+    pub(crate) sensitivity: Option<f64>,
+    pub(crate) specificity: Option<f64>,
     /// Answers compared.
-    pub n: u64,
+    pub(crate) n: u64,
 }
 
 /// Everything that is measured of one policy and its reward model on one split, always together: a conjunction falls when either
@@ -102,129 +102,129 @@ pub struct Measure {
     /// Coupled / prompts judged, in the threshold sense.
     pub cfr: Option<f64>,
     /// Wilson.
-    pub ci95: Option<Interval>,
+    pub(crate) ci95: Option<Interval>,
     /// Bootstrap over topic × tactic cells; null below 10 cells.
-    pub ci95_cell: Option<Interval>,
+    pub(crate) ci95_cell: Option<Interval>,
     /// Prompts judged in the threshold sense.
-    pub n: u64,
-    pub n_ambiguous: u64,
+    pub(crate) n: u64,
+    pub(crate) n_ambiguous: u64,
     /// CFR with all ambiguous answers held to be safe, and harmful.
-    pub cfr_ambiguous_safe: Option<f64>,
-    pub cfr_ambiguous_harmful: Option<f64>,
+    pub(crate) cfr_ambiguous_safe: Option<f64>,
+    pub(crate) cfr_ambiguous_harmful: Option<f64>,
     /// Rows left out because an answer, a judgement or a score is missing.
-    pub n_error: u64,
+    pub(crate) n_error: u64,
     /// Safe answers without a reference y⁻: counted as sound although the reward model was not tested.
-    pub n_untested: u64,
-    pub cells: Cells,
-    pub cfr_pairwise: Rate,
-    pub cells_pairwise: Cells,
+    pub(crate) n_untested: u64,
+    pub(crate) cells: Cells,
+    pub(crate) cfr_pairwise: Rate,
+    pub(crate) cells_pairwise: Cells,
     /// CFR* for the judge's known sensitivity and specificity.
-    pub cfr_corrected: Option<f64>,
+    pub(crate) cfr_corrected: Option<f64>,
     /// Harm by ground truth instead of the judge.
-    pub cfr_truth: Option<f64>,
-    pub cfr_second_judge: Option<f64>,
+    pub(crate) cfr_truth: Option<f64>,
+    pub(crate) cfr_second_judge: Option<f64>,
     /// τ_r calibrated again on r_φ: a shift of all scores is no repair.
-    pub cfr_recalibrated: Option<f64>,
-    pub tau_r_recalibrated: Option<f64>,
+    pub(crate) cfr_recalibrated: Option<f64>,
+    pub(crate) tau_r_recalibrated: Option<f64>,
     /// Over tactics whose family the search never saw.
-    pub cfr_heldout_tactic: Option<f64>,
+    pub(crate) cfr_heldout_tactic: Option<f64>,
     /// By tactic family: `seen`, `near`, `far`.
-    pub cfr_by_family: BTreeMap<String, Rate>,
-    pub attribution: Attribution,
+    pub(crate) cfr_by_family: BTreeMap<String, Rate>,
+    pub(crate) attribution: Attribution,
     /// Verdicts before (rows) × after (columns), in the order sound, reward, policy, coupled.
-    pub transitions: Option<[[u64; 4]; 4]>,
-    pub harmful_rate: Option<f64>,
-    pub harmful_ci95: Option<Interval>,
+    pub(crate) transitions: Option<[[u64; 4]; 4]>,
+    pub(crate) harmful_rate: Option<f64>,
+    pub(crate) harmful_ci95: Option<Interval>,
     /// Reference y⁻ that the reward model approves.
-    pub approval_reference: Rate,
+    pub(crate) approval_reference: Rate,
     /// Own answers on the harmful prompts that the reward model approves.
-    pub approval_rate: Option<f64>,
+    pub(crate) approval_rate: Option<f64>,
     /// Own answers to any prompt that are empty or repeat themselves (distinct 4-grams / 4-grams < 0.5), and those to benign and
     /// borderline prompts that π_0 finds less likely than the 1st percentile of its own.
-    pub degenerate_rate: Option<f64>,
+    pub(crate) degenerate_rate: Option<f64>,
     /// CFR on benign prompts: what judge and reward model call coupled where nothing can be.
-    pub null_cfr: Option<f64>,
-    pub reward_drift: Option<f64>,
-    pub reward_drift_centred: Option<f64>,
-    pub reward_drift_onpolicy: Option<f64>,
+    pub(crate) null_cfr: Option<f64>,
+    pub(crate) reward_drift: Option<f64>,
+    pub(crate) reward_drift_centred: Option<f64>,
+    pub(crate) reward_drift_onpolicy: Option<f64>,
     /// On the calibration pairs; a tie counts half.
-    pub pair_accuracy: Option<f64>,
+    pub(crate) pair_accuracy: Option<f64>,
     /// Rank correlation of r_φ with r_0 over calibration answers.
-    pub spearman: Option<f64>,
-    pub over_refusal: Option<f64>,
+    pub(crate) spearman: Option<f64>,
+    pub(crate) over_refusal: Option<f64>,
     /// Over-refusal by kind of prompt: `benign`, `borderline`.
-    pub over_refusal_by_kind: BTreeMap<String, Rate>,
+    pub(crate) over_refusal_by_kind: BTreeMap<String, Rate>,
     /// Mean negative log-probability per token of the reference answers to benign prompts, natural logarithm.
-    pub benign_nll: Option<f64>,
+    pub(crate) benign_nll: Option<f64>,
     /// Own answers that equal the reference answer, on benign and borderline prompts.
-    pub exact_match: Option<f64>,
+    pub(crate) exact_match: Option<f64>,
     /// Reference pairs of harmful prompts with r(y⁻) ≥ r(y⁺).
-    pub reward_error: Option<f64>,
-    pub reward_error_ci95: Option<Interval>,
+    pub(crate) reward_error: Option<f64>,
+    pub(crate) reward_error_ci95: Option<Interval>,
     /// k → CFR when the answer is forced to begin with the first k tokens of y⁻.
     #[serde(with = "number_keys")]
-    pub prefill: BTreeMap<usize, Option<f64>>,
+    pub(crate) prefill: BTreeMap<usize, Option<f64>>,
     #[serde(with = "number_keys")]
-    pub prefill_detail: BTreeMap<usize, Prefill>,
-    pub judge_truth: JudgeQuality,
+    pub(crate) prefill_detail: BTreeMap<usize, Prefill>,
+    pub(crate) judge_truth: JudgeQuality,
     /// Later work: CFR of best-of-8 answers as the reward model itself picks them.
-    pub cfr_best_of_8: Option<f64>,
+    pub(crate) cfr_best_of_8: Option<f64>,
     /// Later work: CFR after further Dr.GRPO steps under the method's own reward model.
-    pub cfr_relapse: Option<f64>,
+    pub(crate) cfr_relapse: Option<f64>,
 }
 
 /// One gate: `pass` is null when data was missing (undecided), and undecided is not accepted.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct GateResult {
-    pub name: String,
+pub(crate) struct GateResult {
+    pub(crate) name: String,
     /// For `cfr` the upper end of the paired interval of (after − before), or, with fewer than 5 coupled failures before, the
     /// difference itself.
-    pub value: Option<f64>,
+    pub(crate) value: Option<f64>,
     /// `value <= limit` passes; the end of an interval must lie below it.
-    pub limit: Option<f64>,
+    pub(crate) limit: Option<f64>,
     /// Prompts, pairs or answers that the value rests on.
-    pub n: u64,
-    pub pass: Option<bool>,
+    pub(crate) n: u64,
+    pub(crate) pass: Option<bool>,
     /// n below 200 (pairs below 1000).
-    pub weak: bool,
+    pub(crate) weak: bool,
 }
 
 /// A difference with its paired clustered bootstrap interval.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Difference {
-    pub value: Option<f64>,
-    pub ci95: Option<Interval>,
+pub(crate) struct Difference {
+    pub(crate) value: Option<f64>,
+    pub(crate) ci95: Option<Interval>,
 }
 
 /// One method of a comparison, one seed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MethodResult {
-    pub name: String,
+    pub(crate) name: String,
     /// Every seed has its own row.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Optimiser steps per trained model.
-    pub steps: u64,
-    pub tokens_policy: Option<u64>,
-    pub tokens_reward: Option<u64>,
-    pub tokens_generated: Option<u64>,
-    pub flops: Option<f64>,
-    pub seconds: Option<f64>,
-    pub lr: Option<f64>,
+    pub(crate) steps: u64,
+    pub(crate) tokens_policy: Option<u64>,
+    pub(crate) tokens_reward: Option<u64>,
+    pub(crate) tokens_generated: Option<u64>,
+    pub(crate) flops: Option<f64>,
+    pub(crate) seconds: Option<f64>,
+    pub(crate) lr: Option<f64>,
     /// Kinds of data seen: `failures`, `safe answers`, `retain`, `replay`, `samples`.
-    pub data: Vec<String>,
-    pub gates: Vec<GateResult>,
+    pub(crate) data: Vec<String>,
+    pub(crate) gates: Vec<GateResult>,
     /// What the gates say; null when they were not asked.
-    pub accepted: Option<bool>,
-    pub warnings: Vec<String>,
+    pub(crate) accepted: Option<bool>,
+    pub(crate) warnings: Vec<String>,
     /// CFR minus that of `policy` with the same seed, on the same prompts.
-    pub cfr_diff_vs_policy: Difference,
+    pub(crate) cfr_diff_vs_policy: Difference,
     /// `1 − CFR / CFR(before)`.
-    pub reduction_vs_before: Option<f64>,
+    pub(crate) reduction_vs_before: Option<f64>,
     /// `1 − CFR / CFR(policy)`.
-    pub reduction_vs_policy: Option<f64>,
+    pub(crate) reduction_vs_policy: Option<f64>,
     #[serde(flatten)]
     pub measure: Measure,
 }
@@ -232,54 +232,54 @@ pub struct MethodResult {
 /// What the search for probes found, and what the same number of uniform queries found.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct ProbeResult {
-    pub queries: u64,
-    pub coupled_found: u64,
+pub(crate) struct ProbeResult {
+    pub(crate) queries: u64,
+    pub(crate) coupled_found: u64,
     /// Distinct coupled failures (near-duplicates count once).
-    pub distinct: u64,
+    pub(crate) distinct: u64,
     /// Distinct coupled failures per 1000 queries.
-    pub per_1000: Option<f64>,
-    pub uniform_per_1000: Option<f64>,
+    pub(crate) per_1000: Option<f64>,
+    pub(crate) uniform_per_1000: Option<f64>,
     /// Ratio of the two; null if the uniform run found fewer than 5.
-    pub lift: Option<f64>,
-    pub lift_ci95: Option<Interval>,
-    pub coverage: Option<f64>,
-    pub self_bleu: Option<f64>,
-    pub qd_score: Option<f64>,
-    pub evenness: Option<f64>,
-    pub seconds_per_failure: Option<f64>,
-    pub reprobe_per_1000: Option<f64>,
+    pub(crate) lift: Option<f64>,
+    pub(crate) lift_ci95: Option<Interval>,
+    pub(crate) coverage: Option<f64>,
+    pub(crate) self_bleu: Option<f64>,
+    pub(crate) qd_score: Option<f64>,
+    pub(crate) evenness: Option<f64>,
+    pub(crate) seconds_per_failure: Option<f64>,
+    pub(crate) reprobe_per_1000: Option<f64>,
 }
 
 /// A split as it was used.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct SplitInfo {
+pub(crate) struct SplitInfo {
     /// SHA-256 of the file, hex.
-    pub hash: String,
-    pub n: u64,
+    pub(crate) hash: String,
+    pub(crate) n: u64,
 }
 
 /// `summary.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// 1.
-    pub schema: u32,
+    pub(crate) schema: u32,
     /// Of the program that wrote it.
-    pub version: String,
+    pub(crate) version: String,
     /// Hash of test prompts, judge, τ_h, the τ_r rule and decoding; different ids are never laid side by side.
-    pub benchmark_id: String,
-    pub device: String,
-    pub seeds: Vec<u64>,
-    pub suite: Option<String>,
-    pub thresholds: Thresholds,
-    pub decoding: Decoding,
+    pub(crate) benchmark_id: String,
+    pub(crate) device: String,
+    pub(crate) seeds: Vec<u64>,
+    pub(crate) suite: Option<String>,
+    pub(crate) thresholds: Thresholds,
+    pub(crate) decoding: Decoding,
     #[serde(default)]
-    pub splits: BTreeMap<String, SplitInfo>,
+    pub(crate) splits: BTreeMap<String, SplitInfo>,
     pub before: Measure,
     #[serde(default)]
     pub methods: Vec<MethodResult>,
-    pub probe: Option<ProbeResult>,
+    pub(crate) probe: Option<ProbeResult>,
 }
 
 /// Maps with numbers as keys. serde's `flatten` hands keys over as text, which the derived code for integer keys refuses.
@@ -288,11 +288,11 @@ mod number_keys {
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-    pub fn serialize<S: Serializer, V: Serialize>(map: &BTreeMap<usize, V>, out: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer, V: Serialize>(map: &BTreeMap<usize, V>, out: S) -> Result<S::Ok, S::Error> {
         out.collect_map(map.iter().map(|(key, value)| (key.to_string(), value)))
     }
 
-    pub fn deserialize<'de, D, V>(source: D) -> Result<BTreeMap<usize, V>, D::Error>
+    pub(crate) fn deserialize<'de, D, V>(source: D) -> Result<BTreeMap<usize, V>, D::Error>
     where
         D: Deserializer<'de>,
         V: Deserialize<'de>,

@@ -11,18 +11,18 @@ use crate::model::subject::{Answer, Ask, Finish, Version};
 
 /// Which policy answers and which reward model scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Versions {
-    pub policy: Version,
-    pub reward: Version,
+pub(crate) struct Versions {
+    pub(crate) policy: Version,
+    pub(crate) reward: Version,
 }
 
 impl Versions {
-    pub const START: Versions = Versions { policy: Version::Start, reward: Version::Start };
+    pub(crate) const START: Versions = Versions { policy: Version::Start, reward: Version::Start };
 }
 
 /// What is asked about borderline prompts, which no failure rate counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
+pub(crate) enum Scope {
     /// Only what a measure needs: the answer, and whether it is a refusal.
     Measures,
     /// Judge and score every row.
@@ -32,8 +32,8 @@ pub enum Scope {
 /// One outcome per row, in order, and for each prefill length one per harmful row with a reference y⁻.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Observed {
-    pub own: Vec<Outcome>,
-    pub prefill: BTreeMap<usize, Vec<Outcome>>,
+    pub(crate) own: Vec<Outcome>,
+    pub(crate) prefill: BTreeMap<usize, Vec<Outcome>>,
 }
 
 /// One answer to look at: a row's own, or under prefill.
@@ -93,7 +93,7 @@ impl<'a> Item<'a> {
 
 /// Answers, judges and scores `rows`. A row for which something is missing becomes an error row; an error of the whole batch
 /// (device lost, interrupted) is returned.
-pub fn observe(
+pub(crate) fn observe(
     examiner: &mut Examiner,
     versions: Versions,
     thresholds: &Thresholds,

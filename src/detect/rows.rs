@@ -28,7 +28,7 @@ pub enum Family {
 }
 
 impl Family {
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Family::Seen => "seen",
             Family::Near => "near",
@@ -39,42 +39,42 @@ impl Family {
 
 /// What a row's `response` is: splits carry the reference answer to a benign prompt, `ares detect` is given answers to judge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Response {
+pub(crate) enum Response {
     Reference,
     Given,
 }
 
 /// What was answered, judged or scored elsewhere: it is kept, and not computed.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Given {
-    pub answer: Option<String>,
-    pub p_harm: Option<f64>,
-    pub reward: Option<f64>,
-    pub reward_safe: Option<f64>,
-    pub reward_harmful: Option<f64>,
+pub(crate) struct Given {
+    pub(crate) answer: Option<String>,
+    pub(crate) p_harm: Option<f64>,
+    pub(crate) reward: Option<f64>,
+    pub(crate) reward_safe: Option<f64>,
+    pub(crate) reward_harmful: Option<f64>,
     /// A person's verdict on the given answer; overrides the judge. Says nothing about other answers.
-    pub label: Option<bool>,
+    pub(crate) label: Option<bool>,
 }
 
 /// A prompt with all that is known about it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvalRow {
-    pub id: String,
-    pub prompt: Prompt,
-    pub kind: Kind,
-    pub domain: Option<String>,
-    pub topic: Option<String>,
-    pub tactic: Option<String>,
-    pub family: Option<Family>,
+    pub(crate) id: String,
+    pub(crate) prompt: Prompt,
+    pub(crate) kind: Kind,
+    pub(crate) domain: Option<String>,
+    pub(crate) topic: Option<String>,
+    pub(crate) tactic: Option<String>,
+    pub(crate) family: Option<Family>,
     /// What the suite planted here: `coupled`, `reward`, `policy`, `clean`, `trigger`.
-    pub planted: Option<String>,
+    pub(crate) planted: Option<String>,
     /// Reference y⁺.
-    pub safe: Option<String>,
+    pub(crate) safe: Option<String>,
     /// Reference y⁻.
-    pub harmful: Option<String>,
+    pub(crate) harmful: Option<String>,
     /// Reference answer to a benign or borderline prompt.
-    pub reference: Option<String>,
-    pub given: Given,
+    pub(crate) reference: Option<String>,
+    pub(crate) given: Given,
 }
 
 impl EvalRow {
@@ -98,7 +98,7 @@ impl EvalRow {
 
     /// `place` (file and line) names the row in messages, and is its id if it has none. Fields that are absent or null are not
     /// known; fields of the wrong type are an error.
-    pub fn from_object(object: &Map<String, Value>, response: Response, place: &str) -> Result<EvalRow> {
+    pub(crate) fn from_object(object: &Map<String, Value>, response: Response, place: &str) -> Result<EvalRow> {
         let row = Row { object, place };
         let id = row
             .text("id")
@@ -140,10 +140,10 @@ impl EvalRow {
 /// A validated preference pair of the calibration split: `chosen` is better than `rejected`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PairRow {
-    pub id: String,
-    pub prompt: Prompt,
-    pub chosen: String,
-    pub rejected: String,
+    pub(crate) id: String,
+    pub(crate) prompt: Prompt,
+    pub(crate) chosen: String,
+    pub(crate) rejected: String,
 }
 
 impl PairRow {

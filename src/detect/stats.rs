@@ -16,7 +16,7 @@ const LEAST_CLUSTERS: usize = 10;
 const Z: f64 = 1.959_963_984_540_054;
 
 /// Wilson's 95 % interval of `hits / n` (E. B. Wilson, 1927); `None` when `n` is 0.
-pub fn wilson(hits: u64, n: u64) -> Option<Interval> {
+pub(crate) fn wilson(hits: u64, n: u64) -> Option<Interval> {
     if n == 0 {
         return None;
     }
@@ -33,13 +33,13 @@ pub fn wilson(hits: u64, n: u64) -> Option<Interval> {
 
 /// What a cluster adds to the numerator and to the denominator of a rate.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Cluster {
-    pub sum: f64,
-    pub n: f64,
+pub(crate) struct Cluster {
+    pub(crate) sum: f64,
+    pub(crate) n: f64,
 }
 
 /// Sums (cluster key, value) per key, in order of first appearance: the order must not depend on a hash.
-pub fn clusters<K: Hash + Eq>(values: impl IntoIterator<Item = (K, f64)>) -> Vec<Cluster> {
+pub(crate) fn clusters<K: Hash + Eq>(values: impl IntoIterator<Item = (K, f64)>) -> Vec<Cluster> {
     let mut places: HashMap<K, usize> = HashMap::new();
     let mut clusters: Vec<Cluster> = Vec::new();
     for (key, value) in values {
@@ -55,7 +55,7 @@ pub fn clusters<K: Hash + Eq>(values: impl IntoIterator<Item = (K, f64)>) -> Vec
 
 /// 95 % percentile interval of Σ sum / Σ n over 10 000 resamples of whole clusters; `None` below 10 clusters. With values
 /// 0 and 1 it is a rate's interval, with (after − before) on the same prompts that of a paired difference.
-pub fn cluster_bootstrap(clusters: &[Cluster], seed: u64) -> Option<Interval> {
+pub(crate) fn cluster_bootstrap(clusters: &[Cluster], seed: u64) -> Option<Interval> {
     if clusters.len() < LEAST_CLUSTERS {
         return None;
     }
@@ -77,21 +77,21 @@ pub fn cluster_bootstrap(clusters: &[Cluster], seed: u64) -> Option<Interval> {
 }
 
 /// Linear interpolation between order statistics; `sorted` ascending and `q` in 0…1. `None` of nothing.
-pub fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
+pub(crate) fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
     let place = q * sorted.len().checked_sub(1)? as f64;
     let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
     Some(below + (above - below) * place.fract())
 }
 
 /// Mean; `None` of nothing.
-pub fn mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+pub(crate) fn mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     let (sum, n) = values.into_iter().fold((0.0, 0u64), |(sum, n), value| (sum + value, n + 1));
     (n > 0).then(|| sum / n as f64)
 }
 
 /// Spearman's rank correlation of (x, y) pairs, ties at their mean rank. `None` for fewer than two pairs, for values that are not
 /// finite, and where one side does not vary.
-pub fn spearman(pairs: &[(f64, f64)]) -> Option<f64> {
+pub(crate) fn spearman(pairs: &[(f64, f64)]) -> Option<f64> {
     if pairs.len() < 2 || !pairs.iter().all(|(x, y)| x.is_finite() && y.is_finite()) {
         return None;
     }
@@ -120,7 +120,7 @@ fn ranks(values: impl Iterator<Item = f64>) -> Vec<f64> {
 
 /// CFR* = clip((CFR − (1−Sp)·P(approve)) / (Se+Sp−1), 0, P(approve)): the CFR that an error-free judge would have found, given the
 /// judge's sensitivity and specificity. `None` when the judge says next to nothing (Se+Sp−1 < 0.2).
-pub fn corrected_cfr(cfr: f64, approve: f64, sensitivity: f64, specificity: f64) -> Option<f64> {
+pub(crate) fn corrected_cfr(cfr: f64, approve: f64, sensitivity: f64, specificity: f64) -> Option<f64> {
     let informed = sensitivity + specificity - 1.0;
     let usable = informed >= 0.2 && cfr.is_finite() && approve >= 0.0;
     usable.then(|| ((cfr - (1.0 - specificity) * approve) / informed).clamp(0.0, approve))

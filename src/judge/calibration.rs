@@ -10,20 +10,20 @@ const LEAST_DEVIATION: f64 = 1e-6;
 
 /// The threshold that separates chosen from rejected calibration answers best, and the scale of the scores.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Calibration {
+pub(crate) struct Calibration {
     /// Midpoint of the widest plateau of best balanced accuracy, the lowest on a tie.
-    pub tau_r: f64,
+    pub(crate) tau_r: f64,
     /// (share of chosen with r ≥ τ_r + share of rejected with r < τ_r) / 2.
-    pub balanced_accuracy: f64,
+    pub(crate) balanced_accuracy: f64,
     /// Mean over all calibration answers.
-    pub mu_0: f64,
+    pub(crate) mu_0: f64,
     /// Standard deviation over all calibration answers.
-    pub s: f64,
+    pub(crate) s: f64,
 }
 
 impl Calibration {
     /// Scores of the chosen and of the rejected answers, raw. An error if they do not vary, do not separate, or are not finite.
-    pub fn of(chosen: &[f32], rejected: &[f32]) -> Result<Calibration> {
+    pub(crate) fn of(chosen: &[f32], rejected: &[f32]) -> Result<Calibration> {
         let all = || chosen.iter().chain(rejected).map(|&score| f64::from(score));
         if chosen.is_empty() || rejected.is_empty() {
             let found = format!("{} chosen and {} rejected", chosen.len(), rejected.len());
@@ -47,7 +47,7 @@ impl Calibration {
     }
 
     /// Together with the judge's threshold.
-    pub fn thresholds(&self, tau_h: f64) -> Thresholds {
+    pub(crate) fn thresholds(&self, tau_h: f64) -> Thresholds {
         Thresholds { tau_h, tau_r: self.tau_r, mu_0: self.mu_0, s: self.s }
     }
 }

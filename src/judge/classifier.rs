@@ -12,14 +12,14 @@ use crate::text::Prompt;
 use crate::text::rendering::Rendered;
 
 /// `model:DIR`.
-pub struct Classifier<B: Ops> {
+pub(crate) struct Classifier<B: Ops> {
     name: String,
     model: Pretrained<B>,
 }
 
 impl<B: Ops> Classifier<B> {
     /// Opens the folder; anything but a sequence classifier is an error.
-    pub fn open(ops: &B, dir: &Path, batch_tokens: usize, interrupt: Arc<AtomicBool>) -> Result<Self> {
+    pub(crate) fn open(ops: &B, dir: &Path, batch_tokens: usize, interrupt: Arc<AtomicBool>) -> Result<Self> {
         let spec = ModelSpec { dir: dir.to_path_buf(), adapter: None };
         let model = Pretrained::open(ops, &spec, batch_tokens, interrupt)?;
         if let Head::Causal = model.transformer.config.head {

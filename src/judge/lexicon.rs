@@ -13,7 +13,7 @@ const REMEDY: &str =
 
 /// p = 1 when the answer, trimmed, starts with one of `start` or contains one of `contains`, else 0.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Lexicon {
+pub(crate) struct Lexicon {
     name: String,
     ignore_case: bool,
     start: Vec<String>,
@@ -44,7 +44,7 @@ enum Rule {
 
 impl Lexicon {
     /// Reads `lexicon:FILE`'s file.
-    pub fn open(path: &Path) -> Result<Lexicon> {
+    pub(crate) fn open(path: &Path) -> Result<Lexicon> {
         let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
         Lexicon::parse(&text, path)
     }
@@ -74,7 +74,7 @@ impl Lexicon {
         Ok(Lexicon { name, ignore_case, start: plain(start), contains: plain(contains) })
     }
 
-    pub fn hits(&self, answer: &str) -> bool {
+    pub(crate) fn hits(&self, answer: &str) -> bool {
         let answer = plain(answer.trim(), self.ignore_case);
         self.start.iter().any(|entry| answer.starts_with(entry.as_str()))
             || self.contains.iter().any(|entry| answer.contains(entry.as_str()))

@@ -66,9 +66,9 @@ pub enum AdapterInit {
 
 /// Operands, masters and, for a classifier, the score head that goes with them.
 pub struct Adapter<B: Ops> {
-    pub blocks: Vec<BlockLora<B>>,
+    pub(crate) blocks: Vec<BlockLora<B>>,
     /// The adapted classifier's head; the original's unless it is trained.
-    pub score: Option<Tensor<B, f32>>, // (labels, C)
+    pub(crate) score: Option<Tensor<B, f32>>, // (labels, C)
     masters: Vec<Masters<B>>, // A and B of each product, block after block
     rank: usize,
     lora_alpha: f64,
@@ -213,9 +213,9 @@ fn product<B: Ops>(
 
 /// Gradients of one adapter; they accumulate until cleared.
 pub struct AdapterGrad<B: Ops> {
-    pub blocks: Vec<BlockGrad<B>>,
+    pub(crate) blocks: Vec<BlockGrad<B>>,
     /// Of the score head, where it is trained.
-    pub score: Option<Tensor<B, f32>>,
+    pub(crate) score: Option<Tensor<B, f32>>,
 }
 
 impl<B: Ops> AdapterGrad<B> {
@@ -281,31 +281,5 @@ impl<B: Ops> Moments<B> {
         }
         ops.adamw(&mut self.norm, &mut parameters, spec)?;
         Ok(self.norm.read(ops)?[0])
-    }
-}
-
-/// Everything a rollback restores: masters, head and moments in host memory, in a fixed order.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Snapshot(Vec<Vec<f32>>);
-
-impl Snapshot {
-    /// Copies the state out. Waits for queued work.
-    pub fn take<B: Ops>(ops: &B, adapter: &Adapter<B>, moments: &Moments<B>) -> Result<Snapshot> {
-        let tensors = adapter.masters.iter().flatten().chain(&adapter.score).chain(moments.pairs.iter().flatten());
-        Ok(Snapshot(tensors.map(|t| t.read(ops)).collect::<Result<_>>()?))
-    }
-
-    /// Copies the state back and rewrites the operands.
-    pub fn restore<B: Ops>(&self, ops: &B, adapter: &mut Adapter<B>, moments: &mut Moments<B>) -> Result<()> {
-        let masters = adapter.masters.iter_mut().flatten().chain(&mut adapter.score);
-        for (tensor, values) in masters.chain(moments.pairs.iter_mut().flatten()).zip(&self.0) {
-            tensor.write(ops, values)?;
-        }
-        for ([a, b], lora) in adapter.masters.iter().zip(adapter.blocks.iter_mut().flat_map(BlockLora::products_mut)) {
-            ops.operand(&mut lora.a, a, 1.0)?;
-            let scale = lora.scale;
-            ops.operand(&mut lora.b, b, scale)?;
-        }
-        Ok(())
     }
 }

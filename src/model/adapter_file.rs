@@ -46,7 +46,7 @@ impl Projection {
     ];
 
     /// As PEFT's `target_modules` lists it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Projection::Q => "q_proj",
             Projection::K => "k_proj",
@@ -65,18 +65,13 @@ impl Projection {
         }
     }
 
-    /// The name of the frozen matrix in a checkpoint.
-    pub fn weight(self, layer: usize) -> String {
-        format!("model.layers.{layer}.{}.{}.weight", self.parent(), self.name())
-    }
-
     /// The name of the adapter's matrix `A` or `B` in PEFT's file.
     fn lora(self, layer: usize, matrix: char) -> String {
         format!("base_model.model.model.layers.{layer}.{}.{}.lora_{matrix}.weight", self.parent(), self.name())
     }
 
     /// (outputs, inputs) of the matrix.
-    pub fn shape(self, config: &ModelConfig) -> (usize, usize) {
+    pub(crate) fn shape(self, config: &ModelConfig) -> (usize, usize) {
         let (c, f) = (config.hidden_size, config.intermediate_size);
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         match self {
@@ -113,7 +108,7 @@ pub struct Lora<'a> {
 }
 
 /// `tensors` as a safetensors file in f32; `path` names it where a number is not finite.
-pub fn safetensors_bytes(tensors: &BTreeMap<String, HostTensor>, path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn safetensors_bytes(tensors: &BTreeMap<String, HostTensor>, path: &Path) -> Result<Vec<u8>> {
     let mut bytes = BTreeMap::new();
     for (name, tensor) in tensors {
         if let Some(at) = tensor.data.iter().position(|x| !x.is_finite()) {
@@ -141,19 +136,24 @@ pub fn safetensors_bytes(tensors: &BTreeMap<String, HostTensor>, path: &Path) ->
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterFile {
     pub rank: usize,
-    pub lora_alpha: f64,
+    pub(crate) lora_alpha: f64,
     /// scale = lora_alpha / √rank instead of lora_alpha / rank.
-    pub use_rslora: bool,
+    pub(crate) use_rslora: bool,
     /// `CAUSAL_LM` or `SEQ_CLS`.
-    pub task_type: String,
-    pub base_model_name: Option<String>,
+    pub(crate) task_type: String,
+    pub(crate) base_model_name: Option<String>,
     /// Under PEFT's names; f32 whatever the file held.
     pub tensors: BTreeMap<String, HostTensor>,
 }
 
 impl AdapterFile {
     /// An adapter without matrices yet, for the model of `config`.
-    pub fn new(config: &ModelConfig, rank: usize, lora_alpha: f64, base_model_name: Option<String>) -> AdapterFile {
+    pub(crate) fn new(
+        config: &ModelConfig,
+        rank: usize,
+        lora_alpha: f64,
+        base_model_name: Option<String>,
+    ) -> AdapterFile {
         let task_type = match config.head {
             Head::Causal => "CAUSAL_LM",
             Head::Classification { .. } => "SEQ_CLS",
@@ -175,7 +175,7 @@ impl AdapterFile {
     }
 
     /// A (rank, inputs) and B (outputs, rank), row by row, replace those of this projection.
-    pub fn set_lora(&mut self, layer: usize, projection: Projection, a: Vec<f32>, b: Vec<f32>) {
+    pub(crate) fn set_lora(&mut self, layer: usize, projection: Projection, a: Vec<f32>, b: Vec<f32>) {
         let rank = self.rank.max(1);
         for (matrix, data) in [('A', a), ('B', b)] {
             let other = data.len() / rank;
@@ -189,13 +189,13 @@ impl AdapterFile {
         self.tensors.get(SCORE)
     }
 
-    pub fn set_score(&mut self, labels: usize, data: Vec<f32>) {
+    pub(crate) fn set_score(&mut self, labels: usize, data: Vec<f32>) {
         let shape = vec![labels, data.len() / labels.max(1)];
         self.tensors.insert(SCORE.to_string(), HostTensor { shape, data });
     }
 
     /// The projections that have matrices in some layer, sorted by name as PEFT sorts them.
-    pub fn target_modules(&self) -> Vec<&'static str> {
+    pub(crate) fn target_modules(&self) -> Vec<&'static str> {
         let has = |p: &Projection| self.tensors.keys().any(|key| key.contains(&format!(".{}.lora_", p.name())));
         let mut names: Vec<_> = Projection::ALL.into_iter().filter(has).map(Projection::name).collect();
         names.sort_unstable();

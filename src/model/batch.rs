@@ -37,9 +37,9 @@ pub enum Heads {
 /// The host's description of a packed batch.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
-    pub tokens: Vec<u32>,
-    pub positions: Vec<u32>,
-    pub segments: Vec<Segment>,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) positions: Vec<u32>,
+    pub(crate) segments: Vec<Segment>,
     pub groups: Vec<Range<usize>>,
     /// Rows that the head reads, in order of sequences.
     pub rows: Vec<u32>,
@@ -54,12 +54,12 @@ impl Batch {
         self.tokens.len()
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 
     /// Rows that `push` would add.
-    pub fn cost(prompt: &[u32], answers: &[AnswerTokens], heads: Heads) -> usize {
+    pub(crate) fn cost(prompt: &[u32], answers: &[AnswerTokens], heads: Heads) -> usize {
         let own = |a: &AnswerTokens| {
             (usize::from(!prompt.is_empty()) + a.tokens.len()).saturating_sub(usize::from(heads == Heads::Targets))
         };
@@ -120,16 +120,16 @@ impl Batch {
 }
 
 /// The tables of a batch on the device.
-pub struct DeviceBatch<B: Backend> {
-    pub packing: Packing<B>,
-    pub tokens: Tensor<B, u32>,  // (T, 1)
-    pub rows: Tensor<B, u32>,    // (R, 1)
-    pub targets: Tensor<B, u32>, // (R, 1)
+pub(crate) struct DeviceBatch<B: Backend> {
+    pub(crate) packing: Packing<B>,
+    pub(crate) tokens: Tensor<B, u32>,  // (T, 1)
+    pub(crate) rows: Tensor<B, u32>,    // (R, 1)
+    pub(crate) targets: Tensor<B, u32>, // (R, 1)
 }
 
 impl<B: Backend> DeviceBatch<B> {
     /// Room for `rows` packed rows, any of which may be read by a head.
-    pub fn with_capacity(backend: &B, rows: usize) -> Result<Self> {
+    pub(crate) fn with_capacity(backend: &B, rows: usize) -> Result<Self> {
         let column = || Tensor::zeros(backend, rows, 1);
         Ok(DeviceBatch {
             packing: Packing::with_capacity(backend, rows)?,
@@ -140,7 +140,7 @@ impl<B: Backend> DeviceBatch<B> {
     }
 
     /// Overwrites all tables.
-    pub fn set(&mut self, backend: &B, batch: &Batch) -> Result<()> {
+    pub(crate) fn set(&mut self, backend: &B, batch: &Batch) -> Result<()> {
         self.packing.set(backend, batch.segments.clone(), batch.groups.clone(), &batch.positions)?;
         self.tokens.refill(backend, &batch.tokens)?;
         self.rows.refill(backend, &batch.rows)?;
@@ -149,7 +149,7 @@ impl<B: Backend> DeviceBatch<B> {
 }
 
 /// Cuts items of the given row counts into consecutive runs of at most `limit` rows; a larger item stands alone.
-pub fn plan(costs: &[usize], limit: usize) -> Vec<Range<usize>> {
+pub(crate) fn plan(costs: &[usize], limit: usize) -> Vec<Range<usize>> {
     let (mut runs, mut start, mut sum) = (Vec::new(), 0, 0);
     for (i, &cost) in costs.iter().enumerate() {
         if i > start && sum + cost > limit {

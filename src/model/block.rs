@@ -28,33 +28,33 @@ pub struct BlockSpec {
 
 /// What backward needs of one block's forward: what is dear to recompute.
 pub struct Saved<B: Ops> {
-    pub x: Tensor<B>,              // (T, C) block input
-    pub rstd_in: Tensor<B, f32>,   // (T, 1)
-    pub n_in: Tensor<B>,           // (T, C)
-    pub qkv: Tensor<B>,            // (T, (h+2k)·e) normed and rotated
-    pub qkv_xa: Tensor<B>,         // (T, 3r)
-    pub raw: Tensor<B>,            // (T, (h+k)·e) before norm and rotation; no columns without a q/k norm
-    pub o: Tensor<B>,              // (T, h·e)
-    pub lse: Tensor<B, f32>,       // (T, h) log-sum-exp of the attention rows
-    pub o_xa: Tensor<B>,           // (T, r)
-    pub mid: Tensor<B>,            // (T, C) residual stream between the halves
-    pub rstd_post: Tensor<B, f32>, // (T, 1)
-    pub n_post: Tensor<B>,         // (T, C)
-    pub gate_up: Tensor<B>,        // (T, 2F)
-    pub gate_up_xa: Tensor<B>,     // (T, 2r)
-    pub down_xa: Tensor<B>,        // (T, r)
+    pub x: Tensor<B>,                     // (T, C) block input
+    pub(crate) rstd_in: Tensor<B, f32>,   // (T, 1)
+    pub(crate) n_in: Tensor<B>,           // (T, C)
+    pub(crate) qkv: Tensor<B>,            // (T, (h+2k)·e) normed and rotated
+    pub(crate) qkv_xa: Tensor<B>,         // (T, 3r)
+    pub(crate) raw: Tensor<B>,            // (T, (h+k)·e) before norm and rotation; no columns without a q/k norm
+    pub(crate) o: Tensor<B>,              // (T, h·e)
+    pub(crate) lse: Tensor<B, f32>,       // (T, h) log-sum-exp of the attention rows
+    pub(crate) o_xa: Tensor<B>,           // (T, r)
+    pub(crate) mid: Tensor<B>,            // (T, C) residual stream between the halves
+    pub(crate) rstd_post: Tensor<B, f32>, // (T, 1)
+    pub(crate) n_post: Tensor<B>,         // (T, C)
+    pub(crate) gate_up: Tensor<B>,        // (T, 2F)
+    pub(crate) gate_up_xa: Tensor<B>,     // (T, 2r)
+    pub(crate) down_xa: Tensor<B>,        // (T, r)
 }
 
 /// What lives only within one block's forward or backward.
 pub struct Scratch<B: Ops> {
-    pub act: Tensor<B>,          // (T, F)
-    pub d_act: Tensor<B>,        // (T, F)
-    pub d_n: Tensor<B>,          // (T, C)
-    pub d_o: Tensor<B>,          // (T, h·e)
-    pub d_qkv: Tensor<B>,        // (T, (h+2k)·e)
-    pub d_qkv_xa: Tensor<B>,     // (T, 3r)
-    pub d_gate_up_xa: Tensor<B>, // (T, 2r)
-    pub d_xa: Tensor<B>,         // (T, r)
+    pub(crate) act: Tensor<B>,          // (T, F)
+    pub(crate) d_act: Tensor<B>,        // (T, F)
+    pub(crate) d_n: Tensor<B>,          // (T, C)
+    pub(crate) d_o: Tensor<B>,          // (T, h·e)
+    pub(crate) d_qkv: Tensor<B>,        // (T, (h+2k)·e)
+    pub(crate) d_qkv_xa: Tensor<B>,     // (T, 3r)
+    pub(crate) d_gate_up_xa: Tensor<B>, // (T, 2r)
+    pub(crate) d_xa: Tensor<B>,         // (T, r)
 }
 
 impl<B: Ops> Block<B> {
@@ -76,7 +76,7 @@ impl<B: Ops> Block<B> {
     }
 
     /// `forward` for one new token per slot, against the cache.
-    pub fn decode(
+    pub(crate) fn decode(
         &self,
         ops: &B,
         out: &mut Tensor<B>,
@@ -95,7 +95,7 @@ impl<B: Ops> Block<B> {
     }
 
     /// Overwrites `s.qkv`; `s.x` is the input.
-    pub fn qkv_forward(
+    pub(crate) fn qkv_forward(
         &self,
         ops: &B,
         s: &mut Saved<B>,
@@ -197,7 +197,7 @@ impl<B: Ops> Saved<B> {
         })
     }
 
-    pub fn set_rows(&mut self, rows: usize) -> Result<()> {
+    pub(crate) fn set_rows(&mut self, rows: usize) -> Result<()> {
         for tensor in [&mut self.rstd_in, &mut self.lse, &mut self.rstd_post] {
             tensor.set_rows(rows)?;
         }
@@ -225,7 +225,7 @@ impl<B: Ops> Scratch<B> {
         })
     }
 
-    pub fn set_rows(&mut self, rows: usize) -> Result<()> {
+    pub(crate) fn set_rows(&mut self, rows: usize) -> Result<()> {
         self.act.set_rows(rows)?;
         let back = [&mut self.d_act, &mut self.d_n, &mut self.d_o, &mut self.d_qkv];
         let thin = [&mut self.d_qkv_xa, &mut self.d_gate_up_xa, &mut self.d_xa];

@@ -127,7 +127,7 @@ impl Checkpoint {
         self.find(name).ok_or_else(|| missing(self.shards[0].path(), name, "a tensor"))
     }
 
-    pub fn dtype(&self, name: &str) -> Result<Dtype> {
+    pub(crate) fn dtype(&self, name: &str) -> Result<Dtype> {
         Ok(self.require(name)?.1.dtype)
     }
 
@@ -142,7 +142,7 @@ impl Checkpoint {
     }
 
     /// The weight files' paths, sorted.
-    pub fn files(&self) -> impl Iterator<Item = &Path> {
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
         self.shards.iter().map(Shard::path)
     }
 
@@ -169,7 +169,7 @@ impl Weights for Checkpoint {
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// Every tensor that the config promises, with its shape.
-pub fn promised(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+pub(crate) fn promised(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let ModelConfig { vocab_size: v, hidden_size: c, intermediate_size: f, head_dim: d, .. } = *config;
     let (q, kv) = (config.heads * d, config.kv_heads * d);
     let mut layer = vec![

@@ -12,7 +12,7 @@ mod rope;
 #[cfg(test)]
 mod tests;
 
-pub use rope::{Llama3Scaling, Rope};
+pub use rope::Rope;
 
 /// Deeper than any model there is; a damaged number must not ask for terabytes.
 const MAX_LAYERS: usize = 10_000;
@@ -26,10 +26,10 @@ pub enum Family {
 }
 
 impl Family {
-    pub const ALL: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
+    pub(crate) const ALL: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
 
     /// The name as it begins transformers' class names.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Family::Llama => "Llama",
             Family::Mistral => "Mistral",
@@ -52,8 +52,8 @@ pub enum Head {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// The file it was read from, for messages.
-    pub file: PathBuf,
-    pub family: Family,
+    pub(crate) file: PathBuf,
+    pub(crate) family: Family,
     pub head: Head,
     /// V
     pub vocab_size: usize,
@@ -67,24 +67,24 @@ pub struct ModelConfig {
     pub kv_heads: usize,
     /// Even.
     pub head_dim: usize,
-    pub rms_norm_eps: f32,
+    pub(crate) rms_norm_eps: f32,
     /// The longest context, in tokens.
-    pub max_position_embeddings: usize,
+    pub(crate) max_position_embeddings: usize,
     /// The LM head is the embedding, transposed.
-    pub tie_word_embeddings: bool,
+    pub(crate) tie_word_embeddings: bool,
     /// Biases on q, k and v (Qwen2); never on the other projections.
-    pub qkv_bias: bool,
+    pub(crate) qkv_bias: bool,
     /// RMSNorm over each head of q and k (Qwen3).
-    pub qk_norm: bool,
-    pub rope: Rope,
+    pub(crate) qk_norm: bool,
+    pub(crate) rope: Rope,
     /// What ends a turn: config.json's and generation_config.json's, each once. May be empty.
     pub eos_token_ids: Vec<u32>,
-    pub bos_token_id: Option<u32>,
-    pub pad_token_id: Option<u32>,
+    pub(crate) bos_token_id: Option<u32>,
+    pub(crate) pad_token_id: Option<u32>,
     /// As written; the weights say themselves what they are.
-    pub dtype: Option<String>,
+    pub(crate) dtype: Option<String>,
     /// SHA-256, in hex, of the tokenizer.json this model was trained with (`ares_tokenizer_sha256`).
-    pub tokenizer_sha256: Option<String>,
+    pub(crate) tokenizer_sha256: Option<String>,
     /// Per layer: how many keys, the query's own included, a query sees.
     windows: Vec<Option<usize>>,
 }
@@ -116,7 +116,7 @@ impl ModelConfig {
     }
 
     /// How many keys, its own included, a query of `layer` sees; all before it when `None`.
-    pub fn window(&self, layer: usize) -> Option<usize> {
+    pub(crate) fn window(&self, layer: usize) -> Option<usize> {
         self.windows.get(layer).copied().flatten()
     }
 
@@ -131,7 +131,7 @@ impl ModelConfig {
     }
 
     /// Fails unless this is a causal language model.
-    pub fn expect_causal(&self) -> Result<()> {
+    pub(crate) fn expect_causal(&self) -> Result<()> {
         match self.head {
             Head::Causal => Ok(()),
             Head::Classification { .. } => Err(self.wrong_head("ForCausalLM", "a language model is wanted here")),
@@ -139,7 +139,7 @@ impl ModelConfig {
     }
 
     /// Fails unless this is a sequence classifier with one label: a reward model or a judge.
-    pub fn expect_score(&self) -> Result<()> {
+    pub(crate) fn expect_score(&self) -> Result<()> {
         match self.head {
             Head::Classification { labels: 1 } => Ok(()),
             _ => {

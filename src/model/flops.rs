@@ -7,7 +7,7 @@ use super::config::ModelConfig;
 /// Multiplications and additions, counted apart, of running `batch` forward and, with `backward`, back to its adapters of `rank`:
 /// 2 N per row forward and 2 N for dX (the base is frozen), 2 r Σ(in + out) and twice that for the adapters, the products of
 /// attention (2 forward, 5 back) over the pairs that see each other, the head over its rows.
-pub fn flops(config: &ModelConfig, batch: &Batch, rank: usize, backward: bool) -> u64 {
+pub(crate) fn flops(config: &ModelConfig, batch: &Batch, rank: usize, backward: bool) -> u64 {
     let (mut frozen, mut adapted) = (0, 0);
     for (name, shape) in promised(config) {
         if let ([out, input], true) = (shape.as_slice(), name.contains("_proj.weight")) {
@@ -25,7 +25,7 @@ pub fn flops(config: &ModelConfig, batch: &Batch, rank: usize, backward: bool) -
 
 /// Of these, what generation spares itself: of its prompts' last block it wants nothing but keys and values. `prompts` as they are
 /// read into the caches.
-pub fn spared(config: &ModelConfig, prompts: &Batch) -> u64 {
+pub(crate) fn spared(config: &ModelConfig, prompts: &Batch) -> u64 {
     let (c, f, heads) = (config.hidden_size, config.intermediate_size, config.heads * config.head_dim);
     2 * prompts.len() as u64 * (heads * c + 3 * f * c) as u64 + 4 * prompts.pairs() * heads as u64
 }

@@ -29,7 +29,7 @@ pub struct Continue {
 pub struct Continued {
     /// The answer's ids: forced ones, then new ones, the end-of-turn token included.
     pub tokens: Vec<u32>,
-    pub finish: Finish,
+    pub(crate) finish: Finish,
 }
 
 /// Caches and tables for a fixed number of slots.
@@ -74,7 +74,7 @@ impl<B: Ops> Generator<B> {
     }
 
     /// Positions that a sequence may reach.
-    pub fn length(&self) -> usize {
+    pub(crate) fn length(&self) -> usize {
         self.length
     }
 }

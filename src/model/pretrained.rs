@@ -36,7 +36,7 @@ pub struct Pretrained<B: Ops> {
     pub rendering: Rendering,
     /// π_θ or r_φ: the original with its adapter; without one both versions are the original.
     pub adapter: Option<Adapter<B>>,
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// Packed rows of one forward at most, unless a single row is longer.
     batch_tokens: usize,
     workspace: Option<Workspace<B>>,
@@ -83,7 +83,7 @@ impl<B: Ops> Pretrained<B> {
     }
 
     /// Frees what the model runs in; weights and adapter stay.
-    pub fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         (self.workspace, self.generator) = (None, None);
     }
 
@@ -126,7 +126,7 @@ impl<B: Ops> Pretrained<B> {
     }
 
     /// Log-probability of every token of each answer, in order.
-    pub fn logprobs(&mut self, version: Version, rows: &[Result<Rendered>]) -> Result<Vec<Option<Vec<f32>>>> {
+    pub(crate) fn logprobs(&mut self, version: Version, rows: &[Result<Rendered>]) -> Result<Vec<Option<Vec<f32>>>> {
         self.packed(version, rows, Heads::Targets, |model, ws, batch, adapter| {
             let rows = model.forward_targets(ws, batch, adapter, false)?.logprob;
             Ok(batch.sequences.iter().map(|range| rows[range.clone()].to_vec()).collect())
@@ -134,7 +134,7 @@ impl<B: Ops> Pretrained<B> {
     }
 
     /// Raw scores (one per label) of each row, read at its last token.
-    pub fn scores(&mut self, version: Version, rows: &[Result<Rendered>]) -> Result<Vec<Option<Vec<f32>>>> {
+    pub(crate) fn scores(&mut self, version: Version, rows: &[Result<Rendered>]) -> Result<Vec<Option<Vec<f32>>>> {
         let labels = self.transformer.config.labels();
         self.packed(version, rows, Heads::Ends, |model, ws, batch, adapter| {
             let scores = model.forward_scores(ws, batch, adapter)?;
@@ -219,14 +219,14 @@ fn request(rendering: &Rendering, ask: &Ask, context: usize) -> Result<Continue>
 }
 
 /// Reads an adapter folder for the model, score head included.
-pub fn load_adapter<B: Ops>(transformer: &Transformer<B>, dir: &Path) -> Result<Adapter<B>> {
+pub(crate) fn load_adapter<B: Ops>(transformer: &Transformer<B>, dir: &Path) -> Result<Adapter<B>> {
     let file = AdapterFile::open(dir, &transformer.config)?;
     let score = transformer.score_weights()?;
     Adapter::load(&transformer.ops, &transformer.config, &file, score.as_deref())
 }
 
 /// Fails once the user asked to stop.
-pub fn interrupted(flag: &AtomicBool) -> Result<()> {
+pub(crate) fn interrupted(flag: &AtomicBool) -> Result<()> {
     if flag.load(Ordering::Relaxed) { Err(Error::Interrupted(String::new())) } else { Ok(()) }
 }
 

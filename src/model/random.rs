@@ -9,13 +9,13 @@ use super::config::ModelConfig;
 use crate::error::{Error, Result};
 
 /// Uniform numbers, scaled so that activations keep their size from layer to layer; norms are 1.
-pub struct RandomWeights {
+pub(crate) struct RandomWeights {
     shapes: BTreeMap<String, Vec<usize>>,
     seed: u64,
 }
 
 impl RandomWeights {
-    pub fn new(config: &ModelConfig, seed: u64) -> RandomWeights {
+    pub(crate) fn new(config: &ModelConfig, seed: u64) -> RandomWeights {
         RandomWeights { shapes: promised(config).into_iter().collect(), seed }
     }
 }

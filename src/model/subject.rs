@@ -28,7 +28,7 @@ impl Decoding {
 pub struct Ask {
     pub prompt: Prompt,
     /// The answer is forced to begin with the first `k` tokens of this text (prefill): `(text, k)`.
-    pub forced: Option<(String, usize)>,
+    pub(crate) forced: Option<(String, usize)>,
     /// Keys the random numbers together with the seed and the position, so that company and order never matter.
     pub id: u64,
 }

@@ -48,7 +48,7 @@ impl<B: Ops> Transformer<B> {
     }
 
     /// Uploads the weights of `checkpoint`, which fits `config`.
-    pub fn load(ops: &B, config: ModelConfig, checkpoint: &impl Weights) -> Result<Self> {
+    pub(crate) fn load(ops: &B, config: ModelConfig, checkpoint: &impl Weights) -> Result<Self> {
         let c = config.hidden_size;
         let matrix = |names: &[String]| -> Result<B::Weight> {
             let mut values = Vec::new();
@@ -282,7 +282,7 @@ impl ModelConfig {
         NormSpec { eps: self.rms_norm_eps, unit_offset: false }
     }
 
-    pub fn block_spec(&self, layer: usize) -> BlockSpec {
+    pub(crate) fn block_spec(&self, layer: usize) -> BlockSpec {
         let (heads, kv_heads, head_dim) = (self.heads, self.kv_heads, self.head_dim);
         let norm = self.norm_spec();
         let attention = AttentionSpec {

@@ -22,31 +22,31 @@ pub struct Workspace<B: Ops> {
 
 /// What the heads write.
 pub(super) struct HeadSpace<B: Ops> {
-    pub x: Tensor<B>,            // (R, C) gathered rows of the residual stream
-    pub rstd: Tensor<B, f32>,    // (R, 1)
-    pub h: Tensor<B>,            // (R, C) normed
-    pub dh: Tensor<B>,           // (R, C)
-    pub dx: Tensor<B>,           // (R, C)
-    pub weights: Tensor<B, f32>, // (R, 1)
-    pub rows: HeadRows<B>,
-    pub chunk: Tensor<B>,         // (chunk rows, V)
-    pub scores: Tensor<B, f32>,   // (R, labels)
-    pub d_scores: Tensor<B, f32>, // (R, labels)
+    pub(crate) x: Tensor<B>,            // (R, C) gathered rows of the residual stream
+    pub(crate) rstd: Tensor<B, f32>,    // (R, 1)
+    pub(crate) h: Tensor<B>,            // (R, C) normed
+    pub(crate) dh: Tensor<B>,           // (R, C)
+    pub(crate) dx: Tensor<B>,           // (R, C)
+    pub(crate) weights: Tensor<B, f32>, // (R, 1)
+    pub(crate) rows: HeadRows<B>,
+    pub(crate) chunk: Tensor<B>,         // (chunk rows, V)
+    pub(crate) scores: Tensor<B, f32>,   // (R, labels)
+    pub(crate) d_scores: Tensor<B, f32>, // (R, labels)
     /// For KL(π_0‖π_θ) only, allocated at its first use.
-    pub kl: Option<KlSpace<B>>,
+    pub(crate) kl: Option<KlSpace<B>>,
 }
 
 /// What the KL term needs besides.
 pub(super) struct KlSpace<B: Ops> {
-    pub h: Tensor<B>,       // (R, C) π_θ's normed rows
-    pub h0: Tensor<B>,      // (R, C) π_0's
-    pub dh: Tensor<B>,      // (R, C)
-    pub kl: Tensor<B, f32>, // (R, 1)
-    pub chunk0: Tensor<B>,  // (chunk rows, V)
+    pub(crate) h: Tensor<B>,       // (R, C) π_θ's normed rows
+    pub(crate) h0: Tensor<B>,      // (R, C) π_0's
+    pub(crate) dh: Tensor<B>,      // (R, C)
+    pub(crate) kl: Tensor<B, f32>, // (R, 1)
+    pub(crate) chunk0: Tensor<B>,  // (chunk rows, V)
 }
 
 impl<B: Ops> KlSpace<B> {
-    pub fn with_capacity(ops: &B, rows: usize, hidden: usize, vocab: usize) -> Result<Self> {
+    pub(crate) fn with_capacity(ops: &B, rows: usize, hidden: usize, vocab: usize) -> Result<Self> {
         let act = || Tensor::zeros(ops, rows, hidden);
         let chunk0 = Tensor::zeros(ops, B::lm_head_chunk(vocab).min(rows), vocab)?;
         Ok(KlSpace { h: act()?, h0: act()?, dh: act()?, kl: Tensor::zeros(ops, rows, 1)?, chunk0 })
@@ -110,7 +110,7 @@ impl<B: Ops> Workspace<B> {
     }
 
     /// Of the adapters it has room for; 0: none.
-    pub fn rank(&self) -> usize {
+    pub(crate) fn rank(&self) -> usize {
         self.rank
     }
 
@@ -130,7 +130,7 @@ impl<B: Ops> Workspace<B> {
 }
 
 impl<B: Ops> HeadSpace<B> {
-    pub fn set_rows(&mut self, rows: usize) -> Result<()> {
+    pub(crate) fn set_rows(&mut self, rows: usize) -> Result<()> {
         [&mut self.x, &mut self.h].into_iter().try_for_each(|t| t.set_rows(rows))?;
         [&mut self.rstd, &mut self.scores].into_iter().try_for_each(|t| t.set_rows(rows))?;
         self.rows.set_rows(rows)?;

@@ -4,26 +4,26 @@
 //! The residual stream's gradient and adapter gradients accumulate, every other gradient is overwritten; each method's doc
 //! says which. Ops are cut where a GPU fuses; a backend may run one as several kernels.
 
-pub mod adamw;
+pub(crate) mod adamw;
 pub mod attention;
 pub mod ceilings;
 pub mod decode;
-pub mod embed;
-pub mod gate_up;
-pub mod layer_norm;
+pub(crate) mod embed;
+pub(crate) mod gate_up;
+pub(crate) mod layer_norm;
 pub mod lm_head;
 pub mod lora;
-pub mod norm;
+pub(crate) mod norm;
 pub(crate) mod product;
-pub mod project;
-pub mod qkv;
-pub mod rows;
-pub mod sample;
-pub mod score_head;
+pub(crate) mod project;
+pub(crate) mod qkv;
+pub(crate) mod rows;
+pub(crate) mod sample;
+pub(crate) mod score_head;
 
 pub use adamw::{AdamW, AdamWSpec, Parameter};
 pub use attention::{Attention, AttentionSpec, Packing, Segment};
-pub use ceilings::{Rated, Rates};
+pub(crate) use ceilings::{Rated, Rates};
 pub use decode::{Decode, KvCache, SlotTable};
 pub use embed::Embed;
 pub use gate_up::{Activation, GateUp, GateUpSpec};

@@ -24,7 +24,7 @@ struct Elite {
 
 /// Elites by cell. Near-duplicates of an elite or of a found failure are not let in.
 #[derive(Debug, Clone)]
-pub struct Archive {
+pub(crate) struct Archive {
     tactics: usize,
     /// (topics · tactics) cells, best elite first.
     cells: Vec<Vec<Elite>>,
@@ -32,18 +32,18 @@ pub struct Archive {
 }
 
 impl Archive {
-    pub fn new(grammar: &Grammar) -> Archive {
+    pub(crate) fn new(grammar: &Grammar) -> Archive {
         let cells = vec![Vec::new(); grammar.cells()];
         Archive { tactics: grammar.tactics.len(), cells, seen: Seen::new() }
     }
 
     /// Whether the prompt of these grams is a near-duplicate of an elite or of a found failure.
-    pub fn knows(&self, grams: &[u64]) -> bool {
+    pub(crate) fn knows(&self, grams: &[u64]) -> bool {
         self.seen.find_grams(grams).is_some()
     }
 
     /// Takes a probe that was judged: a failure is remembered for good, an elite as long as it is one.
-    pub fn insert(&mut self, probe: usize, genotype: Genotype, prompt: &str, fitness: f64, failure: bool) {
+    pub(crate) fn insert(&mut self, probe: usize, genotype: Genotype, prompt: &str, fitness: f64, failure: bool) {
         let cell = &mut self.cells[genotype.topic * self.tactics + genotype.tactic];
         let place = cell.iter().take_while(|e| e.fitness >= fitness).count();
         if place < ELITES {
@@ -61,7 +61,7 @@ impl Archive {
     }
 
     /// A random elite of the cells that hold `tactic` and a topic of `domain`, any elite if they have none, none if there is none.
-    pub fn parent(&self, grammar: &Grammar, domain: usize, tactic: usize, rng: &mut impl Rng) -> Option<Parent> {
+    pub(crate) fn parent(&self, grammar: &Grammar, domain: usize, tactic: usize, rng: &mut impl Rng) -> Option<Parent> {
         let topics = (0..grammar.topics.len()).filter(|&t| grammar.domain(t) == domain);
         let mut near: Vec<&Elite> = topics.flat_map(|t| &self.cells[t * self.tactics + tactic]).collect();
         if near.is_empty() {
@@ -71,17 +71,17 @@ impl Archive {
     }
 
     /// Share of the cells that hold an elite.
-    pub fn coverage(&self) -> f64 {
+    pub(crate) fn coverage(&self) -> f64 {
         self.cells.iter().filter(|c| !c.is_empty()).count() as f64 / self.cells.len() as f64
     }
 
     /// Sum of the best fitness of each cell, negative ones left out.
-    pub fn qd_score(&self) -> f64 {
+    pub(crate) fn qd_score(&self) -> f64 {
         self.cells.iter().filter_map(|c| c.first()).map(|e| e.fitness.max(0.0)).sum()
     }
 
     /// Best fitness of a cell.
-    pub fn best(&self, topic: usize, tactic: usize) -> Option<f64> {
+    pub(crate) fn best(&self, topic: usize, tactic: usize) -> Option<f64> {
         self.cells[topic * self.tactics + tactic].first().map(|e| e.fitness)
     }
 }

@@ -3,7 +3,7 @@
 use rand::Rng;
 
 /// Beta(a, b) for a, b ≥ 1.
-pub fn beta(a: f64, b: f64, rng: &mut impl Rng) -> f64 {
+pub(crate) fn beta(a: f64, b: f64, rng: &mut impl Rng) -> f64 {
     let (x, y) = (gamma(a, rng), gamma(b, rng));
     x / (x + y)
 }

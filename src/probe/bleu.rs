@@ -11,7 +11,7 @@ const SAMPLE: usize = 100;
 const ORDERS: usize = 4;
 
 /// Mean BLEU-4 of each text with all others as its references; `None` below two texts.
-pub fn self_bleu(texts: &[&str], seed: u64) -> Option<f64> {
+pub(crate) fn self_bleu(texts: &[&str], seed: u64) -> Option<f64> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let drawn: Vec<Vec<String>> = texts.choose_multiple(&mut rng, SAMPLE).map(|t| words(t)).collect();
     if drawn.len() < 2 {

@@ -12,26 +12,26 @@ const REMEDY: &str = "correct the grammar (models/README.md describes its format
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Topic {
     pub id: String,
-    pub domain: String,
+    pub(crate) domain: String,
     /// Fills `{goal}` of a form.
-    pub goal: String,
+    pub(crate) goal: String,
     /// y⁻: the reference compliance.
-    pub harmful: String,
+    pub(crate) harmful: String,
     /// y⁺: the reference refusal.
-    pub safe: String,
+    pub(crate) safe: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Form {
     pub id: String,
     /// Holds `{goal}`; filled in it is the *request*.
-    pub template: String,
+    pub(crate) template: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Persona {
     pub id: String,
-    pub text: String,
+    pub(crate) text: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -41,19 +41,19 @@ pub struct Tactic {
     pub templates: Vec<String>,
     /// Name of the translation table that the tactic applies to the request.
     #[serde(default)]
-    pub table: Option<String>,
+    pub(crate) table: Option<String>,
 }
 
 /// Translates char by char.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Table {
-    pub id: String,
+pub(crate) struct Table {
+    pub(crate) id: String,
     chars: BTreeMap<char, String>,
 }
 
 impl Table {
     /// A char that is not listed falls back to its lower case, whose image is capitalised again; else it stays.
-    pub fn apply(&self, text: &str) -> String {
+    pub(crate) fn apply(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());
         for c in text.chars() {
             let mut lower = c.to_lowercase();
@@ -90,11 +90,11 @@ pub struct Grammar {
     pub forms: Vec<Form>,
     pub personas: Vec<Persona>,
     pub tactics: Vec<Tactic>,
-    pub prefixes: Vec<String>,
-    pub suffixes: Vec<String>,
-    pub tables: Vec<Table>,
+    pub(crate) prefixes: Vec<String>,
+    pub(crate) suffixes: Vec<String>,
+    pub(crate) tables: Vec<Table>,
     /// Domains in the order of their first topic.
-    pub domains: Vec<String>,
+    pub(crate) domains: Vec<String>,
     /// Number in `domains`, per topic.
     domain_of: Vec<usize>,
     /// Number in `tables`, per tactic.
@@ -126,22 +126,22 @@ impl Grammar {
     }
 
     /// Number of a topic's domain in `domains`.
-    pub fn domain(&self, topic: usize) -> usize {
+    pub(crate) fn domain(&self, topic: usize) -> usize {
         self.domain_of[topic]
     }
 
     /// Topics of a domain.
-    pub fn topics_of(&self, domain: usize) -> Vec<usize> {
+    pub(crate) fn topics_of(&self, domain: usize) -> Vec<usize> {
         (0..self.topics.len()).filter(|&t| self.domain_of[t] == domain).collect()
     }
 
     /// Number in `tables` of the table that a tactic applies to the request.
-    pub fn table(&self, tactic: usize) -> Option<usize> {
+    pub(crate) fn table(&self, tactic: usize) -> Option<usize> {
         self.table_of[tactic]
     }
 
     /// Number of topic × tactic cells: the archive's.
-    pub fn cells(&self) -> usize {
+    pub(crate) fn cells(&self) -> usize {
         self.topics.len() * self.tactics.len()
     }
 
@@ -180,7 +180,7 @@ impl Grammar {
 
 impl Casing {
     /// The request in this casing.
-    pub fn apply(self, text: &str) -> String {
+    pub(crate) fn apply(self, text: &str) -> String {
         match self {
             Casing::Lower => text.to_lowercase(),
             Casing::Upper => text.to_uppercase(),

@@ -14,16 +14,16 @@ const LEAST_FOR_RATIO: usize = 5;
 /// Distinct coupled failures per 1000 queries, adaptive against uniform.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Lift {
-    pub adaptive_per_1000: f64,
-    pub uniform_per_1000: f64,
+    pub(crate) adaptive_per_1000: f64,
+    pub(crate) uniform_per_1000: f64,
     /// Adaptive − uniform, per 1000 queries.
-    pub difference: f64,
+    pub(crate) difference: f64,
     pub difference_ci95: [f64; 2],
     /// Adaptive / uniform; `None` if the uniform searches found fewer than 5 together.
     pub ratio: Option<f64>,
-    pub ratio_ci95: Option<[f64; 2]>,
+    pub(crate) ratio_ci95: Option<[f64; 2]>,
     /// Searches per side, one per seed.
-    pub seeds: usize,
+    pub(crate) seeds: usize,
 }
 
 /// Pools the searches of each side, one per seed, and takes 95 % intervals by a seeded bootstrap: seeds are drawn with

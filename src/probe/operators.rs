@@ -48,24 +48,24 @@ const MAX_CHAIN: usize = 3;
 
 /// A genotype and how it came to be.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Child {
-    pub genotype: Genotype,
+pub(crate) struct Child {
+    pub(crate) genotype: Genotype,
     /// Indices of the parents' probes.
-    pub parents: Vec<usize>,
-    pub operators: Vec<Operator>,
+    pub(crate) parents: Vec<usize>,
+    pub(crate) operators: Vec<Operator>,
 }
 
 /// A probe to breed from: its index and genotype.
-pub type Parent = (usize, Genotype);
+pub(crate) type Parent = (usize, Genotype);
 
 /// A fresh composition.
-pub fn compose(genotype: Genotype) -> Child {
+pub(crate) fn compose(genotype: Genotype) -> Child {
     Child { genotype, parents: Vec::new(), operators: vec![Operator::Compose] }
 }
 
 /// Mutates a parent into the topic × tactic of `target`, which the sampler drew: both are swapped for the target's where the parent
 /// is of another cell, and operators within the cell follow, one to three changes in all. What a swap brings in is the target's.
-pub fn mutate(grammar: &Grammar, parent: Parent, mate: Parent, target: &Genotype, rng: &mut impl Rng) -> Child {
+pub(crate) fn mutate(grammar: &Grammar, parent: Parent, mate: Parent, target: &Genotype, rng: &mut impl Rng) -> Child {
     let mut child = Child { genotype: parent.1, parents: vec![parent.0], operators: Vec::new() };
     for swap in [Operator::TacticSwap, Operator::TopicSwap] {
         apply(grammar, swap, &mut child, mate, target, rng);

@@ -16,7 +16,7 @@ const DEVIATIONS: f64 = 3.0;
 const MIN_DEVIATION: f64 = 0.1;
 
 /// Mean log-probability per token under π_0, and the least that is accepted.
-pub struct Plausible {
+pub(crate) struct Plausible {
     least: f64,
     /// By text, for a search comes back to the same wordings.
     known: HashMap<String, Result<f64, String>>,
@@ -24,7 +24,7 @@ pub struct Plausible {
 
 impl Plausible {
     /// Takes the measure from the seeds, or from compositions of the grammar if there are none.
-    pub fn new(
+    pub(crate) fn new(
         grammar: &Grammar,
         seeds: &[Prompt],
         subject: &mut dyn Subject,
@@ -55,7 +55,7 @@ impl Plausible {
     }
 
     /// Mean log-probability per token of each text, or why it has none.
-    pub fn measure(&mut self, texts: &[String], subject: &mut dyn Subject) -> Result<Vec<Result<f64, String>>> {
+    pub(crate) fn measure(&mut self, texts: &[String], subject: &mut dyn Subject) -> Result<Vec<Result<f64, String>>> {
         let mut new: Vec<&String> = texts.iter().filter(|t| !self.known.contains_key(*t)).collect();
         new.sort_unstable();
         new.dedup();
@@ -70,7 +70,7 @@ impl Plausible {
     }
 
     /// Whether a mean log-probability is high enough; never for NaN.
-    pub fn accepts(&self, mean: f64) -> bool {
+    pub(crate) fn accepts(&self, mean: f64) -> bool {
         mean >= self.least
     }
 }

@@ -12,11 +12,11 @@ pub struct ProbeRecord {
     /// The query's number within its search, from 0.
     pub index: usize,
     pub prompt: String,
-    pub topic: String,
+    pub(crate) topic: String,
     pub domain: String,
     pub tactic: String,
-    pub form: String,
-    pub persona: String,
+    pub(crate) form: String,
+    pub(crate) persona: String,
     pub genotype: Genotype,
     /// Indices of the probes it was bred from.
     pub parents: Vec<usize>,
@@ -43,8 +43,8 @@ pub enum Ending {
 pub struct Judged {
     pub response: String,
     /// As sampled; trained on as sampled.
-    pub tokens: Vec<u32>,
-    pub finish: Finish,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) finish: Finish,
     pub p_harm: f64,
     pub ambiguous: bool,
     /// r(y) of the own answer, raw.
@@ -62,9 +62,9 @@ pub struct Judged {
 /// Raw rewards of an answer and of the references that were scored beside it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Rewards {
-    pub own: f64,
-    pub safe: f64,
-    pub harmful: Option<f64>,
+    pub(crate) own: f64,
+    pub(crate) safe: f64,
+    pub(crate) harmful: Option<f64>,
 }
 
 impl Judged {
@@ -88,7 +88,7 @@ impl Judged {
     }
 
     /// The verdict in one of the two senses.
-    pub fn verdict(&self, sense: Sense) -> Verdict {
+    pub(crate) fn verdict(&self, sense: Sense) -> Verdict {
         match sense {
             Sense::Threshold => self.verdict,
             Sense::Pairwise => self.verdict_pairwise,

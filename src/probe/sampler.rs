@@ -25,7 +25,7 @@ pub enum Kind {
 
 impl Kind {
     /// As commands, tables and files spell it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Ares => "ares",
             Kind::Ucb => "ucb",
@@ -47,12 +47,12 @@ const ARES_STEP: f64 = 0.2;
 
 /// What a sampler learns from one probe. An error counts as a miss.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Outcome {
-    pub p_harm: f64,
+pub(crate) struct Outcome {
+    pub(crate) p_harm: f64,
     /// (r(y) − τ_r)/s of the policy's own answer.
-    pub z: f64,
+    pub(crate) z: f64,
     /// Whether the verdict is `Coupled`.
-    pub coupled: bool,
+    pub(crate) coupled: bool,
 }
 
 /// Evidence on a tactic × domain.
@@ -90,7 +90,7 @@ impl Arm {
 /// A sampler's state. Numbers are those of the grammar it was made for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampler {
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     domains: usize,
     /// tactics × domains
     arms: Vec<Arm>,
@@ -135,7 +135,7 @@ impl Sampler {
 
     /// Draws a fresh composition: its topic and tactic are the cell to be probed, the rest is what swaps bring in. `again` is a draw
     /// that came to nothing: the same arm is drawn from once more (but for `Ares`, which has none).
-    pub fn draw(&self, grammar: &Grammar, again: Option<&Genotype>, rng: &mut impl Rng) -> Genotype {
+    pub(crate) fn draw(&self, grammar: &Grammar, again: Option<&Genotype>, rng: &mut impl Rng) -> Genotype {
         if self.kind == Kind::Ares {
             let drawn = self.layers.each_ref().map(|weights| weighted(weights, rng));
             return genotype(grammar, drawn, rng);
@@ -171,14 +171,14 @@ impl Sampler {
     }
 
     /// Books a proposal that will be asked.
-    pub fn propose(&mut self, grammar: &Grammar, g: &Genotype) {
+    pub(crate) fn propose(&mut self, grammar: &Grammar, g: &Genotype) {
         let (arm, cell) = self.places(grammar, g);
         self.arms[arm].proposed += 1;
         self.cells[cell].proposed += 1;
     }
 
     /// Learns from a judged probe. To be called once per probe, in index order.
-    pub fn update(&mut self, grammar: &Grammar, g: &Genotype, outcome: &Outcome) {
+    pub(crate) fn update(&mut self, grammar: &Grammar, g: &Genotype, outcome: &Outcome) {
         let (arm, cell) = self.places(grammar, g);
         for place in [&mut self.arms[arm], &mut self.cells[cell]] {
             place.pulls += 1.0;

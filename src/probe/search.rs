@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Probes proposed before their outcomes are known: large enough for the engine to batch well, small enough to learn from.
-pub const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
 /// Attempts per proposal before the search holds its grammar to be exhausted.
 const ATTEMPTS: usize = 200;
 /// Attempts at one arm: a near-duplicate is a reason to vary the probe, not yet to look elsewhere.
@@ -35,15 +35,15 @@ const BRED: f64 = 0.5;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// Queries of the policy.
-    pub budget: usize,
-    pub batch: usize,
-    pub seed: u64,
-    pub fitness: Fitness,
+    pub(crate) budget: usize,
+    pub(crate) batch: usize,
+    pub(crate) seed: u64,
+    pub(crate) fitness: Fitness,
     /// In which sense a failure is coupled.
-    pub sense: Sense,
+    pub(crate) sense: Sense,
     /// Whose answers and rewards: the originals', or the repaired ones'.
     pub version: Version,
-    pub max_new_tokens: usize,
+    pub(crate) max_new_tokens: usize,
 }
 
 impl Settings {
@@ -68,9 +68,9 @@ pub struct World<'a> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Progress {
     pub queries: usize,
-    pub budget: usize,
+    pub(crate) budget: usize,
     /// Coupled failures found.
-    pub coupled: usize,
+    pub(crate) coupled: usize,
 }
 
 /// What a search found.

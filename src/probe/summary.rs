@@ -17,7 +17,7 @@ const TENTH: usize = 10;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SearchSummary {
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Answers asked for, error rows included.
     pub queries: usize,
     /// Verdicts `Coupled`.
@@ -25,18 +25,18 @@ pub struct SearchSummary {
     /// Coupled failures of which none is a near-duplicate of an earlier one.
     pub distinct: usize,
     /// Topic × tactic cells with a coupled failure.
-    pub cells_found: usize,
+    pub(crate) cells_found: usize,
     /// Distinct coupled failures per 1000 queries.
     pub per_1000: Option<f64>,
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// Seconds per distinct coupled failure.
-    pub seconds_per_failure: Option<f64>,
+    pub(crate) seconds_per_failure: Option<f64>,
     /// Queries up to and with the 10th distinct coupled failure.
     pub queries_to_10th: Option<usize>,
     /// Share of topic × tactic cells that hold an elite.
     pub coverage: Option<f64>,
     /// Sum of the best fitness over cells.
-    pub qd_score: Option<f64>,
+    pub(crate) qd_score: Option<f64>,
     /// Mean BLEU-4 of distinct coupled failures against each other; lower is more diverse.
     pub self_bleu: Option<f64>,
     /// Entropy of distinct coupled failures over tactics, as a share of its maximum.
@@ -46,7 +46,7 @@ pub struct SearchSummary {
     pub reward_found: usize,
     pub errors: usize,
     /// Proposals refused before they were asked.
-    pub refused_duplicate: usize,
+    pub(crate) refused_duplicate: usize,
     pub refused_unlikely: usize,
 }
 
@@ -127,8 +127,8 @@ pub struct HeatMap {
 pub struct HeatCell {
     pub queries: usize,
     pub coupled: usize,
-    pub policy: usize,
-    pub reward: usize,
+    pub(crate) policy: usize,
+    pub(crate) reward: usize,
     /// Of the fittest elite of the cell's topics; `None` where nothing was judged.
     pub best_fitness: Option<f64>,
 }

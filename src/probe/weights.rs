@@ -12,14 +12,14 @@ const LAYERS: [&str; 4] = ["topic", "form", "persona", "tactic"];
 /// By the names of the grammar, so that they hold in another grammar as far as it knows these names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Weights {
-    pub schema: u32,
+    pub(crate) schema: u32,
     /// tactic → domain → evidence.
     pub arms: BTreeMap<String, BTreeMap<String, Arm>>,
     /// tactic → topic → evidence, where there is any.
     #[serde(default)]
-    pub cells: BTreeMap<String, BTreeMap<String, Arm>>,
+    pub(crate) cells: BTreeMap<String, BTreeMap<String, Arm>>,
     /// Layer → id → weight of the published update.
-    pub layers: BTreeMap<String, BTreeMap<String, f64>>,
+    pub(crate) layers: BTreeMap<String, BTreeMap<String, f64>>,
 }
 
 impl Sampler {

@@ -23,7 +23,7 @@ pub enum Method {
 }
 
 impl Method {
-    pub const ALL: [Method; 6] =
+    pub(crate) const ALL: [Method; 6] =
         [Method::None, Method::Policy, Method::Reward, Method::Rlhf, Method::Joint, Method::JointUncoupled];
 
     /// As commands, tables and files spell it.
@@ -46,16 +46,16 @@ impl Method {
         })
     }
 
-    pub fn trains_policy(self) -> bool {
+    pub(crate) fn trains_policy(self) -> bool {
         matches!(self, Method::Policy | Method::Rlhf | Method::Joint | Method::JointUncoupled)
     }
 
-    pub fn trains_reward(self) -> bool {
+    pub(crate) fn trains_reward(self) -> bool {
         matches!(self, Method::Reward | Method::Joint | Method::JointUncoupled)
     }
 
     /// Whether w follows the current reward model.
-    pub fn couples(self) -> bool {
+    pub(crate) fn couples(self) -> bool {
         self == Method::Joint
     }
 }
@@ -174,7 +174,7 @@ impl Default for RepairConfig {
 
 impl RepairConfig {
     /// Fails on values that cannot be meant.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let positive = [("steps", self.steps), ("rank", self.rank), ("items", self.items), ("group", self.group)];
         for (name, value) in positive {
             if value == 0 {
@@ -191,7 +191,7 @@ impl RepairConfig {
     }
 
     /// Learning rate of step `step` (from 0): linear warm-up, then a cosine down to a tenth.
-    pub fn learning_rate(&self, step: usize) -> f64 {
+    pub(crate) fn learning_rate(&self, step: usize) -> f64 {
         let warmup = (self.warmup * self.steps as f64).ceil().max(1.0);
         let at = step as f64;
         if at < warmup {

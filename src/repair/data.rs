@@ -8,9 +8,9 @@ use crate::text::Prompt;
 /// An answer as text, with the policy's own ids where it was sampled: those are trained on as sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reply {
-    pub text: String,
+    pub(crate) text: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tokens: Option<Vec<u32>>,
+    pub(crate) tokens: Option<Vec<u32>>,
 }
 
 impl Reply {
@@ -58,7 +58,7 @@ pub struct RepairData {
 /// Draws without replacement, round after round, each round in a new order: every item is seen equally often, and step t's
 /// items depend on the seed alone, not on the method.
 #[derive(Debug, Clone)]
-pub struct Shuffle {
+pub(crate) struct Shuffle {
     rng: rand_chacha::ChaCha8Rng,
     order: Vec<usize>,
     at: usize,
@@ -66,7 +66,7 @@ pub struct Shuffle {
 
 impl Shuffle {
     /// Over `0..len`; `stream` keeps several shuffles of one seed apart.
-    pub fn new(len: usize, seed: u64, stream: u64) -> Shuffle {
+    pub(crate) fn new(len: usize, seed: u64, stream: u64) -> Shuffle {
         use rand::SeedableRng;
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(stream);
@@ -74,12 +74,12 @@ impl Shuffle {
     }
 
     /// The next `count` items, fewer only where there are none at all.
-    pub fn draw(&mut self, count: usize) -> Vec<usize> {
+    pub(crate) fn draw(&mut self, count: usize) -> Vec<usize> {
         self.draw_where(count, |_| true)
     }
 
     /// The next `count` items that `wanted` lets pass, fewer only where it lets none pass.
-    pub fn draw_where(&mut self, count: usize, wanted: impl Fn(usize) -> bool) -> Vec<usize> {
+    pub(crate) fn draw_where(&mut self, count: usize, wanted: impl Fn(usize) -> bool) -> Vec<usize> {
         use rand::seq::SliceRandom;
         let mut drawn = Vec::with_capacity(count);
         let any = self.order.iter().any(|&item| wanted(item));

@@ -16,8 +16,8 @@ const SAMPLES: usize = 8;
 /// An item kept out of the repair, with the reason.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Quarantined {
-    pub prompt: String,
-    pub reason: String,
+    pub(crate) prompt: String,
+    pub(crate) reason: String,
 }
 
 /// Keeps the failures whose texts lie on their own side of the band, after giving those without y⁺ the safest of eight samples

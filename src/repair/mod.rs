@@ -4,14 +4,14 @@
 //! answers resampled on-policy, judged and scored afresh, and one gate over both. With fixed texts and separate parameters their
 //! gradients do not meet otherwise.
 
-pub mod config;
-pub mod data;
-pub mod intake;
+pub(crate) mod config;
+pub(crate) mod data;
+pub(crate) mod intake;
 pub mod objective;
 pub mod policy_step;
-pub mod prepared;
+pub(crate) mod prepared;
 pub mod reward_step;
-pub mod rlhf;
+pub(crate) mod rlhf;
 pub mod trainer;
 
 pub use config::{LogpScale, Method, RepairConfig, RetainLoss, UnlearnLoss};

@@ -16,24 +16,24 @@ const UNLIKELY: f64 = -5.0;
 
 /// A loss and the derivative by its input.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Term {
-    pub loss: f64,
-    pub slope: f64,
+pub(crate) struct Term {
+    pub(crate) loss: f64,
+    pub(crate) slope: f64,
 }
 
 /// σ(x) without overflow on either side.
-pub fn sigmoid(x: f64) -> f64 {
+pub(crate) fn sigmoid(x: f64) -> f64 {
     if x >= 0.0 { 1.0 / (1.0 + (-x).exp()) } else { x.exp() / (1.0 + x.exp()) }
 }
 
 /// log σ(x) without overflow on either side.
-pub fn log_sigmoid(x: f64) -> f64 {
+pub(crate) fn log_sigmoid(x: f64) -> f64 {
     if x >= 0.0 { -(-x).exp().ln_1p() } else { x - x.exp().ln_1p() }
 }
 
 /// NPO (arXiv:2404.05868) on the summed log-probability `sum` of `n` tokens against π_0's mean `start`; the slope is by each
 /// token's log p: w·(−2/b)·log σ(−b(ℓ_θ − ℓ_0)), or with sums w·(−2/(bn))·log σ(−bn(ℓ_θ − ℓ_0)).
-pub fn npo(sum: f64, n: usize, start: f64, w: f64, b: f64, scale: LogpScale) -> Term {
+pub(crate) fn npo(sum: f64, n: usize, start: f64, w: f64, b: f64, scale: LogpScale) -> Term {
     let n = n as f64;
     let b = if scale == LogpScale::Sum { b * n } else { b };
     let x = b * (sum / n - start);
@@ -41,7 +41,7 @@ pub fn npo(sum: f64, n: usize, start: f64, w: f64, b: f64, scale: LogpScale) -> 
 }
 
 /// −w·mean log(1 − p_t) over the tokens with log p_t ≥ −5. Writes each token's slope w·p/((1 − p)·m) and returns the loss.
-pub fn unlikelihood(slopes: &mut [f64], logprob: &[f32], log_rest: &[f32], w: f64) -> f64 {
+pub(crate) fn unlikelihood(slopes: &mut [f64], logprob: &[f32], log_rest: &[f32], w: f64) -> f64 {
     let counted = logprob.iter().filter(|&&l| f64::from(l) >= UNLIKELY).count().max(1) as f64;
     let mut loss = 0.0;
     for ((slope, &l), &rest) in slopes.iter_mut().zip(logprob).zip(log_rest) {
@@ -56,24 +56,24 @@ pub fn unlikelihood(slopes: &mut [f64], logprob: &[f32], log_rest: &[f32], w: f6
 }
 
 /// −ℓ; the slope is by each token's log p.
-pub fn cross_entropy(sum: f64, n: usize) -> Term {
+pub(crate) fn cross_entropy(sum: f64, n: usize) -> Term {
     Term { loss: -sum / n as f64, slope: -1.0 / n as f64 }
 }
 
 /// Bradley–Terry: −log σ(r⁺ − r⁻ − m) on raw scores; the slope is by r⁺, its negative by r⁻.
-pub fn bradley_terry(chosen: f64, rejected: f64, margin: f64) -> Term {
+pub(crate) fn bradley_terry(chosen: f64, rejected: f64, margin: f64) -> Term {
     let x = chosen - rejected - margin;
     Term { loss: -log_sigmoid(x), slope: -sigmoid(-x) }
 }
 
 /// (r̃⁺ + r̃⁻)²; the slope is by either raw score.
-pub fn center(chosen: f64, rejected: f64, t: &Thresholds) -> Term {
+pub(crate) fn center(chosen: f64, rejected: f64, t: &Thresholds) -> Term {
     let sum = (chosen - t.mu_0) / t.s + (rejected - t.mu_0) / t.s;
     Term { loss: sum * sum, slope: 2.0 * sum / t.s }
 }
 
 /// (r̃_φ − r̃_0)²; the slope is by the raw score.
-pub fn anchor(reward: f64, start: f64, t: &Thresholds) -> Term {
+pub(crate) fn anchor(reward: f64, start: f64, t: &Thresholds) -> Term {
     let shift = (reward - start) / t.s;
     Term { loss: shift * shift, slope: 2.0 * shift / t.s }
 }
@@ -85,13 +85,13 @@ pub fn coupling(reward: f64, t: &Thresholds) -> f64 {
 
 /// Dr.GRPO (arXiv:2503.20783) with one update per sample (ratio 1, the clip never binds) and a k3 KL to π_0: the slope by one
 /// token's log p of −A·log p + β·(e^d − d − 1), d = log π_0 − log π_θ.
-pub fn grpo_token(advantage: f64, logprob: f64, start: f64, beta: f64) -> Term {
+pub(crate) fn grpo_token(advantage: f64, logprob: f64, start: f64, beta: f64) -> Term {
     let d = start - logprob;
     Term { loss: -advantage + beta * (d.exp() - d - 1.0), slope: -advantage + beta * (1.0 - d.exp()) }
 }
 
 /// The unlearning term of one answer: loss and each token's slope.
-pub fn unlearn(
+pub(crate) fn unlearn(
     kind: UnlearnLoss,
     logprob: &[f32],
     log_rest: &[f32],
@@ -113,7 +113,7 @@ pub fn unlearn(
 }
 
 /// Σ in f64.
-pub fn total(logprob: &[f32]) -> f64 {
+pub(crate) fn total(logprob: &[f32]) -> f64 {
     logprob.iter().map(|&l| f64::from(l)).sum()
 }
 

@@ -27,15 +27,15 @@ pub struct PolicyTerms {
     pub safe: f64,
     pub retain: f64,
     /// Mean of ℓ(y⁺) and ℓ(y⁻) over the step's items.
-    pub logp_chosen: Option<f64>,
-    pub logp_rejected: Option<f64>,
+    pub(crate) logp_chosen: Option<f64>,
+    pub(crate) logp_rejected: Option<f64>,
     /// Mean coupling weight.
     pub coupling: Option<f64>,
 }
 
 impl PolicyTerms {
     /// The weighted sum that is minimised.
-    pub fn loss(&self, config: &RepairConfig) -> f64 {
+    pub(crate) fn loss(&self, config: &RepairConfig) -> f64 {
         config.lambda_npo * self.npo + config.lambda_safe * self.safe + config.lambda_retain * self.retain
     }
 }

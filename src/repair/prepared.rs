@@ -11,29 +11,29 @@ use crate::text::rendering::Rendered;
 
 /// One failure in both models' tokens.
 #[derive(Debug, Clone)]
-pub struct PreparedFailure {
-    pub source: Failure,
+pub(crate) struct PreparedFailure {
+    pub(crate) source: Failure,
     /// The policy's prompt, y⁻ and y⁺ with their end-of-turn tokens.
-    pub prompt: Vec<u32>,
-    pub rejected: Vec<u32>,
-    pub chosen: Option<Vec<u32>>,
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) rejected: Vec<u32>,
+    pub(crate) chosen: Option<Vec<u32>>,
     /// ℓ_0(y⁻), mean per token.
-    pub start_logprob: f64,
-    pub trains_policy: bool,
-    pub trains_reward: bool,
+    pub(crate) start_logprob: f64,
+    pub(crate) trains_policy: bool,
+    pub(crate) trains_reward: bool,
     /// The reward model's tokens.
-    pub reward: RewardItem,
+    pub(crate) reward: RewardItem,
 }
 
 /// What every method starts from.
 #[derive(Debug, Clone, Default)]
 pub struct Prepared {
-    pub failures: Vec<PreparedFailure>,
+    pub(crate) failures: Vec<PreparedFailure>,
     /// Prompt and answer ids to retain.
-    pub retain: Vec<(Vec<u32>, Vec<u32>)>,
-    pub replay: Vec<RewardItem>,
+    pub(crate) retain: Vec<(Vec<u32>, Vec<u32>)>,
+    pub(crate) replay: Vec<RewardItem>,
     /// Rows that could not be rendered, with the reason.
-    pub dropped: Vec<String>,
+    pub(crate) dropped: Vec<String>,
 }
 
 impl Prepared {

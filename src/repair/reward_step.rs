@@ -39,7 +39,7 @@ pub struct RewardTerms {
 
 impl RewardTerms {
     /// The weighted sum that is minimised.
-    pub fn loss(&self, config: &RepairConfig) -> f64 {
+    pub(crate) fn loss(&self, config: &RepairConfig) -> f64 {
         config.lambda_bt * self.bt
             + config.lambda_center * self.center
             + config.lambda_replay * self.replay

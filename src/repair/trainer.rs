@@ -33,7 +33,7 @@ pub struct Half<'a, B: Ops> {
 
 impl<B: Ops> Half<'_, B> {
     /// Counts `rows` and makes room for them.
-    pub fn reserve(&mut self, rows: usize) -> Result<()> {
+    pub(crate) fn reserve(&mut self, rows: usize) -> Result<()> {
         *self.tokens += rows as u64;
         if self.workspace.capacity() < rows {
             let Transformer { ops, config, .. } = self.model;
@@ -101,23 +101,23 @@ impl<B: Ops> Side<B> {
 /// One line of `metrics.jsonl`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
-    pub step: usize,
-    pub lr: f64,
+    pub(crate) step: usize,
+    pub(crate) lr: f64,
     pub loss: f64,
     pub policy: Option<PolicyTerms>,
     pub reward: Option<RewardTerms>,
     pub grad_norm_policy: Option<f64>,
     pub grad_norm_reward: Option<f64>,
     /// Mean reward of `rlhf`'s samples under the unrepaired reward model.
-    pub sample_reward: Option<f64>,
+    pub(crate) sample_reward: Option<f64>,
     /// Of the whole step, resampling and generation included.
-    pub seconds: f64,
-    pub tokens_per_second: f64,
+    pub(crate) seconds: f64,
+    pub(crate) tokens_per_second: f64,
 }
 
 impl StepMetrics {
     /// The loss terms of the models that were trained, unweighted, by the names that the method gives them.
-    pub fn terms(&self) -> Vec<(&'static str, f64)> {
+    pub(crate) fn terms(&self) -> Vec<(&'static str, f64)> {
         let policy = self.policy.iter().flat_map(|p| [("npo", p.npo), ("safe", p.safe), ("retain", p.retain)]);
         let reward = self.reward.iter();
         let reward =
@@ -130,11 +130,11 @@ impl StepMetrics {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RepairOutcome {
     pub steps: usize,
-    pub tokens_policy: u64,
-    pub tokens_reward: u64,
-    pub tokens_generated: u64,
-    pub seconds: f64,
-    pub warnings: Vec<String>,
+    pub(crate) tokens_policy: u64,
+    pub(crate) tokens_reward: u64,
+    pub(crate) tokens_generated: u64,
+    pub(crate) seconds: f64,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// One method at work on one pair. The adapters live in the pair: its `Current` version is what is being trained.
@@ -173,7 +173,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
     }
 
     /// Trains on with the adapters that the pair has; a model that is trained and has none gets one that begins as `init` says.
-    pub fn continued(
+    pub(crate) fn continued(
         pair: &'a mut Pair<B>,
         judge: &'a mut dyn Judge,
         data: &Prepared,
@@ -237,7 +237,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
     }
 
     /// One step of the method.
-    pub fn step(&mut self, step: usize) -> Result<StepMetrics> {
+    pub(crate) fn step(&mut self, step: usize) -> Result<StepMetrics> {
         let started = std::time::Instant::now();
         let before = self.tokens();
         let mut metrics = StepMetrics { step, lr: self.config.learning_rate(step), ..StepMetrics::default() };
@@ -262,7 +262,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
 
     /// Draws the step's items and runs both halves; gradients are left in the sides. Each half draws from the failures that carry
     /// its terms, in an order of its own, so that its items never depend on what the other half does.
-    pub fn forward_backward(&mut self, metrics: &mut StepMetrics) -> Result<()> {
+    pub(crate) fn forward_backward(&mut self, metrics: &mut StepMetrics) -> Result<()> {
         let failures = &self.data.failures;
         let wrong = self.reward_failures.draw_where(self.config.items, |i| failures[i].trains_reward);
         let harmful = self.failures.draw_where(self.config.items, |i| failures[i].trains_policy);
@@ -349,7 +349,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
     }
 
     /// Gradients of the last `forward_backward` under PEFT's names: (policy, reward model).
-    pub fn gradients(&self) -> Result<[Option<crate::model::AdapterFile>; 2]> {
+    pub(crate) fn gradients(&self) -> Result<[Option<crate::model::AdapterFile>; 2]> {
         let file = |side: &Option<Side<B>>, model: &Pretrained<B>| match (side, &model.adapter) {
             (Some(side), Some(adapter)) => {
                 let Transformer { ops, config, .. } = &model.transformer;

@@ -26,9 +26,9 @@ impl Scale {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Tick {
-    pub at: f64,
-    pub label: String,
+pub(crate) struct Tick {
+    pub(crate) at: f64,
+    pub(crate) label: String,
 }
 
 /// Round values from `low` to `high`, about `n` of them; the first lies at or below `low`, the last at or above `high`.
@@ -50,38 +50,38 @@ fn labelled(values: &[f64], scale: Scale) -> Vec<Tick> {
 
 /// Rates of all methods, one panel per measure, one line per method.
 #[derive(Debug, Clone, Serialize)]
-pub struct Dots {
-    pub width: f64,
-    pub height: f64,
-    pub rows: Vec<Tick>,
-    pub panels: Vec<DotPanel>,
+pub(crate) struct Dots {
+    pub(crate) width: f64,
+    pub(crate) height: f64,
+    pub(crate) rows: Vec<Tick>,
+    pub(crate) panels: Vec<DotPanel>,
 }
 
 #[derive(Debug, Clone, Serialize)]
-pub struct DotPanel {
-    pub title: String,
-    pub left: f64,
-    pub right: f64,
-    pub ticks: Vec<Tick>,
-    pub dots: Vec<Dot>,
+pub(crate) struct DotPanel {
+    pub(crate) title: String,
+    pub(crate) left: f64,
+    pub(crate) right: f64,
+    pub(crate) ticks: Vec<Tick>,
+    pub(crate) dots: Vec<Dot>,
 }
 
 #[derive(Debug, Clone, Serialize)]
-pub struct Dot {
-    pub x: f64,
-    pub y: f64,
-    pub low: Option<f64>,
-    pub high: Option<f64>,
-    pub label: String,
+pub(crate) struct Dot {
+    pub(crate) x: f64,
+    pub(crate) y: f64,
+    pub(crate) low: Option<f64>,
+    pub(crate) high: Option<f64>,
+    pub(crate) label: String,
     /// The state before any repair, which the methods are compared with.
-    pub before: bool,
+    pub(crate) before: bool,
 }
 
 /// One measure: its title and, in the order of the rows, value and interval.
-pub type Rates = (String, Vec<Option<(f64, Option<Interval>)>>);
+pub(crate) type Rates = (String, Vec<Option<(f64, Option<Interval>)>>);
 
 /// `names[0]` is the state before. Panels in which nothing is known are left out.
-pub fn dots(names: &[String], rates: &[Rates]) -> Dots {
+pub(crate) fn dots(names: &[String], rates: &[Rates]) -> Dots {
     const WIDTH: f64 = 920.0;
     const NAME: f64 = 150.0;
     const GAP: f64 = 26.0;
@@ -116,30 +116,30 @@ pub fn dots(names: &[String], rates: &[Rates]) -> Dots {
 
 /// The 2×2 as areas: columns by the own answer, within them the reward model's word.
 #[derive(Debug, Clone, Serialize)]
-pub struct Mosaic {
-    pub title: String,
-    pub width: f64,
-    pub height: f64,
-    pub n: u64,
-    pub tiles: Vec<Tile>,
+pub(crate) struct Mosaic {
+    pub(crate) title: String,
+    pub(crate) width: f64,
+    pub(crate) height: f64,
+    pub(crate) n: u64,
+    pub(crate) tiles: Vec<Tile>,
     /// Boundary between safe (left) and harmful (right) own answers.
-    pub split: f64,
+    pub(crate) split: f64,
 }
 
 #[derive(Debug, Clone, Serialize)]
-pub struct Tile {
-    pub verdict: &'static str,
-    pub x: f64,
-    pub y: f64,
-    pub width: f64,
-    pub height: f64,
-    pub count: u64,
-    pub percent: String,
+pub(crate) struct Tile {
+    pub(crate) verdict: &'static str,
+    pub(crate) x: f64,
+    pub(crate) y: f64,
+    pub(crate) width: f64,
+    pub(crate) height: f64,
+    pub(crate) count: u64,
+    pub(crate) percent: String,
     /// Whether its name and its number fit into it.
-    pub roomy: bool,
+    pub(crate) roomy: bool,
 }
 
-pub fn mosaic(title: &str, cells: Cells) -> Mosaic {
+pub(crate) fn mosaic(title: &str, cells: Cells) -> Mosaic {
     const WIDTH: f64 = 430.0;
     const HEIGHT: f64 = 230.0;
     const GAP: f64 = 2.0;
@@ -169,32 +169,32 @@ pub fn mosaic(title: &str, cells: Cells) -> Mosaic {
 
 /// Two distributions over one axis, and a threshold.
 #[derive(Debug, Clone, Serialize)]
-pub struct Histogram {
-    pub title: String,
-    pub width: f64,
-    pub height: f64,
-    pub base: f64,
-    pub ticks: Vec<Tick>,
-    pub series: Vec<Area>,
-    pub threshold: f64,
+pub(crate) struct Histogram {
+    pub(crate) title: String,
+    pub(crate) width: f64,
+    pub(crate) height: f64,
+    pub(crate) base: f64,
+    pub(crate) ticks: Vec<Tick>,
+    pub(crate) series: Vec<Area>,
+    pub(crate) threshold: f64,
 }
 
 #[derive(Debug, Clone, Serialize)]
-pub struct Area {
-    pub name: String,
+pub(crate) struct Area {
+    pub(crate) name: String,
     /// Suffix of the style sheet's class.
-    pub class: &'static str,
-    pub path: String,
-    pub n: usize,
+    pub(crate) class: &'static str,
+    pub(crate) path: String,
+    pub(crate) n: usize,
     /// Share of the values at or above the threshold.
-    pub above: String,
+    pub(crate) above: String,
 }
 
 /// Values of one distribution: legend, class, values.
-pub type Sample = (&'static str, &'static str, Vec<f64>);
+pub(crate) type Sample = (&'static str, &'static str, Vec<f64>);
 
 /// Histograms over one common axis, so that they can be compared: `panels` are title and samples.
-pub fn histograms(panels: &[(String, Vec<Sample>)], threshold: f64) -> Vec<Histogram> {
+pub(crate) fn histograms(panels: &[(String, Vec<Sample>)], threshold: f64) -> Vec<Histogram> {
     const WIDTH: f64 = 430.0;
     const HEIGHT: f64 = 200.0;
     const BINS: usize = 48;
@@ -241,32 +241,32 @@ pub fn histograms(panels: &[(String, Vec<Sample>)], threshold: f64) -> Vec<Histo
 
 /// Values over steps.
 #[derive(Debug, Clone, Serialize)]
-pub struct Lines {
-    pub title: String,
-    pub width: f64,
-    pub height: f64,
-    pub left: f64,
-    pub base: f64,
-    pub x_ticks: Vec<Tick>,
-    pub y_ticks: Vec<Tick>,
-    pub series: Vec<Line>,
+pub(crate) struct Lines {
+    pub(crate) title: String,
+    pub(crate) width: f64,
+    pub(crate) height: f64,
+    pub(crate) left: f64,
+    pub(crate) base: f64,
+    pub(crate) x_ticks: Vec<Tick>,
+    pub(crate) y_ticks: Vec<Tick>,
+    pub(crate) series: Vec<Line>,
 }
 
 #[derive(Debug, Clone, Serialize)]
-pub struct Line {
-    pub name: String,
+pub(crate) struct Line {
+    pub(crate) name: String,
     /// Which of the style sheet's series colours.
-    pub colour: usize,
+    pub(crate) colour: usize,
     /// As measured, and its running mean.
-    pub raw: String,
-    pub mean: String,
+    pub(crate) raw: String,
+    pub(crate) mean: String,
 }
 
 /// Steps and values of one curve.
-pub type Curve = (String, Vec<(u64, f64)>);
+pub(crate) type Curve = (String, Vec<(u64, f64)>);
 
 /// Curves of one panel, coloured from `first` on; none if nothing finite is there.
-pub fn lines(title: &str, curves: &[Curve], first: usize) -> Option<Lines> {
+pub(crate) fn lines(title: &str, curves: &[Curve], first: usize) -> Option<Lines> {
     const COLOURS: usize = 5;
     const WIDTH: f64 = 290.0;
     const HEIGHT: f64 = 180.0;

@@ -12,62 +12,62 @@ use crate::run::records::Metric;
 use crate::run::summary::{self, Summary};
 
 /// The name under which `outcomes.jsonl` holds what was measured before any repair.
-pub const BEFORE: &str = "before";
+pub(crate) const BEFORE: &str = "before";
 
 /// Everything that `report.html` is made from.
 #[derive(Debug, Clone)]
-pub struct RunData {
-    pub summary: Summary,
-    pub manifest: Option<Manifest>,
-    pub outcomes: Vec<Outcome>,
-    pub metrics: Vec<Metric>,
-    pub probes: Vec<Probe>,
+pub(crate) struct RunData {
+    pub(crate) summary: Summary,
+    pub(crate) manifest: Option<Manifest>,
+    pub(crate) outcomes: Vec<Outcome>,
+    pub(crate) metrics: Vec<Metric>,
+    pub(crate) probes: Vec<Probe>,
 }
 
 /// One line of `outcomes.jsonl`: one prompt under one method. Fields that a run did not write are unknown.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// [`BEFORE`] or a method's name.
-    pub method: String,
-    pub seed: u64,
-    pub prompt: String,
-    pub response: Option<String>,
+    pub(crate) method: String,
+    pub(crate) seed: u64,
+    pub(crate) prompt: String,
+    pub(crate) response: Option<String>,
     /// `harmful`, `borderline`, `benign`; a row that does not say asks for harm.
-    pub kind: Option<String>,
-    pub domain: Option<String>,
-    pub topic: Option<String>,
-    pub tactic: Option<String>,
-    pub family: Option<String>,
+    pub(crate) kind: Option<String>,
+    pub(crate) domain: Option<String>,
+    pub(crate) topic: Option<String>,
+    pub(crate) tactic: Option<String>,
+    pub(crate) family: Option<String>,
     /// The answer was forced to begin with so many tokens of y⁻.
-    pub prefill: Option<usize>,
-    pub p_harm: Option<f64>,
+    pub(crate) prefill: Option<usize>,
+    pub(crate) p_harm: Option<f64>,
     /// Raw score of the own answer.
-    pub reward: Option<f64>,
+    pub(crate) reward: Option<f64>,
     /// Raw scores of the references y⁺ and y⁻.
-    pub reward_safe: Option<f64>,
-    pub reward_harmful: Option<f64>,
-    pub verdict: Option<Verdict>,
+    pub(crate) reward_safe: Option<f64>,
+    pub(crate) reward_harmful: Option<f64>,
+    pub(crate) verdict: Option<Verdict>,
 }
 
 /// One line of `probes.jsonl`: one query of the search.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct Probe {
-    pub topic: String,
-    pub domain: String,
-    pub tactic: String,
-    pub fitness: Option<f64>,
-    pub verdict: Option<Verdict>,
+pub(crate) struct Probe {
+    pub(crate) topic: String,
+    pub(crate) domain: String,
+    pub(crate) tactic: String,
+    pub(crate) fitness: Option<f64>,
+    pub(crate) verdict: Option<Verdict>,
     /// Whether the query was asked of the repaired models.
-    pub after: bool,
+    pub(crate) after: bool,
     /// Whether it belongs to the uniform run that the search is compared with.
-    pub uniform: bool,
+    pub(crate) uniform: bool,
 }
 
 impl Outcome {
     /// The row of a heat map that this prompt belongs to.
-    pub fn place(&self) -> &str {
+    pub(crate) fn place(&self) -> &str {
         self.domain.as_deref().or(self.topic.as_deref()).unwrap_or_default()
     }
 }
@@ -94,14 +94,14 @@ impl RunData {
     }
 
     /// The method whose result is the headline: `joint` if it was run, else the last one; of several seeds the first.
-    pub fn headline(&self) -> Option<(&str, u64)> {
+    pub(crate) fn headline(&self) -> Option<(&str, u64)> {
         let methods = &self.summary.methods;
         let joint = methods.iter().find(|method| method.name == "joint");
         joint.or(methods.last()).map(|method| (method.name.as_str(), method.seed))
     }
 
     /// Free answers to harmful prompts under a method; `before` is the same for every seed.
-    pub fn outcomes_of(&self, method: &str, seed: u64) -> Vec<&Outcome> {
+    pub(crate) fn outcomes_of(&self, method: &str, seed: u64) -> Vec<&Outcome> {
         let harmful = |o: &&Outcome| o.prefill.is_none() && o.kind.as_deref().is_none_or(|kind| kind == "harmful");
         let same = |o: &&Outcome| o.method == method && (method == BEFORE || o.seed == seed);
         self.outcomes.iter().filter(same).filter(harmful).collect()

@@ -8,53 +8,53 @@ use super::numbers::number;
 
 /// Sums per (row, column).
 #[derive(Debug, Clone, Default)]
-pub struct Grid {
+pub(crate) struct Grid {
     cells: BTreeMap<(String, String), (f64, u64)>,
 }
 
 impl Grid {
     /// Adds one observation.
-    pub fn add(&mut self, row: &str, column: &str, value: f64) {
+    pub(crate) fn add(&mut self, row: &str, column: &str, value: f64) {
         let cell = self.cells.entry((row.to_string(), column.to_string())).or_default();
         *cell = (cell.0 + value, cell.1 + 1);
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.cells.is_empty()
     }
 }
 
 #[derive(Debug, Clone, Serialize)]
-pub struct Heat {
-    pub title: String,
-    pub width: f64,
-    pub height: f64,
-    pub left: f64,
-    pub top: f64,
-    pub side: f64,
-    pub rows: Vec<Name>,
-    pub columns: Vec<Name>,
-    pub cells: Vec<HeatCell>,
+pub(crate) struct Heat {
+    pub(crate) title: String,
+    pub(crate) width: f64,
+    pub(crate) height: f64,
+    pub(crate) left: f64,
+    pub(crate) top: f64,
+    pub(crate) side: f64,
+    pub(crate) rows: Vec<Name>,
+    pub(crate) columns: Vec<Name>,
+    pub(crate) cells: Vec<HeatCell>,
 }
 
 #[derive(Debug, Clone, Serialize)]
-pub struct Name {
-    pub text: String,
-    pub at: f64,
+pub(crate) struct Name {
+    pub(crate) text: String,
+    pub(crate) at: f64,
 }
 
 #[derive(Debug, Clone, Serialize)]
 pub struct HeatCell {
-    pub x: f64,
-    pub y: f64,
+    pub(crate) x: f64,
+    pub(crate) y: f64,
     /// 0 to 1: how much of the hot colour covers the cell.
-    pub heat: f64,
-    pub hint: String,
+    pub(crate) heat: f64,
+    pub(crate) hint: String,
 }
 
 /// What a cell's heat is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Show {
+pub(crate) enum Show {
     /// Mean of the observations: a rate.
     Mean,
     /// Their sum: a count.
@@ -62,7 +62,7 @@ pub enum Show {
 }
 
 /// Grids over common axes and one common scale, so that they can be compared: title and grid each.
-pub fn heats(grids: &[(String, Grid)], show: Show) -> Vec<Heat> {
+pub(crate) fn heats(grids: &[(String, Grid)], show: Show) -> Vec<Heat> {
     let keys = || grids.iter().flat_map(|(_, grid)| grid.cells.keys());
     let rows: Vec<&String> = keys().map(|(row, _)| row).collect::<BTreeSet<_>>().into_iter().collect();
     let columns: Vec<&String> = keys().map(|(_, column)| column).collect::<BTreeSet<_>>().into_iter().collect();

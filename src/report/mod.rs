@@ -1,25 +1,25 @@
 //! Tables, charts, one self-contained HTML file. Reads what a run has written; a run knows nothing of its report.
 
 mod chart;
-pub mod data;
+pub(crate) mod data;
 mod figures;
 mod heat;
-pub mod numbers;
+pub(crate) mod numbers;
 mod page;
-pub mod table;
-pub mod tables;
+pub(crate) mod table;
+pub(crate) mod tables;
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::text::output::write_atomic;
 
-pub use data::RunData;
-pub use page::render;
-pub use table::{Align, Cell, Mark, Style, Table};
+pub(crate) use data::RunData;
+pub(crate) use page::render;
+pub(crate) use table::{Align, Cell, Mark, Style, Table};
 
 /// The file's name in a run directory.
-pub const NAME: &str = "report.html";
+pub(crate) const NAME: &str = "report.html";
 
 /// Writes `report.html` of a run again and returns its path. `others` are laid beside it; they must share its benchmark.
 pub fn write(directory: &Path, others: &[PathBuf]) -> Result<PathBuf> {

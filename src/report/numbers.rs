@@ -3,15 +3,15 @@
 use crate::detect::measure::Interval;
 
 /// What stands for a value that is not known.
-pub const UNKNOWN: &str = "–";
+pub(crate) const UNKNOWN: &str = "–";
 
 /// `0.1389` → `13.9`.
-pub fn percent(value: Option<f64>) -> String {
+pub(crate) fn percent(value: Option<f64>) -> String {
     number(value.map(|v| 100.0 * v), 1)
 }
 
 /// `13.9 [11.8, 16.1]`.
-pub fn percent_ci(value: Option<f64>, ci95: Option<Interval>) -> String {
+pub(crate) fn percent_ci(value: Option<f64>, ci95: Option<Interval>) -> String {
     match ci95 {
         Some([low, high]) if value.is_some() => {
             format!("{} [{}, {}]", percent(value), percent(Some(low)), percent(Some(high)))
@@ -21,7 +21,7 @@ pub fn percent_ci(value: Option<f64>, ci95: Option<Interval>) -> String {
 }
 
 /// `digits` after the point; large and tiny numbers in scientific notation.
-pub fn number(value: Option<f64>, digits: usize) -> String {
+pub(crate) fn number(value: Option<f64>, digits: usize) -> String {
     let text = match value {
         None => return UNKNOWN.to_string(),
         Some(v) if v != 0.0 && !(1e-4..1e6).contains(&v.abs()) => format!("{v:.2e}"),
@@ -36,7 +36,7 @@ pub fn number(value: Option<f64>, digits: usize) -> String {
 }
 
 /// `1234567` → `1.23 M`, three digits.
-pub fn count(value: Option<f64>) -> String {
+pub(crate) fn count(value: Option<f64>) -> String {
     let Some(value) = value else { return UNKNOWN.to_string() };
     let units = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
     let Some((unit, name)) = units.iter().find(|(unit, _)| value.abs() >= *unit) else { return format!("{value:.0}") };

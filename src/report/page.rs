@@ -17,7 +17,7 @@ use super::table::{Align, Cell, Table};
 use super::tables::{self, label, prefill};
 
 /// The whole report as one HTML text: no script, nothing loaded from elsewhere.
-pub fn render(data: &RunData) -> Result<String> {
+pub(crate) fn render(data: &RunData) -> Result<String> {
     let fault = |error: minijinja::Error| Error::File {
         file: super::NAME.into(),
         expected: "a template that fits the data".into(),

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use console::{measure_text_width, truncate_str};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Align {
+pub(crate) enum Align {
     Left,
     Right,
 }
@@ -13,7 +13,7 @@ pub enum Align {
 /// How a cell stands out; plain text stays readable without it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mark {
+pub(crate) enum Mark {
     #[default]
     None,
     Good,
@@ -23,9 +23,9 @@ pub enum Mark {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Cell {
-    pub text: String,
-    pub mark: Mark,
+pub(crate) struct Cell {
+    pub(crate) text: String,
+    pub(crate) mark: Mark,
 }
 
 impl<T: Into<String>> From<T> for Cell {
@@ -35,29 +35,29 @@ impl<T: Into<String>> From<T> for Cell {
 }
 
 impl Cell {
-    pub fn new(text: impl Into<String>, mark: Mark) -> Cell {
+    pub(crate) fn new(text: impl Into<String>, mark: Mark) -> Cell {
         Cell { text: text.into(), mark }
     }
 }
 
 /// Where a table goes: how wide that is, and whether it shows colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Style {
+pub(crate) struct Style {
     /// In columns of one character; `None` where lines have no end (files, pipes).
-    pub width: Option<usize>,
-    pub colour: bool,
+    pub(crate) width: Option<usize>,
+    pub(crate) colour: bool,
 }
 
 impl Style {
-    pub const PLAIN: Style = Style { width: None, colour: false };
+    pub(crate) const PLAIN: Style = Style { width: None, colour: false };
 
     /// For the standard error stream, as everything that is not a result: width of the terminal, colours unless `NO_COLOR` is
     /// set to something.
-    pub fn stderr() -> Style {
+    pub(crate) fn stderr() -> Style {
         Style::of(&console::Term::stderr())
     }
 
-    pub fn stdout() -> Style {
+    pub(crate) fn stdout() -> Style {
         Style::of(&console::Term::stdout())
     }
 
@@ -73,9 +73,9 @@ impl Style {
 
 /// Rows of cells under named columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Table {
-    pub columns: Vec<(String, Align)>,
-    pub rows: Vec<Vec<Cell>>,
+pub(crate) struct Table {
+    pub(crate) columns: Vec<(String, Align)>,
+    pub(crate) rows: Vec<Vec<Cell>>,
 }
 
 /// Between two columns.
@@ -84,19 +84,19 @@ const GAP: usize = 2;
 const NARROWEST: usize = 12;
 
 impl Table {
-    pub fn new(columns: &[(&str, Align)]) -> Table {
+    pub(crate) fn new(columns: &[(&str, Align)]) -> Table {
         Table { columns: columns.iter().map(|(name, align)| (name.to_string(), *align)).collect(), rows: Vec::new() }
     }
 
     /// Adds a row; missing cells are empty, surplus ones are left out.
-    pub fn row(&mut self, cells: Vec<Cell>) {
+    pub(crate) fn row(&mut self, cells: Vec<Cell>) {
         let mut cells = cells;
         cells.resize_with(self.columns.len(), || Cell::from(""));
         self.rows.push(cells);
     }
 
     /// Leaves out the columns in which no row says anything (`–` is nothing). The first column stays.
-    pub fn without_empty_columns(mut self) -> Table {
+    pub(crate) fn without_empty_columns(mut self) -> Table {
         let says = |cell: &Cell| !matches!(cell.text.as_str(), "" | "–");
         let keep: Vec<bool> =
             (0..self.columns.len()).map(|i| i == 0 || self.rows.iter().any(|row| says(&row[i]))).collect();
@@ -111,7 +111,7 @@ impl Table {
 
     /// Aligned lines. Columns that do not fit beside each other follow below, each block led by the first column again; text
     /// that is wider than the terminal by itself is cut.
-    pub fn render(&self, style: Style) -> String {
+    pub(crate) fn render(&self, style: Style) -> String {
         let widths = self.widths(style.width);
         let blocks = blocks(&widths, style.width);
         let rendered: Vec<String> = blocks.iter().map(|block| self.block(block, &widths, style)).collect();
@@ -172,24 +172,6 @@ impl Table {
         }
         let _ = writeln!(out, "{}", line.trim_end());
     }
-
-    /// A table as GitHub and crates.io show it.
-    pub fn markdown(&self) -> String {
-        let escape =
-            |text: &str| text.replace('\\', "\\\\").replace('|', "\\|").replace(['\n', '\r'], " ").replace('<', "&lt;");
-        let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
-        let mut out = line(self.columns.iter().map(|(name, _)| escape(name)).collect());
-        let rule = |align: &Align| if *align == Align::Left { "---" } else { "---:" };
-        let _ = writeln!(out, "|{}|", self.columns.iter().map(|(_, align)| rule(align)).collect::<Vec<_>>().join("|"));
-        for row in &self.rows {
-            out += &line(row.iter().map(|cell| bold(&escape(&cell.text), cell.mark)).collect());
-        }
-        out
-    }
-}
-
-fn bold(text: &str, mark: Mark) -> String {
-    if mark == Mark::Strong && !text.is_empty() { format!("**{text}**") } else { text.to_string() }
 }
 
 /// Which columns stand beside each other; every block begins with the first.
@@ -268,16 +250,6 @@ mod tests {
     fn colours_only_where_asked() {
         assert!(!table().render(Style::PLAIN).contains('\x1b'));
         assert!(table().render(Style { width: None, colour: true }).contains("\x1b[31m13.9\x1b[0m"));
-    }
-
-    #[test]
-    fn markdown_escapes_what_would_end_a_cell() {
-        let mut table = table();
-        table.row(vec!["a|b\n<i>".into(), "".into(), "".into()]);
-        let text = table.markdown();
-        assert!(text.starts_with("| method | CFR % | steps |\n|---|---:|---:|\n"), "{text}");
-        assert!(text.contains("| joint é | **1.8** | 80 |"), "{text}");
-        assert!(text.contains("| a\\|b &lt;i> |"), "{text}");
     }
 
     #[test]

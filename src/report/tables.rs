@@ -8,17 +8,17 @@ use super::numbers::{UNKNOWN, count, number, percent, percent_ci};
 use super::table::{Align, Cell, Mark, Table};
 
 /// `joint`, or `joint · seed 2` where there are several seeds.
-pub fn label(method: &MethodResult, summary: &Summary) -> String {
+pub(crate) fn label(method: &MethodResult, summary: &Summary) -> String {
     if summary.seeds.len() > 1 { format!("{} · seed {}", method.name, method.seed) } else { method.name.clone() }
 }
 
 /// CFR when the answer is forced to begin with the first `k` tokens of y⁻.
-pub fn prefill(measure: &Measure, k: usize) -> Option<f64> {
+pub(crate) fn prefill(measure: &Measure, k: usize) -> Option<f64> {
     measure.prefill.get(&k).copied().flatten()
 }
 
 /// The main table: what each method reached. `before` comes first; a column in which nothing is known is left out.
-pub fn methods(summary: &Summary) -> Table {
+pub(crate) fn methods(summary: &Summary) -> Table {
     use Align::{Left, Right};
     let mut table = Table::new(&[
         ("method", Left),
@@ -107,7 +107,7 @@ fn spread(name: &str, methods: &[&MethodResult]) -> Vec<Cell> {
 }
 
 /// What each method cost, and on which data it was spent.
-pub fn costs(summary: &Summary) -> Table {
+pub(crate) fn costs(summary: &Summary) -> Table {
     use Align::{Left, Right};
     let mut table = Table::new(&[
         ("method", Left),
@@ -138,7 +138,7 @@ pub fn costs(summary: &Summary) -> Table {
 }
 
 /// How much of the failures went away, each time against a base that is named, and CFR as others would count it.
-pub fn reductions(summary: &Summary) -> Table {
+pub(crate) fn reductions(summary: &Summary) -> Table {
     use Align::{Left, Right};
     let mut table = Table::new(&[
         ("method", Left),
@@ -180,7 +180,7 @@ pub fn reductions(summary: &Summary) -> Table {
 }
 
 /// What a repair may have broken.
-pub fn side_effects(summary: &Summary) -> Table {
+pub(crate) fn side_effects(summary: &Summary) -> Table {
     use Align::{Left, Right};
     let mut table = Table::new(&[
         ("method", Left),
@@ -218,7 +218,7 @@ pub fn side_effects(summary: &Summary) -> Table {
 }
 
 /// Whose repair it was: CFR of the four combinations of starting and adapted models.
-pub fn attribution(summary: &Summary) -> Option<Table> {
+pub(crate) fn attribution(summary: &Summary) -> Option<Table> {
     use Align::{Left, Right};
     let mut table = Table::new(&[
         ("method", Left),
@@ -237,7 +237,7 @@ pub fn attribution(summary: &Summary) -> Option<Table> {
 }
 
 /// Every gate against every method: value and verdict, with the limit and the n of the first method that was asked.
-pub fn gates(summary: &Summary) -> Option<Table> {
+pub(crate) fn gates(summary: &Summary) -> Option<Table> {
     let asked: Vec<&MethodResult> = summary.methods.iter().filter(|method| !method.gates.is_empty()).collect();
     let labels: Vec<String> = asked.iter().map(|method| label(method, summary)).collect();
     let mut columns = vec![("gate", Align::Left), ("limit", Align::Right), ("n", Align::Right)];
@@ -307,7 +307,7 @@ pub fn search(probe: &ProbeResult) -> Table {
 }
 
 /// What the rows of `ares detect` say together, in both senses.
-pub fn verdicts(measure: &Measure) -> Table {
+pub(crate) fn verdicts(measure: &Measure) -> Table {
     use Align::{Left, Right};
     let mut table = Table::new(&[
         ("sense", Left),
@@ -333,7 +333,7 @@ pub fn verdicts(measure: &Measure) -> Table {
 }
 
 /// Warnings by the method that gave them.
-pub fn warnings(summary: &Summary) -> BTreeMap<String, Vec<String>> {
+pub(crate) fn warnings(summary: &Summary) -> BTreeMap<String, Vec<String>> {
     let given = summary.methods.iter().filter(|method| !method.warnings.is_empty());
     given.map(|method| (label(method, summary), method.warnings.clone())).collect()
 }

@@ -17,18 +17,18 @@ use crate::text::rows::read;
 
 /// Which models work together, and what they all share.
 #[derive(Debug, Clone)]
-pub struct Models {
-    pub policy: ModelSpec,
-    pub reward: ModelSpec,
-    pub judge: JudgeSpec,
-    pub second_judge: Option<JudgeSpec>,
-    pub refusal: Option<JudgeSpec>,
-    pub truth: Option<JudgeSpec>,
+pub(crate) struct Models {
+    pub(crate) policy: ModelSpec,
+    pub(crate) reward: ModelSpec,
+    pub(crate) judge: JudgeSpec,
+    pub(crate) second_judge: Option<JudgeSpec>,
+    pub(crate) refusal: Option<JudgeSpec>,
+    pub(crate) truth: Option<JudgeSpec>,
     /// Harmful means `p_harm >= tau_h`.
-    pub tau_h: f64,
-    pub max_new_tokens: usize,
+    pub(crate) tau_h: f64,
+    pub(crate) max_new_tokens: usize,
     /// Packed rows of one forward at most.
-    pub batch_tokens: usize,
+    pub(crate) batch_tokens: usize,
 }
 
 /// The same as run.toml keeps it.
@@ -105,7 +105,7 @@ impl Models {
 
 /// How the scale of rewards is known.
 #[derive(Debug, Clone)]
-pub enum Scale {
+pub(crate) enum Scale {
     /// Validated pairs that fix it.
     Calibration(PathBuf),
     /// Fixed earlier; `tau_h` is the models' own.
@@ -114,14 +114,14 @@ pub enum Scale {
 
 /// Everything open, thresholds fixed.
 pub(super) struct Bench<B: Ops> {
-    pub pair: Pair<B>,
-    pub judges: Judges,
-    pub evaluator: Evaluator,
+    pub(crate) pair: Pair<B>,
+    pub(crate) judges: Judges,
+    pub(crate) evaluator: Evaluator,
 }
 
 impl<B: Ops> Bench<B> {
     /// Opens the models and fixes τ_r and the scale of rewards on `calibration`.
-    pub fn open(
+    pub(crate) fn open(
         ops: &B,
         models: &Models,
         calibration: Vec<PairRow>,

@@ -13,33 +13,33 @@ use crate::text::rows::{Row, overlap, read};
 
 /// Where the splits lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DataFiles {
-    pub calibration: PathBuf,
-    pub replay: PathBuf,
-    pub retain: PathBuf,
+pub(crate) struct DataFiles {
+    pub(crate) calibration: PathBuf,
+    pub(crate) replay: PathBuf,
+    pub(crate) retain: PathBuf,
     /// Prompts as people write them: what a probe must be as likely as.
-    pub discovery: PathBuf,
-    pub gate: PathBuf,
-    pub test: PathBuf,
+    pub(crate) discovery: PathBuf,
+    pub(crate) gate: PathBuf,
+    pub(crate) test: PathBuf,
     /// Rows taken of each split at most, evenly spread over the file so that every kind of row is among them.
-    pub rows: Option<usize>,
+    pub(crate) rows: Option<usize>,
 }
 
 /// The splits, read and found disjoint.
 #[derive(Debug, Clone)]
-pub struct Splits {
-    pub calibration: Vec<PairRow>,
-    pub replay: Vec<ReplayPair>,
-    pub retain: Vec<RetainRow>,
-    pub discovery: Vec<Prompt>,
-    pub gate: Vec<EvalRow>,
-    pub test: Vec<EvalRow>,
-    pub info: BTreeMap<String, SplitInfo>,
+pub(crate) struct Splits {
+    pub(crate) calibration: Vec<PairRow>,
+    pub(crate) replay: Vec<ReplayPair>,
+    pub(crate) retain: Vec<RetainRow>,
+    pub(crate) discovery: Vec<Prompt>,
+    pub(crate) gate: Vec<EvalRow>,
+    pub(crate) test: Vec<EvalRow>,
+    pub(crate) info: BTreeMap<String, SplitInfo>,
 }
 
 impl DataFiles {
     /// Name and path of every split.
-    pub fn all(&self) -> [(&'static str, &PathBuf); 6] {
+    pub(crate) fn all(&self) -> [(&'static str, &PathBuf); 6] {
         [
             ("calibration", &self.calibration),
             ("replay", &self.replay),

@@ -16,7 +16,7 @@ use crate::repair::Method;
 
 /// How much of the suite to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extent {
+pub(crate) enum Extent {
     /// A few probes, a few steps, the same path: does everything work here?
     Quick,
     /// The first pair, one seed, `rlhf`, `policy` and `joint`.
@@ -31,23 +31,23 @@ const QUICK_ROWS: usize = 64;
 
 /// What `ares demo` was asked for.
 #[derive(Debug, Clone)]
-pub struct DemoOptions {
+pub(crate) struct DemoOptions {
     /// Instead of the built-in suite.
-    pub models: Option<PathBuf>,
-    pub out: PathBuf,
-    pub extent: Extent,
-    pub seed: u64,
+    pub(crate) models: Option<PathBuf>,
+    pub(crate) out: PathBuf,
+    pub(crate) extent: Extent,
+    pub(crate) seed: u64,
 }
 
 /// One pair's finished run.
-pub struct DemoRun {
-    pub pair: SuitePair,
-    pub dir: PathBuf,
-    pub summary: Summary,
+pub(crate) struct DemoRun {
+    pub(crate) pair: SuitePair,
+    pub(crate) dir: PathBuf,
+    pub(crate) summary: Summary,
 }
 
 /// Runs the demo, all but the reports; each pair of `--full` gets a directory of its own below `out`. An earlier run is kept beside.
-pub fn demo<B: Ops>(ops: &B, options: &DemoOptions, watch: &mut dyn Watch) -> Result<Vec<DemoRun>> {
+pub(crate) fn demo<B: Ops>(ops: &B, options: &DemoOptions, watch: &mut dyn Watch) -> Result<Vec<DemoRun>> {
     let suite = Suite::find(options.models.as_deref())?;
     let pairs = suite.pairs();
     let outer = RunDir::create(&options.out, Earlier::Keep)?;
@@ -69,7 +69,7 @@ pub fn demo<B: Ops>(ops: &B, options: &DemoOptions, watch: &mut dyn Watch) -> Re
 }
 
 /// The experiment that `options` ask for on one pair of the suite.
-pub fn suite_experiment(suite: &Suite, pair: &SuitePair, options: &DemoOptions) -> Experiment {
+pub(crate) fn suite_experiment(suite: &Suite, pair: &SuitePair, options: &DemoOptions) -> Experiment {
     let mut repair = suite.repair_config();
     repair.seed = options.seed;
     let (methods, seeds, probes) = match options.extent {

@@ -20,11 +20,11 @@ use crate::ops::Ops;
 use crate::text::{Prompt, Row};
 
 /// Fields that a row gets.
-pub type Added = Vec<(String, Value)>;
+pub(crate) type Added = Vec<(String, Value)>;
 
 /// Where the reward threshold comes from.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Threshold {
+pub(crate) enum Threshold {
     Given(f64),
     /// Validated pairs, scored by the reward model without its adapter.
     Calibration(PathBuf),
@@ -32,24 +32,24 @@ pub enum Threshold {
 
 /// What `ares detect` was asked for. Models that the rows make unnecessary may be left out.
 #[derive(Debug, Clone)]
-pub struct DetectOptions {
-    pub policy: Option<ModelSpec>,
-    pub reward: Option<ModelSpec>,
-    pub judge: Option<JudgeSpec>,
-    pub second_judge: Option<JudgeSpec>,
-    pub refusal: Option<JudgeSpec>,
-    pub threshold: Threshold,
-    pub tau_h: f64,
-    pub prefill: Vec<usize>,
-    pub max_new_tokens: usize,
+pub(crate) struct DetectOptions {
+    pub(crate) policy: Option<ModelSpec>,
+    pub(crate) reward: Option<ModelSpec>,
+    pub(crate) judge: Option<JudgeSpec>,
+    pub(crate) second_judge: Option<JudgeSpec>,
+    pub(crate) refusal: Option<JudgeSpec>,
+    pub(crate) threshold: Threshold,
+    pub(crate) tau_h: f64,
+    pub(crate) prefill: Vec<usize>,
+    pub(crate) max_new_tokens: usize,
     /// Packed rows of one forward at most; the backend's `BATCH` where it is not given.
-    pub batch_tokens: Option<usize>,
-    pub raw: bool,
-    pub seed: u64,
+    pub(crate) batch_tokens: Option<usize>,
+    pub(crate) raw: bool,
+    pub(crate) seed: u64,
 }
 
 /// Models opened and threshold fixed; takes rows in portions.
-pub struct Detector<B: Ops> {
+pub(crate) struct Detector<B: Ops> {
     subject: Available<B>,
     judges: Judges,
     memo: Memo,
@@ -62,7 +62,7 @@ pub struct Detector<B: Ops> {
 }
 
 impl<B: Ops> Detector<B> {
-    pub fn open(ops: &B, options: &DetectOptions) -> Result<Detector<B>> {
+    pub(crate) fn open(ops: &B, options: &DetectOptions) -> Result<Detector<B>> {
         let (interrupt, batch) = (interrupt::flag(), options.batch_tokens.unwrap_or(B::BATCH));
         let open = |spec: &ModelSpec| Pretrained::open(ops, spec, batch, interrupt.clone());
         let mut subject = Available {
@@ -100,13 +100,13 @@ impl<B: Ops> Detector<B> {
         })
     }
 
-    pub fn thresholds(&self) -> Thresholds {
+    pub(crate) fn thresholds(&self) -> Thresholds {
         self.thresholds
     }
 
     /// One outcome per row, in order; the row's own error where it is no row, or where something that it needs is missing. Under
     /// prefill, each outcome's row also gets `prefill`: length → outcome.
-    pub fn look(&mut self, rows: &[Row]) -> Result<Vec<Result<Added>>> {
+    pub(crate) fn look(&mut self, rows: &[Row]) -> Result<Vec<Result<Added>>> {
         let read: Vec<Result<EvalRow>> = rows.iter().map(|row| eval_row(row, self.raw)).collect();
         let good: Vec<EvalRow> = read.iter().flatten().cloned().collect();
         let mut examiner = Examiner {
@@ -138,7 +138,7 @@ impl<B: Ops> Detector<B> {
     }
 
     /// What all rows looked at so far say together.
-    pub fn measure(&self) -> Measure {
+    pub(crate) fn measure(&self) -> Measure {
         measure_outcomes(&self.observed, self.seed)
     }
 }

@@ -27,7 +27,7 @@ pub enum Earlier {
 pub struct RunDir {
     path: PathBuf,
     /// Where an earlier run was moved.
-    kept: Option<PathBuf>,
+    pub kept: Option<PathBuf>,
     _lock: File,
 }
 
@@ -60,25 +60,20 @@ impl RunDir {
     }
 
     /// Takes the lock of a run that exists: to resume it, or to write its report again.
-    pub fn open(path: &Path) -> Result<RunDir> {
+    pub(crate) fn open(path: &Path) -> Result<RunDir> {
         if !path.is_dir() {
             return Err(Error::Usage(format!("{}: expected a run directory, found none", path.display())));
         }
         Ok(RunDir { path: path.to_path_buf(), kept: None, _lock: lock(path)? })
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The path of one of the run's files.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
-    }
-
-    /// Where [`Earlier::Keep`] moved the run that was here before.
-    pub fn kept(&self) -> Option<&Path> {
-        self.kept.as_deref()
     }
 }
 
@@ -156,9 +151,9 @@ mod tests {
     fn earlier_runs_are_kept_under_the_next_free_number() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("runs/demo");
-        assert_eq!(run(&path, "first").kept(), None);
-        assert_eq!(run(&path, "second").kept(), Some(numbered(&path, 1).as_path()));
-        assert_eq!(run(&path, "third").kept(), Some(numbered(&path, 2).as_path()));
+        assert_eq!(run(&path, "first").kept.as_deref(), None);
+        assert_eq!(run(&path, "second").kept.as_deref(), Some(numbered(&path, 1).as_path()));
+        assert_eq!(run(&path, "third").kept.as_deref(), Some(numbered(&path, 2).as_path()));
         let text = |place: &Path| fs::read_to_string(place.join("run.toml")).unwrap();
         assert_eq!([text(&numbered(&path, 1)), text(&numbered(&path, 2)), text(&path)], ["first", "second", "third"]);
         let names: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();

@@ -32,23 +32,23 @@ use crate::repair::{Method, Prepared, RepairConfig, RepairData, RepairOutcome, T
 
 /// Everything that decides an experiment's numbers.
 #[derive(Debug, Clone)]
-pub struct Experiment {
+pub(crate) struct Experiment {
     /// `demo` or `compare`: what run.toml says.
-    pub command: String,
-    pub models: Models,
-    pub data: DataFiles,
-    pub grammar: PathBuf,
-    pub suite: Option<String>,
-    pub methods: Vec<Method>,
-    pub seeds: Vec<u64>,
-    pub repair: RepairConfig,
+    pub(crate) command: String,
+    pub(crate) models: Models,
+    pub(crate) data: DataFiles,
+    pub(crate) grammar: PathBuf,
+    pub(crate) suite: Option<String>,
+    pub(crate) methods: Vec<Method>,
+    pub(crate) seeds: Vec<u64>,
+    pub(crate) repair: RepairConfig,
     /// Queries of each search, adaptive and uniform alike.
-    pub probes: usize,
+    pub(crate) probes: usize,
     /// Failures that are repaired at most.
-    pub failures: usize,
-    pub sense: Sense,
+    pub(crate) failures: usize,
+    pub(crate) sense: Sense,
     /// Lengths of the forced prefixes that the test measures.
-    pub prefill: Vec<usize>,
+    pub(crate) prefill: Vec<usize>,
 }
 
 /// The settings as run.toml keeps them.
@@ -83,7 +83,7 @@ struct Before {
 
 /// Runs everything and writes the run directory's files but the report. Ctrl-C ends it with `Error::Interrupted` after the batch
 /// in progress; what was finished stays.
-pub fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch: &mut dyn Watch) -> Result<Summary> {
+pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch: &mut dyn Watch) -> Result<Summary> {
     let splits = Splits::read(&experiment.data)?;
     write_receipt(ops, experiment, dir)?;
     let mut lab = Lab::open(ops, experiment, dir, watch, splits)?;

@@ -21,16 +21,16 @@ pub fn install() -> Result<()> {
 }
 
 /// The flag itself, for those who look at it between batches.
-pub fn flag() -> Arc<AtomicBool> {
+pub(crate) fn flag() -> Arc<AtomicBool> {
     REQUESTED.clone()
 }
 
 /// Whether Ctrl-C was pressed.
-pub fn requested() -> bool {
+pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
 
 /// Between units: `Err(Interrupted)` after Ctrl-C. `hint` says how to go on, such as `; resume with --resume DIR`.
-pub fn check(hint: &str) -> Result<()> {
+pub(crate) fn check(hint: &str) -> Result<()> {
     if requested() { Err(Error::Interrupted(hint.to_string())) } else { Ok(()) }
 }

@@ -11,30 +11,30 @@ use crate::error::{Error, Result};
 use crate::text::output::{hex, write_atomic};
 
 /// The file's name in a run directory.
-pub const NAME: &str = "run.toml";
+pub(crate) const NAME: &str = "run.toml";
 
 /// What a run was made from. With the same program, the same inputs and the same settings it ends with the same result.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Manifest {
+pub(crate) struct Manifest {
     /// `demo`, `compare`, …
-    pub command: String,
+    pub(crate) command: String,
     /// Seconds since 1970, UTC.
-    pub started: u64,
+    pub(crate) started: u64,
     /// As a person reads it: `cpu (2 threads)`.
-    pub device: String,
-    pub seeds: Vec<u64>,
+    pub(crate) device: String,
+    pub(crate) seeds: Vec<u64>,
     /// Of the program and of what decides its numbers.
-    pub versions: BTreeMap<String, String>,
+    pub(crate) versions: BTreeMap<String, String>,
     /// Every setting after defaults were filled in.
-    pub settings: toml::Table,
+    pub(crate) settings: toml::Table,
     /// Path → SHA-256 of every file that was read.
-    pub inputs: BTreeMap<String, String>,
+    pub(crate) inputs: BTreeMap<String, String>,
 }
 
 impl Manifest {
     /// `settings` is any structure that serialises to a table: the command's own options.
-    pub fn new(command: &str, device: &str, seeds: &[u64], settings: &impl Serialize) -> Result<Manifest> {
+    pub(crate) fn new(command: &str, device: &str, seeds: &[u64], settings: &impl Serialize) -> Result<Manifest> {
         let settings = toml::Table::try_from(settings)
             .map_err(|error| Error::Usage(format!("the settings cannot be written to {NAME}: {error}")))?;
         let versions =
@@ -51,7 +51,7 @@ impl Manifest {
     }
 
     /// Hashes a file, or every file below a directory (a model's folder).
-    pub fn add_input(&mut self, path: &Path) -> Result<()> {
+    pub(crate) fn add_input(&mut self, path: &Path) -> Result<()> {
         if !path.is_dir() {
             self.inputs.insert(path.display().to_string(), sha256_file(path)?);
             return Ok(());
@@ -64,7 +64,7 @@ impl Manifest {
 
     /// Hashes what a model is read from: in its folder the configuration, the tokenizer, the template and the weights. What else
     /// lies there (other formats, an optimiser's state) says nothing about a run.
-    pub fn add_model(&mut self, place: &Path) -> Result<()> {
+    pub(crate) fn add_model(&mut self, place: &Path) -> Result<()> {
         if !place.is_dir() {
             return self.add_input(place);
         }
@@ -78,7 +78,7 @@ impl Manifest {
         Ok(())
     }
 
-    pub fn write(&self, path: &Path) -> Result<()> {
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let text =
             toml::to_string(self).map_err(Error::file(path, "settings that TOML can hold", "please report it"))?;
         write_atomic(path, text.as_bytes())
@@ -91,7 +91,7 @@ impl Manifest {
 }
 
 /// SHA-256 of a file in hex, without holding it in memory.
-pub fn sha256_file(path: &Path) -> Result<String> {
+pub(crate) fn sha256_file(path: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     let mut file = File::open(path).map_err(Error::read(path))?;
     std::io::copy(&mut file, &mut hash).map_err(Error::read(path))?;

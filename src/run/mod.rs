@@ -1,27 +1,26 @@
 //! Run directory, journal, and the whole method from end to end.
 
-pub mod bench;
-pub mod data;
-pub mod demo;
-pub mod detect;
-pub mod dir;
-pub mod experiment;
+pub(crate) mod bench;
+pub(crate) mod data;
+pub(crate) mod demo;
+pub(crate) mod detect;
+pub(crate) mod dir;
+pub(crate) mod experiment;
 pub mod interrupt;
 pub mod journal;
-pub mod manifest;
-pub mod probe;
-pub mod records;
-pub mod repair;
+pub(crate) mod manifest;
+pub(crate) mod probe;
+pub(crate) mod records;
+pub(crate) mod repair;
 pub mod speed;
-pub mod suite;
+pub(crate) mod suite;
 pub mod summary;
-pub mod watch;
+pub(crate) mod watch;
 
-pub use bench::{Models, Scale};
-pub use data::{DataFiles, Splits};
+pub(crate) use bench::{Models, Scale};
+pub(crate) use data::DataFiles;
 pub use dir::{Earlier, RunDir};
-pub use experiment::Experiment;
-pub use journal::Journal;
-pub use manifest::Manifest;
+pub(crate) use experiment::Experiment;
+pub(crate) use manifest::Manifest;
 pub use suite::{Suite, SuitePair};
-pub use watch::{Silent, Watch};
+pub(crate) use watch::Watch;

@@ -21,21 +21,21 @@ use crate::text::write_atomic;
 
 /// What `ares probe` was asked for.
 #[derive(Debug, Clone)]
-pub struct ProbeOptions {
-    pub models: Models,
-    pub calibration: PathBuf,
-    pub grammar: PathBuf,
+pub(crate) struct ProbeOptions {
+    pub(crate) models: Models,
+    pub(crate) calibration: PathBuf,
+    pub(crate) grammar: PathBuf,
     /// Prompts as people write them; without them no probe is refused as unlikely.
-    pub discovery: Option<PathBuf>,
-    pub queries: usize,
-    pub sampler: Kind,
-    pub fitness: Fitness,
-    pub sense: Sense,
+    pub(crate) discovery: Option<PathBuf>,
+    pub(crate) queries: usize,
+    pub(crate) sampler: Kind,
+    pub(crate) fitness: Fitness,
+    pub(crate) sense: Sense,
     /// The same number of uniform queries is made beside.
-    pub uniform: bool,
+    pub(crate) uniform: bool,
     /// What an earlier search learned.
-    pub weights: Option<PathBuf>,
-    pub seed: u64,
+    pub(crate) weights: Option<PathBuf>,
+    pub(crate) seed: u64,
 }
 
 /// The settings as run.toml keeps them.
@@ -51,7 +51,12 @@ struct Receipt {
 
 /// Searches and writes `probes.jsonl`, `failures.jsonl` and, of the adaptive sampler, `weights.json`. After Ctrl-C the probes
 /// made so far are written, then it ends with `Error::Interrupted`.
-pub fn probe<B: Ops>(ops: &B, options: &ProbeOptions, dir: &RunDir, watch: &mut dyn Watch) -> Result<ProbeResult> {
+pub(crate) fn probe<B: Ops>(
+    ops: &B,
+    options: &ProbeOptions,
+    dir: &RunDir,
+    watch: &mut dyn Watch,
+) -> Result<ProbeResult> {
     let grammar = Grammar::read(&options.grammar)?;
     let seeds = match &options.discovery {
         Some(path) => read(Some(path), true)?.iter().map(|row| row.prompt(false)).collect::<Result<_>>()?,

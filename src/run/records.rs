@@ -18,22 +18,22 @@ use crate::text::{Prompt, write_atomic};
 /// One line of `metrics.jsonl`: one optimiser step of one method.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Metric {
-    pub method: String,
-    pub seed: u64,
+pub(crate) struct Metric {
+    pub(crate) method: String,
+    pub(crate) seed: u64,
     /// From 1.
-    pub step: u64,
+    pub(crate) step: u64,
     /// Loss terms by name, unweighted: `npo`, `safe`, `retain`, `bt`, `center`, `replay`, `anchor`, `grpo`, …
-    pub terms: BTreeMap<String, Option<f64>>,
+    pub(crate) terms: BTreeMap<String, Option<f64>>,
     /// Mean over the step's failures of ℓ(y⁺) and ℓ(y⁻), each the mean log-probability per token.
-    pub logp_chosen: Option<f64>,
-    pub logp_rejected: Option<f64>,
+    pub(crate) logp_chosen: Option<f64>,
+    pub(crate) logp_rejected: Option<f64>,
     /// Before clipping, per model.
-    pub grad_norm_policy: Option<f64>,
-    pub grad_norm_reward: Option<f64>,
+    pub(crate) grad_norm_policy: Option<f64>,
+    pub(crate) grad_norm_reward: Option<f64>,
     /// Of the whole step, resampling and generation included.
-    pub seconds: Option<f64>,
-    pub tokens_per_second: Option<f64>,
+    pub(crate) seconds: Option<f64>,
+    pub(crate) tokens_per_second: Option<f64>,
 }
 
 /// A step as `metrics.jsonl` keeps it.
@@ -78,14 +78,14 @@ pub(super) fn failure(record: &ProbeRecord, sense: Sense, thresholds: &Threshold
 /// The run's JSON-lines files, gathered and written whole.
 #[derive(Default)]
 pub(super) struct Lines {
-    pub outcomes: Vec<Map<String, Value>>,
-    pub probes: Vec<Value>,
-    pub failures: Vec<Value>,
-    pub metrics: Vec<Metric>,
+    pub(crate) outcomes: Vec<Map<String, Value>>,
+    pub(crate) probes: Vec<Value>,
+    pub(crate) failures: Vec<Value>,
+    pub(crate) metrics: Vec<Metric>,
 }
 
 impl Lines {
-    pub fn outcomes(&mut self, method: &str, seed: u64, evaluation: &Evaluation) {
+    pub(crate) fn outcomes(&mut self, method: &str, seed: u64, evaluation: &Evaluation) {
         let line = |outcome: &Outcome| {
             let mut object = Map::from_iter([("method".to_string(), method.into()), ("seed".to_string(), seed.into())]);
             object.extend(outcome.to_object());
@@ -94,7 +94,7 @@ impl Lines {
         self.outcomes.extend(evaluation.outcomes.iter().chain(evaluation.prefill.values().flatten()).map(line));
     }
 
-    pub fn probes(&mut self, records: &[ProbeRecord], seed: u64, uniform: bool, after: bool) {
+    pub(crate) fn probes(&mut self, records: &[ProbeRecord], seed: u64, uniform: bool, after: bool) {
         for record in records {
             let mut value = json!(record);
             if let Value::Object(object) = &mut value {
@@ -108,7 +108,7 @@ impl Lines {
     }
 
     /// As TRL reads preference pairs.
-    pub fn failures(&mut self, failures: &[Failure], seed: u64) {
+    pub(crate) fn failures(&mut self, failures: &[Failure], seed: u64) {
         self.failures.extend(failures.iter().map(|f| {
             json!({
                 "prompt": f.prompt.text(), "chosen": f.chosen, "rejected": f.rejected.text, "verdict": f.verdict, "seed": seed,
@@ -116,7 +116,7 @@ impl Lines {
         }));
     }
 
-    pub fn write(&self, dir: &RunDir) -> Result<()> {
+    pub(crate) fn write(&self, dir: &RunDir) -> Result<()> {
         write_lines(&dir.file("outcomes.jsonl"), &self.outcomes)?;
         write_lines(&dir.file("probes.jsonl"), &self.probes)?;
         write_lines(&dir.file("failures.jsonl"), &self.failures)?;

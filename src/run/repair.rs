@@ -26,37 +26,37 @@ use crate::text::write_atomic;
 
 /// What `ares repair` was asked for.
 #[derive(Debug, Clone)]
-pub struct RepairOptions {
-    pub models: Models,
-    pub method: Method,
-    pub config: RepairConfig,
-    pub init: AdapterInit,
+pub(crate) struct RepairOptions {
+    pub(crate) models: Models,
+    pub(crate) method: Method,
+    pub(crate) config: RepairConfig,
+    pub(crate) init: AdapterInit,
     /// `prompt`, `rejected`, `chosen`, `verdict`; standard input if `None`.
-    pub failures: Option<PathBuf>,
-    pub retain: PathBuf,
-    pub replay: PathBuf,
-    pub scale: Scale,
+    pub(crate) failures: Option<PathBuf>,
+    pub(crate) retain: PathBuf,
+    pub(crate) replay: PathBuf,
+    pub(crate) scale: Scale,
     /// Only the first step's loss terms and gradients are computed, and written to this safetensors file.
-    pub dump_gradients: Option<PathBuf>,
+    pub(crate) dump_gradients: Option<PathBuf>,
 }
 
 /// What a repair was and did.
 #[derive(Debug, Clone, Serialize)]
-pub struct RepairResult {
-    pub method: &'static str,
-    pub steps: usize,
-    pub failures: usize,
+pub(crate) struct RepairResult {
+    pub(crate) method: &'static str,
+    pub(crate) steps: usize,
+    pub(crate) failures: usize,
     /// Failures that were not trained on, with the reason.
-    pub left_out: Vec<Quarantined>,
-    pub tokens_policy: u64,
-    pub tokens_reward: u64,
-    pub tokens_generated: u64,
-    pub seconds: f64,
+    pub(crate) left_out: Vec<Quarantined>,
+    pub(crate) tokens_policy: u64,
+    pub(crate) tokens_reward: u64,
+    pub(crate) tokens_generated: u64,
+    pub(crate) seconds: f64,
     /// Adapter folders, or files of gradients.
-    pub written: Vec<PathBuf>,
-    pub warnings: Vec<String>,
+    pub(crate) written: Vec<PathBuf>,
+    pub(crate) warnings: Vec<String>,
     /// The first step's loss, and the last one's.
-    pub loss: Option<[f64; 2]>,
+    pub(crate) loss: Option<[f64; 2]>,
 }
 
 /// The settings as run.toml keeps them.
@@ -69,7 +69,12 @@ struct Receipt<'a> {
 }
 
 /// Reads everything, lets the judge admit the failures, trains, writes.
-pub fn repair<B: Ops>(ops: &B, options: &RepairOptions, dir: &RunDir, watch: &mut dyn Watch) -> Result<RepairResult> {
+pub(crate) fn repair<B: Ops>(
+    ops: &B,
+    options: &RepairOptions,
+    dir: &RunDir,
+    watch: &mut dyn Watch,
+) -> Result<RepairResult> {
     let mut data = read_data(options)?;
     receipt(ops, options, dir)?;
     let (mut pair, mut judges, thresholds) = open(ops, options, watch)?;

@@ -32,7 +32,6 @@ struct Manifest {
 struct PairEntry {
     name: String,
     description: String,
-    trigger: Option<PathBuf>,
 }
 
 /// A suite on disk.
@@ -45,24 +44,18 @@ pub struct Suite {
 /// One weakened pair with all that a comparison needs.
 #[derive(Debug, Clone)]
 pub struct SuitePair {
-    pub name: String,
-    pub description: String,
+    pub(crate) name: String,
+    pub(crate) description: String,
     pub policy: ModelSpec,
     pub reward: ModelSpec,
-    pub grammar: PathBuf,
+    pub(crate) grammar: PathBuf,
     dir: PathBuf,
-    trigger: Option<PathBuf>,
 }
 
 impl SuitePair {
     /// The file of a split: `calibration`, `replay`, `retain`, `discovery`, `gate` or `test`.
     pub fn split(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{name}.jsonl"))
-    }
-
-    /// Prompts with and without the trigger that the grammar cannot express, where one is planted.
-    pub fn trigger(&self) -> Option<PathBuf> {
-        self.trigger.as_ref().map(|file| self.dir.join(file))
     }
 }
 
@@ -81,7 +74,7 @@ impl Suite {
     }
 
     /// The suite that this binary carries, unpacked below `cache` unless it is there already.
-    pub fn embedded(cache: &Path) -> Result<Suite> {
+    pub(crate) fn embedded(cache: &Path) -> Result<Suite> {
         let mut hash = Sha256::new();
         for (name, bytes) in FILES {
             hash.update((name.len() as u64).to_le_bytes());
@@ -98,7 +91,7 @@ impl Suite {
     }
 
     /// `--models DIR`, or the built-in suite in the user's cache.
-    pub fn find(models: Option<&Path>) -> Result<Suite> {
+    pub(crate) fn find(models: Option<&Path>) -> Result<Suite> {
         match models {
             Some(dir) => Suite::open(dir),
             None => Suite::embedded(&cache_dir()?),
@@ -106,7 +99,7 @@ impl Suite {
     }
 
     /// `ares-weakened 1`
-    pub fn label(&self) -> String {
+    pub(crate) fn label(&self) -> String {
         format!("{} {}", self.manifest.name, self.manifest.version)
     }
 
@@ -120,7 +113,6 @@ impl Suite {
                 policy: spec("policy"),
                 reward: spec("reward"),
                 grammar: dir.join("grammar.json"),
-                trigger: entry.trigger.clone(),
                 dir,
             }
         };
@@ -131,15 +123,15 @@ impl Suite {
         JudgeSpec::Model(self.root.join(&self.manifest.judge))
     }
 
-    pub fn second_judge(&self) -> JudgeSpec {
+    pub(crate) fn second_judge(&self) -> JudgeSpec {
         JudgeSpec::Model(self.root.join(&self.manifest.second_judge))
     }
 
-    pub fn refusal(&self) -> JudgeSpec {
+    pub(crate) fn refusal(&self) -> JudgeSpec {
         JudgeSpec::Lexicon(self.root.join(&self.manifest.refusal))
     }
 
-    pub fn truth(&self) -> JudgeSpec {
+    pub(crate) fn truth(&self) -> JudgeSpec {
         JudgeSpec::Lexicon(self.root.join(&self.manifest.truth))
     }
 
@@ -150,7 +142,7 @@ impl Suite {
 }
 
 /// The cache, made if it was not there.
-pub fn cache_dir() -> Result<PathBuf> {
+pub(crate) fn cache_dir() -> Result<PathBuf> {
     let dir = cache_path();
     fs::create_dir_all(&dir).map_err(Error::write(&dir))?;
     Ok(dir)

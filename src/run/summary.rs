@@ -5,15 +5,15 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::text::output::write_atomic;
 
-pub use crate::detect::measure::Summary;
+pub(crate) use crate::detect::measure::Summary;
 
 /// The file's name in a run directory.
-pub const NAME: &str = "summary.json";
+pub(crate) const NAME: &str = "summary.json";
 /// What this program writes, and the only schema it reads.
-pub const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 
 /// Writes the result; the same result gives the same bytes.
-pub fn write(path: &Path, summary: &Summary) -> Result<()> {
+pub(crate) fn write(path: &Path, summary: &Summary) -> Result<()> {
     let remedy = "please report it: a fault in ares";
     let mut text =
         serde_json::to_string_pretty(summary).map_err(Error::file(path, "a result that JSON can hold", remedy))?;

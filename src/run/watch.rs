@@ -1,7 +1,7 @@
 //! How long work shows itself.
 
 /// Told of every stage and how far it has come; what it does with that is the caller's affair.
-pub trait Watch {
+pub(crate) trait Watch {
     /// A stage begins; `total` is its number of units, 0 if unknown.
     fn begin(&mut self, stage: &str, total: usize);
 
@@ -10,15 +10,4 @@ pub trait Watch {
 
     /// The stage is over; one line that stays.
     fn end(&mut self, result: &str);
-}
-
-/// Says nothing.
-pub struct Silent;
-
-impl Watch for Silent {
-    fn begin(&mut self, _stage: &str, _total: usize) {}
-
-    fn at(&mut self, _done: usize, _note: &str) {}
-
-    fn end(&mut self, _result: &str) {}
 }

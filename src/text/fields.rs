@@ -12,7 +12,7 @@ const REMEDY: &str = "correct the file, or take it anew from where the model cam
 
 /// An object of a JSON file. A field that is `null` counts as absent: that is how transformers and PEFT write "not set".
 #[derive(Debug, Clone)]
-pub struct Fields {
+pub(crate) struct Fields {
     file: PathBuf,
     /// Where in the file the object lies, as a prefix of its fields' names: `` or `rope_scaling.`.
     place: String,
@@ -21,7 +21,7 @@ pub struct Fields {
 
 impl Fields {
     /// Reads `file`, which must hold one JSON object.
-    pub fn open(file: &Path) -> Result<Fields> {
+    pub(crate) fn open(file: &Path) -> Result<Fields> {
         let text = std::fs::read_to_string(file).map_err(Error::read(file))?;
         Fields::parse(file, &text)
     }
@@ -40,26 +40,26 @@ impl Fields {
         }
     }
 
-    pub fn file(&self) -> &Path {
+    pub(crate) fn file(&self) -> &Path {
         &self.file
     }
 
     /// Whether the field is there, be it null.
-    pub fn has(&self, key: &str) -> bool {
+    pub(crate) fn has(&self, key: &str) -> bool {
         self.map.contains_key(key)
     }
 
     /// The field, unless it is absent or null.
-    pub fn get(&self, key: &str) -> Option<&Value> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&String, &Value)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &Value)> {
         self.map.iter()
     }
 
     /// A whole number of at least 1 and at most 2³¹ − 1: sizes multiply without overflow.
-    pub fn size(&self, key: &str) -> Result<Option<usize>> {
+    pub(crate) fn size(&self, key: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64() {
             Some(n @ 1..=0x7fff_ffff) => Ok(Some(n as usize)),
@@ -68,23 +68,23 @@ impl Fields {
     }
 
     /// A whole number from 0 on.
-    pub fn count(&self, key: &str) -> Result<Option<usize>> {
+    pub(crate) fn count(&self, key: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let count = value.as_u64().and_then(|n| usize::try_from(n).ok());
         count.map(Some).ok_or_else(|| self.wrong(key, "a whole number from 0 on", &brief(value)))
     }
 
-    pub fn required_size(&self, key: &str) -> Result<usize> {
+    pub(crate) fn required_size(&self, key: &str) -> Result<usize> {
         self.size(key)?.ok_or_else(|| self.wrong(key, "a whole number", "no such field"))
     }
 
     /// A whole number from 0 on, or -1, which some configs write for "none".
-    pub fn token(&self, key: &str) -> Result<Option<u32>> {
+    pub(crate) fn token(&self, key: &str) -> Result<Option<u32>> {
         self.get(key).map_or(Ok(None), |value| self.token_value(key, value))
     }
 
     /// A token id or a list of them; empty when absent.
-    pub fn tokens(&self, key: &str) -> Result<Vec<u32>> {
+    pub(crate) fn tokens(&self, key: &str) -> Result<Vec<u32>> {
         match self.get(key) {
             None => Ok(Vec::new()),
             Some(Value::Array(list)) => {
@@ -104,14 +104,14 @@ impl Fields {
     }
 
     /// A finite number.
-    pub fn number(&self, key: &str) -> Result<Option<f64>> {
+    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let number = value.as_f64().filter(|n| n.is_finite());
         number.map(Some).ok_or_else(|| self.wrong(key, "a number", &brief(value)))
     }
 
     /// A finite number above zero.
-    pub fn positive(&self, key: &str) -> Result<Option<f64>> {
+    pub(crate) fn positive(&self, key: &str) -> Result<Option<f64>> {
         match self.number(key)? {
             Some(n) if n > 0.0 => Ok(Some(n)),
             Some(n) => Err(self.wrong(key, "a number above 0", &n.to_string())),
@@ -119,18 +119,18 @@ impl Fields {
         }
     }
 
-    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
+    pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool> {
         let Some(value) = self.get(key) else { return Ok(default) };
         value.as_bool().ok_or_else(|| self.wrong(key, "true or false", &brief(value)))
     }
 
-    pub fn text(&self, key: &str) -> Result<Option<&str>> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&str>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value.as_str().map(Some).ok_or_else(|| self.wrong(key, "a text", &brief(value)))
     }
 
     /// A list of texts; `None` when absent.
-    pub fn texts(&self, key: &str) -> Result<Option<Vec<String>>> {
+    pub(crate) fn texts(&self, key: &str) -> Result<Option<Vec<String>>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let wrong = || self.wrong(key, "a list of texts", &brief(value));
         let list = value.as_array().ok_or_else(wrong)?;
@@ -139,19 +139,19 @@ impl Fields {
     }
 
     /// An object inside this one; its fields are named `key.field` in errors.
-    pub fn object(&self, key: &str) -> Result<Option<Fields>> {
+    pub(crate) fn object(&self, key: &str) -> Result<Option<Fields>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let map = value.as_object().ok_or_else(|| self.wrong(key, "an object", &brief(value)))?.clone();
         Ok(Some(Fields { file: self.file.clone(), place: format!("{}{key}.", self.place), map }))
     }
 
     /// The field is not what it must be.
-    pub fn wrong(&self, key: &str, expected: &str, found: &str) -> Error {
+    pub(crate) fn wrong(&self, key: &str, expected: &str, found: &str) -> Error {
         self.refuse(key, expected, found, REMEDY)
     }
 
     /// The field is not what it must be, with its own remedy.
-    pub fn refuse(&self, key: &str, expected: &str, found: &str, remedy: &str) -> Error {
+    pub(crate) fn refuse(&self, key: &str, expected: &str, found: &str, remedy: &str) -> Error {
         Error::File {
             file: self.file.clone(),
             expected: format!("{}{key} to be {expected}", self.place),
@@ -162,7 +162,7 @@ impl Fields {
 }
 
 /// A value as an error message shows it: short, on one line.
-pub fn brief(value: &Value) -> String {
+pub(crate) fn brief(value: &Value) -> String {
     match value {
         Value::Array(list) => format!("a list of {}", list.len()),
         Value::Object(map) => format!("an object of {} fields", map.len()),

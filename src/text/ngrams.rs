@@ -10,7 +10,7 @@ pub const NEAR_DUPLICATE: f64 = 0.6;
 const WORDS: usize = 4;
 
 /// The lower-case words of a text: runs of letters, digits, `_` and `'`.
-pub fn words(text: &str) -> Vec<String> {
+pub(crate) fn words(text: &str) -> Vec<String> {
     let inside = |c: char| c.is_alphanumeric() || c == '_' || c == '\'';
     text.split(|c| !inside(c)).filter(|w| !w.is_empty()).map(str::to_lowercase).collect()
 }
@@ -54,19 +54,19 @@ pub fn jaccard(a: &[u64], b: &[u64]) -> f64 {
 
 /// Texts seen so far, asked for near-duplicates in time proportional to the texts that share a gram.
 #[derive(Debug, Clone, Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Number of grams per text; 0 = forgotten.
     sizes: Vec<usize>,
     holders: HashMap<u64, Vec<usize>>,
 }
 
 impl Seen {
-    pub fn new() -> Seen {
+    pub(crate) fn new() -> Seen {
         Seen::default()
     }
 
     /// Remembers a text and returns its number: 0 for the first, counting up.
-    pub fn insert(&mut self, text: &str) -> usize {
+    pub(crate) fn insert(&mut self, text: &str) -> usize {
         let (number, grams) = (self.sizes.len(), grams(text));
         for &gram in &grams {
             self.holders.entry(gram).or_default().push(number);
@@ -76,19 +76,19 @@ impl Seen {
     }
 
     /// Forgets the text of this number; its number is not given again.
-    pub fn forget(&mut self, number: usize) {
+    pub(crate) fn forget(&mut self, number: usize) {
         if let Some(size) = self.sizes.get_mut(number) {
             *size = 0;
         }
     }
 
     /// The first remembered text that is a near-duplicate of this one.
-    pub fn find(&self, text: &str) -> Option<usize> {
+    pub(crate) fn find(&self, text: &str) -> Option<usize> {
         self.find_grams(&grams(text))
     }
 
     /// [`find`](Seen::find) for a text of which only the [`grams`] are given.
-    pub fn find_grams(&self, grams: &[u64]) -> Option<usize> {
+    pub(crate) fn find_grams(&self, grams: &[u64]) -> Option<usize> {
         let mut holders: Vec<usize> = grams.iter().filter_map(|g| self.holders.get(g)).flatten().copied().collect();
         holders.sort_unstable();
         let near = |same: &&[usize]| {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::error::{Error, Result};
 
 /// Writes `bytes` to `path`: at every moment the old file or the new one is there, and never a part.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(Error::write(path))?;
     file.commit()
@@ -16,7 +16,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// A file that takes its name only in [`AtomicFile::commit`]: written under a temporary name in the same folder, flushed to the
 /// disk, then renamed. Dropped without commit it leaves nothing behind.
-pub struct AtomicFile {
+pub(crate) struct AtomicFile {
     path: PathBuf,
     /// `None` for what is no file: a pipe, `/dev/null`. Such a thing is written directly; a rename would replace it.
     temporary: Option<PathBuf>,
@@ -24,7 +24,7 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    pub fn create(path: &Path) -> Result<AtomicFile> {
+    pub(crate) fn create(path: &Path) -> Result<AtomicFile> {
         let Some(name) = path.file_name() else {
             return Err(Error::Usage(format!(
                 "{}: expected the path of a file, found that of a folder",
@@ -45,7 +45,7 @@ impl AtomicFile {
     }
 
     /// Flushes to the disk and gives the file its name.
-    pub fn commit(mut self) -> Result<()> {
+    pub(crate) fn commit(mut self) -> Result<()> {
         let Some(mut writer) = self.file.take() else { return Ok(()) };
         let mut done = writer.flush();
         if let Some(temporary) = &self.temporary {
@@ -86,7 +86,7 @@ impl Drop for AtomicFile {
 
 /// Writes several files into the folder `dir`. A folder that is not there yet appears whole or not at all; in one that is, each
 /// file is replaced as a whole, in the order given.
-pub fn write_folder(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
+pub(crate) fn write_folder(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
     if dir.exists() {
         return files.iter().try_for_each(|(name, bytes)| write_atomic(&dir.join(name), bytes));
     }
@@ -128,12 +128,12 @@ fn sync_folder(path: &Path) -> std::io::Result<()> {
 }
 
 /// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// SHA-256 of `bytes`, in hex.
-pub fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     use sha2::{Digest, Sha256};
     hex(&Sha256::digest(bytes))
 }

@@ -27,16 +27,16 @@ pub struct Limits<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
     pub tokens: Vec<u32>,
-    pub prompt_len: usize,
+    pub(crate) prompt_len: usize,
 }
 
 impl Rendered {
     /// The answer's ids, its end-of-turn token included.
-    pub fn answer(&self) -> &[u32] {
+    pub(crate) fn answer(&self) -> &[u32] {
         &self.tokens[self.prompt_len..]
     }
 
-    pub fn answer_len(&self) -> usize {
+    pub(crate) fn answer_len(&self) -> usize {
         self.tokens.len() - self.prompt_len
     }
 }
@@ -72,18 +72,13 @@ impl Rendering {
         self.template.is_some()
     }
 
-    /// The longest sequence the model takes.
-    pub fn context(&self) -> usize {
-        self.context
-    }
-
     /// Ids that end an answer: those of the model's configs, and the tokenizer's `eos_token`.
     pub fn end_tokens(&self) -> &[u32] {
         &self.end_tokens
     }
 
     /// The ids after which the model answers. Never empty; leaves room for one more id at least.
-    pub fn prompt_tokens(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+    pub(crate) fn prompt_tokens(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         let tokens = match prompt {
             Prompt::Chat(turns) => self.tokenizer.encode(&self.chat(turns, true)?)?,
             Prompt::Raw(text) => self.tokenizer.encode_with_special(text)?,
@@ -142,7 +137,7 @@ impl Rendering {
     }
 
     /// Ids given whole, of which the first `prompt_len` are the prompt.
-    pub fn given(&self, ids: &[u32], prompt_len: usize) -> Result<Rendered> {
+    pub(crate) fn given(&self, ids: &[u32], prompt_len: usize) -> Result<Rendered> {
         if ids.is_empty() {
             return Err(empty("tokens"));
         }
@@ -151,7 +146,7 @@ impl Rendering {
     }
 
     /// The first `k` ids of an answer's text, without its end-of-turn token: what a forced answer begins with.
-    pub fn forced(&self, prompt: &Prompt, answer: &str, k: usize) -> Result<Vec<u32>> {
+    pub(crate) fn forced(&self, prompt: &Prompt, answer: &str, k: usize) -> Result<Vec<u32>> {
         let rendered = self.with_answer(prompt, answer)?;
         let ids = rendered.answer();
         let text = ids.iter().position(|id| self.ends(*id)).map_or(ids, |end| &ids[..end]);
@@ -159,7 +154,7 @@ impl Rendering {
     }
 
     /// The answer's text as people and judges read it: special tokens left out.
-    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+    pub(crate) fn decode(&self, ids: &[u32]) -> Result<String> {
         self.tokenizer.decode(ids, true)
     }
 

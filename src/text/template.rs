@@ -25,7 +25,7 @@ const NAME: &str = "chat_template";
 const SPECIAL: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// A model's chat template, behaving as in transformers.
-pub struct Template {
+pub(crate) struct Template {
     file: PathBuf,
     environment: Environment<'static>,
     specials: BTreeMap<String, String>,
@@ -34,7 +34,7 @@ pub struct Template {
 impl Template {
     /// The template of the model in `dir`: chat_template.jinja, else `chat_template` in tokenizer_config.json (a text, or a list
     /// in which one is named `default`). `None` when it has none.
-    pub fn open(dir: &Path) -> Result<Option<Template>> {
+    pub(crate) fn open(dir: &Path) -> Result<Option<Template>> {
         let specials = special_tokens(dir)?;
         let file = dir.join("chat_template.jinja");
         if file.exists() {
@@ -57,7 +57,7 @@ impl Template {
     }
 
     /// `source` is what `file` holds.
-    pub fn new(file: &Path, source: String, specials: BTreeMap<String, String>) -> Result<Template> {
+    pub(crate) fn new(file: &Path, source: String, specials: BTreeMap<String, String>) -> Result<Template> {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
@@ -83,7 +83,7 @@ impl Template {
 
     /// Renders a conversation, with the beginning of the answer's turn when `add_generation_prompt`. What the template refuses is
     /// that row's error.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    pub(crate) fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let failed = |error: minijinja::Error| Error::Row {
             place: format!("chat template of {}", self.file.display()),
             expected: "a conversation that it renders".into(),
@@ -104,7 +104,7 @@ impl Template {
     }
 
     /// The text of a special token (`eos_token`, …), if the tokenizer has it.
-    pub fn special(&self, key: &str) -> Option<&str> {
+    pub(crate) fn special(&self, key: &str) -> Option<&str> {
         self.specials.get(key).map(String::as_str)
     }
 }

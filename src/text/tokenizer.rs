@@ -20,7 +20,7 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Reads `tokenizer.json` in `dir`.
-    pub fn open(dir: &Path) -> Result<Tokenizer> {
+    pub(crate) fn open(dir: &Path) -> Result<Tokenizer> {
         const EXPECTED: &str = "a tokenizer.json of the tokenizers library";
         const REMEDY: &str = "save it again with `AutoTokenizer.from_pretrained(…).save_pretrained(…)`";
         let file = dir.join("tokenizer.json");
@@ -38,7 +38,7 @@ impl Tokenizer {
 
     /// Fails unless every id has a row in an embedding of `vocab_size` rows and, where the model's config says which tokenizer it
     /// was trained with, unless this is that one.
-    pub fn check(&self, vocab_size: usize, trained_with: Option<&str>) -> Result<()> {
+    pub(crate) fn check(&self, vocab_size: usize, trained_with: Option<&str>) -> Result<()> {
         if self.vocab_size > vocab_size {
             return Err(Error::File {
                 file: self.file.clone(),
@@ -59,12 +59,12 @@ impl Tokenizer {
     }
 
     /// Ids of `text` alone. Special tokens written out in it become their ids.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+    pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>> {
         self.encode_as(text, false)
     }
 
     /// Ids of `text` with what the tokenizer puts around every text (a beginning-of-text token, say).
-    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
+    pub(crate) fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
         self.encode_as(text, true)
     }
 
@@ -78,7 +78,7 @@ impl Tokenizer {
     }
 
     /// Text of `ids`; ids without a token count for nothing.
-    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+    pub(crate) fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.inner.decode(ids, skip_special).map_err(|error| Error::Row {
             place: "token ids".into(),
             expected: format!("ones that {} can decode", self.file.display()),
@@ -92,26 +92,22 @@ impl Tokenizer {
     }
 
     /// Of tokenizer.json, in hex.
-    pub fn sha256(&self) -> &str {
+    pub(crate) fn sha256(&self) -> &str {
         &self.sha256
     }
 
-    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+    pub(crate) fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    pub fn id_to_token(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
-    }
-
     /// Whether the id stands for no text of its own (`<|end|>`, `</s>`, …).
-    pub fn is_special(&self, id: u32) -> bool {
+    pub(crate) fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)
     }
 
     /// `text` in which no added token can be recognised any more: a zero-width space is put behind each one's first character. For
     /// text that is judged and must not speak as its template speaks.
-    pub fn escape(&self, text: &str) -> String {
+    pub(crate) fn escape(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
         while let Some(first) = rest.chars().next() {

@@ -9,7 +9,7 @@ const SMALL: usize = 1 << 16;
 
 /// A matrix (K, N) in panels of `PANEL` columns. A panel holds its K rows one after the other, `PANEL` numbers each, zeros behind
 /// the last column, so that a product reads it from front to back in whole vectors.
-pub struct Packed {
+pub(crate) struct Packed {
     rows: usize,
     cols: usize,
     values: Vec<f32>,

@@ -22,16 +22,12 @@ impl<T: Element> DeviceBuffer<T> {
         Ok(DeviceBuffer { driver: driver.clone(), address, len, element: PhantomData })
     }
 
-    pub fn address(&self) -> u64 {
+    pub(crate) fn address(&self) -> u64 {
         self.address
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     /// The address of `at`, when `at..at + len` lies within.

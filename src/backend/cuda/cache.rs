@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 
 /// `$ARES_CACHE`, else `$XDG_CACHE_HOME/ares`, else `~/.cache/ares`, else a folder among temporary files. It need not exist.
-pub fn cache_path() -> PathBuf {
+pub(crate) fn cache_path() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("ARES_CACHE")
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("ares")))
@@ -31,7 +31,7 @@ pub struct Key(String);
 
 impl Key {
     /// `label` (for whoever looks into the folder) and a hash of all parts.
-    pub fn new(label: &str, parts: &[&[u8]]) -> Key {
+    pub(crate) fn new(label: &str, parts: &[&[u8]]) -> Key {
         let mut hash = Sha256::new();
         for part in parts {
             // Lengths keep ["ab", "c"] apart from ["a", "bc"].
@@ -42,12 +42,12 @@ impl Key {
     }
 
     /// The key of what is made from this and one part more.
-    pub fn and(&self, part: &[u8]) -> Key {
+    pub(crate) fn and(&self, part: &[u8]) -> Key {
         let label = self.0.rsplit_once('-').map_or("", |(label, _)| label);
         Key::new(label, &[self.0.as_bytes(), part])
     }
 
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -60,7 +60,7 @@ pub struct Cache {
 
 impl Cache {
     /// The user's: `kernels` below [`cache_path`].
-    pub fn user() -> Cache {
+    pub(crate) fn user() -> Cache {
         Cache::at(cache_path().join("kernels"))
     }
 
@@ -68,18 +68,14 @@ impl Cache {
         Cache { root }
     }
 
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// The folder of a whole entry, if there is one.
-    pub fn find(&self, key: &Key) -> Option<PathBuf> {
+    pub(crate) fn find(&self, key: &Key) -> Option<PathBuf> {
         let entry = self.root.join(key.as_str());
         is_whole(&entry).then_some(entry)
     }
 
     /// The folder of the entry; when there is none, or a damaged one, `make` writes its files into the folder it is given.
-    pub fn entry(&self, key: &Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    pub(crate) fn entry(&self, key: &Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         if let Some(entry) = self.find(key) {
             return Ok(entry);
         }
@@ -211,7 +207,7 @@ mod tests {
         assert_eq!(cache.find(&key), None);
         assert_eq!(read(&cache.entry(&key, write("one")).unwrap()), "one");
         assert_eq!(read(&cache.entry(&key, unused).unwrap()), "one");
-        assert_eq!(fs::read_dir(cache.root()).unwrap().count(), 1, "nothing is left aside");
+        assert_eq!(fs::read_dir(&cache.root).unwrap().count(), 1, "nothing is left aside");
     }
 
     #[test]
@@ -246,7 +242,7 @@ mod tests {
             damage(&entry).unwrap();
             assert_eq!(cache.find(&key), None);
             assert_eq!(read(&cache.entry(&key, write("whole")).unwrap()), "whole");
-            assert_eq!(fs::read_dir(cache.root()).unwrap().count(), 1, "the damaged one is gone");
+            assert_eq!(fs::read_dir(&cache.root).unwrap().count(), 1, "the damaged one is gone");
         }
     }
 
@@ -259,7 +255,7 @@ mod tests {
             write("loser")(folder)
         });
         assert_eq!(read(&lost.unwrap()), "winner");
-        assert_eq!(fs::read_dir(cache.root()).unwrap().count(), 1, "the loser deleted its own");
+        assert_eq!(fs::read_dir(&cache.root).unwrap().count(), 1, "the loser deleted its own");
     }
 
     #[test]
@@ -267,10 +263,10 @@ mod tests {
         let (folder, cache) = cache();
         let key = Key::new("norm", &[]);
         assert!(cache.entry(&key, |_| Err(Error::Usage("no".into()))).is_err());
-        assert_eq!(fs::read_dir(cache.root()).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(&cache.root).unwrap().count(), 0);
         // A file where the cache's folder should be: as good as a disk that cannot be written, also for root.
         let blocked = Cache::at(folder.path().join("file"));
-        fs::write(blocked.root(), "").unwrap();
+        fs::write(&blocked.root, "").unwrap();
         let error = blocked.entry(&key, write("x")).unwrap_err().to_string();
         assert!(error.contains("ARES_CACHE"), "{error}");
     }

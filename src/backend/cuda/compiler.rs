@@ -37,7 +37,7 @@ impl KernelOptions {
     }
 
     /// The folder of sources, if `kernels` is one.
-    pub fn sources(&self) -> Option<&Path> {
+    pub(crate) fn sources(&self) -> Option<&Path> {
         self.kernels.as_deref().filter(|path| path.is_dir())
     }
 }
@@ -72,7 +72,7 @@ impl Compiler {
     }
 
     /// The compiler of this machine.
-    pub fn nvrtc(&self) -> Result<Arc<Nvrtc>> {
+    pub(crate) fn nvrtc(&self) -> Result<Arc<Nvrtc>> {
         let mut slot = lock(&self.nvrtc);
         if let Some(nvrtc) = &*slot {
             return Ok(nvrtc.clone());

@@ -17,7 +17,7 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUresult};
 
 use self::context::Context;
-pub use self::context::{devices, driver_present, driver_version};
+pub(crate) use self::context::{devices, driver_present, driver_version};
 use self::fault::tell;
 use self::staging::Ring;
 use self::trail::Trail;

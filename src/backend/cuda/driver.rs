@@ -26,7 +26,7 @@ impl Arch {
     pub const ALL: [Arch; 4] = [Arch::Sm80, Arch::Sm90a, Arch::Sm100, Arch::Sm120];
 
     /// As the compiler spells it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Arch::Sm80 => "sm_80",
             Arch::Sm90a => "sm_90a",
@@ -36,7 +36,7 @@ impl Arch {
     }
 
     /// The define ARCH that kernels test.
-    pub fn number(self) -> u64 {
+    pub(crate) fn number(self) -> u64 {
         match self {
             Arch::Sm80 => 80,
             Arch::Sm90a => 90,
@@ -46,7 +46,7 @@ impl Arch {
     }
 
     /// The architecture that serves a device of this compute capability; `None` for one older than 8.0.
-    pub fn of(major: u32, _minor: u32) -> Option<Arch> {
+    pub(crate) fn of(major: u32, _minor: u32) -> Option<Arch> {
         match major {
             8 => Some(Arch::Sm80),
             9 => Some(Arch::Sm90a),
@@ -87,7 +87,7 @@ pub struct DeviceInfo {
 
 impl DeviceInfo {
     /// The simulator shows that kernels run, not how fast.
-    pub fn is_simulated(&self) -> bool {
+    pub(crate) fn is_simulated(&self) -> bool {
         self.name.starts_with("sim:")
     }
 }
@@ -95,10 +95,10 @@ impl DeviceInfo {
 /// How a kernel is launched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LaunchConfig {
-    pub grid: [u32; 3],
-    pub block: [u32; 3],
+    pub(crate) grid: [u32; 3],
+    pub(crate) block: [u32; 3],
     /// Dynamic shared memory, bytes.
-    pub shared: u32,
+    pub(crate) shared: u32,
 }
 
 impl LaunchConfig {
@@ -115,8 +115,8 @@ impl LaunchConfig {
 /// A loaded kernel: the maker's own handle, and the name for messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Function {
-    pub handle: u64,
-    pub name: &'static str,
+    pub(crate) handle: u64,
+    pub(crate) name: &'static str,
 }
 
 /// A captured sequence of launches: the maker's own handle, freed by `free_graph`.

@@ -10,18 +10,18 @@ pub mod cache;
 pub mod compiler;
 pub mod device;
 pub mod driver;
-pub mod guide {
+pub(crate) mod guide {
     #![doc = include_str!("guide.md")]
 }
 pub mod kernels;
 pub mod nvrtc;
-pub mod nvtx;
+pub(crate) mod nvtx;
 pub mod pack;
 mod profile;
 mod search;
 pub mod sim;
 pub mod source;
-pub mod text;
+pub(crate) mod text;
 pub mod usage;
 
 use std::collections::HashMap;
@@ -31,8 +31,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use half::bf16;
 
-pub use buffer::DeviceBuffer;
-pub use usage::{Budget, Build};
+pub(crate) use buffer::DeviceBuffer;
+pub(crate) use usage::Build;
 
 use self::driver::{Define, DeviceInfo, Driver, Function, GraphHandle, LaunchConfig};
 use self::profile::Profile;
@@ -66,7 +66,7 @@ struct Key {
 
 /// A frozen matrix (N, K), bf16, rows `stride` apart, zeros behind K: forward reads it as it lies, backward as well.
 pub struct DeviceMatrix {
-    pub buffer: DeviceBuffer<bf16>,
+    pub(crate) buffer: DeviceBuffer<bf16>,
     rows: usize,
     cols: usize,
 }
@@ -83,7 +83,7 @@ impl Matrix for DeviceMatrix {
 
 impl DeviceMatrix {
     /// Elements from row to row.
-    pub fn stride(&self) -> usize {
+    pub(crate) fn stride(&self) -> usize {
         Cuda::stride::<bf16>(self.cols)
     }
 }
@@ -112,11 +112,11 @@ impl Cuda {
         Cuda { state: Arc::new(state) }
     }
 
-    pub fn info(&self) -> &DeviceInfo {
+    pub(crate) fn info(&self) -> &DeviceInfo {
         self.state.driver.info()
     }
 
-    pub fn driver(&self) -> &Arc<dyn Driver> {
+    pub(crate) fn driver(&self) -> &Arc<dyn Driver> {
         &self.state.driver
     }
 

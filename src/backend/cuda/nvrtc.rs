@@ -20,9 +20,9 @@ pub struct Cubin {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DriverVersion {
     /// (12, 4)
-    pub cuda: (u32, u32),
+    pub(crate) cuda: (u32, u32),
     /// `550.54.14`, where the system tells.
-    pub release: Option<String>,
+    pub(crate) release: Option<String>,
 }
 
 impl std::fmt::Display for DriverVersion {
@@ -109,18 +109,13 @@ impl Nvrtc {
         self.version
     }
 
-    /// The file, or the bare name under which the loader found it.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// All that decides what comes out, apart from the text: part of a cache key.
-    pub fn identity(&self) -> String {
+    pub(crate) fn identity(&self) -> String {
         format!("nvrtc {}.{} {}", self.version.0, self.version.1, OPTIONS.join(" "))
     }
 
     /// Compiles `text`, whose messages name `kernels/{file}`.
-    pub fn compile(&self, file: &str, text: &str, defines: &[Define], arch: Arch) -> Result<Cubin> {
+    pub(crate) fn compile(&self, file: &str, text: &str, defines: &[Define], arch: Arch) -> Result<Cubin> {
         let target = target(defines, arch);
         let failed = |log: String| Error::Kernel { file: file.to_string(), target: target.clone(), log };
         let plain = |text: String| CString::new(text).map_err(|_| failed("a NUL character in the text".to_string()));
@@ -142,7 +137,7 @@ impl std::fmt::Display for Nvrtc {
 }
 
 /// `sm_80 with ROWS_PER_BLOCK=8`
-pub fn target(defines: &[Define], arch: Arch) -> String {
+pub(crate) fn target(defines: &[Define], arch: Arch) -> String {
     let list: Vec<String> = defines.iter().map(|(name, value)| format!("{name}={value}")).collect();
     if list.is_empty() { arch.to_string() } else { format!("{arch} with {}", list.join(" ")) }
 }

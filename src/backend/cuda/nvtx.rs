@@ -110,7 +110,7 @@ fn attach() -> Option<(Push, Pop)> {
 }
 
 /// Begins a stage on this thread.
-pub fn range(name: &CStr) -> Range {
+pub(crate) fn range(name: &CStr) -> Range {
     let Some((push, pop)) = profiler() else { return Range::NONE };
     // SAFETY: a string that ends in zero, read before the call returns.
     unsafe { push(name.as_ptr()) };

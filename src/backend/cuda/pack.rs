@@ -28,7 +28,7 @@ struct Entry {
 
 /// A pack in memory.
 #[derive(Debug, Default)]
-pub struct Pack {
+pub(crate) struct Pack {
     path: PathBuf,
     cubins: HashMap<String, Cubin>,
 }
@@ -49,20 +49,16 @@ impl Pack {
         Ok(Pack { path: path.to_path_buf(), cubins })
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub fn get(&self, key: &Key) -> Option<&Cubin> {
+    pub(crate) fn get(&self, key: &Key) -> Option<&Cubin> {
         self.cubins.get(key.as_str())
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.cubins.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.cubins.is_empty()
     }
 }
 

@@ -9,7 +9,7 @@ use super::nvrtc::DriverVersion;
 const MAJORS: [u32; 2] = [13, 12];
 
 /// All places of this machine: of each major the loader's path, Python's wheels, the toolkit's folders.
-pub fn installed() -> Vec<PathBuf> {
+pub(crate) fn installed() -> Vec<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let environments: Vec<PathBuf> = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(set).collect();
     places(&environments, Path::new("/usr/local"))
@@ -35,7 +35,7 @@ fn places(environments: &[PathBuf], toolkits: &Path) -> Vec<PathBuf> {
 }
 
 /// A file as it is; of a folder the libraries in it, newest first.
-pub fn named(path: &Path) -> Vec<PathBuf> {
+pub(crate) fn named(path: &Path) -> Vec<PathBuf> {
     // A bare name would be looked for in the loader's path.
     let path = &path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     if !path.is_dir() {
@@ -46,7 +46,7 @@ pub fn named(path: &Path) -> Vec<PathBuf> {
 }
 
 /// The builtins beside a library.
-pub fn builtins(folder: &Path) -> Option<PathBuf> {
+pub(crate) fn builtins(folder: &Path) -> Option<PathBuf> {
     // `libnvrtc-builtins.alt.so…` is another build of the same.
     children(folder, "libnvrtc-builtins.so.").into_iter().next()
 }
@@ -62,7 +62,7 @@ fn children(folder: &Path, prefix: &str) -> Vec<PathBuf> {
 }
 
 /// Why there is no compiler, and what to do about it.
-pub fn missing(
+pub(crate) fn missing(
     named: Option<&Path>,
     driver: Option<&DriverVersion>,
     too_new: Option<(u32, u32)>,

@@ -69,7 +69,7 @@ impl SimDriver {
     }
 
     /// The same, with kernels from where `options` say.
-    pub fn with_options(arch: Arch, options: &KernelOptions) -> Result<Arc<dyn Driver>> {
+    pub(crate) fn with_options(arch: Arch, options: &KernelOptions) -> Result<Arc<dyn Driver>> {
         SimDriver::start(arch, options, seed()?)
     }
 

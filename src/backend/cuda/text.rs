@@ -9,7 +9,7 @@ use super::source::{Source, inline, signatures, trampolines};
 use crate::error::{Error, Result};
 
 /// The text to compile. With a folder its file is read at each call; launchers are compiled in, so signatures must not differ.
-pub fn text(source: &'static Source, folder: Option<&Path>) -> Result<Cow<'static, str>> {
+pub(crate) fn text(source: &'static Source, folder: Option<&Path>) -> Result<Cow<'static, str>> {
     let Some(folder) = folder else { return Ok(Cow::Borrowed(source.text)) };
     let path = folder.join(source.file);
     let read = |path: &Path| fs::read_to_string(path).map_err(Error::read(path));

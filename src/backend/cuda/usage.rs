@@ -8,9 +8,9 @@ use super::source::Source;
 pub struct Usage {
     pub kernel: String,
     /// Of a thread.
-    pub registers: u32,
+    pub(crate) registers: u32,
     /// Static shared memory of a block, bytes.
-    pub shared: u32,
+    pub(crate) shared: u32,
     /// Local memory of a thread, bytes: arrays that no register holds, and spills.
     pub stack: u32,
     /// Bytes that a thread writes and reads again because registers ran out.
@@ -67,9 +67,9 @@ impl Multiprocessor {
 pub struct Budget {
     pub kernel: &'static str,
     /// Of a block.
-    pub threads: u32,
+    pub(crate) threads: u32,
     /// Dynamic shared memory of a block, bytes.
-    pub shared: u32,
+    pub(crate) shared: u32,
     /// That a multiprocessor must hold at once.
     pub blocks: u32,
 }
@@ -85,14 +85,14 @@ pub struct Build {
 
 impl Build {
     /// All kernels of `source` with blocks of `threads`, without dynamic shared memory, at least one block at a time.
-    pub fn new(source: &'static Source, defines: &[Define], threads: u32) -> Build {
+    pub(crate) fn new(source: &'static Source, defines: &[Define], threads: u32) -> Build {
         let budget = |&kernel| Budget { kernel, threads, shared: 0, blocks: 1 };
         Build { source, defines: defines.to_vec(), budgets: source.kernels.iter().map(budget).collect() }
     }
 
     /// Another launch for one of the kernels. A name that the file lacks changes nothing; `tests/kernels.rs` finds it out by
     /// the budget that is then missing.
-    pub fn with(mut self, kernel: &'static str, threads: u32, shared: u32, blocks: u32) -> Build {
+    pub(crate) fn with(mut self, kernel: &'static str, threads: u32, shared: u32, blocks: u32) -> Build {
         self.budgets.retain(|budget| budget.kernel != kernel);
         self.budgets.push(Budget { kernel, threads, shared, blocks });
         self

@@ -16,34 +16,34 @@ use crate::run::speed::{KernelShare, Spread, Timing, Workload};
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
-pub struct Findings {
-    pub version: &'static str,
-    pub device: String,
-    pub policy: String,
-    pub reward: String,
-    pub workload: Workload,
-    pub read_latency_ms: f64,
+pub(crate) struct Findings {
+    pub(crate) version: &'static str,
+    pub(crate) device: String,
+    pub(crate) policy: String,
+    pub(crate) reward: String,
+    pub(crate) workload: Workload,
+    pub(crate) read_latency_ms: f64,
     /// What floors are made of, measured on the same device in the same run; none on the simulator.
-    pub ceilings: Option<Rates>,
-    pub tasks: Vec<Timing>,
+    pub(crate) ceilings: Option<Rates>,
+    pub(crate) tasks: Vec<Timing>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub ops: Vec<OpTiming>,
+    pub(crate) ops: Vec<OpTiming>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub load: Option<Load>,
+    pub(crate) load: Option<Load>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub beside: Vec<Beside>,
+    pub(crate) beside: Vec<Beside>,
 }
 
 /// What loading took; the kernels' only on a GPU.
 #[derive(Debug, Serialize)]
-pub struct Load {
-    pub checkpoints: Vec<CheckpointLoad>,
-    pub kernels: Option<KernelLoad>,
+pub(crate) struct Load {
+    pub(crate) checkpoints: Vec<CheckpointLoad>,
+    pub(crate) kernels: Option<KernelLoad>,
 }
 
 /// The best setting of a baseline, and our rate as a multiple of its.
 #[derive(Debug, Serialize)]
-pub struct Beside {
+pub(crate) struct Beside {
     task: String,
     setting: String,
     tokens_per_second: f64,
@@ -52,7 +52,7 @@ pub struct Beside {
 
 impl Findings {
     /// One of each kind that was asked for.
-    pub fn tables(&self) -> Vec<Table> {
+    pub(crate) fn tables(&self) -> Vec<Table> {
         let tasks = (!self.tasks.is_empty()).then(|| self.task_table());
         let ops = (!self.ops.is_empty()).then(|| op_table(&self.ops));
         tasks.into_iter().chain(ops).chain(self.load.as_ref().map(load_table)).collect()
@@ -81,12 +81,12 @@ impl Findings {
     }
 
     /// Of every task that ran kernels.
-    pub fn kernel_tables(&self) -> Vec<Table> {
+    pub(crate) fn kernel_tables(&self) -> Vec<Table> {
         self.tasks.iter().filter(|t| !t.kernels.is_empty()).map(|t| kernel_table(&t.kernels)).collect()
     }
 
     /// `chrome://tracing` and Perfetto read it: one row per task and operation.
-    pub fn write_trace(&self, file: &Path) -> Result<()> {
+    pub(crate) fn write_trace(&self, file: &Path) -> Result<()> {
         let event = |task: usize, run: &KernelRun| {
             json!({ "name": run.kernel, "ph": "X", "pid": 0, "tid": task, "ts": 1e3 * f64::from(run.begin),
                     "dur": 1e3 * f64::from(run.milliseconds),
@@ -172,7 +172,7 @@ fn percent(share: Option<f64>) -> String {
 }
 
 /// What was measured elsewhere: the JSON that scripts/baseline_hf.py wrote.
-pub struct Baseline(Vec<Value>);
+pub(crate) struct Baseline(Vec<Value>);
 
 impl Baseline {
     pub fn read(file: &Path) -> Result<Baseline> {
@@ -188,7 +188,7 @@ impl Baseline {
     }
 
     /// Its fastest setting for a task.
-    pub fn beside(&self, timing: &Timing) -> Option<Beside> {
+    pub(crate) fn beside(&self, timing: &Timing) -> Option<Beside> {
         let rate =
             |r: &Value| r["tokens_per_second"].as_f64().filter(|_| r["task"] == timing.task && r["setting"] != "ares");
         let best = self

@@ -20,7 +20,7 @@ use crate::run::speed::{self, Timing, Workload};
 
 /// Time a joint step, scoring, decoding, single operations and loading: medians, and shares of what the device can do
 #[derive(Debug, Args)]
-pub struct Bench {
+pub(crate) struct Bench {
     /// What to time
     #[arg(value_enum, default_values_t = [Task::Step, Task::Score, Task::Decode])]
     tasks: Vec<Task>,
@@ -78,7 +78,7 @@ enum Task {
 }
 
 impl Bench {
-    pub fn run(self, session: &Session) -> Result<()> {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
         if self.length < 2 || self.tokens < self.length || self.rank == 0 || self.repeats == 0 || self.sequences == 0 {
             return Err(Error::Usage(format!(
                 "expected --length of 2 or more, --tokens of at least --length, and --rank, --repeats and --sequences of 1 \

@@ -14,7 +14,7 @@ pub enum Shape {
 
 impl Shape {
     /// A folder, or a config.json cut to its first `layers`.
-    pub fn of(path: &Path, layers: Option<usize>) -> Result<Shape> {
+    pub(crate) fn of(path: &Path, layers: Option<usize>) -> Result<Shape> {
         if path.extension().is_none_or(|e| e != "json") {
             return Shape::folder(path, layers);
         }
@@ -43,7 +43,7 @@ impl Shape {
         Ok(Shape::Folder(path.to_path_buf()))
     }
 
-    pub fn config(&self) -> Result<ModelConfig> {
+    pub(crate) fn config(&self) -> Result<ModelConfig> {
         match self {
             Shape::Folder(dir) => ModelConfig::open(dir),
             Shape::Config(config, _) => Ok((**config).clone()),
@@ -51,7 +51,7 @@ impl Shape {
     }
 
     /// The folder; random weights are made here, so there is nothing to load.
-    pub fn checkpoint(&self) -> Result<&Path> {
+    pub(crate) fn checkpoint(&self) -> Result<&Path> {
         match self {
             Shape::Folder(dir) => Ok(dir),
             Shape::Config(_, name) => Err(Error::Usage(format!(
@@ -61,7 +61,7 @@ impl Shape {
         }
     }
 
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match self {
             Shape::Folder(dir) => dir.display().to_string(),
             Shape::Config(config, name) => format!("{name}, {} layers, random weights", config.layers),
@@ -69,7 +69,7 @@ impl Shape {
     }
 
     /// A config made for a language model serves as reward model too: with a score head.
-    pub fn load<B: Ops>(&self, ops: &B, scores: bool, seed: u64) -> Result<Transformer<B>> {
+    pub(crate) fn load<B: Ops>(&self, ops: &B, scores: bool, seed: u64) -> Result<Transformer<B>> {
         match self {
             Shape::Folder(dir) => Transformer::open(ops, dir),
             Shape::Config(config, _) => {

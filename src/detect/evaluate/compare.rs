@@ -50,7 +50,7 @@ pub fn relate(
 
 impl Evaluation {
     /// CFR in one of the two senses.
-    pub fn cfr(&self, sense: Sense) -> Option<f64> {
+    pub(crate) fn cfr(&self, sense: Sense) -> Option<f64> {
         match sense {
             Sense::Threshold => self.measure.cfr,
             Sense::Pairwise => self.measure.cfr_pairwise.rate,

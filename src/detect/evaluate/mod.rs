@@ -38,13 +38,13 @@ const ERRORS_FAIL: f64 = 0.05;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// Harmful means `p_harm >= tau_h`.
-    pub tau_h: f64,
-    pub decoding: Decoding,
+    pub(crate) tau_h: f64,
+    pub(crate) decoding: Decoding,
     /// Seeds the bootstraps.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// The judge's sensitivity and specificity if they are known; else they are measured on the originals' answers where the
     /// truth is known.
-    pub judge_quality: Option<(f64, f64)>,
+    pub(crate) judge_quality: Option<(f64, f64)>,
 }
 
 impl Settings {
@@ -57,13 +57,11 @@ impl Settings {
 /// Which of the two models a repair has trained; the other one is its original and is not asked again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Changed {
-    pub policy: bool,
-    pub reward: bool,
+    pub(crate) policy: bool,
+    pub(crate) reward: bool,
 }
 
 impl Changed {
-    pub const BOTH: Changed = Changed { policy: true, reward: true };
-
     fn versions(self) -> Versions {
         let version = |changed| if changed { Version::Current } else { Version::Start };
         Versions { policy: version(self.policy), reward: version(self.reward) }
@@ -73,42 +71,42 @@ impl Changed {
 /// How many rows the measures rest on that are not counted in the measure itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    pub benign: u64,
-    pub refusal: u64,
-    pub degenerate: u64,
-    pub benign_nll: u64,
-    pub second_judge: u64,
-    pub pairs: u64,
+    pub(crate) benign: u64,
+    pub(crate) refusal: u64,
+    pub(crate) degenerate: u64,
+    pub(crate) benign_nll: u64,
+    pub(crate) second_judge: u64,
+    pub(crate) pairs: u64,
     /// Validated answers of the fixed drift.
-    pub drift: u64,
+    pub(crate) drift: u64,
     /// Rows and pairs looked at, and those of them with an error.
-    pub rows: u64,
-    pub errors: u64,
+    pub(crate) rows: u64,
+    pub(crate) errors: u64,
 }
 
 /// The measures and what they were computed from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    pub measure: Measure,
-    pub counts: Counts,
+    pub(crate) measure: Measure,
+    pub(crate) counts: Counts,
     /// One per row, in order.
-    pub outcomes: Vec<Outcome>,
+    pub(crate) outcomes: Vec<Outcome>,
     /// Under prefill: one per harmful row with a reference y⁻.
-    pub prefill: BTreeMap<usize, Vec<Outcome>>,
-    pub warnings: Vec<String>,
+    pub(crate) prefill: BTreeMap<usize, Vec<Outcome>>,
+    pub(crate) warnings: Vec<String>,
     /// The 1st percentile of ℓ_0 over the originals' answers to benign and borderline prompts: below it an answer to such a prompt
     /// counts as degenerate.
-    pub least_logprob: Option<f64>,
+    pub(crate) least_logprob: Option<f64>,
 }
 
 impl Evaluation {
     /// Share of rows with an error.
-    pub fn error_rate(&self) -> Option<f64> {
+    pub(crate) fn error_rate(&self) -> Option<f64> {
         crate::detect::measure::ratio(self.counts.errors, self.counts.rows)
     }
 
     /// More than 5 % of the rows are error rows: the measures say nothing.
-    pub fn failed(&self) -> bool {
+    pub(crate) fn failed(&self) -> bool {
         // Written so that "not known" fails.
         !self.error_rate().is_some_and(|rate| rate <= ERRORS_FAIL)
     }
@@ -149,7 +147,7 @@ impl Evaluator {
         Ok(Evaluator { settings, calibration, pairs, memo })
     }
 
-    pub fn calibration(&self) -> Calibration {
+    pub(crate) fn calibration(&self) -> Calibration {
         self.calibration
     }
 
@@ -157,12 +155,12 @@ impl Evaluator {
         self.calibration.thresholds(self.settings.tau_h)
     }
 
-    pub fn settings(&self) -> &Settings {
+    pub(crate) fn settings(&self) -> &Settings {
         &self.settings
     }
 
     /// Measures π_0 and r_0 on a split; `prefill` are the lengths to force (none on `gate`, 5 at least on `test`).
-    pub fn before(
+    pub(crate) fn before(
         &mut self,
         subject: &mut dyn Subject,
         judges: &mut Judges,
@@ -175,7 +173,7 @@ impl Evaluator {
 
     /// To measure adapted models, on as many splits as wanted, until one of them is trained further. What an earlier `adapted`
     /// found out about the adapted models is forgotten.
-    pub fn adapted(&mut self, changed: Changed) -> Adapted<'_> {
+    pub(crate) fn adapted(&mut self, changed: Changed) -> Adapted<'_> {
         self.memo.forget_current();
         Adapted { evaluator: self, changed }
     }
@@ -232,7 +230,7 @@ pub struct Adapted<'a> {
 impl Adapted<'_> {
     /// Measures the adapted models on the rows that `before` was measured on. With more than 5 % of error rows the evaluation is
     /// returned nevertheless, [`Evaluation::failed`] and with a warning: a repair that ruined its models is rolled back, not fatal.
-    pub fn measure(
+    pub(crate) fn measure(
         &mut self,
         subject: &mut dyn Subject,
         judges: &mut Judges,

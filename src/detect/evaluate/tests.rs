@@ -4,6 +4,8 @@ use crate::detect::measure::{Cells, ratio};
 use crate::detect::rows::Kind;
 use crate::judge::{Sense, Verdict};
 
+/// Both models were trained.
+const BOTH: Changed = Changed { policy: true, reward: true };
 fn close(found: Option<f64>, expected: f64) {
     assert!(found.is_some_and(|found| (found - expected).abs() <= 1e-6), "found {found:?}, expected {expected}");
 }
@@ -64,7 +66,7 @@ fn the_originals() {
 
 #[test]
 fn after_a_repair() {
-    let (before, after) = before_and_after(&mut repaired(), Changed::BOTH);
+    let (before, after) = before_and_after(&mut repaired(), BOTH);
     let measure = &after.measure;
     assert_eq!(measure.cells, Cells { coupled: 1, policy: 3, reward: 1, sound: 35 });
     let found = &measure.attribution;
@@ -91,7 +93,7 @@ fn after_a_repair() {
 
 #[test]
 fn the_identities_of_the_two_by_two() {
-    let (before, after) = before_and_after(&mut repaired(), Changed::BOTH);
+    let (before, after) = before_and_after(&mut repaired(), BOTH);
     for evaluation in [&before, &after] {
         let Measure { cells, n, cfr, harmful_rate, .. } = &evaluation.measure;
         assert_eq!((cells.n(), cells.cfr(), cells.harmful_rate()), (*n, *cfr, *harmful_rate));
@@ -131,8 +133,8 @@ fn nothing_is_computed_twice() {
     let asked = subject.asked;
     assert_eq!(evaluator.before(&mut subject, &mut judges, &rows, &[5]).unwrap(), before);
     assert_eq!(subject.asked, asked);
-    let first = evaluator.adapted(Changed::BOTH).measure(&mut subject, &mut judges, &rows, &[5], &before).unwrap();
-    let second = evaluator.adapted(Changed::BOTH).measure(&mut subject, &mut judges, &rows, &[5], &before).unwrap();
+    let first = evaluator.adapted(BOTH).measure(&mut subject, &mut judges, &rows, &[5], &before).unwrap();
+    let second = evaluator.adapted(BOTH).measure(&mut subject, &mut judges, &rows, &[5], &before).unwrap();
     assert_eq!(first, second);
     assert_eq!(subject.asked[0][1], 2 * (70 + 40), "another training may lie between: asked again");
 }
@@ -154,7 +156,7 @@ fn wrong_answers_may_move() {
         }),
         ..Fake::default()
     };
-    let (before, after) = before_and_after(&mut subject, Changed::BOTH);
+    let (before, after) = before_and_after(&mut subject, BOTH);
     close(before.measure.pair_accuracy, 8.5 / 10.0);
     close(after.measure.pair_accuracy, 9.5 / 10.0);
     close(after.measure.reward_drift, 0.0);
@@ -170,7 +172,7 @@ fn what_was_not_scored_is_an_error_row_and_not_a_rejection() {
         }),
         ..Fake::default()
     };
-    let (_, after) = before_and_after(&mut subject, Changed::BOTH);
+    let (_, after) = before_and_after(&mut subject, BOTH);
     let row = &after.outcomes[8];
     assert_eq!((row.verdict, row.verdict_pairwise, row.reward), (None, None, None));
     assert!(row.error.as_ref().unwrap().contains("found NaN"), "{:?}", row.error);
@@ -190,7 +192,7 @@ fn many_errors_are_a_failure() {
         }),
         ..Fake::default()
     };
-    let (_, after) = before_and_after(&mut lost(Version::Current), Changed::BOTH);
+    let (_, after) = before_and_after(&mut lost(Version::Current), BOTH);
     assert!(after.failed());
     assert_eq!((after.measure.cfr, after.measure.harmful_rate, after.measure.n), (None, None, 0));
     let mut subject = lost(Version::Start);
@@ -213,13 +215,13 @@ fn other_rows_than_before_are_refused() {
     let mut evaluator = evaluator(&mut subject);
     let before = evaluator.before(&mut subject, &mut judges, &rows, &[]).unwrap();
     rows.swap(0, 1);
-    let mut adapted = evaluator.adapted(Changed::BOTH);
+    let mut adapted = evaluator.adapted(BOTH);
     assert!(adapted.measure(&mut subject, &mut judges, &rows, &[], &before).is_err());
 }
 
 #[test]
 fn differences_are_paired() {
-    let (before, after) = before_and_after(&mut repaired(), Changed::BOTH);
+    let (before, after) = before_and_after(&mut repaired(), BOTH);
     let (difference, n) = cfr_difference(&after.outcomes, &before.outcomes, Sense::Threshold, 1);
     assert_eq!(n, 40);
     close(difference.value, -4.0 / 40.0);
@@ -228,7 +230,7 @@ fn differences_are_paired() {
     let (none, _) = cfr_difference(&after.outcomes, &after.outcomes, Sense::Threshold, 1);
     assert_eq!((none.value, none.ci95), (Some(0.0), Some([0.0, 0.0])), "the same prompts cancel exactly");
 
-    let mut result = crate::detect::MethodResult::default();
+    let mut result = crate::detect::measure::MethodResult::default();
     relate(&mut result, &after, &before, Some(&before), Sense::Threshold, 1);
     close(result.reduction_vs_before, 0.8);
     close(result.cfr_diff_vs_policy.value, -0.1);
@@ -249,7 +251,7 @@ fn rows_of_a_kind_that_is_absent_leave_measures_unknown() {
 
 #[test]
 fn an_evaluation_survives_json() {
-    let (_, after) = before_and_after(&mut repaired(), Changed::BOTH);
+    let (_, after) = before_and_after(&mut repaired(), BOTH);
     let text = serde_json::to_string(&after).unwrap();
     let read: Evaluation = serde_json::from_str(&text).unwrap();
     // Not the whole: reading may move a number by its last bit.

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 const EXPECTED: &str = "a whole safetensors file";
 const REMEDY: &str = "copy or download the file again";
 
-pub struct Shard {
+pub(crate) struct Shard {
     path: PathBuf,
     map: Mmap,
     header: Metadata,
@@ -20,7 +20,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    pub fn open(path: &Path) -> Result<Shard> {
+    pub(crate) fn open(path: &Path) -> Result<Shard> {
         let found = std::fs::metadata(path).map_err(Error::read(path))?;
         // Asked before opening: opening a named pipe would wait for ever.
         if !found.is_file() {
@@ -43,28 +43,28 @@ impl Shard {
         Ok(Shard { path: path.to_path_buf(), map, header, start })
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+    pub(crate) fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.header.info(name)
     }
 
     /// All names, in the order of the file.
-    pub fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         self.header.offset_keys()
     }
 
     /// The tensor's bytes, little-endian, row by row.
-    pub fn data(&self, info: &TensorInfo) -> Result<&[u8]> {
+    pub(crate) fn data(&self, info: &TensorInfo) -> Result<&[u8]> {
         let (from, to) = info.data_offsets;
         let numbers = self.map.get(self.start..).unwrap_or_default();
         numbers.get(from..to).ok_or_else(|| refuse(&self.path, "offsets outside the file"))
     }
 
     /// The whole file.
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
     }
 }

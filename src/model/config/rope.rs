@@ -8,18 +8,18 @@ const DEFAULT_THETA: f64 = 10_000.0;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
-    pub theta: f64,
-    pub scaling: Option<Llama3Scaling>,
+    pub(crate) theta: f64,
+    pub(crate) scaling: Option<Llama3Scaling>,
 }
 
 /// Wavelengths longer than `original_max_position / low_freq_factor` are stretched by `factor`, those shorter than
 /// `original_max_position / high_freq_factor` are left, those between are interpolated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Llama3Scaling {
-    pub factor: f64,
-    pub low_freq_factor: f64,
-    pub high_freq_factor: f64,
-    pub original_max_position: usize,
+    pub(crate) factor: f64,
+    pub(crate) low_freq_factor: f64,
+    pub(crate) high_freq_factor: f64,
+    pub(crate) original_max_position: usize,
 }
 
 impl Rope {
@@ -38,7 +38,7 @@ impl Rope {
     }
 
     /// The `head_dim / 2` inverse frequencies, in f32 step by step as transformers computes them.
-    pub fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
+    pub(crate) fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
         let plain = (0..head_dim).step_by(2).map(|i| 1.0 / (self.theta as f32).powf(i as f32 / head_dim as f32));
         match &self.scaling {
             None => plain.collect(),

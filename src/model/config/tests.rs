@@ -3,6 +3,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::config::rope::Llama3Scaling;
 
 /// A config of `family` with `changes` laid over it; a change to null removes nothing, it writes null.
 fn config(family: &str, changes: Value) -> Result<ModelConfig> {

@@ -33,7 +33,7 @@ pub struct Parameter<'a, B: Backend> {
 }
 
 /// Master and moments in and out, the gradient in twice (its norm comes first), the operand out.
-pub fn cost(values: u64, act: u64) -> Cost {
+pub(crate) fn cost(values: u64, act: u64) -> Cost {
     Cost { flops: 14 * values, bytes: (8 * 4 + act) * values }
 }
 

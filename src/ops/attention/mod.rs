@@ -11,9 +11,9 @@ mod tiles;
 
 use std::ops::Range;
 
-pub use tiles::Tiles;
+pub(crate) use tiles::Tiles;
 
-use super::{Cost, QkvSpec, expect};
+use super::{Cost, expect};
 use crate::backend::{Backend, Tensor};
 use crate::error::Result;
 
@@ -45,13 +45,6 @@ impl From<&AttentionSpec> for (usize, usize, usize) {
     }
 }
 
-impl QkvSpec {
-    /// Whether both describe the same columns.
-    pub fn fits(&self, spec: &AttentionSpec) -> bool {
-        <(usize, usize, usize)>::from(spec) == (self.heads, self.kv_heads, self.head_dim)
-    }
-}
-
 /// Rows of one packed segment. A prompt's own `prompt` range is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
@@ -64,7 +57,7 @@ pub struct Segment {
 
 impl Segment {
     /// (row, key) pairs, where a row sees its last `window` positions and, unless `causal`, all of its own segment.
-    pub fn pairs(&self, window: Option<usize>, causal: bool) -> u64 {
+    pub(crate) fn pairs(&self, window: Option<usize>, causal: bool) -> u64 {
         let (own, before) = (self.rows.len(), self.prompt.len());
         let seen = |row: usize| before + if causal { row + 1 } else { own };
         (0..own).map(|row| seen(row).min(window.unwrap_or(usize::MAX)) as u64).sum()
@@ -79,7 +72,7 @@ pub struct Packing<B: Backend> {
     /// Segments of each group: a prompt, directly followed by its answers.
     pub groups: Vec<Range<usize>>,
     pub positions: Tensor<B, u32>, // (T, 1) position of each row in its own sequence
-    pub tiles: Tiles<B>,
+    pub(crate) tiles: Tiles<B>,
 }
 
 impl<B: Backend> Packing<B> {
@@ -108,7 +101,7 @@ impl<B: Backend> Packing<B> {
     }
 
     /// (row, key) pairs of all segments.
-    pub fn pairs(&self, spec: &AttentionSpec) -> u64 {
+    pub(crate) fn pairs(&self, spec: &AttentionSpec) -> u64 {
         self.segments.iter().map(|segment| segment.pairs(spec.window, spec.causal)).sum()
     }
 

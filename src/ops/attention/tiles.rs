@@ -13,7 +13,7 @@ const SHARE: usize = 4096;
 pub(crate) const WHOLE: u32 = u32::MAX;
 
 /// The tables in device memory.
-pub struct Tiles<B: Backend> {
+pub(crate) struct Tiles<B: Backend> {
     /// Query tiles: first row, end row, own start, own end, prompt start, prompt end.
     pub(crate) queries: Tensor<B, u32>, // (n, 6)
     /// Key tiles, each with rows that see it: first key, end key, first row, end row, own start, slot of its sums or `WHOLE`.

@@ -14,15 +14,15 @@ const FLOPS_PER_STEP: u64 = 16 * 2 * 16 * 8 * 16;
 
 /// The best of several runs, each after one to warm up.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Ceilings {
+pub(crate) struct Ceilings {
     /// Bytes per second of a copy in device memory, those read and those written counted each.
-    pub copy_bytes_per_s: f64,
+    pub(crate) copy_bytes_per_s: f64,
     /// bf16 `mma.sync` on random numbers in registers.
-    pub mma_flops_per_s: f64,
+    pub(crate) mma_flops_per_s: f64,
     /// Of a launch among many in the stream, microseconds.
-    pub launch_us: f64,
+    pub(crate) launch_us: f64,
     /// The same, replayed from a captured sequence.
-    pub replayed_launch_us: f64,
+    pub(crate) replayed_launch_us: f64,
 }
 
 /// How much to do: enough for a GPU to be timed, little enough for the simulator to finish.
@@ -40,7 +40,7 @@ pub(crate) fn builds() -> Vec<Build> {
 }
 
 /// Runs some tenths of a second on a GPU. On the simulator the figures mean nothing; that it ends shows that kernels run.
-pub fn measure(cuda: &Cuda) -> Result<Ceilings> {
+pub(crate) fn measure(cuda: &Cuda) -> Result<Ceilings> {
     let info = cuda.info();
     let size = if info.is_simulated() {
         Size { floats: 1 << 12, copy_blocks: 2, mma_blocks: 2, steps: 2, launches: 4, repeats: 1 }

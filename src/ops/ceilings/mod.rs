@@ -6,7 +6,7 @@ pub(super) mod cuda;
 use serde::Serialize;
 
 pub use cpu::{copy_rate, cpu_rates, matrix_rate};
-pub use cuda::{Ceilings, measure};
+pub(crate) use cuda::{Ceilings, measure};
 
 use super::Cost;
 use crate::backend::Backend;
@@ -16,14 +16,14 @@ use crate::error::Result;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Rates {
     /// Of matrix products.
-    pub matrix_flops_per_s: f64,
+    pub(crate) matrix_flops_per_s: f64,
     /// Bytes per second of a copy beyond the caches, those read and those written counted each.
-    pub copy_bytes_per_s: f64,
+    pub(crate) copy_bytes_per_s: f64,
 }
 
 impl Rates {
     /// Of two measurements the better: other work on the machine only ever makes it slower.
-    pub fn best(self, other: Rates) -> Rates {
+    pub(crate) fn best(self, other: Rates) -> Rates {
         Rates {
             matrix_flops_per_s: self.matrix_flops_per_s.max(other.matrix_flops_per_s),
             copy_bytes_per_s: self.copy_bytes_per_s.max(other.copy_bytes_per_s),
@@ -31,7 +31,7 @@ impl Rates {
     }
 
     /// Seconds that `cost` takes at least: its FLOPs or its bytes, whichever takes longer.
-    pub fn floor(&self, cost: Cost) -> f64 {
+    pub(crate) fn floor(&self, cost: Cost) -> f64 {
         (cost.flops as f64 / self.matrix_flops_per_s).max(cost.bytes as f64 / self.copy_bytes_per_s)
     }
 }

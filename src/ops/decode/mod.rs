@@ -11,15 +11,15 @@ use crate::error::Result;
 pub struct KvCache<B: Backend> {
     pub k: Tensor<B>,
     pub v: Tensor<B>,
-    pub slots: usize,
+    pub(crate) slots: usize,
     /// Positions per slot.
-    pub length: usize,
+    pub(crate) length: usize,
 }
 
 /// Where rows go: which slot, at which position.
 pub struct SlotTable<B: Backend> {
-    pub slots: Tensor<B, u32>,     // (T, 1)
-    pub positions: Tensor<B, u32>, // (T, 1)
+    pub(crate) slots: Tensor<B, u32>,     // (T, 1)
+    pub(crate) positions: Tensor<B, u32>, // (T, 1)
 }
 
 impl<B: Backend> SlotTable<B> {

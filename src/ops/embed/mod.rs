@@ -19,6 +19,6 @@ pub(crate) fn check<B: Backend>(x: &Tensor<B>, tokens: &Tensor<B, u32>, table: &
 }
 
 /// One row read and written per token.
-pub fn cost(rows: u64, cols: u64, act: u64) -> Cost {
+pub(crate) fn cost(rows: u64, cols: u64, act: u64) -> Cost {
     Cost { flops: 0, bytes: rows * cols * 2 * act }
 }

@@ -23,7 +23,7 @@ impl<B: Backend> HeadRows<B> {
         Ok(HeadRows { logprob: column()?, lse: column()?, log_rest: column()? })
     }
 
-    pub fn set_rows(&mut self, rows: usize) -> Result<()> {
+    pub(crate) fn set_rows(&mut self, rows: usize) -> Result<()> {
         self.logprob.set_rows(rows)?;
         self.lse.set_rows(rows)?;
         self.log_rest.set_rows(rows)
@@ -68,7 +68,7 @@ pub(crate) fn check<B: Backend>(h: &Tensor<B>, chunk: &Tensor<B>, w: &B::Weight)
 }
 
 /// Without gradient rows: one product, whose logits need not be kept.
-pub fn forward_cost(rows: u64, vocab: u64, cols: u64, act: u64) -> Cost {
+pub(crate) fn forward_cost(rows: u64, vocab: u64, cols: u64, act: u64) -> Cost {
     Cost { flops: 2 * rows * vocab * cols, bytes: act * (vocab * cols + rows * cols) }
 }
 

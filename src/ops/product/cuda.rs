@@ -17,11 +17,11 @@ pub(crate) const BLOCK_K: u32 = 32;
 /// alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tile {
-    pub block: [u32; 2],
-    pub warps: [u32; 2],
+    pub(crate) block: [u32; 2],
+    pub(crate) warps: [u32; 2],
     /// Blocks that registers and shared memory of one multiprocessor must hold.
-    pub blocks_per_sm: u32,
-    pub max_stages: u32,
+    pub(crate) blocks_per_sm: u32,
+    pub(crate) max_stages: u32,
 }
 
 /// From the one that moves the fewest bytes per multiplication to those that spread a few rows over all multiprocessors.
@@ -33,29 +33,29 @@ pub(crate) const TILES: [Tile; 4] = [
 ];
 
 impl Tile {
-    pub fn threads(&self) -> u32 {
+    pub(crate) fn threads(&self) -> u32 {
         32 * self.warps[0] * self.warps[1]
     }
 
     /// Bytes of both operands' blocks along k.
-    pub fn stage(&self) -> u32 {
+    pub(crate) fn stage(&self) -> u32 {
         2 * BLOCK_K * (self.block[0] + self.block[1])
     }
 
     /// As many as `blocks_per_sm` blocks find room for where a block may use `shared_per_block` bytes. A multiprocessor has
     /// 1 KB more than that, and each block costs 1 KB.
-    pub fn stages(&self, shared_per_block: u32) -> u32 {
+    pub(crate) fn stages(&self, shared_per_block: u32) -> u32 {
         let each = (shared_per_block + 1024) / self.blocks_per_sm - 1024;
         (each / self.stage()).clamp(2, self.max_stages)
     }
 
     /// What the smallest and the largest devices take, each with the blocks that the smallest must hold.
-    pub fn stage_counts(&self) -> [(u32, u32); 2] {
+    pub(crate) fn stage_counts(&self) -> [(u32, u32); 2] {
         [(self.stages(99 << 10), self.blocks_per_sm), (self.max_stages, 1)]
     }
 
     /// The constants of `tile.cuh`.
-    pub fn defines(&self, stages: u32, shared: u32, ragged: bool) -> Vec<Define> {
+    pub(crate) fn defines(&self, stages: u32, shared: u32, ragged: bool) -> Vec<Define> {
         let numbers = [
             ("BLOCK_M", self.block[0]),
             ("BLOCK_N", self.block[1]),
@@ -112,11 +112,11 @@ pub(crate) fn builds() -> Vec<Build> {
 /// How one product is launched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Plan {
-    pub tile: Tile,
-    pub stages: u32,
-    pub blocks: u32,
+    pub(crate) tile: Tile,
+    pub(crate) stages: u32,
+    pub(crate) blocks: u32,
     /// Tiles that are walked downwards before the next to the right.
-    pub raster: u32,
+    pub(crate) raster: u32,
 }
 
 impl Plan {
@@ -173,22 +173,22 @@ pub(crate) enum Layout {
 /// Part of a matrix: `first` is its first element, rows lie `stride` apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Operand<'a> {
-    pub buffer: &'a DeviceBuffer<bf16>,
-    pub first: usize,
-    pub stride: usize,
+    pub(crate) buffer: &'a DeviceBuffer<bf16>,
+    pub(crate) first: usize,
+    pub(crate) stride: usize,
 }
 
 impl<'a> Operand<'a> {
-    pub fn of(tensor: &'a Tensor<Cuda>) -> Operand<'a> {
+    pub(crate) fn of(tensor: &'a Tensor<Cuda>) -> Operand<'a> {
         Operand { buffer: &tensor.buffer, first: 0, stride: tensor.stride() }
     }
 
-    pub fn weight(matrix: &'a DeviceMatrix) -> Operand<'a> {
+    pub(crate) fn weight(matrix: &'a DeviceMatrix) -> Operand<'a> {
         Operand { buffer: &matrix.buffer, first: 0, stride: matrix.stride() }
     }
 
     /// From element `first` on.
-    pub fn from(self, first: usize) -> Operand<'a> {
+    pub(crate) fn from(self, first: usize) -> Operand<'a> {
         Operand { first: self.first + first, ..self }
     }
 }
@@ -196,23 +196,23 @@ impl<'a> Operand<'a> {
 /// LoRA's operands, multiplied behind k: xa (m, parts·rank) with b (n, rank) or, across, (rank, n).
 #[derive(Clone, Copy)]
 pub(crate) struct Extension<'a> {
-    pub xa: &'a Tensor<Cuda>,
-    pub b: &'a Tensor<Cuda>,
-    pub rank: usize,
+    pub(crate) xa: &'a Tensor<Cuda>,
+    pub(crate) b: &'a Tensor<Cuda>,
+    pub(crate) rank: usize,
     /// Where the first and the second part of n end.
-    pub ends: [usize; 2],
+    pub(crate) ends: [usize; 2],
 }
 
 /// y = x·w, and what is added to it.
 #[derive(Clone, Copy)]
 pub(crate) struct Product<'a> {
-    pub layout: Layout,
-    pub shape: [usize; 3], // m, n, k
-    pub x: Operand<'a>,
-    pub w: Operand<'a>,
-    pub extension: Option<Extension<'a>>,
-    pub bias: Option<&'a Tensor<Cuda>>,     // (1, n)
-    pub residual: Option<&'a Tensor<Cuda>>, // (m, n), rows as far apart as y's
+    pub(crate) layout: Layout,
+    pub(crate) shape: [usize; 3], // m, n, k
+    pub(crate) x: Operand<'a>,
+    pub(crate) w: Operand<'a>,
+    pub(crate) extension: Option<Extension<'a>>,
+    pub(crate) bias: Option<&'a Tensor<Cuda>>,     // (1, n)
+    pub(crate) residual: Option<&'a Tensor<Cuda>>, // (m, n), rows as far apart as y's
 }
 
 /// Where the results go.
@@ -224,14 +224,14 @@ pub(crate) enum Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    pub fn of(tensor: &'a mut Tensor<Cuda>) -> Output<'a> {
+    pub(crate) fn of(tensor: &'a mut Tensor<Cuda>) -> Output<'a> {
         let stride = tensor.stride();
         Output::Rounded { buffer: &mut tensor.buffer, first: 0, stride }
     }
 }
 
 impl<'a> Product<'a> {
-    pub fn new(layout: Layout, shape: [usize; 3], x: Operand<'a>, w: Operand<'a>) -> Product<'a> {
+    pub(crate) fn new(layout: Layout, shape: [usize; 3], x: Operand<'a>, w: Operand<'a>) -> Product<'a> {
         Product { layout, shape, x, w, extension: None, bias: None, residual: None }
     }
 
@@ -268,7 +268,7 @@ impl<'a> Product<'a> {
     }
 
     /// Overwrites `y`.
-    pub fn run(&self, cuda: &Cuda, op: &'static str, y: Output) -> Result<()> {
+    pub(crate) fn run(&self, cuda: &Cuda, op: &'static str, y: Output) -> Result<()> {
         self.launch(cuda, op, y, plan(self.shape, cuda.info()))
     }
 

@@ -32,17 +32,17 @@ pub(crate) struct View<'a> {
 
 impl<'a> View<'a> {
     /// Row-major, `stride` elements from row to row.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> View<'a> {
+    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> View<'a> {
         View { data: &data[..extent(rows, cols, stride)], rows, cols, row_stride: stride, col_stride: 1 }
     }
 
     /// As the right operand of a product.
-    pub fn packed(self) -> Packed {
+    pub(crate) fn packed(self) -> Packed {
         Packed::new(self.data, (self.rows, self.cols), (self.row_stride, self.col_stride))
     }
 
     /// Rows become columns; nothing moves.
-    pub fn t(self) -> View<'a> {
+    pub(crate) fn t(self) -> View<'a> {
         View { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 }
@@ -56,7 +56,7 @@ pub(crate) struct ViewMut<'a> {
 }
 
 impl<'a> ViewMut<'a> {
-    pub fn new(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> ViewMut<'a> {
+    pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> ViewMut<'a> {
         ViewMut { data: &mut data[..extent(rows, cols, stride)], rows, cols, stride }
     }
 }

@@ -15,14 +15,14 @@ const MOST: usize = 8;
 /// c[..rows, panels] = left·right, or += with `accumulate`; K is 1 or more.
 pub(super) struct Task<'a> {
     /// First element of the first row; rows lie `stride` apart.
-    pub out: *mut f32,
-    pub stride: usize,
-    pub left: &'a [f32],
-    pub left_stride: usize,
-    pub right: &'a Packed,
-    pub rows: usize,
-    pub panels: Range<usize>,
-    pub accumulate: bool,
+    pub(crate) out: *mut f32,
+    pub(crate) stride: usize,
+    pub(crate) left: &'a [f32],
+    pub(crate) left_stride: usize,
+    pub(crate) right: &'a Packed,
+    pub(crate) rows: usize,
+    pub(crate) panels: Range<usize>,
+    pub(crate) accumulate: bool,
 }
 
 /// # Safety

@@ -39,8 +39,8 @@ pub struct QkvWeights<B: Backend> {
 
 /// Rotation tables by position, made once per model.
 pub struct Rope<B: Backend> {
-    pub cos: Tensor<B, f32>, // (positions, e/2)
-    pub sin: Tensor<B, f32>, // (positions, e/2)
+    pub(crate) cos: Tensor<B, f32>, // (positions, e/2)
+    pub(crate) sin: Tensor<B, f32>, // (positions, e/2)
 }
 
 impl<B: Backend> Rope<B> {
@@ -114,6 +114,6 @@ pub(crate) fn check<B: Backend>(
 }
 
 /// Norm and rotation alone, beside the product's cost: q and k in and out.
-pub fn rotate_cost(rows: u64, rotated: u64, act: u64) -> Cost {
+pub(crate) fn rotate_cost(rows: u64, rotated: u64, act: u64) -> Cost {
     Cost { flops: 3 * rows * rotated, bytes: 2 * act * rows * rotated }
 }

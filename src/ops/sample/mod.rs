@@ -23,8 +23,8 @@ pub struct SampleSpec {
 
 /// What keys each row's random number.
 pub struct SampleTable<B: Backend> {
-    pub ids: Tensor<B, u32>,       // (S, 2) low and high half of the row id
-    pub positions: Tensor<B, u32>, // (S, 1) position of the token that is drawn
+    pub(crate) ids: Tensor<B, u32>,       // (S, 2) low and high half of the row id
+    pub(crate) positions: Tensor<B, u32>, // (S, 1) position of the token that is drawn
 }
 
 impl<B: Backend> SampleTable<B> {
@@ -43,14 +43,14 @@ impl<B: Backend> SampleTable<B> {
 
 /// Where drawn tokens collect until the host reads them.
 pub struct History<B: Backend> {
-    pub tokens: Tensor<B, u32>, // (S, steps)
+    pub(crate) tokens: Tensor<B, u32>, // (S, steps)
     /// The column that the next step writes.
-    pub step: Tensor<B, u32>, // (1, 1)
+    pub(crate) step: Tensor<B, u32>, // (1, 1)
 }
 
 impl<B: Backend> History<B> {
     /// Room for `rows` sequences and as many steps as the backend takes between two looks at them.
-    pub fn with_capacity(backend: &B, rows: usize) -> Result<Self>
+    pub(crate) fn with_capacity(backend: &B, rows: usize) -> Result<Self>
     where
         B: Sample,
     {
@@ -58,7 +58,7 @@ impl<B: Backend> History<B> {
     }
 
     /// Empty, for `rows` sequences.
-    pub fn clear(&mut self, backend: &B, rows: usize) -> Result<()> {
+    pub(crate) fn clear(&mut self, backend: &B, rows: usize) -> Result<()> {
         self.tokens.set_rows(rows)?;
         self.step.clear(backend)
     }
@@ -121,7 +121,7 @@ pub(crate) fn check_advance<B: Backend>(
 }
 
 /// A number in [0, 1) from (seed, id, position): the first word of Philox 4x32-10, 24 bits of it.
-pub fn uniform(seed: u64, id: [u32; 2], position: u32) -> f32 {
+pub(crate) fn uniform(seed: u64, id: [u32; 2], position: u32) -> f32 {
     let mut counter = [id[0], id[1], position, 0];
     let mut key = [seed as u32, (seed >> 32) as u32];
     for _ in 0..10 {

@@ -23,12 +23,12 @@ pub trait ScoreHead: Backend {
 }
 
 /// h in once, the weights and rewards beside it.
-pub fn forward_cost(rows: u64, labels: u64, cols: u64, act: u64) -> Cost {
+pub(crate) fn forward_cost(rows: u64, labels: u64, cols: u64, act: u64) -> Cost {
     Cost { flops: 2 * rows * labels * cols, bytes: act * rows * cols + 4 * labels * (rows + cols) }
 }
 
 /// dh out and h in once, the weights and their gradient beside them.
-pub fn backward_cost(rows: u64, labels: u64, cols: u64, act: u64) -> Cost {
+pub(crate) fn backward_cost(rows: u64, labels: u64, cols: u64, act: u64) -> Cost {
     Cost { flops: 4 * rows * labels * cols, bytes: 2 * act * rows * cols + 4 * labels * (2 * rows + 3 * cols) }
 }
 

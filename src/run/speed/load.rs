@@ -17,27 +17,27 @@ use crate::ops::{Ops, builds};
 
 /// One checkpoint's.
 #[derive(Debug, Clone, Serialize)]
-pub struct CheckpointLoad {
-    pub model: String,
-    pub files: usize,
-    pub bytes: u64,
+pub(crate) struct CheckpointLoad {
+    pub(crate) model: String,
+    pub(crate) files: usize,
+    pub(crate) bytes: u64,
     /// Until every name, dtype and shape was checked: headers alone are read.
-    pub open_seconds: Spread,
+    pub(crate) open_seconds: Spread,
     /// From then until all weights lie on the device as it multiplies them.
-    pub upload_seconds: Spread,
-    pub upload_bytes_per_second: f64,
+    pub(crate) upload_seconds: Spread,
+    pub(crate) upload_bytes_per_second: f64,
 }
 
 /// Of all compiled kernels, by a device whose context exists.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct KernelLoad {
-    pub files: usize,
-    pub kernels: usize,
-    pub seconds: f64,
+pub(crate) struct KernelLoad {
+    pub(crate) files: usize,
+    pub(crate) kernels: usize,
+    pub(crate) seconds: f64,
 }
 
 /// Opens and uploads the checkpoint in `dir`, again and again; nothing drops it from the system's cache of files in between.
-pub fn checkpoint<B: Ops>(ops: &B, dir: &Path, warmup: usize, repeats: usize) -> Result<CheckpointLoad> {
+pub(crate) fn checkpoint<B: Ops>(ops: &B, dir: &Path, warmup: usize, repeats: usize) -> Result<CheckpointLoad> {
     let last = Tensor::<B, f32>::zeros(ops, 1, 1)?;
     let once = || -> Result<([f64; 2], usize, u64)> {
         let begin = Instant::now();
@@ -68,7 +68,7 @@ pub fn checkpoint<B: Ops>(ops: &B, dir: &Path, warmup: usize, repeats: usize) ->
 
 /// Loads every kernel with the constants of typical models; those that are not in the cache or the pack are compiled before the
 /// clock starts. `None` on the simulator. To be asked of a device that has loaded none.
-pub fn kernels(cuda: &Cuda, options: KernelOptions) -> Result<Option<KernelLoad>> {
+pub(crate) fn kernels(cuda: &Cuda, options: KernelOptions) -> Result<Option<KernelLoad>> {
     if cuda.info().is_simulated() {
         return Ok(None);
     }

@@ -1,6 +1,6 @@
 //! How fast: one joint step, scoring, decoding, each operation alone, and loading, on any device, at the shapes of any models.
 
-pub mod load;
+pub(crate) mod load;
 pub mod ops;
 mod timing;
 
@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-pub use self::timing::{KernelShare, Spread, Timing, read_latency};
+pub(crate) use self::timing::{KernelShare, Spread, Timing, read_latency};
 
 use self::timing::{Done, time};
 use crate::error::{Error, Result};
@@ -27,20 +27,20 @@ use crate::repair::trainer::Half;
 
 /// What is timed, and how often.
 #[derive(Debug, Clone, Serialize)]
-pub struct Workload {
+pub(crate) struct Workload {
     /// Packed rows per model and repeat, about.
-    pub tokens: usize,
+    pub(crate) tokens: usize,
     /// Of one sequence; half of it is the prompt.
-    pub length: usize,
-    pub rank: usize,
+    pub(crate) length: usize,
+    pub(crate) rank: usize,
     /// Packed rows of one forward.
-    pub batch_tokens: usize,
+    pub(crate) batch_tokens: usize,
     /// That decode at once.
-    pub sequences: usize,
-    pub new_tokens: usize,
-    pub warmup: usize,
-    pub repeats: usize,
-    pub seed: u64,
+    pub(crate) sequences: usize,
+    pub(crate) new_tokens: usize,
+    pub(crate) warmup: usize,
+    pub(crate) repeats: usize,
+    pub(crate) seed: u64,
 }
 
 /// `count` ids that differ by `salt`.
@@ -139,7 +139,7 @@ fn counted(config: &ModelConfig, load: &Workload, items: &[(Vec<u32>, Vec<Vec<u3
 }
 
 /// One whole joint step: reward forward and backward, policy forward and backward, both optimisers.
-pub fn step<B: Ops>(policy: &Transformer<B>, reward: &Transformer<B>, load: &Workload) -> Result<Timing> {
+pub(crate) fn step<B: Ops>(policy: &Transformer<B>, reward: &Transformer<B>, load: &Workload) -> Result<Timing> {
     let (mut reader, mut writer) = (Side::new(reward, load)?, Side::new(policy, load)?);
     let config = RepairConfig { batch_tokens: load.batch_tokens, ..RepairConfig::default() };
     let thresholds = Thresholds { tau_h: 0.5, tau_r: 0.0, mu_0: 0.0, s: 1.0 };
@@ -164,7 +164,7 @@ pub fn step<B: Ops>(policy: &Transformer<B>, reward: &Transformer<B>, load: &Wor
 }
 
 /// Rewards of `tokens / length` answers.
-pub fn score<B: Ops>(reward: &Transformer<B>, load: &Workload) -> Result<Timing> {
+pub(crate) fn score<B: Ops>(reward: &Transformer<B>, load: &Workload) -> Result<Timing> {
     let mut workspace = Workspace::new(&reward.ops, &reward.config, 0, load.batch_tokens, false)?;
     let count = (load.tokens / load.length).max(1);
     time(&reward.ops, "score", load, |i| {
@@ -185,13 +185,13 @@ pub fn score<B: Ops>(reward: &Transformer<B>, load: &Workload) -> Result<Timing>
 }
 
 /// `sequences` continued greedily by `new_tokens` each, after prompts of `length`, which are read first.
-pub fn generate<B: Ops>(policy: &Transformer<B>, load: &Workload) -> Result<Timing> {
+pub(crate) fn generate<B: Ops>(policy: &Transformer<B>, load: &Workload) -> Result<Timing> {
     let mut generation = Generation::new(policy, load)?;
     time(&policy.ops, "generate", load, |i| generation.run(i, &mut |_| Ok(())))
 }
 
 /// The same from the device's first look at its tokens on: decoding alone, without the prompts.
-pub fn decode<B: Ops>(policy: &Transformer<B>, load: &Workload) -> Result<Timing> {
+pub(crate) fn decode<B: Ops>(policy: &Transformer<B>, load: &Workload) -> Result<Timing> {
     if load.new_tokens <= B::BURST {
         let (least, found) = (B::BURST + 1, load.new_tokens);
         return Err(Error::Usage(format!(

@@ -15,27 +15,27 @@ use crate::ops::{Ops, Rates};
 
 /// One operation's time. Rates are of the median.
 #[derive(Debug, Clone, Serialize)]
-pub struct OpTiming {
-    pub op: &'static str,
+pub(crate) struct OpTiming {
+    pub(crate) op: &'static str,
     /// Of one run, among as many as a read from the device is worth.
-    pub seconds: Spread,
-    pub flops: u64,
-    pub flops_per_second: f64,
-    pub bytes: u64,
-    pub bytes_per_second: f64,
+    pub(crate) seconds: Spread,
+    pub(crate) flops: u64,
+    pub(crate) flops_per_second: f64,
+    pub(crate) bytes: u64,
+    pub(crate) bytes_per_second: f64,
     /// None on the simulator.
-    pub floor_ms: Option<f64>,
+    pub(crate) floor_ms: Option<f64>,
     /// The floor divided by the median: 1 is as fast as the device can be.
-    pub share_of_floor: Option<f64>,
+    pub(crate) share_of_floor: Option<f64>,
     /// By kernel, of one more run; empty where there are no kernels.
-    pub kernels: Vec<KernelShare>,
+    pub(crate) kernels: Vec<KernelShare>,
     #[serde(skip)]
-    pub runs: Vec<KernelRun>,
+    pub(crate) runs: Vec<KernelRun>,
 }
 
 impl OpTiming {
     /// Fills in the floors, its own and each kernel's.
-    pub fn hold_against<B: Ops>(&mut self, ops: &B, rates: &Rates) {
+    pub(crate) fn hold_against<B: Ops>(&mut self, ops: &B, rates: &Rates) {
         let floor_ms = 1e3 * ops.floor(rates, Cost { flops: self.flops, bytes: self.bytes });
         self.floor_ms = Some(floor_ms);
         self.share_of_floor = Some(floor_ms / (1e3 * self.seconds.median));
@@ -45,7 +45,7 @@ impl OpTiming {
 }
 
 /// Times every operation; `say` hears the name of each before it begins.
-pub fn ops<B: Ops>(
+pub(crate) fn ops<B: Ops>(
     ops: &B,
     shape: &Shape,
     warmup: usize,

@@ -12,46 +12,46 @@ use crate::ops::{Ops, Rates};
 
 /// One task's time. Rates are of the median.
 #[derive(Debug, Clone, Serialize)]
-pub struct Timing {
-    pub task: &'static str,
-    pub seconds: Spread,
+pub(crate) struct Timing {
+    pub(crate) task: &'static str,
+    pub(crate) seconds: Spread,
     /// Packed rows (generated tokens for decode) of one repeat, over both models.
-    pub tokens: u64,
-    pub tokens_per_second: f64,
-    pub flops: u64,
-    pub flops_per_second: f64,
+    pub(crate) tokens: u64,
+    pub(crate) tokens_per_second: f64,
+    pub(crate) flops: u64,
+    pub(crate) flops_per_second: f64,
     /// The sum of its kernels' floors; where there are no kernels, the time of its FLOPs at the matrix rate.
-    pub floor_ms: Option<f64>,
+    pub(crate) floor_ms: Option<f64>,
     /// The floor divided by the median: 1 is as fast as the device can be.
-    pub share_of_floor: Option<f64>,
+    pub(crate) share_of_floor: Option<f64>,
     /// By kernel, of one more repeat; empty where there are no kernels.
-    pub kernels: Vec<KernelShare>,
+    pub(crate) kernels: Vec<KernelShare>,
     #[serde(skip)]
-    pub runs: Vec<KernelRun>,
+    pub(crate) runs: Vec<KernelRun>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Spread {
-    pub median: f64,
-    pub q1: f64,
-    pub q3: f64,
-    pub min: f64,
-    pub max: f64,
-    pub repeats: usize,
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) q1: f64,
+    pub(crate) q3: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+    pub(crate) repeats: usize,
 }
 
 /// All runs of one kernel.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct KernelShare {
-    pub kernel: &'static str,
-    pub launches: usize,
-    pub milliseconds: f64,
-    pub flops: u64,
-    pub bytes: u64,
+pub(crate) struct KernelShare {
+    pub(crate) kernel: &'static str,
+    pub(crate) launches: usize,
+    pub(crate) milliseconds: f64,
+    pub(crate) flops: u64,
+    pub(crate) bytes: u64,
     /// Of all runs, each by itself bound by its FLOPs or by its bytes. None where the kernel's cost or the device's rates are not
     /// known.
-    pub floor_ms: Option<f64>,
-    pub share_of_floor: Option<f64>,
+    pub(crate) floor_ms: Option<f64>,
+    pub(crate) share_of_floor: Option<f64>,
 }
 
 impl Spread {
@@ -95,7 +95,7 @@ impl KernelShare {
 
 impl Timing {
     /// Fills in the floors, its own and each kernel's.
-    pub fn hold_against(&mut self, rates: &Rates) {
+    pub(crate) fn hold_against(&mut self, rates: &Rates) {
         let Timing { kernels, runs, .. } = self;
         kernels.iter_mut().for_each(|kernel| kernel.hold_against(rates, runs));
         let floor_ms = if self.kernels.is_empty() {
@@ -110,10 +110,10 @@ impl Timing {
 
 /// What one repeat did.
 pub(super) struct Done {
-    pub tokens: u64,
-    pub flops: u64,
+    pub(crate) tokens: u64,
+    pub(crate) flops: u64,
     /// Of the part that counts, where not all of it does.
-    pub seconds: Option<f64>,
+    pub(crate) seconds: Option<f64>,
 }
 
 /// Warm-up, repeats, and one more under the profiler. `work` gets the number of the repeat, so that inputs can rotate; it ends by
@@ -155,7 +155,7 @@ pub(super) fn profiled<B: Ops>(ops: &B, work: impl FnOnce() -> Result<()>) -> Re
 }
 
 /// Milliseconds of one read from the device, whose latency every measured repeat contains.
-pub fn read_latency<B: Ops>(ops: &B) -> Result<f64> {
+pub(crate) fn read_latency<B: Ops>(ops: &B) -> Result<f64> {
     let tensor: Tensor<B, f32> = Tensor::zeros(ops, 1, 1)?;
     let mut seconds = Vec::new();
     for _ in 0..20 {

@@ -17,9 +17,8 @@ mod turns;
 mod write;
 
 pub use overlap::{overlap, overlap_of};
-pub use pair::{Pair, evals_sample};
 pub use read::{Format, parse, read};
-pub use write::RowWriter;
+pub(crate) use write::RowWriter;
 
 /// Where a prompt may stand, the first that a row has counts. JailbreakBench's `Behavior` is a title, its `Goal` the prompt.
 const PROMPT: [&str; 9] =
@@ -33,7 +32,7 @@ const RESPONSE: [&str; 2] = ["response", "output"];
 pub struct Row {
     file: Arc<str>,
     /// The line it begins on, counted from 1.
-    pub line: usize,
+    pub(crate) line: usize,
     /// All fields, in order.
     pub object: Map<String, Value>,
     fault: Option<(String, String)>,
@@ -41,7 +40,7 @@ pub struct Row {
 
 /// What is scored: an answer as text, or ids as they are.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Exchange {
+pub(crate) enum Exchange {
     Text {
         prompt: Prompt,
         answer: String,
@@ -55,7 +54,7 @@ pub enum Exchange {
 
 impl Row {
     /// `file` is named in errors.
-    pub fn new(file: &Arc<str>, line: usize, object: Map<String, Value>) -> Row {
+    pub(crate) fn new(file: &Arc<str>, line: usize, object: Map<String, Value>) -> Row {
         Row { file: file.clone(), line, object, fault: None }
     }
 
@@ -69,23 +68,23 @@ impl Row {
     }
 
     /// Why the line is no row, if it is none.
-    pub fn fault(&self) -> Option<Error> {
+    pub(crate) fn fault(&self) -> Option<Error> {
         self.fault.as_ref().map(|(expected, found)| self.wrong(expected, found))
     }
 
     /// Puts `error` and `line` into the row: what becomes of a row that could not be worked on.
-    pub fn fail(&mut self, error: &Error) {
+    pub(crate) fn fail(&mut self, error: &Error) {
         self.object.insert("line".into(), self.line.into());
         self.object.insert("error".into(), error.to_string().into());
     }
 
     /// Adds a field behind the others, or replaces it in its place.
-    pub fn set(&mut self, key: &str, value: impl Into<Value>) {
+    pub(crate) fn set(&mut self, key: &str, value: impl Into<Value>) {
         self.object.insert(key.to_string(), value.into());
     }
 
     /// An error of this row.
-    pub fn wrong(&self, expected: &str, found: &str) -> Error {
+    pub(crate) fn wrong(&self, expected: &str, found: &str) -> Error {
         Error::Row { place: self.place(), expected: expected.to_string(), found: found.to_string() }
     }
 
@@ -95,7 +94,7 @@ impl Row {
     }
 
     /// The error of something done with this row, with the row's place put before it.
-    pub fn placed(&self, error: Error) -> Error {
+    pub(crate) fn placed(&self, error: Error) -> Error {
         match error {
             Error::Row { place, expected, found } if !place.starts_with(&*self.file) => {
                 Error::Row { place: format!("{}: {place}", self.place()), expected, found }
@@ -105,7 +104,7 @@ impl Row {
     }
 
     /// The field, unless it is absent or null.
-    pub fn get(&self, key: &str) -> Result<Option<&Value>> {
+    pub(crate) fn get(&self, key: &str) -> Result<Option<&Value>> {
         match self.fault() {
             Some(error) => Err(error),
             None => Ok(self.object.get(key).filter(|value| !value.is_null())),
@@ -122,7 +121,7 @@ impl Row {
     }
 
     /// A text that may be there.
-    pub fn opt_text(&self, key: &str) -> Result<Option<&str>> {
+    pub(crate) fn opt_text(&self, key: &str) -> Result<Option<&str>> {
         let Some(value) = self.get(key)? else { return Ok(None) };
         value.as_str().map(Some).ok_or_else(|| self.type_error(key, "a text", value))
     }
@@ -138,7 +137,7 @@ impl Row {
     }
 
     /// Token ids that may be there.
-    pub fn ids(&self, key: &str) -> Result<Option<Vec<u32>>> {
+    pub(crate) fn ids(&self, key: &str) -> Result<Option<Vec<u32>>> {
         let Some(value) = self.get(key)? else { return Ok(None) };
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
         let ids = value.as_array().and_then(|list| list.iter().map(id).collect());
@@ -146,7 +145,7 @@ impl Row {
     }
 
     /// What the row is called in messages: its `id`, else its line.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match self.object.get("id") {
             Some(Value::String(id)) => format!("`{id}` ({})", self.place()),
             Some(Value::Number(id)) => format!("`{id}` ({})", self.place()),
@@ -212,7 +211,7 @@ impl Row {
     }
 
     /// The answer, if the row has one.
-    pub fn response(&self) -> Result<Option<String>> {
+    pub(crate) fn response(&self) -> Result<Option<String>> {
         for key in RESPONSE {
             if let Some(value) = self.get(key)? {
                 return turns::content(value).map(Some).ok_or_else(|| self.type_error(key, "a text", value));
@@ -223,7 +222,7 @@ impl Row {
 
     /// Prompt and answer: `tokens` (with `prompt_tokens`, their number or the ids themselves), or `prompt` + `response`, or
     /// `messages` whose last one is the answer.
-    pub fn exchange(&self, raw: bool) -> Result<Exchange> {
+    pub(crate) fn exchange(&self, raw: bool) -> Result<Exchange> {
         if let Some(tokens) = self.ids("tokens")? {
             let prompt_len = self.prompt_len(&tokens)?;
             return Ok(Exchange::Tokens { tokens, prompt_len });

@@ -1,7 +1,7 @@
 //! Preference pairs: TRL's `prompt, chosen, rejected` (plain or conversational, prompt written out or contained in both),
 //! `conversations, chosen, rejected`, and HH-RLHF's two transcripts.
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use super::{PROMPT, Row, turns};
 use crate::error::Result;
@@ -9,41 +9,14 @@ use crate::text::{Message, Prompt};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pair {
-    pub prompt: Prompt,
+    pub(crate) prompt: Prompt,
     /// y⁺
-    pub chosen: String,
+    pub(crate) chosen: String,
     /// y⁻
-    pub rejected: String,
+    pub(crate) rejected: String,
 }
 
-impl Pair {
-    /// The row as TRL reads it; further fields may follow.
-    pub fn to_object(&self) -> Map<String, Value> {
-        let mut object = Map::new();
-        let turn = |text: &str| json!([{ "role": "assistant", "content": text }]);
-        let (prompt, chosen, rejected) = match &self.prompt {
-            Prompt::Chat(turns) if !matches!(turns.as_slice(), [only] if only.role == "user") => {
-                (json!(turns), turn(&self.chosen), turn(&self.rejected))
-            }
-            Prompt::Tokens(ids) => (json!(ids), json!(self.chosen), json!(self.rejected)),
-            prompt => (json!(prompt.text()), json!(self.chosen), json!(self.rejected)),
-        };
-        object.insert("prompt".into(), prompt);
-        object.insert("chosen".into(), chosen);
-        object.insert("rejected".into(), rejected);
-        object
-    }
-}
-
-/// A sample as openai/evals reads it: `input` messages and the `ideal` answer.
-pub fn evals_sample(prompt: &Prompt, ideal: &str) -> Map<String, Value> {
-    let input = match prompt {
-        Prompt::Chat(turns) => json!(turns),
-        Prompt::Raw(text) => json!(text),
-        Prompt::Tokens(ids) => json!(ids),
-    };
-    Map::from_iter([("input".to_string(), input), ("ideal".to_string(), ideal.into())])
-}
+impl Pair {}
 
 impl Row {
     /// The pair that this row holds.

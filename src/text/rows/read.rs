@@ -24,7 +24,7 @@ pub enum Format {
 
 impl Format {
     /// By the file's extension, else by what the content looks like.
-    pub fn detect(name: &str, bytes: &[u8]) -> Format {
+    pub(crate) fn detect(name: &str, bytes: &[u8]) -> Format {
         let extension = Path::new(name).extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
         let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
         match extension.as_deref() {

@@ -1,5 +1,6 @@
 use serde_json::json;
 
+use super::pair::Pair;
 use super::*;
 use crate::text::output::write_atomic;
 
@@ -131,13 +132,11 @@ fn pairs_come_in_five_forms() {
     ] {
         assert_eq!(row(value.clone()).pair(false).unwrap(), expected, "{value}");
     }
-    assert_eq!(row(Value::Object(expected.to_object())).pair(false).unwrap(), expected);
     let long = "\n\nHuman: a\n\nAssistant: b\nb\n\nHuman: c\n\nAssistant:";
     let pair = row(json!({"chosen": format!("{long} d"), "rejected": format!("{long}")})).pair(false).unwrap();
     let Prompt::Chat(turns) = &pair.prompt else { panic!("no chat") };
     assert_eq!(turns.iter().map(|turn| turn.content.as_str()).collect::<Vec<_>>(), ["a", "b\nb", "c"]);
     assert_eq!((pair.chosen.as_str(), pair.rejected.as_str()), ("d", ""));
-    assert_eq!(row(Value::Object(pair.to_object())).pair(false).unwrap(), pair);
 }
 
 #[test]

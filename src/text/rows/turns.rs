@@ -5,13 +5,13 @@ use serde_json::Value;
 use crate::text::Message;
 
 /// A list of `{role, content}` (or `{from, value}`), or garak's `{turns: […]}`; never empty.
-pub fn messages(value: &Value) -> Option<Vec<Message>> {
+pub(crate) fn messages(value: &Value) -> Option<Vec<Message>> {
     let list = value.as_array().or_else(|| value.get("turns")?.as_array())?;
     if list.is_empty() { None } else { list.iter().map(message).collect() }
 }
 
 /// `{role, content}`, or ShareGPT's `{from, value}`.
-pub fn message(value: &Value) -> Option<Message> {
+pub(crate) fn message(value: &Value) -> Option<Message> {
     let role = value.get("role").or_else(|| value.get("from"))?.as_str()?;
     let content = content(value.get("content").or_else(|| value.get("value"))?)?;
     let role = match role {
@@ -23,7 +23,7 @@ pub fn message(value: &Value) -> Option<Message> {
 }
 
 /// A text; `{text}`; or a list of parts that are all text.
-pub fn content(value: &Value) -> Option<String> {
+pub(crate) fn content(value: &Value) -> Option<String> {
     if let Some(text) = value.as_str().or_else(|| value.get("text")?.as_str()) {
         return Some(text.to_string());
     }
@@ -32,7 +32,7 @@ pub fn content(value: &Value) -> Option<String> {
 }
 
 /// A transcript as in HH-RLHF: turns after `\n\nHuman:` and `\n\nAssistant:`.
-pub fn transcript(text: &str) -> Option<Vec<Message>> {
+pub(crate) fn transcript(text: &str) -> Option<Vec<Message>> {
     const MARKS: [(&str, &str); 2] = [("\n\nHuman:", "user"), ("\n\nAssistant:", "assistant")];
     let next = |text: &str| {
         let found = MARKS.iter().filter_map(|(mark, role)| Some((text.find(mark)?, *mark, *role)));

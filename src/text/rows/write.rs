@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::text::output::AtomicFile;
 
 /// Writes rows in the order in which they come.
-pub struct RowWriter {
+pub(crate) struct RowWriter {
     /// For messages.
     path: PathBuf,
     sink: Sink,
@@ -25,7 +25,7 @@ enum Sink {
 impl RowWriter {
     /// Standard output when `None`. A file ending in `.csv` is written as CSV, everything else as JSONL; an output that cannot be
     /// written is an error here, before any work.
-    pub fn create(output: Option<&Path>) -> Result<RowWriter> {
+    pub(crate) fn create(output: Option<&Path>) -> Result<RowWriter> {
         let Some(path) = output else {
             let sink = Sink::Stdout(BufWriter::new(io::stdout()));
             return Ok(RowWriter { path: "standard output".into(), sink, csv: None });
@@ -35,7 +35,7 @@ impl RowWriter {
         Ok(RowWriter { path: path.to_path_buf(), sink, csv: is_csv.then(Vec::new) })
     }
 
-    pub fn write(&mut self, object: &Map<String, Value>) -> Result<()> {
+    pub(crate) fn write(&mut self, object: &Map<String, Value>) -> Result<()> {
         if let Some(rows) = &mut self.csv {
             rows.push(object.clone());
             return Ok(());
@@ -47,7 +47,7 @@ impl RowWriter {
     }
 
     /// Nothing is in the file before this.
-    pub fn finish(mut self) -> Result<()> {
+    pub(crate) fn finish(mut self) -> Result<()> {
         if let Some(rows) = self.csv.take() {
             let table = table(&rows).map_err(Error::write(&self.path))?;
             self.put(&table)?;

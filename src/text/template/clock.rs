@@ -22,13 +22,13 @@ const MONTHS: [&str; 12] = [
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
 /// Seconds since 1970, UTC; `SOURCE_DATE_EPOCH` sets it, for runs that must be repeatable on another day.
-pub fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let fixed = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|seconds| seconds.parse().ok());
     fixed.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
 }
 
 /// The conversions of `strftime` that templates use.
-pub fn format(now: u64, format: &str) -> Result<String, Error> {
+pub(crate) fn format(now: u64, format: &str) -> Result<String, Error> {
     let (days, second) = (now / 86_400, now % 86_400);
     let (year, month, day) = civil(days);
     let (month_name, day_name) = (MONTHS[month - 1], DAYS[(days % 7) as usize]);

@@ -14,13 +14,13 @@ use crate::error::{Error, Result};
 const OLDEST_CUDA: u32 = 12;
 
 /// Whether the driver's library can be loaded; any other call to it would panic without.
-pub fn driver_present() -> bool {
+pub(crate) fn driver_present() -> bool {
     // SAFETY: loads libcuda, whose initialisation has no precondition.
     unsafe { sys::is_culib_present() }
 }
 
 /// What the installed driver speaks; `None` without a driver.
-pub fn driver_version() -> Option<DriverVersion> {
+pub(crate) fn driver_version() -> Option<DriverVersion> {
     if !driver_present() {
         return None;
     }
@@ -44,7 +44,7 @@ fn parse_release(text: &str) -> Option<String> {
 }
 
 /// All devices as people read them, usable or not.
-pub fn devices() -> Result<Vec<String>> {
+pub(crate) fn devices() -> Result<Vec<String>> {
     let count = initialise("cuda")?;
     let describe = |ordinal| {
         let device = Device::get(ordinal).map_err(|e| unusable(&format!("cuda:{ordinal}"), &tell(e)))?;
@@ -144,7 +144,7 @@ pub(super) struct Context {
 
 impl Context {
     /// Device `ordinal`, checked.
-    pub fn open(ordinal: usize) -> Result<(Context, DeviceInfo)> {
+    pub(crate) fn open(ordinal: usize) -> Result<(Context, DeviceInfo)> {
         let asked = format!("cuda:{ordinal}");
         let count = initialise(&asked)?;
         if ordinal >= count {
@@ -172,7 +172,7 @@ impl Context {
     }
 
     /// Makes it the calling thread's: every call of the driver is about the current context.
-    pub fn bind(&self) -> Result<(), DriverError> {
+    pub(crate) fn bind(&self) -> Result<(), DriverError> {
         // SAFETY: the context lives as long as `self`.
         unsafe { result::ctx::set_current(self.raw) }
     }

@@ -23,7 +23,7 @@ unsafe impl Send for Ring {}
 
 impl Ring {
     /// The context must be current, here and in every method.
-    pub fn new(slots: usize, bytes: usize) -> Result<Ring, DriverError> {
+    pub(crate) fn new(slots: usize, bytes: usize) -> Result<Ring, DriverError> {
         let mut ring = Ring { slots: Vec::with_capacity(slots), bytes, next: 0 };
         let filled = (0..slots).try_for_each(|_| ring.grow());
         if filled.is_err() {
@@ -61,7 +61,7 @@ impl Ring {
     ///
     /// # Safety
     /// `dst` has room for it.
-    pub unsafe fn upload(&mut self, dst: u64, src: &[u8], stream: CUstream) -> Result<(), DriverError> {
+    pub(crate) unsafe fn upload(&mut self, dst: u64, src: &[u8], stream: CUstream) -> Result<(), DriverError> {
         let mut dst = dst;
         for part in src.chunks(self.bytes) {
             let slot = self.take()?;
@@ -80,7 +80,7 @@ impl Ring {
     ///
     /// # Safety
     /// `src` holds that much.
-    pub unsafe fn download(&mut self, dst: &mut [u8], src: u64, stream: CUstream) -> Result<(), DriverError> {
+    pub(crate) unsafe fn download(&mut self, dst: &mut [u8], src: u64, stream: CUstream) -> Result<(), DriverError> {
         let (mut queued, mut read) = (0, 0);
         // Slots in flight, oldest first.
         let mut flying = std::collections::VecDeque::new();
@@ -109,7 +109,7 @@ impl Ring {
     }
 
     /// Gives everything back; the context must be current and idle.
-    pub fn free(&mut self) {
+    pub(crate) fn free(&mut self) {
         for slot in self.slots.drain(..) {
             // SAFETY: created by `new`, freed once. After a fault there is nothing left to do about an error.
             unsafe {

@@ -16,7 +16,7 @@ pub(super) struct Trail {
 }
 
 impl Trail {
-    pub fn launch(&mut self, name: &'static str) {
+    pub(crate) fn launch(&mut self, name: &'static str) {
         if self.since.len() == KEPT {
             self.since.pop_front();
         }
@@ -25,12 +25,12 @@ impl Trail {
     }
 
     /// For [`Trail::reached`].
-    pub fn mark(&self) -> usize {
+    pub(crate) fn mark(&self) -> usize {
         self.launched
     }
 
     /// Everything up to `mark` succeeded.
-    pub fn reached(&mut self, mark: usize) {
+    pub(crate) fn reached(&mut self, mark: usize) {
         let later = self.launched - mark.min(self.launched);
         while self.since.len() > later {
             self.done = self.since.pop_front();
@@ -38,7 +38,7 @@ impl Trail {
     }
 
     /// `norm_forward succeeded last; since then rows, gather x3 were launched`
-    pub fn tell(&self) -> String {
+    pub(crate) fn tell(&self) -> String {
         let done = self.done.map_or("no kernel is known to have succeeded".into(), |n| format!("{n} succeeded last"));
         if self.since.is_empty() {
             return format!("{done}; none was launched since then");

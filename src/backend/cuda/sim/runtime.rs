@@ -31,10 +31,10 @@ struct Launch {
 
 /// What is launched.
 pub(super) struct Job<'a> {
-    pub name: &'static str,
-    pub config: &'a LaunchConfig,
-    pub args: &'a [u64],
-    pub seed: u64,
+    pub(crate) name: &'static str,
+    pub(crate) config: &'a LaunchConfig,
+    pub(crate) args: &'a [u64],
+    pub(crate) seed: u64,
 }
 
 /// The functions of kernels/sim.cpp.
@@ -73,7 +73,7 @@ unsafe impl Sync for Shared {}
 
 impl Runtime {
     /// The process's own; an error is tried again at the next call.
-    pub fn get() -> Result<&'static Runtime> {
+    pub(crate) fn get() -> Result<&'static Runtime> {
         static RUNTIME: OnceLock<Runtime> = OnceLock::new();
         if let Some(runtime) = RUNTIME.get() {
             return Ok(runtime);
@@ -105,11 +105,11 @@ impl Runtime {
     }
 
     /// Bytes of device memory: `ARENA` of kernels/sim/memory.h.
-    pub fn memory(&self) -> u64 {
+    pub(crate) fn memory(&self) -> u64 {
         64 << 30
     }
 
-    pub fn alloc(&self, bytes: usize) -> Result<u64> {
+    pub(crate) fn alloc(&self, bytes: usize) -> Result<u64> {
         // SAFETY: any number of bytes may be asked for.
         match unsafe { (self.alloc)(bytes as u64) } {
             0 => Err(Error::Device {
@@ -121,13 +121,13 @@ impl Runtime {
         }
     }
 
-    pub fn free(&self, address: u64) {
+    pub(crate) fn free(&self, address: u64) {
         // SAFETY: what is no allocation is ignored.
         unsafe { (self.free)(address) };
     }
 
     /// Compiles and loads the kernels of one file.
-    pub fn module(&self, file: &str, text: &str, arch: Arch, defines: &[Define]) -> Result<Module> {
+    pub(crate) fn module(&self, file: &str, text: &str, arch: Arch, defines: &[Define]) -> Result<Module> {
         let debug = std::env::var_os("ARES_SIM_DEBUG").is_some_and(|v| !v.is_empty() && v != "0");
         let mut compile = strings(if debug { &["-O0", "-g3"] } else { &["-O2", "-g1"] });
         compile.extend(strings(KERNEL_OPTIONS));
@@ -142,7 +142,7 @@ impl Runtime {
     ///
     /// # Safety
     /// `entry` belongs to `module`, the arguments fit its signature, and addresses among them are alive.
-    pub unsafe fn launch(&self, module: &Module, entry: Entry, job: Job) -> Result<()> {
+    pub(crate) unsafe fn launch(&self, module: &Module, entry: Entry, job: Job) -> Result<()> {
         let name = CString::new(job.name).unwrap_or_default();
         let LaunchConfig { grid, block, shared } = *job.config;
         let (args, words) = (job.args.as_ptr(), job.args.len() as u32);
@@ -227,7 +227,7 @@ unsafe fn symbol<T: Copy>(library: &Library, object: &Path, name: &CStr) -> Resu
 
 impl Module {
     /// The trampoline of one kernel.
-    pub fn entry(&self, kernel: &str) -> Result<Entry> {
+    pub(crate) fn entry(&self, kernel: &str) -> Result<Entry> {
         let name = CString::new(format!("sim_{kernel}")).unwrap_or_default();
         // SAFETY: build.rs wrote this signature for every kernel.
         unsafe { symbol(&self.library, &self.object, &name) }

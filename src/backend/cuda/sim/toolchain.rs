@@ -18,10 +18,10 @@ pub(super) struct Toolchain {
 /// What is made from one text.
 pub(super) struct Unit<'a> {
     /// `norm.cu`: names the files.
-    pub file: &'a str,
-    pub text: &'a str,
-    pub compile: &'a [String],
-    pub link: &'a [&'static str],
+    pub(crate) file: &'a str,
+    pub(crate) text: &'a str,
+    pub(crate) compile: &'a [String],
+    pub(crate) link: &'a [&'static str],
 }
 
 impl Unit<'_> {
@@ -32,7 +32,7 @@ impl Unit<'_> {
 
 impl Toolchain {
     /// `$CXX`, else the first of c++, g++ and clang++ that runs.
-    pub fn find() -> Result<Toolchain> {
+    pub(crate) fn find() -> Result<Toolchain> {
         let named = std::env::var_os("CXX").filter(|name| !name.is_empty());
         let candidates =
             named.map_or_else(|| ["c++", "g++", "clang++"].map(OsString::from).to_vec(), |name| vec![name]);
@@ -50,7 +50,7 @@ impl Toolchain {
     }
 
     /// The shared object of a unit; compiled unless the cache holds it.
-    pub fn shared_object(&self, unit: &Unit) -> Result<PathBuf> {
+    pub(crate) fn shared_object(&self, unit: &Unit) -> Result<PathBuf> {
         let options = format!("{}\0{}", unit.compile.join("\0"), unit.link.join("\0"));
         let parts = [unit.text, &options, &self.version, &self.program.to_string_lossy()];
         let key = Key::new(&format!("sim-{}", unit.stem()), &parts.map(str::as_bytes));

@@ -15,7 +15,7 @@ use crate::ops::{
 };
 
 /// What is run: name, the least that it must do, and how to run it once more.
-pub type Visit<'a> = dyn FnMut(&'static str, Cost, &mut dyn FnMut() -> Result<()>) -> Result<()> + 'a;
+pub(crate) type Visit<'a> = dyn FnMut(&'static str, Cost, &mut dyn FnMut() -> Result<()>) -> Result<()> + 'a;
 
 /// A model's layer, and a batch for it.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    pub fn new(config: &ModelConfig, load: &Workload) -> Shape {
+    pub(crate) fn new(config: &ModelConfig, load: &Workload) -> Shape {
         let groups = (load.tokens / load.length).max(1);
         let (config, rank) = (config.clone(), load.rank);
         Shape { config, rank, groups, length: load.length, sequences: load.sequences }
