@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use ares::backend::Cpu;
+use ares::bench::ops::{Shape, each, generation};
 use ares::model::ModelConfig;
-use ares::run::speed::ops::{Shape, each, generation};
 use criterion::{Criterion, criterion_group, criterion_main};
 use rates::Bench;
 

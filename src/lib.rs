@@ -15,10 +15,12 @@
 //! | [`probe`] | search for prompts that expose coupled failures |
 //! | [`detect`] | outcomes, measures with their intervals, gates |
 //! | [`run`] | run directory, journal, the demo and comparison from end to end |
+//! | [`bench`] | how fast: a joint step, scoring, decoding, each operation, loading |
 //! | [`report`] | tables, charts, HTML |
 //! | [`cli`] | commands: what was typed becomes valid options and one call |
 
 pub mod backend;
+pub mod bench;
 pub mod cli;
 pub mod detect;
 pub mod error;

@@ -17,7 +17,7 @@ const ORDER: &[&[&str]] = &[
     &["judge"],
     &["repair"],
     &["probe", "detect"],
-    &["run"],
+    &["run", "bench"],
     &["report"], // reads what a run has written; a run knows nothing of its report
     &["cli"],
     &["main"],

@@ -2,13 +2,11 @@
 
 mod packed;
 
-use std::ffi::CStr;
 use std::sync::OnceLock;
 
 pub(crate) use packed::{PANEL, Packed};
 
-use super::cost::KernelRun;
-use super::{Backend, Element, Matrix, Range};
+use super::{Backend, Element, Matrix};
 use crate::error::{Error, Result};
 
 /// f32 on all threads of the process's rayon pool.
@@ -138,18 +136,6 @@ impl Backend for Cpu {
 
     fn replay(&self, _graph: &mut (), mut record: impl FnMut() -> Result<()>) -> Result<()> {
         record()
-    }
-
-    fn range(&self, _name: &CStr) -> Range {
-        Range::NONE
-    }
-
-    fn profile_begin(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn profile_end(&self) -> Result<Vec<KernelRun>> {
-        Ok(Vec::new())
     }
 }
 

@@ -7,20 +7,17 @@ pub(crate) mod cost;
 pub(crate) mod cpu;
 pub mod cuda;
 pub(crate) mod element;
+mod nvtx;
 pub mod pages;
-pub(crate) mod range;
 pub(crate) mod tensor;
 
 pub use cpu::Cpu;
 pub use cuda::Cuda;
 pub use element::{Element, Real};
-pub(crate) use range::Range;
+pub(crate) use nvtx::{Stage, stage};
 pub use tensor::Tensor;
 
-use std::ffi::CStr;
-
 use crate::error::Result;
-use cost::KernelRun;
 
 /// Rows and columns of a frozen matrix, however a backend stores it.
 pub trait Matrix: Send + Sync {
@@ -82,13 +79,4 @@ pub trait Backend: Sized + Clone + Send + Sync + 'static {
     /// Runs `record`, or replays what an earlier call with the same `graph` recorded. All that changes between calls must lie
     /// in device memory. The closure may run more than once on the first call (plainly, then captured).
     fn replay(&self, graph: &mut Self::Graph, record: impl FnMut() -> Result<()>) -> Result<()>;
-
-    /// Begins a stage, which a profiler of this device shows until the guard is dropped; nothing where none is attached.
-    fn range(&self, name: &CStr) -> Range;
-
-    /// Begins to record how long each kernel takes; nothing where there are no kernels.
-    fn profile_begin(&self) -> Result<()>;
-
-    /// Ends the recording: every kernel's run, in order.
-    fn profile_end(&self) -> Result<Vec<KernelRun>>;
 }

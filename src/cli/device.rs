@@ -9,7 +9,7 @@ use crate::backend::cuda::driver::Arch;
 use crate::backend::cuda::sim::SimDriver;
 use crate::backend::{Cpu, Cuda};
 use crate::error::Result;
-use crate::ops::Ops;
+use crate::ops::Measured;
 
 /// `--device` as typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(crate) enum Device {
 pub(crate) trait OnDevice {
     type Output;
 
-    fn run<B: Ops>(self, ops: &B) -> Result<Self::Output>;
+    fn run<B: Measured>(self, ops: &B) -> Result<Self::Output>;
 }
 
 impl Device {

@@ -6,8 +6,7 @@ use std::time::Instant;
 use indicatif::ProgressBar;
 
 use super::Session;
-use crate::backend::Range;
-use crate::backend::cuda::nvtx;
+use crate::backend;
 use crate::run::Watch;
 
 /// Shows the stages of a run on stderr.
@@ -17,12 +16,12 @@ pub(crate) struct Stages<'a> {
     bar: ProgressBar,
     begin: Instant,
     /// The same stage, where a profiler is attached.
-    range: Range,
+    mark: Option<backend::Stage>,
 }
 
 impl<'a> Stages<'a> {
     pub(crate) fn new(session: &'a Session) -> Stages<'a> {
-        Stages { session, stage: String::new(), bar: ProgressBar::hidden(), begin: Instant::now(), range: Range::NONE }
+        Stages { session, stage: String::new(), bar: ProgressBar::hidden(), begin: Instant::now(), mark: None }
     }
 }
 
@@ -32,8 +31,8 @@ impl Watch for Stages<'_> {
         self.bar = self.session.progress(stage, total as u64);
         (self.stage, self.begin) = (stage.to_string(), Instant::now());
         // The earlier one ends before the next begins.
-        self.range = Range::NONE;
-        self.range = CString::new(stage).map(|name| nvtx::range(&name)).unwrap_or_default();
+        self.mark = None;
+        self.mark = CString::new(stage).ok().map(|name| backend::stage(&name));
     }
 
     fn at(&mut self, done: usize, note: &str) {
@@ -43,7 +42,7 @@ impl Watch for Stages<'_> {
 
     fn end(&mut self, result: &str) {
         self.bar.finish_and_clear();
-        self.range = Range::NONE;
+        self.mark = None;
         let seconds = self.begin.elapsed().as_secs_f64();
         self.session.say(&format!("{:28} {seconds:6.1} s   {result}", self.stage));
     }

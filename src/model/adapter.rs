@@ -264,7 +264,7 @@ impl<B: Ops> Moments<B> {
 
     /// One AdamW step on all of the adapter; returns the gradients' norm before clipping. Not finite: nothing was updated.
     pub fn step(&mut self, ops: &B, adapter: &mut Adapter<B>, grad: &AdapterGrad<B>, spec: AdamWSpec) -> Result<f32> {
-        let _stage = ops.range(c"optimiser");
+        let _stage = crate::backend::stage(c"optimiser");
         let loras = adapter.blocks.iter_mut().flat_map(BlockLora::products_mut);
         let grads = grad.blocks.iter().flat_map(BlockGrad::products);
         let mut moments = self.pairs.iter_mut();

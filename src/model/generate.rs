@@ -91,7 +91,7 @@ impl<B: Ops> Transformer<B> {
         decoding: &Decoding,
         mut done: impl FnMut(usize) -> Result<()>,
     ) -> Result<Vec<Continued>> {
-        let _stage = self.ops.range(c"generate");
+        let _stage = crate::backend::stage(c"generate");
         // A captured step holds the adapter's memory and the sampling settings of its call.
         generator.graphs.clear();
         let start =

@@ -141,7 +141,7 @@ impl<B: Ops> Transformer<B> {
         adapter: Option<&Adapter<B>>,
         rows: bool,
     ) -> Result<TargetLogprobs> {
-        let _stage = self.ops.range(c"policy forward");
+        let _stage = crate::backend::stage(c"policy forward");
         let w = self.lm_weight()?;
         self.forward(ws, batch, adapter)?;
         let head = &mut ws.head;
@@ -161,7 +161,7 @@ impl<B: Ops> Transformer<B> {
         adapter: &Adapter<B>,
         grad: &mut AdapterGrad<B>,
     ) -> Result<()> {
-        let _stage = self.ops.range(c"policy backward");
+        let _stage = crate::backend::stage(c"policy backward");
         ws.head.weights.write(&self.ops, weights)?;
         self.ops.scale_rows(&mut ws.head.dh, &ws.head.weights)?;
         self.backward(ws, adapter, grad)
@@ -184,7 +184,7 @@ impl<B: Ops> Transformer<B> {
     /// KL(π_0‖π_θ) of each head row behind `first`, after `keep_start_rows` and `forward_targets` on the same batch; overwrites
     /// their gradient rows with ∂KL/∂h, so that `backward_targets` weighs them like any other.
     pub fn kl_targets(&self, ws: &mut Workspace<B>, first: usize) -> Result<Vec<f32>> {
-        let _stage = self.ops.range(c"policy divergence");
+        let _stage = crate::backend::stage(c"policy divergence");
         let w = self.lm_weight()?;
         let head = &mut ws.head;
         let Some(kl) = &mut head.kl else { return Ok(Vec::new()) };
@@ -206,7 +206,7 @@ impl<B: Ops> Transformer<B> {
         batch: &Batch,
         adapter: Option<&Adapter<B>>,
     ) -> Result<Vec<f32>> {
-        let _stage = self.ops.range(c"reward forward");
+        let _stage = crate::backend::stage(c"reward forward");
         let w = self.score_weight(adapter)?;
         self.forward(ws, batch, adapter)?;
         self.ops.score_forward(&mut ws.head.scores, &ws.head.h, w)?;
@@ -221,7 +221,7 @@ impl<B: Ops> Transformer<B> {
         adapter: &Adapter<B>,
         grad: &mut AdapterGrad<B>,
     ) -> Result<()> {
-        let _stage = self.ops.range(c"reward backward");
+        let _stage = crate::backend::stage(c"reward backward");
         let w = self.score_weight(Some(adapter))?;
         let head = &mut ws.head;
         head.d_scores.write(&self.ops, d_scores)?;

@@ -23,7 +23,7 @@ pub(crate) mod score_head;
 
 pub use adamw::{AdamW, AdamWSpec, Parameter};
 pub use attention::{Attention, AttentionSpec, Packing, Segment};
-pub(crate) use ceilings::{Rated, Rates};
+pub(crate) use ceilings::{Measured, Rates};
 pub use decode::{Decode, KvCache, SlotTable};
 pub use embed::Embed;
 pub use gate_up::{Activation, GateUp, GateUpSpec};
@@ -58,7 +58,6 @@ pub trait Ops:
     + AdamW
     + Decode
     + Sample
-    + Rated
 {
 }
 
@@ -77,7 +76,6 @@ impl<B> Ops for B where
         + AdamW
         + Decode
         + Sample
-        + Rated
 {
 }
 

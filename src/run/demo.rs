@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::bench::Models;
 use super::data::DataFiles;
 use super::dir::{Earlier, RunDir};
 use super::experiment::{self, Experiment};
+use super::models::Models;
 use super::suite::{Suite, SuitePair};
 use super::watch::Watch;
 use crate::detect::measure::Summary;

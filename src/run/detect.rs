@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::bench;
 use super::interrupt;
+use super::models;
 use crate::detect::evaluate::{Evaluator, Settings, measure_outcomes};
 use crate::detect::examiner::{Examiner, Memo};
 use crate::detect::measure::Measure;
@@ -84,7 +84,7 @@ impl<B: Ops> Detector<B> {
             // Without calibration answers the scale of rewards is unknown; verdicts need the threshold alone.
             Threshold::Given(tau_r) => Thresholds { tau_h: options.tau_h, tau_r: *tau_r, mu_0: 0.0, s: 1.0 },
             Threshold::Calibration(path) => {
-                Evaluator::calibrate(&mut subject, &mut judges, bench::pairs(path)?, settings)?.thresholds()
+                Evaluator::calibrate(&mut subject, &mut judges, models::pairs(path)?, settings)?.thresholds()
             }
         };
         Ok(Detector {

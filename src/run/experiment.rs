@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::bench::{self, Bench, Models};
 use super::data::{DataFiles, Splits};
 use super::dir::RunDir;
 use super::manifest::{self, Manifest};
+use super::models::{self, Models, OpenModels};
 use super::probe::{self, hunt};
 use super::records::{Lines, failure, metric};
 use super::summary;
@@ -59,7 +59,7 @@ struct Receipt<'a> {
     failures: usize,
     sense: Sense,
     prefill: &'a [usize],
-    models: bench::Receipt,
+    models: models::Receipt,
     repair: &'a RepairConfig,
 }
 
@@ -142,7 +142,8 @@ impl<'a, B: Ops> Lab<'a, B> {
     ) -> Result<Self> {
         let e = experiment;
         let seed = e.seeds.first().copied().unwrap_or(0);
-        let Bench { pair, judges, evaluator } = Bench::open(ops, &e.models, splits.calibration.clone(), seed, watch)?;
+        let OpenModels { pair, judges, evaluator } =
+            OpenModels::open(ops, &e.models, splits.calibration.clone(), seed, watch)?;
         let grammar = Grammar::read(&e.grammar)?;
         Ok(Lab { experiment, dir, watch, pair, judges, splits, evaluator, grammar })
     }

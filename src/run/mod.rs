@@ -1,6 +1,5 @@
 //! Run directory, journal, and the whole method from end to end.
 
-pub(crate) mod bench;
 pub(crate) mod data;
 pub(crate) mod demo;
 pub(crate) mod detect;
@@ -9,18 +8,18 @@ pub(crate) mod experiment;
 pub mod interrupt;
 pub mod journal;
 pub(crate) mod manifest;
+pub(crate) mod models;
 pub(crate) mod probe;
 pub(crate) mod records;
 pub(crate) mod repair;
-pub mod speed;
 pub(crate) mod suite;
 pub mod summary;
 pub(crate) mod watch;
 
-pub(crate) use bench::{Models, Scale};
 pub(crate) use data::DataFiles;
 pub use dir::{Earlier, RunDir};
 pub(crate) use experiment::Experiment;
 pub(crate) use manifest::Manifest;
+pub(crate) use models::{Models, Scale};
 pub use suite::{Suite, SuitePair};
 pub(crate) use watch::Watch;

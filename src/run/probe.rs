@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::bench::{self, Bench, Models};
 use super::dir::RunDir;
 use super::interrupt;
 use super::manifest::{self, Manifest};
+use super::models::{self, Models, OpenModels};
 use super::records::{Lines, failure};
 use super::watch::Watch;
 use crate::detect::measure::ProbeResult;
@@ -46,7 +46,7 @@ struct Receipt {
     fitness: Fitness,
     sense: Sense,
     uniform: bool,
-    models: bench::Receipt,
+    models: models::Receipt,
 }
 
 /// Searches and writes `probes.jsonl`, `failures.jsonl` and, of the adaptive sampler, `weights.json`. After Ctrl-C the probes
@@ -62,14 +62,14 @@ pub(crate) fn probe<B: Ops>(
         Some(path) => read(Some(path), true)?.iter().map(|row| row.prompt(false)).collect::<Result<_>>()?,
         None => Vec::new(),
     };
-    let calibration = bench::pairs(&options.calibration)?;
+    let calibration = models::pairs(&options.calibration)?;
     let mut sampler = Sampler::new(options.sampler, &grammar);
     if let Some(path) = &options.weights {
         sampler.carry_over(&grammar, &Weights::read(path)?, path)?;
     }
     receipt(ops, options, dir)?;
-    let mut bench = Bench::open(ops, &options.models, calibration, options.seed, watch)?;
-    let thresholds = bench.evaluator.thresholds();
+    let mut models = OpenModels::open(ops, &options.models, calibration, options.seed, watch)?;
+    let thresholds = models.evaluator.thresholds();
     let settings = search::Settings {
         sense: options.sense,
         fitness: options.fitness,
@@ -79,8 +79,8 @@ pub(crate) fn probe<B: Ops>(
         grammar: &grammar,
         thresholds: &thresholds,
         seeds: &seeds,
-        subject: &mut bench.pair,
-        judge: &mut *bench.judges.judge,
+        subject: &mut models.pair,
+        judge: &mut *models.judges.judge,
     };
     let mut searches = vec![hunt(&mut world, &settings, &mut sampler, options.sampler.name(), watch)?];
     if options.uniform && !searches[0].interrupted {

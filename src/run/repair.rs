@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::bench::{self, Bench, Models, Scale};
 use super::dir::RunDir;
 use super::interrupt;
 use super::manifest::{self, Manifest};
+use super::models::{self, Models, OpenModels, Scale};
 use super::records::{metric, write_lines};
 use super::watch::Watch;
 use crate::detect::rows::PairRow;
@@ -65,7 +65,7 @@ struct Receipt<'a> {
     method: &'static str,
     init: String,
     repair: &'a RepairConfig,
-    models: bench::Receipt,
+    models: models::Receipt,
 }
 
 /// Reads everything, lets the judge admit the failures, trains, writes.
@@ -156,9 +156,9 @@ fn dump(step: &StepMetrics, gradients: [Option<AdapterFile>; 2], path: &Path) ->
 fn open<B: Ops>(ops: &B, options: &RepairOptions, watch: &mut dyn Watch) -> Result<(Pair<B>, Judges, Thresholds)> {
     match &options.scale {
         Scale::Calibration(path) => {
-            let calibration = bench::pairs(path)?;
-            let Bench { pair, judges, evaluator } =
-                Bench::open(ops, &options.models, calibration, options.config.seed, watch)?;
+            let calibration = models::pairs(path)?;
+            let OpenModels { pair, judges, evaluator } =
+                OpenModels::open(ops, &options.models, calibration, options.config.seed, watch)?;
             Ok((pair, judges, evaluator.thresholds()))
         }
         Scale::Given { tau_r, mu_0, s } => {
@@ -199,7 +199,7 @@ fn read_data(options: &RepairOptions) -> Result<RepairData> {
     Ok(RepairData {
         failures,
         retain: rows(Some(&options.retain))?.iter().map(retain).collect::<Result<_>>()?,
-        replay: bench::pairs(&options.replay)?.into_iter().map(replay).collect(),
+        replay: models::pairs(&options.replay)?.into_iter().map(replay).collect(),
     })
 }
 

@@ -64,11 +64,11 @@ fn profiler(folder: &Path) -> Option<PathBuf> {
     }
 }
 
-fn step(device: &str, library: &Path, out: &Path) -> Outcome {
+fn step(library: &Path, out: &Path) -> Outcome {
     let (policy, reward) = (repository("tests/golden/qwen2-causal"), repository("tests/golden/qwen2-reward"));
     let models = ["--policy", policy.to_str().unwrap(), "--reward", reward.to_str().unwrap()];
     let work = ["--tokens", "24", "--length", "8", "--rank", "4", "--sequences", "2", "--new-tokens", "2"];
-    let little = ["--batch-tokens", "32", "--warmup", "0", "--repeats", "1", "--device", device];
+    let little = ["--batch-tokens", "32", "--warmup", "0", "--repeats", "1", "--device", "cpu"];
     let mut command = command(&[&["bench", "generate", "step"], &models[..], &work, &little].concat());
     command.env("NVTX_INJECTION64_PATH", library).env("ARES_TEST_RANGES", out);
     finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
@@ -79,7 +79,7 @@ fn a_profiler_sees_every_stage_begin_and_end() {
     let folder = tempfile::tempdir().unwrap();
     let Some(library) = profiler(folder.path()) else { return };
     let out = folder.path().join("ranges");
-    step("sim", &library, &out).expect(0, &[]);
+    step(&library, &out).expect(0, &[]);
     let seen = std::fs::read_to_string(&out).unwrap();
     let mut lines = seen.lines();
     assert_eq!(lines.next(), Some("attached"));
@@ -94,17 +94,13 @@ fn a_profiler_sees_every_stage_begin_and_end() {
         }
     }
     assert!(open.is_empty(), "{open:?} never ended");
-    // One repeat and one under the profiler of `ares bench` itself, of each task.
+    // One repeat and one more, in which kernels are timed where there are any, of each task.
     let joint = ["reward forward", "reward backward", "policy forward", "policy backward", "optimiser", "optimiser"];
     assert_eq!(stages, [&["generate"; 2][..], &joint, &joint].concat());
 }
 
 #[test]
-fn without_a_gpu_or_a_profiler_nothing_is_opened() {
+fn without_a_profiler_all_goes_on() {
     let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("ranges");
-    step("sim", &folder.path().join("nowhere.so"), &out).expect(0, &[]);
-    let Some(library) = profiler(folder.path()) else { return };
-    step("cpu", &library, &out).expect(0, &[]);
-    assert!(!out.exists());
+    step(&folder.path().join("nowhere.so"), &folder.path().join("ranges")).expect(0, &[]);
 }

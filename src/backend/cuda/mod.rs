@@ -15,7 +15,6 @@ pub(crate) mod guide {
 }
 pub mod kernels;
 pub mod nvrtc;
-pub(crate) mod nvtx;
 pub mod pack;
 mod profile;
 mod search;
@@ -25,7 +24,6 @@ pub(crate) mod text;
 pub mod usage;
 
 use std::collections::HashMap;
-use std::ffi::CStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -38,7 +36,7 @@ use self::driver::{Define, DeviceInfo, Driver, Function, GraphHandle, LaunchConf
 use self::profile::Profile;
 use self::source::Source;
 use super::cost::{Cost, KernelRun};
-use super::{Backend, Element, Matrix, Range};
+use super::{Backend, Element, Matrix};
 use crate::error::{Error, Result};
 
 /// A GPU, or the simulator in its place.
@@ -154,6 +152,16 @@ impl Cuda {
     /// Whether a profile is taken: only then may a cost be looked up on the device.
     pub(crate) fn is_profiled(&self) -> bool {
         self.state.profile.is_on()
+    }
+
+    /// Begins to record how long each kernel takes; what was recorded before is forgotten.
+    pub(crate) fn profile_begin(&self) -> Result<()> {
+        self.state.profile.begin(&*self.state.driver)
+    }
+
+    /// Ends the recording: every kernel's run, in order.
+    pub(crate) fn profile_end(&self) -> Result<Vec<KernelRun>> {
+        self.state.profile.end(&*self.state.driver)
     }
 
     fn function(&self, source: &'static Source, kernel: &'static str, defines: &[Define]) -> Result<Function> {
@@ -316,17 +324,5 @@ impl Backend for Cuda {
             Some((_, handle)) => unsafe { driver.graph_launch(handle) },
             None => Ok(()),
         }
-    }
-
-    fn range(&self, name: &CStr) -> Range {
-        nvtx::range(name)
-    }
-
-    fn profile_begin(&self) -> Result<()> {
-        self.state.profile.begin(&*self.state.driver)
-    }
-
-    fn profile_end(&self) -> Result<Vec<KernelRun>> {
-        self.state.profile.end(&*self.state.driver)
     }
 }

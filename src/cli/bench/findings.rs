@@ -6,13 +6,13 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::backend::cost::KernelRun;
+use crate::bench::load::{CheckpointLoad, KernelLoad};
+use crate::bench::ops::OpTiming;
+use crate::bench::{KernelShare, Spread, Timing, Workload};
 use crate::error::{Error, Result};
 use crate::ops::Rates;
 use crate::report::numbers::{count, number};
 use crate::report::{Align, Table};
-use crate::run::speed::load::{CheckpointLoad, KernelLoad};
-use crate::run::speed::ops::OpTiming;
-use crate::run::speed::{KernelShare, Spread, Timing, Workload};
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]

@@ -11,12 +11,12 @@ use self::findings::{Baseline, Findings, Load};
 use self::shape::Shape;
 use super::Session;
 use super::device::{Device, OnDevice};
+use crate::bench::load::KernelLoad;
+use crate::bench::ops::OpTiming;
+use crate::bench::{self, Timing, Workload};
 use crate::error::{Error, Result};
-use crate::ops::Ops;
+use crate::ops::Measured;
 use crate::run::Suite;
-use crate::run::speed::load::KernelLoad;
-use crate::run::speed::ops::OpTiming;
-use crate::run::speed::{self, Timing, Workload};
 
 /// Time a joint step, scoring, decoding, single operations and loading: medians, and shares of what the device can do
 #[derive(Debug, Args)]
@@ -104,7 +104,7 @@ impl Bench {
         };
         let device = session.device()?;
         let kernels = match &device {
-            Device::Cuda(cuda) if self.tasks.contains(&Task::Load) => speed::load::kernels(cuda, session.kernels())?,
+            Device::Cuda(cuda) if self.tasks.contains(&Task::Load) => bench::load::kernels(cuda, session.kernels())?,
             _ => None,
         };
         let mut findings = device.run(Measure { session, tasks: &self.tasks, policy, reward, workload, kernels })?;
@@ -147,7 +147,7 @@ struct Measure<'a> {
 impl OnDevice for Measure<'_> {
     type Output = Findings;
 
-    fn run<B: Ops>(self, ops: &B) -> Result<Findings> {
+    fn run<B: Measured>(self, ops: &B) -> Result<Findings> {
         let before = ops.rates()?;
         let (mut tasks, mut single, load) = (self.tasks(ops)?, self.ops(ops)?, self.load(ops)?);
         // Before and after: a moment in which the machine was busy flatters nobody.
@@ -162,7 +162,7 @@ impl OnDevice for Measure<'_> {
             policy: self.policy.name(),
             reward: self.reward.name(),
             workload: self.workload.clone(),
-            read_latency_ms: speed::read_latency(ops)?,
+            read_latency_ms: bench::read_latency(ops)?,
             ceilings,
             tasks,
             ops: single,
@@ -181,7 +181,7 @@ impl Measure<'_> {
         self.session.detail(&format!("timing {what}"));
     }
 
-    fn tasks<B: Ops>(&self, ops: &B) -> Result<Vec<Timing>> {
+    fn tasks<B: Measured>(&self, ops: &B) -> Result<Vec<Timing>> {
         let (load, seed) = (&self.workload, self.workload.seed);
         let mut tasks = Vec::new();
         let reward = match self.wants(Task::Step) || self.wants(Task::Score) {
@@ -190,44 +190,44 @@ impl Measure<'_> {
         };
         if let (Some(reward), true) = (&reward, self.wants(Task::Score)) {
             self.say("score");
-            tasks.push(speed::score(reward, load)?);
+            tasks.push(bench::score(reward, load)?);
         }
         if self.wants(Task::Step) || self.wants(Task::Decode) || self.wants(Task::Generate) {
             let policy = self.policy.load(ops, false, seed)?;
             if self.wants(Task::Generate) {
                 self.say("generate");
-                tasks.push(speed::generate(&policy, load)?);
+                tasks.push(bench::generate(&policy, load)?);
             }
             if self.wants(Task::Decode) {
                 self.say("decode");
-                tasks.push(speed::decode(&policy, load)?);
+                tasks.push(bench::decode(&policy, load)?);
             }
             if let (Some(reward), true) = (&reward, self.wants(Task::Step)) {
                 self.say("step");
-                tasks.push(speed::step(&policy, reward, load)?);
+                tasks.push(bench::step(&policy, reward, load)?);
             }
         }
         Ok(tasks)
     }
 
     /// At the policy's shapes.
-    fn ops<B: Ops>(&self, ops: &B) -> Result<Vec<OpTiming>> {
+    fn ops<B: Measured>(&self, ops: &B) -> Result<Vec<OpTiming>> {
         if !self.wants(Task::Ops) {
             return Ok(Vec::new());
         }
         let Workload { warmup, repeats, .. } = self.workload;
-        let shape = speed::ops::Shape::new(&self.policy.config()?, &self.workload);
-        speed::ops::ops(ops, &shape, warmup, repeats, |op| self.say(op))
+        let shape = bench::ops::Shape::new(&self.policy.config()?, &self.workload);
+        bench::ops::ops(ops, &shape, warmup, repeats, |op| self.say(op))
     }
 
-    fn load<B: Ops>(&self, ops: &B) -> Result<Option<Load>> {
+    fn load<B: Measured>(&self, ops: &B) -> Result<Option<Load>> {
         if !self.wants(Task::Load) {
             return Ok(None);
         }
         let Workload { warmup, repeats, .. } = self.workload;
         let timed = |shape: &Shape| {
             self.say(&shape.name());
-            speed::load::checkpoint(ops, shape.checkpoint()?, warmup, repeats)
+            bench::load::checkpoint(ops, shape.checkpoint()?, warmup, repeats)
         };
         let checkpoints = [&self.policy, &self.reward].map(timed).into_iter().collect::<Result<Vec<_>>>()?;
         Ok(Some(Load { checkpoints, kernels: self.kernels }))

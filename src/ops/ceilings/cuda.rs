@@ -1,6 +1,7 @@
 use serde::Serialize;
 
-use super::{Rated, Rates};
+use super::{Measured, Rates};
+use crate::backend::cost::KernelRun;
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Backend, Cuda};
@@ -58,7 +59,7 @@ pub(crate) fn measure(cuda: &Cuda) -> Result<Ceilings> {
     })
 }
 
-impl Rated for Cuda {
+impl Measured for Cuda {
     fn rates(&self) -> Result<Option<Rates>> {
         if self.info().is_simulated() {
             return Ok(None);
@@ -69,6 +70,14 @@ impl Rated for Cuda {
 
     fn floor(&self, rates: &Rates, cost: Cost) -> f64 {
         rates.floor(cost)
+    }
+
+    fn profile_begin(&self) -> Result<()> {
+        Cuda::profile_begin(self)
+    }
+
+    fn profile_end(&self) -> Result<Vec<KernelRun>> {
+        Cuda::profile_end(self)
     }
 }
 

@@ -8,8 +8,8 @@ use serde::Serialize;
 pub use cpu::{copy_rate, cpu_rates, matrix_rate};
 pub(crate) use cuda::{Ceilings, measure};
 
-use super::Cost;
-use crate::backend::Backend;
+use super::{Cost, Ops};
+use crate::backend::cost::KernelRun;
 use crate::error::Result;
 
 /// The two rates that work is held against.
@@ -36,13 +36,19 @@ impl Rates {
     }
 }
 
-/// A device whose rates can be measured.
-pub trait Rated: Backend {
+/// What `ares bench` asks of a device beside its operations.
+pub trait Measured: Ops {
     /// Measured now; `None` where a time means nothing, on the simulator.
     fn rates(&self) -> Result<Option<Rates>>;
 
     /// [`Rates::floor`] of an operation that is run by itself again and again.
     fn floor(&self, rates: &Rates, cost: Cost) -> f64;
+
+    /// Begins to record how long each kernel takes; what was recorded before is forgotten. Nothing where there are no kernels.
+    fn profile_begin(&self) -> Result<()>;
+
+    /// Ends the recording: every kernel's run, in order.
+    fn profile_end(&self) -> Result<Vec<KernelRun>>;
 }
 
 #[cfg(test)]

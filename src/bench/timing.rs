@@ -8,7 +8,7 @@ use super::Workload;
 use crate::backend::Tensor;
 use crate::backend::cost::{Cost, KernelRun};
 use crate::error::Result;
-use crate::ops::{Ops, Rates};
+use crate::ops::{Measured, Ops, Rates};
 
 /// One task's time. Rates are of the median.
 #[derive(Debug, Clone, Serialize)]
@@ -118,7 +118,7 @@ pub(super) struct Done {
 
 /// Warm-up, repeats, and one more under the profiler. `work` gets the number of the repeat, so that inputs can rotate; it ends by
 /// reading a result, so its end is the device's.
-pub(super) fn time<B: Ops>(
+pub(super) fn time<B: Measured>(
     ops: &B,
     task: &'static str,
     load: &Workload,
@@ -147,7 +147,7 @@ pub(super) fn time<B: Ops>(
 }
 
 /// Every kernel's run of `work`.
-pub(super) fn profiled<B: Ops>(ops: &B, work: impl FnOnce() -> Result<()>) -> Result<Vec<KernelRun>> {
+pub(super) fn profiled<B: Measured>(ops: &B, work: impl FnOnce() -> Result<()>) -> Result<Vec<KernelRun>> {
     ops.profile_begin()?;
     let done = work();
     let runs = ops.profile_end()?;

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::super::{Workload, tokens};
+use super::{Workload, tokens};
 use crate::backend::Tensor;
 use crate::backend::cost::Cost;
 use crate::error::Result;

@@ -1,17 +1,15 @@
 //! Each operation alone, forward and backward, at a model's shapes: the list of what there is, timed one by one.
 
-mod list;
-
 use std::time::Instant;
 
 use serde::Serialize;
 
-pub use self::list::{Shape, each, generation};
+pub use super::list::{Shape, each, generation};
 use super::timing::{KernelShare, Spread, profiled};
 use crate::backend::Tensor;
 use crate::backend::cost::{Cost, KernelRun};
 use crate::error::Result;
-use crate::ops::{Ops, Rates};
+use crate::ops::{Measured, Rates};
 
 /// One operation's time. Rates are of the median.
 #[derive(Debug, Clone, Serialize)]
@@ -35,7 +33,7 @@ pub(crate) struct OpTiming {
 
 impl OpTiming {
     /// Fills in the floors, its own and each kernel's.
-    pub(crate) fn hold_against<B: Ops>(&mut self, ops: &B, rates: &Rates) {
+    pub(crate) fn hold_against<B: Measured>(&mut self, ops: &B, rates: &Rates) {
         let floor_ms = 1e3 * ops.floor(rates, Cost { flops: self.flops, bytes: self.bytes });
         self.floor_ms = Some(floor_ms);
         self.share_of_floor = Some(floor_ms / (1e3 * self.seconds.median));
@@ -45,7 +43,7 @@ impl OpTiming {
 }
 
 /// Times every operation; `say` hears the name of each before it begins.
-pub(crate) fn ops<B: Ops>(
+pub(crate) fn ops<B: Measured>(
     ops: &B,
     shape: &Shape,
     warmup: usize,

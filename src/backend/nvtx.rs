@@ -6,13 +6,12 @@
 //! to fail.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::marker::PhantomData;
 use std::ptr::{null, null_mut};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libloading::Library;
-
-use crate::backend::range::Range;
 
 /// Functions of each module (core, CUDA, OpenCL, CUDA runtime, core 2, synchronisation), the unused first one included.
 const SIZES: [usize; 7] = [0, 16, 9, 15, 7, 16, 7];
@@ -26,7 +25,7 @@ const VERSION_INFO: u32 = 3;
 /// What a profiler writes into: one slot per function of each module.
 static SLOTS: [[AtomicPtr<c_void>; MOST]; SIZES.len()] =
     [const { [const { AtomicPtr::new(null_mut()) }; MOST] }; SIZES.len()];
-/// Where those slots lie; the first of each module and one behind its last are null.
+/// Where those slots lie; the first of each module and one past its last are null.
 static TABLES: [[AtomicPtr<c_void>; MOST + 1]; SIZES.len()] =
     [const { [const { AtomicPtr::new(null_mut()) }; MOST + 1] }; SIZES.len()];
 
@@ -109,10 +108,25 @@ fn attach() -> Option<(Push, Pop)> {
     Some(unsafe { (std::mem::transmute::<*mut c_void, Push>(push), std::mem::transmute::<*mut c_void, Pop>(pop)) })
 }
 
+/// A stage of work, which an attached profiler shows until this is dropped, on the thread on which it began.
+#[must_use = "a stage ends when this is dropped"]
+pub(crate) struct Stage(Option<Pop>, PhantomData<*const ()>);
+
 /// Begins a stage on this thread.
-pub(crate) fn range(name: &CStr) -> Range {
-    let Some((push, pop)) = profiler() else { return Range::NONE };
-    // SAFETY: a string that ends in zero, read before the call returns.
-    unsafe { push(name.as_ptr()) };
-    Range::ended_by(*pop)
+pub(crate) fn stage(name: &CStr) -> Stage {
+    let pop = profiler().map(|(push, pop)| {
+        // SAFETY: a string that ends in zero, read before the call returns.
+        unsafe { push(name.as_ptr()) };
+        *pop
+    });
+    Stage(pop, PhantomData)
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if let Some(pop) = self.0 {
+            // SAFETY: one call for one `push`, on its thread.
+            unsafe { pop() };
+        }
+    }
 }

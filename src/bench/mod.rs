@@ -1,5 +1,6 @@
 //! How fast: one joint step, scoring, decoding, each operation alone, and loading, on any device, at the shapes of any models.
 
+mod list;
 pub(crate) mod load;
 pub mod ops;
 mod timing;
@@ -19,7 +20,7 @@ use crate::model::{
     Adapter, AdapterGrad, AdapterInit, AnswerTokens, Batch, Continue, Decoding, Generator, Heads, ModelConfig, Moments,
     Transformer, Workspace,
 };
-use crate::ops::{AdamWSpec, Ops};
+use crate::ops::{AdamWSpec, Measured, Ops};
 use crate::repair::RepairConfig;
 use crate::repair::policy_step::{PolicyItem, policy_step};
 use crate::repair::reward_step::{RewardItem, RewardKind, reward_step};
@@ -139,7 +140,7 @@ fn counted(config: &ModelConfig, load: &Workload, items: &[(Vec<u32>, Vec<Vec<u3
 }
 
 /// One whole joint step: reward forward and backward, policy forward and backward, both optimisers.
-pub(crate) fn step<B: Ops>(policy: &Transformer<B>, reward: &Transformer<B>, load: &Workload) -> Result<Timing> {
+pub(crate) fn step<B: Measured>(policy: &Transformer<B>, reward: &Transformer<B>, load: &Workload) -> Result<Timing> {
     let (mut reader, mut writer) = (Side::new(reward, load)?, Side::new(policy, load)?);
     let config = RepairConfig { batch_tokens: load.batch_tokens, ..RepairConfig::default() };
     let thresholds = Thresholds { tau_h: 0.5, tau_r: 0.0, mu_0: 0.0, s: 1.0 };
@@ -164,7 +165,7 @@ pub(crate) fn step<B: Ops>(policy: &Transformer<B>, reward: &Transformer<B>, loa
 }
 
 /// Rewards of `tokens / length` answers.
-pub(crate) fn score<B: Ops>(reward: &Transformer<B>, load: &Workload) -> Result<Timing> {
+pub(crate) fn score<B: Measured>(reward: &Transformer<B>, load: &Workload) -> Result<Timing> {
     let mut workspace = Workspace::new(&reward.ops, &reward.config, 0, load.batch_tokens, false)?;
     let count = (load.tokens / load.length).max(1);
     time(&reward.ops, "score", load, |i| {
@@ -185,13 +186,13 @@ pub(crate) fn score<B: Ops>(reward: &Transformer<B>, load: &Workload) -> Result<
 }
 
 /// `sequences` continued greedily by `new_tokens` each, after prompts of `length`, which are read first.
-pub(crate) fn generate<B: Ops>(policy: &Transformer<B>, load: &Workload) -> Result<Timing> {
+pub(crate) fn generate<B: Measured>(policy: &Transformer<B>, load: &Workload) -> Result<Timing> {
     let mut generation = Generation::new(policy, load)?;
     time(&policy.ops, "generate", load, |i| generation.run(i, &mut |_| Ok(())))
 }
 
 /// The same from the device's first look at its tokens on: decoding alone, without the prompts.
-pub(crate) fn decode<B: Ops>(policy: &Transformer<B>, load: &Workload) -> Result<Timing> {
+pub(crate) fn decode<B: Measured>(policy: &Transformer<B>, load: &Workload) -> Result<Timing> {
     if load.new_tokens <= B::BURST {
         let (least, found) = (B::BURST + 1, load.new_tokens);
         return Err(Error::Usage(format!(

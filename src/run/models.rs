@@ -113,13 +113,13 @@ pub(crate) enum Scale {
 }
 
 /// Everything open, thresholds fixed.
-pub(super) struct Bench<B: Ops> {
+pub(super) struct OpenModels<B: Ops> {
     pub(crate) pair: Pair<B>,
     pub(crate) judges: Judges,
     pub(crate) evaluator: Evaluator,
 }
 
-impl<B: Ops> Bench<B> {
+impl<B: Ops> OpenModels<B> {
     /// Opens the models and fixes τ_r and the scale of rewards on `calibration`.
     pub(crate) fn open(
         ops: &B,
@@ -127,7 +127,7 @@ impl<B: Ops> Bench<B> {
         calibration: Vec<PairRow>,
         seed: u64,
         watch: &mut dyn Watch,
-    ) -> Result<Bench<B>> {
+    ) -> Result<OpenModels<B>> {
         watch.begin("calibrate", 0);
         let (mut pair, mut judges) = models.open(ops)?;
         let settings = models.settings(seed);
@@ -138,7 +138,7 @@ impl<B: Ops> Bench<B> {
             evaluator.thresholds().tau_r,
             100.0 * evaluator.calibration().balanced_accuracy,
         ));
-        Ok(Bench { pair, judges, evaluator })
+        Ok(OpenModels { pair, judges, evaluator })
     }
 }
 
