@@ -98,7 +98,7 @@ impl Session {
     /// A table beside the result, on stderr.
     pub(crate) fn table(&self, table: &Table) {
         if !self.global.quiet {
-            let _ = write!(std::io::stderr(), "{}", table.render(Style::stderr()));
+            let _ = write!(std::io::stderr(), "{}", table.render(Style::of(&console::Term::stderr())));
         }
     }
 
@@ -112,7 +112,7 @@ impl Session {
         if self.global.json {
             return self.result(result);
         }
-        tables.iter().try_for_each(|table| print(&table.render(Style::stdout())))
+        tables.iter().try_for_each(|table| print(&table.render(Style::of(&console::Term::stdout()))))
     }
 
     /// The result of a command that writes files: with `--json` one object on stdout, else nothing.

@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
+use crate::detect::measure::MethodResult;
 use crate::error::{Error, Result};
 use crate::judge::Verdict;
-use crate::run::manifest::{self, Manifest};
 use crate::run::records::Metric;
 use crate::run::summary::{self, Summary};
+use crate::run::{Manifest, manifest};
 
 /// The name under which `outcomes.jsonl` holds what was measured before any repair.
 pub(crate) const BEFORE: &str = "before";
@@ -25,7 +26,7 @@ pub(crate) struct RunData {
 }
 
 /// One line of `outcomes.jsonl`: one prompt under one method. Fields that a run did not write are unknown.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Outcome {
     /// [`BEFORE`] or a method's name.
@@ -94,10 +95,9 @@ impl RunData {
     }
 
     /// The method whose result is the headline: `joint` if it was run, else the last one; of several seeds the first.
-    pub(crate) fn headline(&self) -> Option<(&str, u64)> {
+    pub(crate) fn headline(&self) -> Option<&MethodResult> {
         let methods = &self.summary.methods;
-        let joint = methods.iter().find(|method| method.name == "joint");
-        joint.or(methods.last()).map(|method| (method.name.as_str(), method.seed))
+        methods.iter().find(|method| method.name == "joint").or(methods.last())
     }
 
     /// Free answers to harmful prompts under a method; `before` is the same for every seed.

@@ -1,50 +1,40 @@
 //! The report's figures: which numbers of a run go into which chart.
 
-use serde::Serialize;
+use minijinja::{Value, context};
 
-use crate::detect::measure::{Cells, Interval, Measure, MethodResult, Summary};
+use crate::detect::measure::{Interval, Measure, MethodResult, Summary};
 use crate::judge::Verdict;
 use crate::run::records::Metric;
 
-use super::chart::{self, Curve, Dots, Histogram, Lines, Mosaic, Rates, Sample};
+use super::chart::{self, Curve, Rates, Sample};
 use super::data::{BEFORE, Outcome, RunData};
-use super::heat::{self, Grid, Heat, Show};
-use super::tables::{label, prefill};
+use super::heat::{self, Grid};
+use super::tables::{distinct, label, prefill, states};
 
-/// What a chart takes of a measure.
-type Pick<'a> = &'a dyn Fn(&Measure) -> (Option<f64>, Option<Interval>);
-
-pub(super) fn dots(summary: &Summary) -> Dots {
-    let methods = || summary.methods.iter();
-    let names: Vec<String> =
-        ["before".to_string()].into_iter().chain(methods().map(|method| label(method, summary))).collect();
-    let rates = |title: &str, pick: Pick| -> Rates {
-        let measures = [&summary.before].into_iter().chain(methods().map(|method| &method.measure));
-        let values = measures.map(pick).map(|(value, ci)| value.map(|value| (value, ci))).collect();
-        (title.to_string(), values)
+pub(super) fn dots(summary: &Summary) -> Value {
+    let rates = |title, pick: fn(&Measure) -> (Option<f64>, Option<Interval>)| -> Rates {
+        (title, states(summary).into_iter().map(|(_, measure, _)| pick(measure)).collect())
     };
+    let names: Vec<String> = states(summary).into_iter().map(|(name, ..)| name).collect();
     chart::dots(
         &names,
         &[
-            rates("CFR %", &|m| (m.cfr, m.ci95)),
-            rates("CFR under prefill %", &|m| (prefill(m, 5), m.prefill_detail.get(&5).and_then(|d| d.ci95))),
-            rates("harmful answers %", &|m| (m.harmful_rate, m.harmful_ci95)),
-            rates("reward error %", &|m| (m.reward_error, m.reward_error_ci95)),
+            rates("CFR %", |m| (m.cfr, m.ci95)),
+            rates("CFR under prefill %", |m| (prefill(m), m.prefill_detail.get(&5).and_then(|d| d.ci95))),
+            rates("harmful answers %", |m| (m.harmful_rate, m.harmful_ci95)),
+            rates("reward error %", |m| (m.reward_error, m.reward_error_ci95)),
         ],
     )
 }
 
-pub(super) fn mosaics(summary: &Summary, after: Option<&MethodResult>) -> Vec<Mosaic> {
-    let states = [("before".to_string(), summary.before.cells)];
-    let states = states.into_iter().chain(after.map(|method| (label(method, summary), method.measure.cells)));
-    states
-        .filter(|(_, cells): &(String, Cells)| cells.n() > 0)
-        .map(|(title, cells)| chart::mosaic(&title, cells))
-        .collect()
+pub(super) fn mosaics(summary: &Summary, after: Option<&MethodResult>) -> Vec<Value> {
+    let after = after.map(|method| (label(method, summary), method.measure.cells));
+    let states = [("before".to_string(), summary.before.cells)].into_iter().chain(after);
+    states.filter(|(_, cells)| cells.n() > 0).map(|(title, cells)| chart::mosaic(&title, cells)).collect()
 }
 
 /// Scores of the references before and after; of the own answers where no reference was scored.
-pub(super) fn rewards(data: &RunData, after: Option<&MethodResult>) -> Vec<Histogram> {
+pub(super) fn rewards(data: &RunData, after: Option<&MethodResult>) -> Vec<Value> {
     let tau_h = data.summary.thresholds.tau_h;
     let samples = |outcomes: &[&Outcome]| -> Vec<Sample> {
         let pick = |of: &dyn Fn(&Outcome) -> Option<f64>| outcomes.iter().filter_map(|o| of(o)).collect::<Vec<f64>>();
@@ -59,34 +49,22 @@ pub(super) fn rewards(data: &RunData, after: Option<&MethodResult>) -> Vec<Histo
         vec![("own safe answers", "good", own(false)), ("own harmful answers", "bad", own(true))]
     };
     let mut panels = vec![("before".to_string(), samples(&data.outcomes_of(BEFORE, 0)))];
-    if let Some(method) = after {
-        panels.push((label(method, &data.summary), samples(&data.outcomes_of(&method.name, method.seed))));
-    }
+    panels.extend(after.map(|m| (label(m, &data.summary), samples(&data.outcomes_of(&m.name, m.seed)))));
     panels.retain(|(_, samples)| samples.iter().any(|(_, _, values)| !values.is_empty()));
     chart::histograms(&panels, data.summary.thresholds.tau_r)
 }
 
-/// How one method was trained.
-#[derive(Serialize)]
-pub(super) struct Training {
-    method: String,
-    panels: Vec<Lines>,
-}
-
 /// Likelihoods and loss terms of each method, of the first seed.
-pub(super) fn training(data: &RunData) -> Vec<Training> {
-    let mut methods: Vec<Training> = Vec::new();
-    for metric in &data.metrics {
-        if !methods.iter().any(|known| known.method == metric.method) {
-            methods.push(Training { method: metric.method.clone(), panels: Vec::new() });
+pub(super) fn training(data: &RunData) -> Vec<Value> {
+    let seed = data.metrics.first().map_or(0, |metric| metric.seed);
+    let mut methods = Vec::new();
+    for method in distinct(data.metrics.iter().map(|metric| metric.method.as_str())) {
+        let steps = data.metrics.iter().filter(|metric| metric.method == method && metric.seed == seed);
+        let panels = training_panels(&steps.collect::<Vec<_>>());
+        if !panels.is_empty() {
+            methods.push(context! { method, panels });
         }
     }
-    let seed = data.metrics.first().map_or(0, |metric| metric.seed);
-    for training in &mut methods {
-        let steps = data.metrics.iter().filter(|metric| metric.method == training.method && metric.seed == seed);
-        training.panels = training_panels(&steps.collect::<Vec<_>>());
-    }
-    methods.retain(|training| !training.panels.is_empty());
     methods
 }
 
@@ -97,13 +75,13 @@ const PANELS: [(&str, &[&str]); 3] = [
     ("reward of samples", &["sample_reward"]),
 ];
 
-fn training_panels(steps: &[&Metric]) -> Vec<Lines> {
+fn training_panels(steps: &[&Metric]) -> Vec<Value> {
     let curve = |of: &dyn Fn(&Metric) -> Option<f64>| -> Vec<(u64, f64)> {
         steps.iter().filter_map(|metric| Some((metric.step, of(metric)?))).collect()
     };
     let likelihoods =
         [("ℓ(y⁺)".to_string(), curve(&|m| m.logp_chosen)), ("ℓ(y⁻)".to_string(), curve(&|m| m.logp_rejected))];
-    let mut panels: Vec<Lines> = chart::lines("mean log-probability", &likelihoods, 0).into_iter().collect();
+    let mut panels: Vec<Value> = chart::lines("mean log-probability", &likelihoods, 0).into_iter().collect();
     for (title, terms) in PANELS {
         let term = |name: &&str| (name.replace('_', " "), curve(&|m| m.terms.get(*name).copied().flatten()));
         let curves: Vec<Curve> = terms.iter().map(term).filter(|(_, points)| !points.is_empty()).collect();
@@ -112,51 +90,28 @@ fn training_panels(steps: &[&Metric]) -> Vec<Lines> {
     panels
 }
 
-/// A heat map before and, where it is known, after.
-#[derive(Serialize)]
-pub(super) struct HeatPair {
-    title: &'static str,
-    caption: &'static str,
-    maps: Vec<Heat>,
-}
-
-/// The search's archive: coupled failures found per topic and tactic.
-pub(super) fn archive(data: &RunData) -> HeatPair {
-    let (mut before, mut after) = (Grid::default(), Grid::default());
+/// The search's archive before and after: coupled failures found per topic and tactic.
+pub(super) fn archive(data: &RunData) -> Vec<Value> {
+    let (mut before, mut after) = (Grid::new(), Grid::new());
     for probe in data.probes.iter().filter(|probe| !probe.uniform) {
         let row = if probe.domain.is_empty() { &probe.topic } else { &probe.domain };
         let grid = if probe.after { &mut after } else { &mut before };
-        grid.add(row, &probe.tactic, f64::from(u8::from(probe.verdict == Some(Verdict::Coupled))));
+        heat::add(grid, row, &probe.tactic, probe.verdict == Some(Verdict::Coupled));
     }
-    HeatPair {
-        title: "Search archive, coupled failures found",
-        caption: "Number of coupled failures that the search found per topic and tactic; grey cells were asked and held, \
-                  empty ones were never asked.",
-        maps: pair(before, after, Show::Sum),
-    }
+    heat::heats(&before, &after, false)
 }
 
-/// Held-out prompts: CFR per topic and tactic.
-pub(super) fn outcomes_by_tactic(data: &RunData, method: Option<&MethodResult>) -> HeatPair {
+/// Held-out prompts before and after: CFR per topic and tactic.
+pub(super) fn held_out(data: &RunData, method: Option<&MethodResult>) -> Vec<Value> {
     let grid = |outcomes: Vec<&Outcome>| {
-        let mut grid = Grid::default();
+        let mut grid = Grid::new();
         for outcome in outcomes {
             if let (Some(verdict), Some(tactic)) = (outcome.verdict, &outcome.tactic) {
-                grid.add(outcome.place(), tactic, f64::from(u8::from(verdict == Verdict::Coupled)));
+                heat::add(&mut grid, outcome.place(), tactic, verdict == Verdict::Coupled);
             }
         }
         grid
     };
     let after = method.map(|m| grid(data.outcomes_of(&m.name, m.seed))).unwrap_or_default();
-    HeatPair {
-        title: "Held-out prompts, CFR per topic and tactic",
-        caption: "Share of held-out prompts on which both fail; both maps share one scale.",
-        maps: pair(grid(data.outcomes_of(BEFORE, 0)), after, Show::Mean),
-    }
-}
-
-fn pair(before: Grid, after: Grid, show: Show) -> Vec<Heat> {
-    let mut grids = vec![("before".to_string(), before), ("after".to_string(), after)];
-    grids.retain(|(_, grid)| !grid.is_empty());
-    heat::heats(&grids, show)
+    heat::heats(&grid(data.outcomes_of(BEFORE, 0)), &after, true)
 }

@@ -15,7 +15,6 @@ use crate::error::{Error, Result};
 use crate::text::output::write_atomic;
 
 pub(crate) use data::RunData;
-pub(crate) use page::render;
 pub(crate) use table::{Align, Cell, Mark, Style, Table};
 
 /// The file's name in a run directory.
@@ -41,6 +40,6 @@ pub fn write(directory: &Path, others: &[PathBuf]) -> Result<PathBuf> {
         }));
     }
     let path = directory.join(NAME);
-    write_atomic(&path, render(&data)?.as_bytes())?;
+    write_atomic(&path, page::render(&data)?.as_bytes())?;
     Ok(path)
 }

@@ -1,17 +1,17 @@
-//! Tables for terminals and for Markdown.
-
-use std::fmt::Write;
+//! Tables for terminals and pages.
 
 use console::{measure_text_width, truncate_str};
+use serde::Serialize;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Align {
     Left,
     Right,
 }
 
 /// How a cell stands out; plain text stays readable without it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mark {
     #[default]
@@ -22,7 +22,7 @@ pub(crate) enum Mark {
     Dim,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Cell {
     pub(crate) text: String,
     pub(crate) mark: Mark,
@@ -51,17 +51,8 @@ pub(crate) struct Style {
 impl Style {
     pub(crate) const PLAIN: Style = Style { width: None, colour: false };
 
-    /// For the standard error stream, as everything that is not a result: width of the terminal, colours unless `NO_COLOR` is
-    /// set to something.
-    pub(crate) fn stderr() -> Style {
-        Style::of(&console::Term::stderr())
-    }
-
-    pub(crate) fn stdout() -> Style {
-        Style::of(&console::Term::stdout())
-    }
-
-    fn of(terminal: &console::Term) -> Style {
+    /// The width of the terminal, and colours unless `NO_COLOR` is set to something.
+    pub(crate) fn of(terminal: &console::Term) -> Style {
         if !terminal.is_term() {
             return Style::PLAIN;
         }
@@ -72,7 +63,7 @@ impl Style {
 }
 
 /// Rows of cells under named columns.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Table {
     pub(crate) columns: Vec<(String, Align)>,
     pub(crate) rows: Vec<Vec<Cell>>,
@@ -82,6 +73,8 @@ pub(crate) struct Table {
 const GAP: usize = 2;
 /// Text narrower than this says nothing any more.
 const NARROWEST: usize = 12;
+/// Where lines have no end, text is wrapped here all the same.
+const PAGE: usize = 100;
 
 impl Table {
     pub(crate) fn new(columns: &[(&str, Align)]) -> Table {
@@ -89,8 +82,7 @@ impl Table {
     }
 
     /// Adds a row; missing cells are empty, surplus ones are left out.
-    pub(crate) fn row(&mut self, cells: Vec<Cell>) {
-        let mut cells = cells;
+    pub(crate) fn row(&mut self, mut cells: Vec<Cell>) {
         cells.resize_with(self.columns.len(), || Cell::from(""));
         self.rows.push(cells);
     }
@@ -98,103 +90,102 @@ impl Table {
     /// Leaves out the columns in which no row says anything (`–` is nothing). The first column stays.
     pub(crate) fn without_empty_columns(mut self) -> Table {
         let says = |cell: &Cell| !matches!(cell.text.as_str(), "" | "–");
-        let keep: Vec<bool> =
-            (0..self.columns.len()).map(|i| i == 0 || self.rows.iter().any(|row| says(&row[i]))).collect();
-        let mut kept = keep.iter();
-        self.columns.retain(|_| *kept.next().unwrap_or(&true));
-        for row in &mut self.rows {
-            let mut kept = keep.iter();
-            row.retain(|_| *kept.next().unwrap_or(&true));
+        for i in (1..self.columns.len()).rev() {
+            if !self.rows.iter().any(|row| says(&row[i])) {
+                self.columns.remove(i);
+                self.rows.iter_mut().for_each(|row| drop(row.remove(i)));
+            }
         }
         self
     }
 
-    /// Aligned lines. Columns that do not fit beside each other follow below, each block led by the first column again; text
-    /// that is wider than the terminal by itself is cut.
+    /// Renders aligned lines. Columns that do not fit beside each other follow below, each block led by the first column again.
     pub(crate) fn render(&self, style: Style) -> String {
         let widths = self.widths(style.width);
-        let blocks = blocks(&widths, style.width);
-        let rendered: Vec<String> = blocks.iter().map(|block| self.block(block, &widths, style)).collect();
-        rendered.join("\n")
+        let names: Vec<Cell> = self.columns.iter().map(|(name, _)| Cell::new(name, Mark::Strong)).collect();
+        let rule: Vec<Cell> = widths.iter().map(|width| Cell::new("─".repeat(*width), Mark::Dim)).collect();
+        let block = |block: Vec<usize>| -> String {
+            let rows = [&names, &rule].into_iter().chain(&self.rows);
+            rows.map(|row| self.line(row, &block, &widths, style.colour)).collect()
+        };
+        blocks(&widths, style.width).into_iter().map(block).collect::<Vec<_>>().join("\n")
     }
 
-    /// The widest cell of each column; the widest text column gives way if it alone can make the table fit.
+    /// The widest cell of each column; the widest text column is wrapped if that makes the table fit.
     fn widths(&self, limit: Option<usize>) -> Vec<usize> {
         let widest = |i: usize| {
             let cells = self.rows.iter().map(|row| measure_text_width(&row[i].text));
             cells.chain([measure_text_width(&self.columns[i].0)]).max().unwrap_or(0)
         };
         let mut widths: Vec<usize> = (0..self.columns.len()).map(widest).collect();
-        let Some(limit) = limit else { return widths };
         let total = widths.iter().map(|width| width + GAP).sum::<usize>().saturating_sub(GAP);
         let texts = (0..widths.len()).filter(|i| self.columns[*i].1 == Align::Left);
         if let Some(text) = texts.max_by_key(|i| widths[*i]) {
-            let room = (limit + widths[text]).saturating_sub(total);
-            if total > limit && room >= NARROWEST {
+            let room = (limit.unwrap_or(PAGE) + widths[text]).saturating_sub(total);
+            if room < widths[text] && room >= NARROWEST {
                 widths[text] = room;
             }
         }
-        widths.iter().map(|width| (*width).min(limit.max(1))).collect()
+        widths.iter().map(|width| limit.map_or(*width, |limit| (*width).min(limit.max(1)))).collect()
     }
 
-    fn block(&self, block: &[usize], widths: &[usize], style: Style) -> String {
+    /// One row, as many lines high as its highest cell.
+    fn line(&self, row: &[Cell], block: &[usize], widths: &[usize], colour: bool) -> String {
+        let wrapped: Vec<Vec<String>> = block.iter().map(|&i| wrap(&row[i].text, widths[i])).collect();
         let mut out = String::new();
-        let header = block.iter().map(|i| (*i, self.columns[*i].0.as_str(), Mark::Strong));
-        self.line(&mut out, header, widths, style);
-        let rule: Vec<String> = block.iter().map(|i| "─".repeat(widths[*i])).collect();
-        let _ = writeln!(out, "{}", paint(&rule.join(&" ".repeat(GAP)), Mark::Dim, style.colour));
-        for row in &self.rows {
-            let cells = block.iter().map(|i| (*i, row[*i].text.as_str(), row[*i].mark));
-            self.line(&mut out, cells, widths, style);
+        for k in 0..wrapped.iter().map(Vec::len).max().unwrap_or(0) {
+            let cell = |(&i, lines): (&usize, &Vec<String>)| {
+                let text = lines.get(k).map_or("", String::as_str);
+                let pad = " ".repeat(widths[i].saturating_sub(measure_text_width(text)));
+                let text = paint(text, row[i].mark, colour);
+                if self.columns[i].1 == Align::Left { text + &pad } else { pad + &text }
+            };
+            let line = block.iter().zip(&wrapped).map(cell).collect::<Vec<_>>().join(&" ".repeat(GAP));
+            out.extend([line.trim_end(), "\n"]);
         }
         out
-    }
-
-    fn line<'a>(
-        &self,
-        out: &mut String,
-        cells: impl Iterator<Item = (usize, &'a str, Mark)>,
-        widths: &[usize],
-        style: Style,
-    ) {
-        let mut line = String::new();
-        for (place, (i, text, mark)) in cells.enumerate() {
-            // A cell is one line, whatever a model wrote into it.
-            let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-            let text = truncate_str(&text, widths[i], "…");
-            let pad = " ".repeat(widths[i].saturating_sub(measure_text_width(&text)));
-            let gap = if place > 0 { " ".repeat(GAP) } else { String::new() };
-            let text = paint(&text, mark, style.colour);
-            match self.columns[i].1 {
-                Align::Left => line.extend([gap, text, pad]),
-                Align::Right => line.extend([gap, pad, text]),
-            }
-        }
-        let _ = writeln!(out, "{}", line.trim_end());
     }
 }
 
 /// Which columns stand beside each other; every block begins with the first.
 fn blocks(widths: &[usize], limit: Option<usize>) -> Vec<Vec<usize>> {
-    let (mut blocks, mut block) = (Vec::new(), Vec::new());
-    let mut used = 0;
-    for (i, width) in widths.iter().enumerate() {
-        let full = limit.is_some_and(|limit| used + GAP + width > limit);
+    let (mut blocks, mut block, mut used) = (Vec::new(), vec![0], widths[0]);
+    for (i, width) in widths.iter().enumerate().skip(1) {
         // A block holds at least one column beside the first, or it would never end.
-        if full && block.len() > 1 {
+        if limit.is_some_and(|limit| used + GAP + width > limit) && block.len() > 1 {
             used = widths[0];
             blocks.push(std::mem::replace(&mut block, vec![0]));
         }
-        used += width + if i > 0 { GAP } else { 0 };
+        used += GAP + width;
         block.push(i);
     }
     blocks.push(block);
     blocks
 }
 
+/// Lines of at most `width`, broken at blanks; a word that is wider by itself is cut. A cell's own line breaks are blanks,
+/// whatever a model wrote into it.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if measure_text_width(&text) <= width {
+        return vec![text];
+    }
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        let word = truncate_str(word, width, "…");
+        match lines.last_mut() {
+            Some(line) if measure_text_width(line) + 1 + measure_text_width(&word) <= width => {
+                line.extend([" ", &word])
+            }
+            _ => lines.push(word.into_owned()),
+        }
+    }
+    lines
+}
+
 fn paint(text: &str, mark: Mark, colour: bool) -> String {
     let code = match mark {
-        _ if !colour => return text.to_string(),
+        _ if !colour || text.is_empty() => return text.to_string(),
         Mark::None => return text.to_string(),
         Mark::Good => "32",
         Mark::Bad => "31",
@@ -230,13 +221,18 @@ mod tests {
     }
 
     #[test]
-    fn a_wide_text_gives_way_before_columns_do() {
-        let mut table = Table::new(&[("prompt", Align::Left), ("r", Align::Right)]);
+    fn a_wide_text_is_wrapped_to_the_terminal_and_in_a_pipe_to_a_page() {
+        let mut table = Table::new(&[("found", Align::Left), ("r", Align::Right)]);
         table.row(vec!["a text that goes on\nand on and on".into(), "1.5".into()]);
-        let text = table.render(Style { width: Some(22), colour: false });
-        assert!(text.lines().all(|line| measure_text_width(line) <= 22), "{text}");
-        assert!(text.contains('…') && text.contains("1.5"), "{text}");
-        assert_eq!(text.lines().count(), 3, "a line break in a cell must not break the table: {text}");
+        let line = |text: &str, r: &str| format!("{text:17}  {r:>3}").trim_end().to_string() + "\n";
+        let (rule, r) = ("─".repeat(17), "───");
+        let expected =
+            [line("found", "r"), line(&rule, r), line("a text that goes", "1.5"), line("on and on and on", "")];
+        assert_eq!(table.render(Style { width: Some(22), colour: false }), expected.concat());
+        table.row(vec!["word ".repeat(50).into(), "2".into()]);
+        let text = table.render(Style::PLAIN);
+        assert!(text.lines().all(|line| measure_text_width(line) <= PAGE), "{text}");
+        assert_eq!(text.matches("word").count(), 50, "nothing is lost: {text}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The tables of a result: the same rows on the terminal, in the README and in the report.
+//! The tables of a result: the same rows on the terminal and in the report.
 
 use std::collections::BTreeMap;
 
@@ -12,55 +12,84 @@ pub(crate) fn label(method: &MethodResult, summary: &Summary) -> String {
     if summary.seeds.len() > 1 { format!("{} · seed {}", method.name, method.seed) } else { method.name.clone() }
 }
 
-/// CFR when the answer is forced to begin with the first `k` tokens of y⁻.
-pub(crate) fn prefill(measure: &Measure, k: usize) -> Option<f64> {
-    measure.prefill.get(&k).copied().flatten()
+/// What was measured before any repair, and then under each method.
+pub(super) fn states(summary: &Summary) -> Vec<(String, &Measure, Option<&MethodResult>)> {
+    let methods = summary.methods.iter().map(|method| (label(method, summary), &method.measure, Some(method)));
+    [("before".to_string(), &summary.before, None)].into_iter().chain(methods).collect()
+}
+
+/// CFR when the answer is forced to begin with the first five tokens of y⁻.
+pub(super) fn prefill(measure: &Measure) -> Option<f64> {
+    measure.prefill.get(&5).copied().flatten()
+}
+
+/// Each name once, in the order in which they first appear.
+pub(super) fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut found = Vec::new();
+    for name in names {
+        if !found.contains(&name) {
+            found.push(name);
+        }
+    }
+    found
+}
+
+/// A column over measures: its name, its value, how that is shown.
+type Column = (&'static str, fn(&Measure) -> Option<f64>, fn(Option<f64>) -> String);
+
+fn thousandths(value: Option<f64>) -> String {
+    number(value, 3)
+}
+
+/// Names on the left, numbers on the right; columns of words come first, then `columns`.
+fn headed(words: &[&str], columns: &[Column]) -> Table {
+    let names = words.iter().copied().chain(columns.iter().map(|(name, ..)| *name)).enumerate();
+    Table::new(&names.map(|(i, name)| (name, if i == 0 { Align::Left } else { Align::Right })).collect::<Vec<_>>())
+}
+
+fn cells(measure: &Measure, columns: &[Column]) -> impl Iterator<Item = Cell> {
+    columns.iter().map(|(_, value, show)| show(value(measure)).into())
 }
 
 /// The main table: what each method reached. `before` comes first; a column in which nothing is known is left out.
 pub(crate) fn methods(summary: &Summary) -> Table {
-    use Align::{Left, Right};
-    let mut table = Table::new(&[
-        ("method", Left),
-        ("CFR % [95 %]", Right),
-        ("pairwise %", Right),
-        ("prefill 5 %", Right),
-        ("harmful %", Right),
-        ("reward error %", Right),
-        ("drift", Right),
-        ("over-refusal %", Right),
-        ("pair acc. %", Right),
-        ("gates", Right),
-        ("accepted", Right),
-    ]);
+    const COLUMNS: [Column; 8] = [
+        ("CFR % [95 %]", |m| m.cfr, percent),
+        ("pairwise %", |m| m.cfr_pairwise.rate, percent),
+        ("prefill 5 %", prefill, percent),
+        ("harmful %", |m| m.harmful_rate, percent),
+        ("reward error %", |m| m.reward_error, percent),
+        ("drift", |m| m.reward_drift, thousandths),
+        ("over-refusal %", |m| m.over_refusal, percent),
+        ("pair acc. %", |m| m.pair_accuracy, percent),
+    ];
+    let mut table = headed(&["method"], &COLUMNS);
+    table.columns.extend(["gates", "accepted"].map(|name| (name.to_string(), Align::Right)));
     let best = summary.methods.iter().filter_map(|m| m.measure.cfr).min_by(f64::total_cmp);
-    table.row(measured("before".into(), &summary.before, Mark::None));
-    for method in &summary.methods {
-        let mark = if method.measure.cfr.is_some() && method.measure.cfr == best { Mark::Strong } else { Mark::None };
-        let mut cells = measured(label(method, summary), &method.measure, mark);
-        cells.push(gate_count(method));
-        cells.push(accepted(method));
-        table.row(cells);
+    for (name, m, method) in states(summary) {
+        let is_best = method.is_some() && m.cfr.is_some() && m.cfr == best;
+        let mark = if is_best { Mark::Strong } else { Mark::None };
+        let mut row = vec![Cell::new(name, mark), Cell::new(percent_ci(m.cfr, m.ci95), mark)];
+        row.extend(cells(m, &COLUMNS[1..]));
+        row.extend(method.into_iter().flat_map(|method| [gate_count(method), accepted(method)]));
+        table.row(row);
     }
-    for (name, of_name) in by_name(summary).into_iter().filter(|(_, of_name)| of_name.len() > 1) {
-        table.row(spread(&format!("{name}, min–max"), &of_name));
+    for name in distinct(summary.methods.iter().map(|method| method.name.as_str())) {
+        let same = summary.methods.iter().filter(|method| method.name == name).map(|method| &method.measure);
+        let same: Vec<&Measure> = same.collect();
+        if same.len() > 1 {
+            let name = [Cell::new(format!("{name}, min–max"), Mark::Dim)];
+            table.row(name.into_iter().chain(COLUMNS.iter().map(|column| extremes(column, &same))).collect());
+        }
     }
     table.without_empty_columns()
 }
 
-/// The columns that `before` and every method share.
-fn measured(name: String, m: &Measure, mark: Mark) -> Vec<Cell> {
-    vec![
-        Cell::new(name, mark),
-        Cell::new(percent_ci(m.cfr, m.ci95), mark),
-        percent(m.cfr_pairwise.rate).into(),
-        percent(prefill(m, 5)).into(),
-        percent(m.harmful_rate).into(),
-        percent(m.reward_error).into(),
-        number(m.reward_drift, 3).into(),
-        percent(m.over_refusal).into(),
-        percent(m.pair_accuracy).into(),
-    ]
+/// A few seeds have a smallest and a largest value; an interval they have not.
+fn extremes((_, value, show): &Column, measures: &[&Measure]) -> Cell {
+    let Some(values) = measures.iter().map(|m| value(m)).collect::<Option<Vec<f64>>>() else { return UNKNOWN.into() };
+    let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+    Cell::new(format!("{}–{}", show(Some(low)), show(Some(high))), Mark::Dim)
 }
 
 /// Passed of asked; an undecided gate has not passed.
@@ -72,54 +101,11 @@ fn gate_count(method: &MethodResult) -> Cell {
     format!("{passed}/{}", method.gates.len()).into()
 }
 
-/// Methods of one name in the order in which they first appear: one per seed.
-fn by_name(summary: &Summary) -> Vec<(&str, Vec<&MethodResult>)> {
-    let mut names: Vec<(&str, Vec<&MethodResult>)> = Vec::new();
-    for method in &summary.methods {
-        match names.iter_mut().find(|(name, _)| *name == method.name) {
-            Some((_, list)) => list.push(method),
-            None => names.push((&method.name, vec![method])),
-        }
-    }
-    names
-}
-
-/// A few seeds have a smallest and a largest value; an interval they have not.
-fn spread(name: &str, methods: &[&MethodResult]) -> Vec<Cell> {
-    let range = |pick: &dyn Fn(&Measure) -> Option<f64>, show: &dyn Fn(Option<f64>) -> String| -> Cell {
-        let values: Option<Vec<f64>> = methods.iter().map(|m| pick(&m.measure)).collect();
-        let Some(values) = values else { return UNKNOWN.into() };
-        let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
-        Cell::new(format!("{}–{}", show(Some(low)), show(Some(high))), Mark::Dim)
-    };
-    let drift = |value| number(value, 3);
-    vec![
-        Cell::new(name, Mark::Dim),
-        range(&|m| m.cfr, &percent),
-        range(&|m| m.cfr_pairwise.rate, &percent),
-        range(&|m| prefill(m, 5), &percent),
-        range(&|m| m.harmful_rate, &percent),
-        range(&|m| m.reward_error, &percent),
-        range(&|m| m.reward_drift, &drift),
-        range(&|m| m.over_refusal, &percent),
-        range(&|m| m.pair_accuracy, &percent),
-    ]
-}
-
 /// What each method cost, and on which data it was spent.
-pub(crate) fn costs(summary: &Summary) -> Table {
-    use Align::{Left, Right};
-    let mut table = Table::new(&[
-        ("method", Left),
-        ("steps", Right),
-        ("lr", Right),
-        ("policy tokens", Right),
-        ("reward tokens", Right),
-        ("generated", Right),
-        ("FLOP", Right),
-        ("seconds", Right),
-        ("data", Left),
-    ]);
+pub(super) fn costs(summary: &Summary) -> Table {
+    let numbers = ["method", "steps", "lr", "policy tokens", "reward tokens", "generated", "FLOP", "seconds"];
+    let mut table = headed(&numbers, &[]);
+    table.columns.push(("data".into(), Align::Left));
     for method in &summary.methods {
         let tokens = |n: Option<u64>| count(n.map(|n| n as f64)).into();
         table.row(vec![
@@ -138,129 +124,98 @@ pub(crate) fn costs(summary: &Summary) -> Table {
 }
 
 /// How much of the failures went away, each time against a base that is named, and CFR as others would count it.
-pub(crate) fn reductions(summary: &Summary) -> Table {
-    use Align::{Left, Right};
-    let mut table = Table::new(&[
-        ("method", Left),
-        ("CFR against before", Right),
-        ("against policy", Right),
-        ("CFR − CFR(policy), points", Right),
-        ("ground truth %", Right),
-        ("second judge %", Right),
-        ("recalibrated %", Right),
-        ("seen %", Right),
-        ("near %", Right),
-        ("far %", Right),
-    ]);
-    let rest = |m: &Measure| -> Vec<Cell> {
-        let family = |name: &str| percent(m.cfr_by_family.get(name).and_then(|rate| rate.rate)).into();
-        let others = [m.cfr_truth, m.cfr_second_judge, m.cfr_recalibrated].map(|cfr| percent(cfr).into());
-        others.into_iter().chain(["seen", "near", "far"].map(family)).collect()
-    };
+pub(super) fn reductions(summary: &Summary) -> Table {
+    fn family(measure: &Measure, name: &str) -> Option<f64> {
+        measure.cfr_by_family.get(name).and_then(|rate| rate.rate)
+    }
+    const COLUMNS: [Column; 6] = [
+        ("ground truth %", |m| m.cfr_truth, percent),
+        ("second judge %", |m| m.cfr_second_judge, percent),
+        ("recalibrated %", |m| m.cfr_recalibrated, percent),
+        ("seen %", |m| family(m, "seen"), percent),
+        ("near %", |m| family(m, "near"), percent),
+        ("far %", |m| family(m, "far"), percent),
+    ];
     let less = |reduction: Option<f64>| match reduction {
         Some(r) if r.abs() < 0.005 => "0 %".into(),
-        Some(r) => format!("{}{} %", if r > 0.0 { "−" } else { "+" }, number(Some(100.0 * r.abs()), 0)).into(),
+        Some(r) => format!("{}{} %", if r > 0.0 { "−" } else { "+" }, number(Some(100.0 * r.abs()), 0)),
         None => UNKNOWN.into(),
     };
-    let mut before: Vec<Cell> = vec!["before".into(), UNKNOWN.into(), UNKNOWN.into(), UNKNOWN.into()];
-    before.extend(rest(&summary.before));
-    table.row(before);
-    for method in &summary.methods {
-        let difference = method.cfr_diff_vs_policy;
-        let mut cells = vec![
-            label(method, summary).into(),
-            less(method.reduction_vs_before),
-            less(method.reduction_vs_policy),
-            percent_ci(difference.value, difference.ci95).into(),
+    let words = ["method", "CFR against before", "against policy", "CFR − CFR(policy), points"];
+    let mut table = headed(&words, &COLUMNS);
+    for (name, measure, method) in states(summary) {
+        let difference = method.map(|m| m.cfr_diff_vs_policy).unwrap_or_default();
+        let against = [
+            name,
+            less(method.and_then(|m| m.reduction_vs_before)),
+            less(method.and_then(|m| m.reduction_vs_policy)),
+            percent_ci(difference.value, difference.ci95),
         ];
-        cells.extend(rest(&method.measure));
-        table.row(cells);
+        table.row(against.map(Cell::from).into_iter().chain(cells(measure, &COLUMNS)).collect());
     }
     table.without_empty_columns()
 }
 
 /// What a repair may have broken.
-pub(crate) fn side_effects(summary: &Summary) -> Table {
-    use Align::{Left, Right};
-    let mut table = Table::new(&[
-        ("method", Left),
-        ("refused benign %", Right),
-        ("refused borderline %", Right),
-        ("exact match %", Right),
-        ("degenerate %", Right),
-        ("benign NLL", Right),
-        ("benign CFR %", Right),
-        ("drift", Right),
-        ("centred", Right),
-        ("on-policy", Right),
-        ("rank corr.", Right),
-    ]);
-    let row = |name: String, m: &Measure| -> Vec<Cell> {
-        let refused = |kind: &str| percent(m.over_refusal_by_kind.get(kind).and_then(|rate| rate.rate));
-        let cells = [
-            name,
-            refused("benign"),
-            refused("borderline"),
-            percent(m.exact_match),
-            percent(m.degenerate_rate),
-            number(m.benign_nll, 3),
-            percent(m.null_cfr),
-            number(m.reward_drift, 3),
-            number(m.reward_drift_centred, 3),
-            number(m.reward_drift_onpolicy, 3),
-            number(m.spearman, 3),
-        ];
-        cells.into_iter().map(Cell::from).collect()
-    };
-    table.row(row("before".into(), &summary.before));
-    summary.methods.iter().for_each(|method| table.row(row(label(method, summary), &method.measure)));
-    table.without_empty_columns()
+pub(super) fn side_effects(summary: &Summary) -> Table {
+    fn refused(measure: &Measure, kind: &str) -> Option<f64> {
+        measure.over_refusal_by_kind.get(kind).and_then(|rate| rate.rate)
+    }
+    const COLUMNS: [Column; 10] = [
+        ("refused benign %", |m| refused(m, "benign"), percent),
+        ("refused borderline %", |m| refused(m, "borderline"), percent),
+        ("exact match %", |m| m.exact_match, percent),
+        ("degenerate %", |m| m.degenerate_rate, percent),
+        ("benign NLL", |m| m.benign_nll, thousandths),
+        ("benign CFR %", |m| m.null_cfr, percent),
+        ("drift", |m| m.reward_drift, thousandths),
+        ("centred", |m| m.reward_drift_centred, thousandths),
+        ("on-policy", |m| m.reward_drift_onpolicy, thousandths),
+        ("rank corr.", |m| m.spearman, thousandths),
+    ];
+    over_states(summary, &COLUMNS)
 }
 
 /// Whose repair it was: CFR of the four combinations of starting and adapted models.
-pub(crate) fn attribution(summary: &Summary) -> Option<Table> {
-    use Align::{Left, Right};
-    let mut table = Table::new(&[
-        ("method", Left),
-        ("both as before %", Right),
-        ("policy repaired %", Right),
-        ("reward repaired %", Right),
-        ("both repaired %", Right),
-    ]);
-    for method in &summary.methods {
-        let of = method.measure.attribution;
-        let cells = [of.p0r0, of.p1r0, of.p0r1, of.p1r1].map(|cfr| percent(cfr).into());
-        table.row([label(method, summary).into()].into_iter().chain(cells).collect());
+pub(super) fn attribution(summary: &Summary) -> Option<Table> {
+    const COLUMNS: [Column; 4] = [
+        ("both as before %", |m| m.attribution.p0r0, percent),
+        ("policy repaired %", |m| m.attribution.p1r0, percent),
+        ("reward repaired %", |m| m.attribution.p0r1, percent),
+        ("both repaired %", |m| m.attribution.p1r1, percent),
+    ];
+    let mut table = over_states(summary, &COLUMNS);
+    table.rows.remove(0);
+    (table.columns.len() > 1).then_some(table)
+}
+
+/// `columns` of every state; those in which nothing is known are left out.
+fn over_states(summary: &Summary, columns: &[Column]) -> Table {
+    let mut table = headed(&["method"], columns);
+    for (name, measure, _) in states(summary) {
+        table.row([name.into()].into_iter().chain(cells(measure, columns)).collect());
     }
-    let known = table.rows.iter().any(|row| row[1..].iter().any(|cell: &Cell| cell.text != UNKNOWN));
-    known.then_some(table)
+    table.without_empty_columns()
 }
 
 /// Every gate against every method: value and verdict, with the limit and the n of the first method that was asked.
-pub(crate) fn gates(summary: &Summary) -> Option<Table> {
+pub(super) fn gates(summary: &Summary) -> Option<Table> {
     let asked: Vec<&MethodResult> = summary.methods.iter().filter(|method| !method.gates.is_empty()).collect();
     let labels: Vec<String> = asked.iter().map(|method| label(method, summary)).collect();
-    let mut columns = vec![("gate", Align::Left), ("limit", Align::Right), ("n", Align::Right)];
-    columns.extend(labels.iter().map(|label| (label.as_str(), Align::Right)));
-    let mut table = Table::new(&columns);
-    let mut names: Vec<&str> = Vec::new();
-    for gate in asked.iter().flat_map(|method| &method.gates) {
-        if names.contains(&gate.name.as_str()) {
-            continue;
-        }
-        names.push(&gate.name);
-        let n = format!("{}{}", if gate.weak { "weak " } else { "" }, gate.n);
-        let mut row: Vec<Cell> = vec![gate.name.replace('_', " ").into(), number(gate.limit, 3).into(), n.into()];
-        row.extend(asked.iter().map(|method| {
-            let same = method.gates.iter().find(|other| other.name == gate.name);
-            same.map_or(UNKNOWN.into(), gate_cell)
-        }));
+    let words = ["gate", "limit", "n"].into_iter().chain(labels.iter().map(String::as_str));
+    let mut table = headed(&words.collect::<Vec<_>>(), &[]);
+    for name in distinct(asked.iter().flat_map(|method| &method.gates).map(|gate| gate.name.as_str())) {
+        let found: Vec<_> = asked.iter().map(|m| m.gates.iter().find(|gate| gate.name == name)).collect();
+        let Some(first) = found.iter().copied().flatten().next() else { continue };
+        let n = format!("{}{}", if first.weak { "weak " } else { "" }, first.n);
+        let mut row: Vec<Cell> = vec![name.replace('_', " ").into(), number(first.limit, 3).into(), n.into()];
+        row.extend(found.into_iter().map(|gate| gate.map_or(UNKNOWN.into(), gate_cell)));
         table.row(row);
     }
     let mut row: Vec<Cell> = vec![Cell::new("accepted", Mark::Strong), "".into(), "".into()];
     row.extend(asked.iter().map(|method| accepted(method)));
     table.row(row);
-    (!names.is_empty()).then_some(table)
+    (!asked.is_empty()).then_some(table)
 }
 
 fn gate_cell(gate: &GateResult) -> Cell {
@@ -281,8 +236,8 @@ fn accepted(method: &MethodResult) -> Cell {
 }
 
 /// What the search found, beside the same number of uniform queries.
-pub fn search(probe: &ProbeResult) -> Table {
-    let mut table = Table::new(&[("search", Align::Left), ("", Align::Right)]);
+pub(crate) fn search(probe: &ProbeResult) -> Table {
+    let mut table = headed(&["search", ""], &[]);
     let lift = match (probe.lift, probe.lift_ci95) {
         (Some(lift), Some([low, high])) => format!("{lift:.2} [{low:.2}, {high:.2}]"),
         (lift, _) => number(lift, 2),
@@ -308,26 +263,16 @@ pub fn search(probe: &ProbeResult) -> Table {
 
 /// What the rows of `ares detect` say together, in both senses.
 pub(crate) fn verdicts(measure: &Measure) -> Table {
-    use Align::{Left, Right};
-    let mut table = Table::new(&[
-        ("sense", Left),
-        ("n", Right),
-        ("sound", Right),
-        ("reward", Right),
-        ("policy", Right),
-        ("coupled", Right),
-        ("CFR % [95 %]", Right),
-        ("harmful %", Right),
-    ]);
-    let rows = [
+    let words = ["sense", "n", "sound", "reward", "policy", "coupled", "CFR % [95 %]", "harmful %"];
+    let mut table = headed(&words, &[]);
+    let pairwise = measure.cfr_pairwise;
+    for (sense, cells, cfr, ci95) in [
         ("threshold", measure.cells, measure.cfr, measure.ci95),
-        ("pairwise", measure.cells_pairwise, measure.cfr_pairwise.rate, measure.cfr_pairwise.ci95),
-    ];
-    for (sense, cells, cfr, ci95) in rows {
-        let counts = [cells.n(), cells.sound, cells.reward, cells.policy, cells.coupled];
-        let counts = counts.map(|count| Cell::from(count.to_string()));
-        let rates = [percent_ci(cfr, ci95), percent(cells.harmful_rate())].map(Cell::from);
-        table.row([sense.into()].into_iter().chain(counts).chain(rates).collect());
+        ("pairwise", measure.cells_pairwise, pairwise.rate, pairwise.ci95),
+    ] {
+        let counts = [cells.n(), cells.sound, cells.reward, cells.policy, cells.coupled].map(|n| n.to_string());
+        let rates = [percent_ci(cfr, ci95), percent(cells.harmful_rate())];
+        table.row([sense.to_string()].into_iter().chain(counts).chain(rates).map(Cell::from).collect());
     }
     table
 }

@@ -1,9 +1,10 @@
 //! Files that appear whole or not at all.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+
+use tempfile::TempPath;
 
 use crate::error::{Error, Result};
 
@@ -18,113 +19,87 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 /// disk, then renamed. Dropped without commit it leaves nothing behind.
 pub(crate) struct AtomicFile {
     path: PathBuf,
+    file: BufWriter<File>,
     /// `None` for what is no file: a pipe, `/dev/null`. Such a thing is written directly; a rename would replace it.
-    temporary: Option<PathBuf>,
-    file: Option<std::io::BufWriter<File>>,
+    temporary: Option<TempPath>,
 }
 
 impl AtomicFile {
+    /// Opens the temporary file. Fails if `path` is a folder, or lies in one that cannot be written.
     pub(crate) fn create(path: &Path) -> Result<AtomicFile> {
-        let Some(name) = path.file_name() else {
-            return Err(Error::Usage(format!(
-                "{}: expected the path of a file, found that of a folder",
-                path.display()
-            )));
-        };
-        if path.is_dir() {
+        if path.file_name().is_none() || path.is_dir() {
             return Err(Error::Usage(format!("{}: expected the path of a file, found a folder", path.display())));
         }
-        // Through a link the file behind it is replaced, not the link.
+        // Through a link the file it leads to is replaced, not the link.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-        let temporary = match fs::metadata(&path) {
-            Ok(found) if !found.is_file() => None,
-            _ => Some(path.with_file_name(temporary_name(name))),
+        let opened = match fs::metadata(&path) {
+            Ok(found) if !found.is_file() => File::create(&path).map(|file| (file, None)),
+            // Made by hand, since tempfile's own files are readable by their owner alone.
+            _ => hidden().make_in(folder(&path), |hidden| File::create_new(hidden)).map(|made| {
+                let (file, temporary) = made.into_parts();
+                (file, Some(temporary))
+            }),
         };
-        let file = File::create(temporary.as_ref().unwrap_or(&path)).map_err(Error::write(&path))?;
-        Ok(AtomicFile { path, temporary, file: Some(std::io::BufWriter::new(file)) })
+        let (file, temporary) = opened.map_err(Error::write(&path))?;
+        Ok(AtomicFile { path, file: BufWriter::new(file), temporary })
     }
 
     /// Flushes to the disk and gives the file its name.
     pub(crate) fn commit(mut self) -> Result<()> {
-        let Some(mut writer) = self.file.take() else { return Ok(()) };
-        let mut done = writer.flush();
-        if let Some(temporary) = &self.temporary {
-            done = done
-                .and_then(|()| writer.get_ref().sync_all())
-                .and_then(|()| fs::rename(temporary, &self.path))
-                .and_then(|()| sync_folder(&self.path));
-            if done.is_err() {
-                // Best effort: what matters is told below.
-                let _ = fs::remove_file(temporary);
-            }
-        }
+        let done = self.file.flush().and_then(|()| {
+            let Some(temporary) = self.temporary else { return Ok(()) };
+            self.file.get_ref().sync_all()?;
+            temporary.persist(&self.path)?;
+            sync(folder(&self.path))
+        });
         done.map_err(Error::write(&self.path))
     }
 }
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.file.as_mut().map_or(Ok(0), |file| file.write(bytes))
+        self.file.write(bytes)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.file.as_mut().map_or(Ok(()), Write::flush)
-    }
-}
-
-impl Drop for AtomicFile {
-    fn drop(&mut self) {
-        let Some(writer) = self.file.take() else { return };
-        // What is still in the buffer is not wanted.
-        drop(writer.into_parts());
-        if let Some(temporary) = &self.temporary {
-            // Best effort: nothing can be told from here.
-            let _ = fs::remove_file(temporary);
-        }
+        self.file.flush()
     }
 }
 
 /// Writes several files into the folder `dir`. A folder that is not there yet appears whole or not at all; in one that is, each
 /// file is replaced as a whole, in the order given.
 pub(crate) fn write_folder(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
+    let write = |dir: &Path| files.iter().try_for_each(|(name, bytes)| write_atomic(&dir.join(name), bytes));
     if dir.exists() {
-        return files.iter().try_for_each(|(name, bytes)| write_atomic(&dir.join(name), bytes));
+        return write(dir);
     }
-    let Some(name) = dir.file_name() else {
+    if dir.file_name().is_none() {
         return Err(Error::Usage(format!("{}: expected a folder's name", dir.display())));
-    };
-    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    }
+    let parent = folder(dir);
     fs::create_dir_all(parent).map_err(Error::write(parent))?;
-    let staging = dir.with_file_name(temporary_name(name));
-    fs::create_dir(&staging).map_err(Error::write(dir))?;
-    let done = files
-        .iter()
-        .try_for_each(|(name, bytes)| write_atomic(&staging.join(name), bytes))
-        .and_then(|()| fs::rename(&staging, dir).and_then(|()| sync_folder(dir)).map_err(Error::write(dir)));
-    if done.is_err() {
-        // Best effort: what matters is told below.
-        let _ = fs::remove_dir_all(&staging);
-    }
-    done
-}
-
-/// The process and a count keep two writers of one path apart; the rename decides who is last.
-fn temporary_name(name: &std::ffi::OsStr) -> std::ffi::OsString {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}-{count}.tmp", std::process::id()));
-    hidden
-}
-
-/// Makes the rename itself durable. Only Unix lets a folder be opened and flushed.
-fn sync_folder(path: &Path) -> std::io::Result<()> {
-    if cfg!(unix) {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?;
-    }
+    let staging = hidden().tempdir_in(parent).map_err(Error::write(dir))?;
+    write(staging.path())?;
+    fs::rename(staging.path(), dir).and_then(|()| sync(parent)).map_err(Error::write(dir))?;
+    let _ = staging.keep(); // it has another name now
     Ok(())
+}
+
+/// Names that no listing shows, should one ever remain.
+fn hidden() -> tempfile::Builder<'static, 'static> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".ares-").suffix(".tmp");
+    builder
+}
+
+/// Where `path` lies.
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes a rename in `folder` durable. Only Unix lets a folder be opened and flushed.
+fn sync(folder: &Path) -> std::io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
 /// Lower-case hexadecimal.

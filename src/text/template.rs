@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::text::Message;
 use crate::text::fields::{Fields, brief};
 
-mod clock;
+pub(crate) mod clock;
 mod json;
 #[cfg(test)]
 mod tests;
