@@ -2,8 +2,7 @@
 """Golden values for `tests/golden.rs`: what transformers + PEFT compute on tiny random checkpoints.
 
     python -m pip install -r scripts/requirements-golden.txt
-    python scripts/golden.py            # writes tests/golden/<name>/, about a minute
-    python scripts/golden.py --check    # computes them again from the committed folders, compares
+    python scripts/golden.py            # writes tests/golden/<name>/, about a minute; `git diff` says what moved
 
 One folder per architecture and head. Each holds
 
@@ -26,8 +25,6 @@ statistics of RMSNorm and the table of rotations in float32. Values are stored w
 this script prints is how far the same computation in float32 lies from that: the noise of a correct f32 engine.
 """
 
-import argparse
-import gc
 import importlib.metadata
 import json
 import math
@@ -37,18 +34,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig
 from transformers.utils import logging
 
+from hf_baseline.models import Model, Setting, auto_class, fresh_adapter, save_adapter
+
 OUT = Path(__file__).resolve().parent.parent / "tests" / "golden"
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 RANK, ALPHA = 4, 12
 GREEDY_TOKENS = 12
 # Two tokens closer than this would make a greedy continuation depend on rounding.
 GREEDY_MARGIN = 2e-3
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # (prompt tokens, all tokens). The first two share their prompt; a prompt of one token has no row of its own before
 # the answer; the fourth is longer than the windows (7, 9).
@@ -72,8 +68,11 @@ class Case:
         return OUT / self.name
 
     @property
-    def auto(self):
-        return AutoModelForSequenceClassification if self.labels else AutoModelForCausalLM
+    def reward(self) -> bool:
+        return self.labels > 0
+
+    def open(self, dtype: str, adapter: str = "") -> Model:
+        return Model(f"{self.folder}{adapter}", self.reward, Setting(dtype), train_head=True)
 
 
 def spelled(v5: bool, theta: float, scaling: dict | None, dtype: str = "float32") -> dict:
@@ -123,8 +122,7 @@ def cases() -> list[Case]:
         Case("mistral-reward", "MistralForSequenceClassification",
              mistral | one | spelled(v4, 10000.0, None, "float16"), 1, dtype="float16"),
         Case("qwen2-causal", "Qwen2ForCausalLM", qwen2 | spelled(v4, 1000000.0, None), shard_size="110KB"),
-        Case("qwen2-reward", "Qwen2ForSequenceClassification", qwen2 | two | spelled(v5, 1000000.0, None),
-             2),
+        Case("qwen2-reward", "Qwen2ForSequenceClassification", qwen2 | two | spelled(v5, 1000000.0, None), 2),
         Case("qwen3-causal", "Qwen3ForCausalLM", qwen3 | windowed | spelled(v5, 1000000.0, None)),
         Case("qwen3-reward", "Qwen3ForSequenceClassification",
              qwen3 | one | spelled(v5, 1000000.0, None, "bfloat16"), 1, dtype="bfloat16"),
@@ -164,7 +162,8 @@ def write_checkpoint(case: Case) -> None:
     config_file = case.folder / "config.json"
     text = json.dumps({"architectures": [case.architecture]} | case.config, indent=2, sort_keys=True) + "\n"
     config_file.write_text(text)
-    model = case.auto.from_config(AutoConfig.from_pretrained(case.folder), dtype=DTYPES[case.dtype])
+    config, dtype = AutoConfig.from_pretrained(case.folder), getattr(torch, case.dtype)
+    model = auto_class(case.reward).from_config(config, dtype=dtype)
     randomise(case, model.named_parameters())
     model.save_pretrained(case.folder, max_shard_size=case.shard_size)
     config_file.write_text(text)
@@ -173,18 +172,10 @@ def write_checkpoint(case: Case) -> None:
 
 def write_adapter(case: Case) -> None:
     """The adapter as PEFT saves it; PEFT itself adds a classifier's score head to what is saved."""
-    task = TaskType.SEQ_CLS if case.labels else TaskType.CAUSAL_LM
-    config = LoraConfig(task_type=task, r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=PROJECTIONS)
-    base = load_base(case, torch.float32)
-    model = get_peft_model(base, config)
+    model = fresh_adapter(case.open("f32").inner, case.reward, RANK, ALPHA)
     randomise(case, ((name, p) for name, p in model.named_parameters() if p.requires_grad))
     model.peft_config["default"].base_model_name_or_path = f"tests/golden/{case.name}"
-    model.save_pretrained(case.folder / "adapter")
-    (case.folder / "adapter" / "README.md").unlink()
-    config_file = case.folder / "adapter" / "adapter_config.json"
-    written = json.loads(config_file.read_text())
-    written["target_modules"].sort()  # PEFT writes a set: another order in every run
-    config_file.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+    save_adapter(model, case.folder / "adapter")
 
 
 def sequences(case: Case) -> list[dict]:
@@ -203,21 +194,6 @@ def sequences(case: Case) -> list[dict]:
 
 
 # -------------------------------------------------------------------------------------------------- computing
-
-
-def load_base(case: Case, dtype: torch.dtype):
-    model, info = case.auto.from_pretrained(
-        case.folder, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
-    )
-    assert not any(info.values()), f"{case.name}: transformers did not find what it expected: {info}"
-    return model.eval()
-
-
-def load_adapted(case: Case, dtype: torch.dtype):
-    model = PeftModel.from_pretrained(
-        load_base(case, dtype), case.folder / "adapter", is_trainable=True, autocast_adapter_dtype=False
-    )
-    return model.to(dtype).eval()
 
 
 def answer_logprobs(logits: torch.Tensor, row: dict) -> torch.Tensor:
@@ -263,19 +239,14 @@ def evaluate(case: Case, model, rows: list[dict]) -> tuple[list[dict], torch.Ten
     return results, loss
 
 
-def saved_name(name: str) -> str:
-    """PEFT's name of a parameter in its file, from that in its modules."""
-    return name.replace(".default", "").replace(".modules_to_save", "")
-
-
-def compute(case: Case, rows: list[dict], dtype=torch.float64) -> tuple[dict, dict]:
+def compute(case: Case, rows: list[dict], dtype: str) -> tuple[dict, dict]:
     """(golden values, gradients) from the files in the case's folder."""
-    with torch.no_grad():
-        base, _ = evaluate(case, load_base(case, dtype), rows)
-    model = load_adapted(case, dtype)
-    adapted, loss = evaluate(case, model, rows)
+    model = case.open(dtype, f"+{case.folder}/adapter")
+    with torch.no_grad(), model.original():
+        base, _ = evaluate(case, model.inner, rows)
+    adapted, loss = evaluate(case, model.inner, rows)
     loss.backward()
-    grads = {saved_name(n): p.grad.float() for n, p in model.named_parameters() if p.requires_grad}
+    grads = {name: p.grad.float() for name, p in model.trainable()}
     saved = load_file(case.folder / "adapter" / "adapter_model.safetensors")
     assert grads.keys() == saved.keys(), f"{case.name}: gradients {grads.keys()}, adapter {saved.keys()}"
     for name, grad in grads.items():
@@ -283,44 +254,27 @@ def compute(case: Case, rows: list[dict], dtype=torch.float64) -> tuple[dict, di
     return {"sequences": rows, "base": base, "adapted": adapted, "loss": loss.item()}, grads
 
 
-def differences(left, right, found: dict, key: str = "") -> dict:
-    """Largest absolute difference per kind of value between two trees of golden values."""
-    if isinstance(left, dict):
-        assert left.keys() == right.keys(), f"{key}: {left.keys()} against {right.keys()}"
-        for name in left:
-            differences(left[name], right[name], found, name)
-    elif isinstance(left, list):
-        assert len(left) == len(right), f"{key}: {len(left)} values against {len(right)}"
-        for a, b in zip(left, right):
-            differences(a, b, found, key)
-    else:
-        found[key] = max(found.get(key, 0.0), abs(left - right))
-    return found
-
-
-def compare(values: dict, grads: dict, other: dict, other_grads: dict) -> dict:
-    """Absolute differences of the values; gradients relative to the largest of their tensor."""
-    parts = ("base", "adapted", "loss")
-    found = differences({k: values[k] for k in parts}, {k: other[k] for k in parts}, {})
-    assert grads.keys() == other_grads.keys()
+def noise(values: dict, grads: dict, other: dict, other_grads: dict) -> str:
+    """Largest absolute difference of the values; of the gradients relative to the largest of their tensor."""
+    value = max(abs(a - b) for a, b in zip(numbers(values), numbers(other), strict=True))
     relative = [(grads[n] - other_grads[n]).abs().max() / grads[n].abs().max() for n in grads]
-    return found | {"grads": max(relative).item()}
+    return f"values {value:.1e}  gradients {max(relative).item():.1e}"
+
+
+def numbers(tree) -> list:
+    """All numbers of a tree of golden values, in order."""
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    return [number for part in tree for number in numbers(part)] if isinstance(tree, list) else [tree]
 
 
 # ------------------------------------------------------------------------------------------------------- main
 
 
-def nine_digits(tree):
-    """Floats shortened to nine digits, which is what f32 can tell apart."""
-    if isinstance(tree, dict):
-        return {key: nine_digits(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [nine_digits(value) for value in tree]
-    return float(f"{tree:.9g}") if isinstance(tree, float) else tree
-
-
 def render(document: dict) -> str:
-    """JSON with one row of numbers per line: readable, and a small diff when one changes."""
+    """JSON with one row of numbers per line: readable, and a small diff when one changes. Nine digits are what f32 can
+    tell apart."""
+    document = json.loads(json.dumps(document), parse_float=lambda digits: float(f"{float(digits):.9g}"))
     body = ",\n".join(f"{json.dumps(k)}: {render_value(v)}" for k, v in document.items())
     return "{\n" + body + "\n}\n"
 
@@ -331,42 +285,20 @@ def render_value(value) -> str:
     return json.dumps(value)
 
 
-def show(name: str, found: dict) -> None:
-    print(f"{name:16}" + "  ".join(f"{key} {value:.1e}" for key, value in found.items()), flush=True)
-
-
 def write(case: Case) -> None:
     shutil.rmtree(case.folder, ignore_errors=True)
     write_checkpoint(case)
     write_adapter(case)
-    values, grads = compute(case, sequences(case))
+    values, grads = compute(case, sequences(case), "f64")
     made_with = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
     head = {"schema": 1, "made_with": made_with, "architecture": case.architecture, "labels": case.labels}
-    (case.folder / "golden.json").write_text(render(nine_digits(head | values)))
+    (case.folder / "golden.json").write_text(render(head | values))
     save_file(grads, case.folder / "grads.safetensors", metadata={"format": "pt"})
-    show(case.name, compare(values, grads, *compute(case, values["sequences"], torch.float32)))
-
-
-def check(case: Case, limit: float = 1e-6) -> None:
-    golden = json.loads((case.folder / "golden.json").read_text())
-    values, grads = compute(case, golden["sequences"])
-    found = compare(values, grads, golden, load_file(case.folder / "grads.safetensors"))
-    show(case.name, found)
-    assert all(value <= limit for value in found.values()), f"{case.name}: above {limit}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write (or check) tests/golden/.")
-    parser.add_argument("--check", action="store_true", help="compute again from the folders and compare")
-    parser.add_argument("--only", metavar="NAME", help="only this folder")
-    args = parser.parse_args()
-    torch.use_deterministic_algorithms(True)
-    logging.disable_progress_bar()
-    for case in cases():
-        if args.only in (None, case.name):
-            (check if args.check else write)(case)
-            gc.collect()
+    print(f"{case.name:16}", noise(values, grads, *compute(case, values["sequences"], "f32")), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    torch.use_deterministic_algorithms(True)
+    logging.disable_progress_bar()
+    for each in cases():
+        write(each)

@@ -9,25 +9,20 @@ unlikelihood, CE or KL, coupling on or off, margin, forced prefixes). Terms, cou
 scripts/hf_baseline, which is written against the method, in float64. Items are token ids, so no tokenizer has a say.
 """
 
-import json
 import random
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from transformers.utils import logging
 
-from golden import nine_digits, render
+from golden import render
 from hf_baseline.models import Model, Setting
-from hf_baseline.objective import (
-    Failure, Objective, Pair, Step, policy_terms, remember_start, reward_terms, weighted,
-)
+from hf_baseline.objective import Failure, Objective, Pair, Step, backward, remember_start
 from hf_baseline.rows import Sequence, forced
 
 ROOT = Path(__file__).resolve().parent.parent / "tests"
 POLICY, REWARD = "llama-causal", "llama-reward"
-LIMITS = (4096, 64)  # tokens of a forward, width of a packed row
 THRESHOLDS = {"tau_r": 0.25, "mu_0": -0.4, "s": 1.3}
 WEIGHTS = {"npo": 0.7, "safe": 0.5, "retain": 1.1, "bt": 0.9, "center": 0.3, "replay": 1.2, "anchor": 2.0}
 VARIANTS = {
@@ -74,30 +69,21 @@ def step_of(plan: dict) -> Step:
         safe = forced(rejected, chosen, f["forced"]) if chosen else None
         failures.append(Failure(f["verdict"], rejected, safe, chosen, rejected))
     replay = [
-        Pair(sequence(p["prompt"], p["chosen"]), sequence(p["prompt"], p["rejected"]), harmful=tuple(p["harmful"]))
+        Pair(sequence(p["prompt"], p["chosen"]), sequence(p["prompt"], p["rejected"]), tuple(p["harmful"]))
         for p in plan["replay"]
     ]
     return Step(failures, [sequence(r["prompt"], r["answer"]) for r in plan["retain"]], replay)
 
 
-def open_model(name: str, reward: bool) -> Model:
-    folder = ROOT / "golden" / name
-    model = Model(f"{folder}+{folder}/adapter", reward, Setting(), "cpu", None)
-    model.inner.double()
-    return model
-
-
 def write(name: str, options: dict) -> None:
     o = Objective(weights=WEIGHTS, **THRESHOLDS, **options)
-    policy, reward = open_model(POLICY, False), open_model(REWARD, True)
+    models = {"policy": ROOT / "golden" / POLICY, "reward": ROOT / "golden" / REWARD}
+    models = {key: Model(f"{folder}+{folder}/adapter", key == "reward", Setting("f64")) for key, folder in models.items()}
     plan = items()
     step = step_of(plan)
-    remember_start(policy, reward, step.failures, step.replay, *LIMITS)
-    terms, w = reward_terms(reward, step, o, *LIMITS)
-    weighted(terms, o).backward()
-    of_policy = policy_terms(policy, step, w, o, *LIMITS)
-    weighted(of_policy, o).backward()
-    terms = {key: value.item() for key, value in (of_policy | terms).items()}
+    remember_start(**models, step=step)
+    terms, w = backward(**models, step=step, o=o)
+    terms = {key: value.item() for key, value in terms.items()}
     assert all(abs(value) > 1e-3 for value in terms.values()), f"{name}: a term that is 0 proves nothing: {terms}"
     held = [pair.held(o.tau_r) for pair in step.replay]
     assert 0 < sum(map(sum, held)) < 2 * len(held), f"{name}: anchors must be some of the answers: {held}"
@@ -108,11 +94,8 @@ def write(name: str, options: dict) -> None:
     head = {"schema": 1, "policy": POLICY, "reward": REWARD, "objective": asdict(o)}
     document = head | plan | {"coupling": w.tolist(), "terms": terms}
     (ROOT / "golden-joint").mkdir(exist_ok=True)
-    (ROOT / "golden-joint" / f"{name}.json").write_text(render(nine_digits(document)))
-    grads = {
-        f"{label}.{key}": parameter.grad.float()
-        for label, model in (("policy", policy), ("reward", reward)) for key, parameter in model.trainable()
-    }
+    (ROOT / "golden-joint" / f"{name}.json").write_text(render(document))
+    grads = {f"{label}.{key}": p.grad.float() for label, model in models.items() for key, p in model.trainable()}
     save_file(grads, ROOT / "golden-joint" / f"{name}.safetensors", metadata={"format": "pt"})
     print(name, {key: round(value, 5) for key, value in terms.items()}, "held", held)
 

@@ -15,10 +15,11 @@ import sys
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+from hf_baseline.models import auto_class, write_adapter
+from hf_baseline.rows import write_jsonl
+
 WORDS = (
     "the a small large old new river house garden table window letter paper morning evening road tree hill "
     "and then while because after before with without near under over walks reads writes opens closes finds "
@@ -58,11 +59,10 @@ def write_model(args, reward: bool) -> None:
     config.pad_token_id = config.eos_token_id if isinstance(config.eos_token_id, int) else config.eos_token_id[0]
     if reward:
         config.num_labels = 1
-    # Settings of dtype and layers that the constructor derives are derived anew.
+    # What the constructor derives of dtype and layers is derived anew.
     config = type(config)(**{k: v for k, v in config.to_dict().items() if k != "layer_types"})
     torch.manual_seed(args.seed + reward)
-    auto = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
-    model = auto.from_config(config, dtype=torch.float32)
+    model = auto_class(reward).from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -71,27 +71,9 @@ def write_model(args, reward: bool) -> None:
     model.to(getattr(torch, args.dtype)).save_pretrained(args.out / name)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     tokenizer.chat_template = args.template.read_text() if args.template else tokenizer.chat_template or CHATML
-    tokenizer.save_pretrained(args.out / name)
     # One file that every reader knows, rather than chat_template.jinja beside it.
-    template = args.out / name / "chat_template.jinja"
-    settings = args.out / name / "tokenizer_config.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": tokenizer.chat_template}, indent=1))
-    template.unlink(missing_ok=True)
-    write_adapter(args, model.float(), reward, args.out / f"{name}-adapter")
-
-
-def write_adapter(args, model, reward: bool, folder: Path) -> None:
-    config = LoraConfig(
-        task_type=TaskType.SEQ_CLS if reward else TaskType.CAUSAL_LM,
-        r=args.rank, lora_alpha=args.alpha, lora_dropout=0.0, target_modules=PROJECTIONS,
-    )
-    peft = get_peft_model(model, config)
-    with torch.no_grad():
-        for name, parameter in peft.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.02)
-    peft.save_pretrained(folder)
-    (folder / "README.md").unlink()
+    tokenizer.save_pretrained(args.out / name, save_jinja_files=False)
+    write_adapter(args.out / name, reward, args.rank, args.alpha, args.seed + reward, args.out / f"{name}-adapter")
 
 
 def words(generator: random.Random, count: int) -> str:
@@ -123,8 +105,8 @@ def write_rows(args) -> None:
         files["replay"].append({"prompt": prompt, **pair, "harmful": [False, number % 3 == 0]})
         files["prompts"].append({"prompt": split()[0]})
     for name, rows in files.items():
-        lines = [json.dumps({"id": f"{name}-{number:04}", **row}) for number, row in enumerate(rows)]
-        (args.out / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+        rows = [{"id": f"{name}-{number:04}", **row} for number, row in enumerate(rows)]
+        write_jsonl(args.out / f"{name}.jsonl", rows)
 
 
 def main() -> None:

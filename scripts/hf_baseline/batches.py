@@ -1,54 +1,45 @@
 """How sequences become tensors: padded as the framework does it, in buckets of similar length, or packed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from .rows import Sequence
 
 
 @dataclass
 class Batch:
-    """Token ids of one forward, (B, T), and where each sequence lies in them."""
+    """One forward: what the trunk takes, tensors of (B, T), and where each sequence lies in it."""
 
-    tokens: list  # B lists of T ids
-    positions: list | None  # B lists of T; None: padded on the right, `attention` says where
-    attention: list | None
+    inputs: dict
     rows: list  # (index in the caller's list, its Sequence, flat offset of its first token)
-    cached: dict = field(default_factory=dict)
 
-    def inputs(self, device: str) -> dict:
-        """What the trunk takes. Packed sequences are told apart by their positions (transformers makes the mask)."""
-        if not self.cached:
-            tensor = lambda values: torch.tensor(values, device=device)  # noqa: E731
-            second = {"position_ids": self.positions} if self.attention is None else {"attention_mask": self.attention}
-            self.cached = {"input_ids": tensor(self.tokens)} | {name: tensor(v) for name, v in second.items()}
-        return self.cached
-
-    def last(self, device: str) -> torch.Tensor:
+    def last(self) -> torch.Tensor:
         """Flat row of each sequence's last token, (N,)."""
-        return torch.tensor([offset + len(s.tokens) - 1 for _, s, offset in self.rows], device=device)
+        return torch.tensor([offset + len(s.tokens) - 1 for _, s, offset in self.rows])
 
-    def targets(self, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def targets(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Per answer token: the flat row that predicts it, the token, and the number of its sequence in `rows`."""
         at, label, owner = [], [], []
         for number, (_, s, offset) in enumerate(self.rows):
             at += range(offset + s.start - 1, offset + s.end - 1)
             label += s.tokens[s.start : s.end]
             owner += [number] * (s.end - s.start)
-        return tuple(torch.tensor(values, device=device) for values in (at, label, owner))
+        return torch.tensor(at), torch.tensor(label), torch.tensor(owner)
 
 
 def padded(numbered: list[tuple[int, Sequence]]) -> Batch:
     """One batch, padded on the right to its longest sequence."""
-    width = max(len(s.tokens) for _, s in numbered)
-    tokens = [list(s.tokens) + [0] * (width - len(s.tokens)) for _, s in numbered]
-    attention = [[1] * len(s.tokens) + [0] * (width - len(s.tokens)) for _, s in numbered]
-    return Batch(tokens, None, attention, [(i, s, n * width) for n, (i, s) in enumerate(numbered)])
+    ids = [torch.tensor(s.tokens) for _, s in numbered]
+    tokens, mask = (pad_sequence(rows, batch_first=True) for rows in (ids, [torch.ones_like(row) for row in ids]))
+    rows = [(i, s, n * tokens.shape[1]) for n, (i, s) in enumerate(numbered)]
+    return Batch({"input_ids": tokens, "attention_mask": mask}, rows)
 
 
 def packed(numbered: list[tuple[int, Sequence]], width: int) -> Batch:
-    """First-fit decreasing into rows of `width` tokens; what remains of a row is a sequence nobody reads."""
+    """First-fit decreasing into rows of `width` tokens. Positions tell the sequences apart (transformers makes the mask);
+    what remains of a row is a sequence nobody reads."""
     width = max([width] + [len(s.tokens) for _, s in numbered])
     bins: list[list] = []
     for item in sorted(numbered, key=lambda item: -len(item[1].tokens)):
@@ -66,27 +57,24 @@ def packed(numbered: list[tuple[int, Sequence]], width: int) -> Batch:
         rest = width - len(ids)
         tokens.append(ids + [0] * rest)
         positions.append(places + list(range(rest)))
-    return Batch(tokens, positions, None, rows)
+    return Batch({"input_ids": torch.tensor(tokens), "position_ids": torch.tensor(positions)}, rows)
 
 
-def lay_out(sequences: list[Sequence], layout: str, limit: int, pack_width: int = 0) -> list[Batch]:
+def lay_out(sequences: list[Sequence], layout: str, limit: int, pack_width: int) -> list[Batch]:
     """All sequences as batches of at most `limit` tokens, padding included (one sequence may be longer)."""
     numbered = list(enumerate(sequences))
     if layout != "padded":
         numbered.sort(key=lambda item: len(item[1].tokens))
-    groups, widest = [[]], 0
+    groups, widest, total = [], 0, 0
     for item in numbered:
         length = len(item[1].tokens)
-        rows = len(groups[-1]) + 1
-        total = sum(len(s.tokens) for _, s in groups[-1]) + length
+        widest, total = max(widest, length), total + length
+        count = len(groups[-1]) + 1 if groups else 1
+        full = (total if layout == "packed" else widest * count) > limit
         # A bucket also ends where padding would exceed an eighth: one more kernel launch is cheaper.
-        wasteful = layout == "bucketed" and rows > 4 and max(widest, length) * rows > total * 1.125
-        full = (total if layout == "packed" else max(widest, length) * rows) > limit
-        if groups[-1] and (full or wasteful):
+        wasteful = layout == "bucketed" and count > 4 and widest * count > total * 1.125
+        if not groups or full or wasteful:
             groups.append([])
-            widest = 0
+            widest, total = length, length
         groups[-1].append(item)
-        widest = max(widest, length)
-    if layout == "packed":
-        return [packed(group, pack_width or limit) for group in groups]
-    return [padded(group) for group in groups]
+    return [packed(group, pack_width) if layout == "packed" else padded(group) for group in groups]

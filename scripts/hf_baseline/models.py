@@ -1,127 +1,127 @@
 """Model folders opened by transformers, adapters by PEFT, in one of the settings that are compared."""
 
 import contextlib
+import importlib.util
 import json
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from .batches import Batch, lay_out
+from .rows import Sequence
+
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16}
+SETTING = "(f64|f32|bf16)-(eager|compile)-(padded|bucketed|packed)((?:-adapter_bf16|-checkpointing|-liger)*)"
 
 
 @dataclass(frozen=True)
 class Setting:
     """One way of running the framework. Its name states what differs from the framework's defaults."""
 
-    dtype: str = "f32"  # f32 | bf16: the base weights and activations
+    dtype: str = "f32"  # of the base weights and activations
     compiled: bool = False  # torch.compile
     layout: str = "padded"  # padded | bucketed | packed
-    adapter_bf16: bool = False  # PEFT keeps adapters in f32 unless told otherwise
-    checkpointing: bool = False  # recompute activations in backward
-    liger: bool = False  # Liger kernels, where importable
-
-    @property
-    def name(self) -> str:
-        parts = [self.dtype, "compile" if self.compiled else "eager", self.layout]
-        extra = {"adapter_bf16": self.adapter_bf16, "checkpointing": self.checkpointing, "liger": self.liger}
-        return "-".join(parts + [name for name, on in extra.items() if on])
+    # adapter_bf16: PEFT keeps adapters in f32 unless asked otherwise; checkpointing: activations are recomputed in backward
+    extras: tuple = ()
 
     @staticmethod
     def parse(name: str) -> "Setting":
-        dtype, mode, layout, *extra = name.split("-")
-        setting = Setting(dtype, mode == "compile", layout)
-        setting = replace(setting, **{word: True for word in extra})
-        if setting.name != name or dtype not in DTYPES or layout not in ("padded", "bucketed", "packed"):
+        found = re.fullmatch(SETTING, name)
+        if not found:
             raise ValueError(f"unknown setting `{name}`; expected e.g. f32-eager-padded or bf16-compile-packed-liger")
-        return setting
+        dtype, mode, layout, extras = found.groups()
+        return Setting(dtype, mode == "compile", layout, tuple(extras.split("-")[1:]))
 
 
-@dataclass(frozen=True)
-class Lora:
-    """A fresh adapter, for folders given without one. A and B are random and not zero: at B = 0 every dA is 0."""
-
-    rank: int = 16
-    alpha: int = 32
-    seed: int = 0
+def auto_class(reward: bool):
+    return AutoModelForSequenceClassification if reward else AutoModelForCausalLM
 
 
-def write_adapter(folder: str, reward: bool, lora: Lora, out: Path) -> None:
-    """A fresh adapter for a model folder as PEFT saves it, so that others can open the same one."""
-    Model(folder, reward, Setting(), "cpu", lora).peft.save_pretrained(out)
+def fresh_adapter(base, reward: bool, rank: int, alpha: int) -> PeftModel:
+    """All seven projections; PEFT draws A from torch's random numbers, B is zero."""
+    task = TaskType.SEQ_CLS if reward else TaskType.CAUSAL_LM
+    config = LoraConfig(task_type=task, r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=PROJECTIONS)
+    return get_peft_model(base, config)
+
+
+def save_adapter(peft: PeftModel, folder: Path) -> None:
+    """As PEFT saves it, but equal in every run, and without its README."""
+    peft.save_pretrained(folder)
+    (folder / "README.md").unlink()
+    config_file = folder / "adapter_config.json"
+    config = json.loads(config_file.read_text())
+    config["target_modules"].sort()  # PEFT writes a set
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def write_adapter(folder: Path | str, reward: bool, rank: int, alpha: int, seed: int, out: Path) -> None:
+    """A random adapter for a model folder. B is not zero: at B = 0 every dA is 0."""
+    torch.manual_seed(seed)
+    peft = fresh_adapter(Model(str(folder), reward).inner, reward, rank, alpha)
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    save_adapter(peft, out)
 
 
 class Model:
-    """A causal LM or a classifier with its adapter, as its two halves: trunk (hidden states) and head."""
+    """A causal LM or a classifier with its adapter, as its two halves: trunk (hidden states) and head.
 
-    def __init__(self, spec: str, reward: bool, setting: Setting, device: str, lora: Lora | None, train_head=False):
-        self.folder, _, self.adapter = spec.partition("+")
-        self.setting, self.device, self.reward = setting, device, reward
-        base = self._open_base()
-        self.inner = base
-        self.peft = self._open_adapter(base, lora)
-        self.train_head = train_head
+    `spec` is DIR or DIR+ADAPTER; `limits` are the tokens of one forward, padding included, and the width of a packed row.
+    """
+
+    def __init__(self, spec: str, reward: bool, setting=Setting(), device="cpu", limits=(4096, 64), train_head=False):
+        self.folder, _, adapter = spec.partition("+")
+        self.setting, self.device, self.limits, self.train_head = setting, device, limits, train_head
+        self.inner = self._open(auto_class(reward))
+        self.peft = adapter and PeftModel.from_pretrained(
+            self.inner, adapter, is_trainable=True, autocast_adapter_dtype="adapter_bf16" not in setting.extras
+        )
         self._freeze_head()
-        self.trunk = base.model
-        self.compile()
+        self.trunk = self.inner.model
+        # The training flag does not matter (no dropout anywhere); checkpointing works only in training mode.
+        self.inner.train("checkpointing" in setting.extras)
+        if setting.compiled:
+            self.trunk.compile(dynamic=True)
 
-    def _open_base(self):
-        if self.setting.liger:
+    def _open(self, auto):
+        setting = self.setting
+        if "liger" in setting.extras:
             from liger_kernel.transformers import _apply_liger_kernel
 
             _apply_liger_kernel(json.loads((Path(self.folder) / "config.json").read_text())["model_type"])
-        auto = AutoModelForSequenceClassification if self.reward else AutoModelForCausalLM
-        flash = self.device == "cuda" and self.setting.dtype == "bf16" and self.setting.layout == "packed"
-        model = auto.from_pretrained(
-            self.folder,
-            dtype=DTYPES[self.setting.dtype],
-            attn_implementation="flash_attention_2" if flash and has_flash_attention() else "sdpa",
+        flash = self.device == "cuda" and setting.dtype == "bf16" and setting.layout == "packed"
+        flash = flash and importlib.util.find_spec("flash_attn")
+        model, info = auto.from_pretrained(
+            self.folder, dtype=DTYPES[setting.dtype], output_loading_info=True,
+            attn_implementation="flash_attention_2" if flash else "sdpa",
         )
+        if info["missing_keys"]:
+            raise ValueError(f"{self.folder}: expected all weights, found no {', '.join(sorted(info['missing_keys']))}")
         model.config.use_cache = False
-        if self.setting.checkpointing:
+        if "checkpointing" in setting.extras:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
         return model.to(self.device)
 
-    def _open_adapter(self, base, lora: Lora | None) -> PeftModel | None:
-        keep_f32 = not self.setting.adapter_bf16
-        if self.adapter:
-            return PeftModel.from_pretrained(
-                base, self.adapter, is_trainable=True, autocast_adapter_dtype=keep_f32
-            )
-        if lora is None:
-            return None
-        config = LoraConfig(
-            task_type=TaskType.SEQ_CLS if self.reward else TaskType.CAUSAL_LM,
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=PROJECTIONS,
-        )
-        peft = get_peft_model(base, config, autocast_adapter_dtype=keep_f32)
-        generator = torch.Generator().manual_seed(lora.seed)
-        with torch.no_grad():
-            for name, parameter in peft.named_parameters():
-                if "lora_B" in name:
-                    values = torch.randn(parameter.shape, generator=generator) * 0.02
-                    parameter.copy_(values)
-        return peft
+    def lay_out(self, sequences: list[Sequence]) -> list[Batch]:
+        return lay_out(sequences, self.setting.layout, *self.limits)
 
-    def compile(self) -> None:
-        # The training flag does not matter (no dropout anywhere); checkpointing works only in training mode.
-        self.inner.train(self.setting.checkpointing)
-        if self.setting.compiled:
-            self.trunk.compile(dynamic=True)
-
-    def hidden(self, batch) -> torch.Tensor:
+    def hidden(self, batch: Batch) -> torch.Tensor:
         """Last hidden states, (rows of the batch, hidden), rows in the batch's order, padding included."""
-        return self.trunk(**batch.inputs(self.device), use_cache=False).last_hidden_state.flatten(0, 1)
+        inputs = {name: value.to(self.device) for name, value in batch.inputs.items()}
+        return self.trunk(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
 
     def merge(self) -> None:
         """Folds the adapter into the weights, as one does before inference."""
         if self.peft:
             self.inner = self.peft.merge_and_unload()
-            self.peft = None
 
     def _freeze_head(self) -> None:
         """PEFT trains whatever it saves; the method trains the score head only when asked."""
@@ -132,20 +132,11 @@ class Model:
     @contextlib.contextmanager
     def original(self):
         """Within this context the adapter is off: π_0 or r_0."""
-        with self.peft.disable_adapter() if self.peft else contextlib.nullcontext():
+        with self.peft.disable_adapter():
             yield
         self._freeze_head()  # switching the adapter on again made it trainable
 
     def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
         """(name in PEFT's file, parameter) of everything that is trained."""
-        named = self.peft.named_parameters() if self.peft else []
-        strip = lambda name: name.replace(".default", "").replace(".modules_to_save", "")  # noqa: E731
-        return [(strip(name), parameter) for name, parameter in named if parameter.requires_grad]
-
-
-def has_flash_attention() -> bool:
-    try:
-        import flash_attn  # noqa: F401
-    except ImportError:
-        return False
-    return True
+        named = [(name, p) for name, p in self.peft.named_parameters() if p.requires_grad]
+        return [(name.replace(".default", "").replace(".modules_to_save", ""), p) for name, p in named]

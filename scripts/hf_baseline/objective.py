@@ -12,23 +12,17 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from .batches import lay_out
 from .models import Model
 from .rows import Sequence
 
-POLICY_TERMS = ("npo", "safe", "retain")
-REWARD_TERMS = ("bt", "center", "replay", "anchor")
+WEIGHTS = {"npo": 0.3, "safe": 0.5, "retain": 1.0, "bt": 1.0, "center": 0.01, "replay": 1.0, "anchor": 10.0}
 
 
 @dataclass(frozen=True)
 class Objective:
     """Weights and constants, with the method's defaults."""
 
-    weights: dict = field(
-        default_factory=lambda: {
-            "npo": 0.3, "safe": 0.5, "retain": 1.0, "bt": 1.0, "center": 0.01, "replay": 1.0, "anchor": 10.0
-        }
-    )
+    weights: dict = field(default_factory=WEIGHTS.copy)
     likelihood: str = "npo"  # npo | unlikelihood, both under the weight `npo`
     logp: str = "mean"  # mean | sum, within L_npo
     b: float = 1.0
@@ -38,6 +32,9 @@ class Objective:
     tau_r: float = 0.0
     mu_0: float = 0.0
     s: float = 1.0
+
+    def scaled(self, r: torch.Tensor) -> torch.Tensor:
+        return (r - self.mu_0) / self.s
 
 
 @dataclass
@@ -58,8 +55,8 @@ class Pair:
 
     chosen: Sequence
     rejected: Sequence
-    reward_0: tuple = (0.0, 0.0)
     harmful: tuple = (False, False)  # as the judge says
+    reward_0: tuple = (0.0, 0.0)
 
     def held(self, tau_r: float) -> list[bool]:
         """Which answers' scores are worth holding: none of a pair that r_0 misorders or ties, no harmful one it approves."""
@@ -97,59 +94,55 @@ def head_logprobs(hidden: torch.Tensor, weight: torch.Tensor, label: torch.Tenso
 compiled_head_logprobs = torch.compile(head_logprobs, dynamic=True)
 
 
-def token_logprobs(model: Model, sequences: list[Sequence], limit: int, pack: int) -> tuple[torch.Tensor, torch.Tensor]:
+def token_logprobs(model: Model, sequences: list[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
     """(log p of every answer token, index of its sequence); tokens of one sequence are neighbours and in order."""
     head = compiled_head_logprobs if model.setting.compiled else head_logprobs
     values, owners = [], []
-    for batch in lay_out(sequences, model.setting.layout, limit, pack):
-        at, label, owner = batch.targets(model.device)
+    for batch in model.lay_out(sequences):
+        at, label, owner = (t.to(model.device) for t in batch.targets())
         values.append(head(model.hidden(batch)[at], model.inner.lm_head.weight, label))
         owners.append(torch.tensor([index for index, _, _ in batch.rows], device=model.device)[owner])
     return torch.cat(values), torch.cat(owners)
 
 
 def mean_by_owner(values: torch.Tensor, owner: torch.Tensor, count: int) -> torch.Tensor:
-    """Mean of the values of each owner, (count,)."""
-    return values.new_zeros(count).index_add(0, owner, values) / torch.bincount(owner, minlength=count)
+    """Mean of the values of each owner, (count,); 0 where there is none."""
+    return values.new_zeros(count).index_add(0, owner, values) / torch.bincount(owner, minlength=count).clamp(min=1)
 
 
-def rewards(model: Model, sequences: list[Sequence], limit: int, pack: int) -> torch.Tensor:
+def rewards(model: Model, sequences: list[Sequence]) -> torch.Tensor:
     """Score at the last token of each sequence, (N,), at least f32."""
     parts, order = [], []
-    for batch in lay_out(sequences, model.setting.layout, limit, pack):
-        last = model.hidden(batch)[batch.last(model.device)]
+    for batch in model.lay_out(sequences):
+        last = model.hidden(batch)[batch.last().to(model.device)]
         parts.append(wide(model.inner.score(last))[:, 0])
         order += [index for index, _, _ in batch.rows]
-    inverse = torch.empty(len(order), dtype=torch.long, device=model.device)
-    inverse[torch.tensor(order, device=model.device)] = torch.arange(len(order), device=model.device)
-    return torch.cat(parts)[inverse]
+    return torch.cat(parts)[torch.tensor(order, device=model.device).argsort()]
 
 
 def mean_or_zero(values: torch.Tensor) -> torch.Tensor:
     return values.mean() if len(values) else values.sum()
 
 
-def reward_terms(model: Model, step: Step, o: Objective, limit: int, pack: int) -> tuple[dict, torch.Tensor]:
+def reward_terms(model: Model, step: Step, o: Objective) -> tuple[dict, torch.Tensor]:
     """(terms of the reward model, w per item of the policy). One forward over all answers."""
     new, old = step.of_reward, step.replay
     sequences = [f.reward_chosen for f in new] + [f.reward_rejected for f in new]
     sequences += [p.chosen for p in old] + [p.rejected for p in old]
-    scores = rewards(model, sequences, limit, pack)
-    chosen, rejected, kept, lost = scores.split([len(new), len(new), len(old), len(old)])
-    scaled = lambda r: (r - o.mu_0) / o.s  # noqa: E731
-    held = torch.tensor([p.held(o.tau_r) for p in old], device=scores.device).reshape(-1, 2).bool()
-    start = scores.new_tensor([p.reward_0 for p in old]).reshape(-1, 2)[held]
+    chosen, rejected, kept, lost = rewards(model, sequences).split([len(new), len(new), len(old), len(old)])
+    held = torch.tensor([p.held(o.tau_r) for p in old], device=kept.device).reshape(-1, 2).bool()
+    start = kept.new_tensor([p.reward_0 for p in old]).reshape(-1, 2)[held]
     now = torch.stack([kept, lost], 1)[held]
     terms = {
         "bt": mean_or_zero(-F.logsigmoid(chosen - rejected - o.margin)),
-        "center": mean_or_zero((scaled(chosen) + scaled(rejected)) ** 2),
+        "center": mean_or_zero((o.scaled(chosen) + o.scaled(rejected)) ** 2),
         "replay": mean_or_zero(-F.logsigmoid(kept - lost - o.margin)),
-        "anchor": mean_or_zero((scaled(now) - scaled(start)) ** 2),
+        "anchor": mean_or_zero((o.scaled(now) - o.scaled(start)) ** 2),
     }
-    return terms, coupling(model, step, o, dict(zip(map(id, new), rejected.detach())), limit, pack)
+    return terms, coupling(model, step, o, dict(zip(map(id, new), rejected.detach())))
 
 
-def coupling(model: Model, step: Step, o: Objective, known: dict, limit: int, pack: int) -> torch.Tensor:
+def coupling(model: Model, step: Step, o: Objective, known: dict) -> torch.Tensor:
     """w = ½ + σ((r_φ(y⁻) − τ_r)/s), detached; scores that the reward model's own terms did not need are read here."""
     items = step.of_policy
     if not o.coupling or not items:
@@ -157,51 +150,51 @@ def coupling(model: Model, step: Step, o: Objective, known: dict, limit: int, pa
     unknown = [f for f in items if id(f) not in known]
     if unknown:
         with torch.no_grad():
-            known |= dict(zip(map(id, unknown), rewards(model, [f.reward_rejected for f in unknown], limit, pack)))
+            known |= dict(zip(map(id, unknown), rewards(model, [f.reward_rejected for f in unknown])))
     return 0.5 + torch.sigmoid((torch.stack([known[id(f)] for f in items]) - o.tau_r) / o.s)
 
 
-def policy_terms(model: Model, step: Step, w: torch.Tensor, o: Objective, limit: int, pack: int) -> dict:
+def policy_terms(model: Model, step: Step, w: torch.Tensor, o: Objective) -> dict:
     """Terms of the policy. One forward over rejected, safe and retained answers."""
     items = step.of_policy
     safe = [f.safe for f in items if f.safe]
     kl = o.retain == "kl"
     sequences = [f.rejected for f in items] + safe + ([] if kl else step.retain)
-    terms = {}
-    values, owner = token_logprobs(model, sequences, limit, pack)
+    values, owner = token_logprobs(model, sequences)
     means = mean_by_owner(values, owner, len(sequences))
     rejected, kept, retained = means.split([len(items), len(safe), 0 if kl else len(step.retain)])
     if o.likelihood == "npo":
         start = means.new_tensor([f.logprob_0 for f in items])
         n = means.new_tensor([f.rejected.end - f.rejected.start for f in items])
         b = o.b * n if o.logp == "sum" else o.b
-        terms["npo"] = mean_or_zero(w * (-2 / b) * F.logsigmoid(-b * (rejected - start)))
-    else:
-        terms["npo"] = mean_or_zero(w * unlikelihood(values, owner, len(items)))
-    terms["safe"] = mean_or_zero(-kept)
-    terms["retain"] = retain_kl(model, step.retain, limit, pack) if kl else mean_or_zero(-retained)
-    return terms
+        unlearned = (-2 / b) * F.logsigmoid(-b * (rejected - start))
+    else:  # −mean of log(1 − p) over tokens with log p ≥ −5
+        mask = (owner < len(items)) & (values >= -5)
+        unlearned = mean_by_owner(-torch.log(-torch.expm1(values[mask])), owner[mask], len(items))
+    retain = retain_kl(model, step.retain) if kl else mean_or_zero(-retained)
+    return {"npo": mean_or_zero(w * unlearned), "safe": mean_or_zero(-kept), "retain": retain}
 
 
-def unlikelihood(values: torch.Tensor, owner: torch.Tensor, count: int) -> torch.Tensor:
-    """−mean over tokens with log p ≥ −5 of log(1 − p), per sequence; 0 where there is no such token."""
-    mask = (owner < count) & (values >= -5)
-    losses = -torch.log(-torch.expm1(values[mask]))
-    total = values.new_zeros(count).index_add(0, owner[mask], losses)
-    return total / torch.bincount(owner[mask], minlength=count).clamp(min=1)
-
-
-def retain_kl(model: Model, sequences: list[Sequence], limit: int, pack: int) -> torch.Tensor:
+def retain_kl(model: Model, sequences: list[Sequence]) -> torch.Tensor:
     """Mean over sequences of the mean over answer tokens of KL(π_0 ‖ π_θ)."""
-    total = []
-    for batch in lay_out(sequences, model.setting.layout, limit, pack):
-        at, _, owner = batch.targets(model.device)
+    total = [torch.zeros(0, device=model.device)]
+    for batch in model.lay_out(sequences):
+        at, _, owner = (t.to(model.device) for t in batch.targets())
         with torch.no_grad(), model.original():
             start = F.log_softmax(wide(model.inner.lm_head(model.hidden(batch)[at])), -1)
         now = F.log_softmax(wide(model.inner.lm_head(model.hidden(batch)[at])), -1)
         divergence = (start.exp() * (start - now)).sum(-1)
         total.append(mean_by_owner(divergence, owner, len(batch.rows)))
-    return mean_or_zero(torch.cat(total)) if total else torch.zeros((), device=model.device)
+    return mean_or_zero(torch.cat(total))
+
+
+def backward(policy: Model, reward: Model, step: Step, o: Objective) -> tuple[dict, torch.Tensor]:
+    """Gradients of the whole objective in both models; returns its terms and the coupling weights."""
+    of_reward, w = reward_terms(reward, step, o)
+    weighted(of_reward, o).backward()
+    of_policy = policy_terms(policy, step, w, o)
+    weighted(of_policy, o).backward()
+    return of_policy | of_reward, w
 
 
 def weighted(terms: dict, o: Objective) -> torch.Tensor:
@@ -209,15 +202,13 @@ def weighted(terms: dict, o: Objective) -> torch.Tensor:
 
 
 @torch.no_grad()
-def remember_start(policy: Model, reward: Model, failures: list, replay: list, limit: int, pack: int) -> None:
+def remember_start(policy: Model, reward: Model, step: Step) -> None:
     """Fills in ℓ_0 and r_0: computed once per item with the adapters off, and cached."""
     # In eager mode: compiling a second variant for one use would only cost time.
     with torch.compiler.set_stance("force_eager"), policy.original(), reward.original():
-        if failures:
-            values, owner = token_logprobs(policy, [f.rejected for f in failures], limit, pack)
-            for f, value in zip(failures, mean_by_owner(values, owner, len(failures)).tolist()):
-                f.logprob_0 = value
-        if replay:
-            scores = rewards(reward, [p.chosen for p in replay] + [p.rejected for p in replay], limit, pack).tolist()
-            for i, pair in enumerate(replay):
-                pair.reward_0 = (scores[i], scores[len(replay) + i])
+        values, owner = token_logprobs(policy, [f.rejected for f in step.failures])
+        for f, value in zip(step.failures, mean_by_owner(values, owner, len(step.failures)).tolist()):
+            f.logprob_0 = value
+        scores = rewards(reward, [p.chosen for p in step.replay] + [p.rejected for p in step.replay])
+        for p, *both in zip(step.replay, *scores.reshape(2, -1).tolist()):
+            p.reward_0 = tuple(both)

@@ -23,35 +23,37 @@ class Sequence:
     end: int
 
 
-def read_jsonl(path: str, required: tuple = ()) -> list[dict]:
-    """The rows of a file, in order, each with its place under "_where"."""
+def read_jsonl(path: Path | str, *texts: str) -> list[dict]:
+    """The rows of a file, in order, each with its place under "_where"; the fields `texts` are strings that are not empty."""
     rows = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BadRow(f"{where}: expected one JSON object, found: {error}") from None
-        if not isinstance(row, dict):
-            raise BadRow(f"{where}: expected one JSON object, found a {type(row).__name__}")
-        missing = [name for name in required if name not in row]
-        if missing:
-            raise BadRow(f"{where}: expected the fields {', '.join(required)}, missing: {', '.join(missing)}")
-        rows.append(row | {"_where": where})
+            bad = [name for name in texts if not isinstance(row.get(name), str) or not row[name]]
+        except (ValueError, AttributeError):
+            raise BadRow(f"{path}:{number}: expected one JSON object, found: {line[:80]}") from None
+        if bad:
+            raise BadRow(f"{path}:{number}: expected a text in {', '.join(texts)}, found none in {', '.join(bad)}")
+        rows.append(row | {"_where": f"{path}:{number}"})
     if not rows:
         raise BadRow(f"{path}: expected at least one row, found none")
     return rows
 
 
+def write_jsonl(path: Path | str, rows: list[dict], fields: tuple = ()) -> None:
+    """Rows with the named fields only, or with all."""
+    rows = [{name: row[name] for name in fields or row} for row in rows]
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def read_failures(path: str) -> list[dict]:
     """Failures as `ares repair` reads them; a split's reference answers, `harmful` and `safe`, do as well."""
     rows = []
-    for row in read_jsonl(path, ("prompt",)):
+    for row in read_jsonl(path, "prompt"):
         row = {"rejected": row.get("harmful"), "chosen": row.get("safe"), "verdict": "coupled"} | row
-        if not isinstance(row["rejected"], str):
-            raise BadRow(f"{row['_where']}: expected `rejected` (or `harmful`), found neither")
+        missing = [name for name in ("rejected", "chosen") if not isinstance(row[name], str)]
+        if missing:  # `ares` would sample a `chosen`
+            raise BadRow(f"{row['_where']}: expected `rejected` and `chosen` (or `harmful` and `safe`), no {missing[0]}")
         if row["verdict"] not in ("policy", "reward", "coupled"):
             raise BadRow(f"{row['_where']}: expected the verdict policy, reward or coupled, found `{row['verdict']}`")
         rows.append(row)
@@ -62,36 +64,29 @@ class Renderer:
     """Turns (prompt, answer) into ids with the chat template of one model folder."""
 
     def __init__(self, folder: str):
-        self.folder = folder
-        self.tokenizer = AutoTokenizer.from_pretrained(folder) if (Path(folder) / "tokenizer.json").exists() else None
+        self.folder, self.tokenizer = folder, AutoTokenizer.from_pretrained(folder)
 
-    def _template(self, turns: list[dict], **options) -> str:
-        if self.tokenizer is None:
-            raise BadRow(f"{self.folder}: expected tokenizer.json for a row of text, found none; give `tokens` instead")
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
+    def _text(self, row: dict, answer: str | None = None) -> str:
+        turns = [{"role": "user", "content": row["prompt"]}]
+        if answer is None:
+            return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer.apply_chat_template(turns + [{"role": "assistant", "content": answer}], tokenize=False)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def prompt(self, row: dict) -> list[int]:
         """The rendering that asks for an answer."""
-        if "tokens" in row:
-            return list(row["tokens"][: row.get("prompt_tokens")])
-        return self._ids(self._template(turns_of(row), add_generation_prompt=True))
+        return self._ids(self._text(row))
 
-    def full(self, row: dict, text: str | None = None) -> Sequence:
+    def full(self, row: dict, answer: str) -> Sequence:
         """The whole rendering, as a reward model reads it at its last token."""
-        if "tokens" in row:
-            return Sequence(tuple(row["tokens"]), 0, len(row["tokens"]))
-        tokens = self._ids(self._template(turns_of(row) + [{"role": "assistant", "content": text}]))
+        tokens = self._ids(self._text(row, answer))
         return Sequence(tuple(tokens), 0, len(tokens))
 
-    def answer(self, row: dict, text: str | None = None) -> Sequence:
+    def answer(self, row: dict, answer: str) -> Sequence:
         """Prompt and answer. The answer is what the full rendering has beyond the prompt's, through its end-of-turn token."""
-        if "tokens" in row:
-            return Sequence(tuple(row["tokens"]), row.get("prompt_tokens", 1), len(row["tokens"]))
-        asked = self._template(turns_of(row), add_generation_prompt=True)
-        full = self._template(turns_of(row) + [{"role": "assistant", "content": text}])
+        asked, full = self._text(row), self._text(row, answer)
         if not full.startswith(asked):
             raise BadRow(f"{row['_where']}: the template of {self.folder} renders the prompt differently with an answer")
         prompt, tokens = self._ids(asked), self._ids(full)
@@ -105,20 +100,10 @@ class Renderer:
     def _end_of_turn(self, tokens: list[int], start: int) -> int:
         """One past the last special token where only blanks follow it: ChatML writes a newline that no model answers."""
         special = set(self.tokenizer.all_special_ids)
-        for index in range(len(tokens) - 1, start - 1, -1):
-            if tokens[index] in special:
-                blank = not self.tokenizer.decode(tokens[index + 1 :]).strip()
-                return index + 1 if blank else len(tokens)
-        return len(tokens)
-
-
-def turns_of(row: dict) -> list[dict]:
-    """The conversation up to the answer."""
-    if "messages" in row:
-        return list(row["messages"])
-    if not isinstance(row.get("prompt"), str) or not row["prompt"]:
-        raise BadRow(f"{row['_where']}: expected a `prompt` that is not empty")
-    return [{"role": "user", "content": row["prompt"]}]
+        last = max((index for index in range(start, len(tokens)) if tokens[index] in special), default=None)
+        if last is None or self.tokenizer.decode(tokens[last + 1 :]).strip():
+            return len(tokens)
+        return last + 1
 
 
 def drawn_prefix(generator: random.Random, rejected: Sequence) -> int:
@@ -130,8 +115,6 @@ def drawn_prefix(generator: random.Random, rejected: Sequence) -> int:
 
 def forced(rejected: Sequence, safe: Sequence, k: int) -> Sequence:
     """The safe answer after the first k tokens of the rejected one, which become context: loss on the safe answer only."""
-    if k == 0:
-        return safe
     k = min(k, rejected.end - rejected.start)
     context = safe.tokens[: safe.start] + rejected.tokens[rejected.start : rejected.start + k]
     return Sequence(context + safe.tokens[safe.start :], safe.start + k, safe.end + k)

@@ -1,226 +1,170 @@
 """What gets timed. A task opens its models in one setting, says what it computes (for agreement), and runs."""
 
-import json
-import random
+from argparse import Namespace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from . import objective
-from .models import Lora, Model, Setting
-from .objective import Failure, Objective, Pair, Step
-from .rows import BadRow, Renderer, drawn_prefix, forced, read_failures, read_jsonl
+from .models import Model, Setting
+from .objective import Failure, Objective, Pair, Step, backward, remember_start, rewards, token_logprobs
+from .rows import BadRow, Renderer, forced, read_jsonl
 
 
 class StepTask:
     """One joint step: reward model forward and backward, policy forward and backward, clipping, two AdamW updates."""
 
-    def __init__(self, args, setting: Setting, device: str):
-        self.args, self.objective = args, args.objective
-        lora = Lora(args.rank, args.alpha, args.seed)
-        self.policy = Model(args.policy, False, setting, device, lora)
-        self.reward = Model(args.reward, True, setting, device, lora, args.train_head)
-        self.failures, self.retain, self.replay = self._read(args)
-        self.sizes = [
-            min(asked or len(rows), len(rows))
-            for asked, rows in zip(args.items, (self.failures, self.retain, self.replay))
+    def __init__(self, args: Namespace, setting: Setting, device: str, limits: tuple):
+        self.objective = Objective(**args.objective)
+        self.policy = Model(args.policy, False, setting, device, limits)
+        self.reward = Model(args.reward, True, setting, device, limits)
+        self.step = self._read(args)
+        remember_start(self.policy, self.reward, self.step)
+        self.optimizers = [
+            torch.optim.AdamW([p for _, p in model.trainable()], lr=1e-4, weight_decay=0.0, fused=True)
+            for model in (self.policy, self.reward)
         ]
-        limits = (args.batch_tokens, args.pack_width)
-        objective.remember_start(self.policy, self.reward, self.failures, self.replay, *limits)
-        self.optimizers = [self._optimizer(model) for model in (self.policy, self.reward)]
+        # Tokens that both models train on; no padding is counted, nor what only the coupling weight reads.
+        policy = [s for f in self.step.of_policy for s in (f.rejected, f.safe)] + self.step.retain
+        reward = [s for f in self.step.of_reward for s in (f.reward_chosen, f.reward_rejected)]
+        reward += [s for p in self.step.replay for s in (p.chosen, p.rejected)]
+        self.tokens = sum(len(s.tokens) for s in policy + reward)
 
-    def _read(self, args) -> tuple[list, list, list]:
+    def _read(self, args: Namespace) -> Step:
         of_policy, of_reward = Renderer(self.policy.folder), Renderer(self.reward.folder)
-        generator = random.Random(args.seed)
         failures = []
-        for row in read_failures(args.failures):
-            rejected = of_policy.answer(row, row["rejected"])
-            verdict, chosen = row["verdict"], row.get("chosen")
-            drawn = drawn_prefix(generator, rejected)
-            k = row.get("forced", drawn) if args.forced_prefix else 0
-            safe = forced(rejected, of_policy.answer(row, chosen), k) if chosen else None
-            scored = of_reward.full(row, chosen) if chosen else None
-            failures.append(Failure(verdict, rejected, safe, scored, of_reward.full(row, row["rejected"])))
-        retain = [of_policy.answer(r, r["response"]) for r in read_jsonl(args.retain, ("prompt", "response"))]
+        for row in read_jsonl(args.failures):
+            rejected, chosen = (of_policy.answer(row, row[side]) for side in ("rejected", "chosen"))
+            read = [of_reward.full(row, row[side]) for side in ("chosen", "rejected")]
+            failures.append(Failure(row["verdict"], rejected, forced(rejected, chosen, row["forced"]), *read))
         replay = [
-            # A row may carry the judge's word: `harmful`: [chosen, rejected].
-            Pair(of_reward.full(row, row["chosen"]), of_reward.full(row, row["rejected"]),
-                 harmful=tuple(row.get("harmful", (False, False))))
-            for row in read_jsonl(args.replay, ("prompt", "chosen", "rejected"))
+            Pair(of_reward.full(row, row["chosen"]), of_reward.full(row, row["rejected"]), tuple(row["harmful"]))
+            for row in read_jsonl(args.replay)
         ]
-        return failures, retain, replay
+        return Step(failures, [of_policy.answer(row, row["response"]) for row in read_jsonl(args.retain)], replay)
 
-    def _optimizer(self, model: Model):
-        parameters = [parameter for _, parameter in model.trainable()]
-        return torch.optim.AdamW(parameters, lr=self.args.lr, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
-
-    def _step(self, i: int) -> Step:
-        """Other rows in every step, so that no cache is flattered."""
-        lists = (self.failures, self.retain, self.replay)
-        return Step(*[[rows[(i * n + j) % len(rows)] for j in range(n)] for rows, n in zip(lists, self.sizes)])
-
-    def _backward(self, step: Step) -> dict:
-        """Gradients of the whole objective; returns its terms."""
-        o, limits = self.objective, (self.args.batch_tokens, self.args.pack_width)
-        terms, w = objective.reward_terms(self.reward, step, o, *limits)
-        objective.weighted(terms, o).backward()
-        of_policy = objective.policy_terms(self.policy, step, w, o, *limits)
-        objective.weighted(of_policy, o).backward()
-        return of_policy | terms
-
-    def run(self, i: int) -> int:
-        step = self._step(i)
-        self._backward(step)
+    def run(self, _: int) -> int:
+        backward(self.policy, self.reward, self.step, self.objective)
         for model, optimizer in zip((self.policy, self.reward), self.optimizers):
             torch.nn.utils.clip_grad_norm_([p for _, p in model.trainable()], 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return self._tokens(step)
-
-    def _tokens(self, step: Step) -> int:
-        """Tokens that both models train on; no padding is counted, nor what only the coupling weight reads."""
-        policy = [s for f in step.of_policy for s in (f.rejected, f.safe) if s] + step.retain
-        reward = [s for f in step.of_reward for s in (f.reward_chosen, f.reward_rejected)]
-        reward += [s for p in step.replay for s in (p.chosen, p.rejected)]
-        return sum(len(s.tokens) for s in policy + reward)
+        return self.tokens
 
     def values(self) -> dict:
         """Loss terms and gradients (before clipping) of the first step."""
-        terms = self._backward(self._step(0))
+        terms, _ = backward(self.policy, self.reward, self.step, self.objective)
         found = {f"term.{name}": value.detach().reshape(1).float().cpu() for name, value in terms.items()}
         for label, model in (("policy", self.policy), ("reward", self.reward)):
             for name, parameter in model.trainable():
-                # A step without items of one model leaves that model's gradients unset.
-                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                found[f"{label}.{name}"] = grad.float().cpu().clone()
+                found[f"{label}.{name}"] = parameter.grad.float().cpu().clone()
                 parameter.grad = None
         return found
 
 
-class ReadTask:
-    """Shared by scoring and log-probabilities: all rows of a file, in batches, adapter merged, no gradients."""
+class RowsTask:
+    """Rows in, rows out: all rows of a file, adapter merged, no gradients."""
 
-    def __init__(self, args, setting: Setting, device: str):
-        self.limits = (args.batch_tokens, args.pack_width)
-        self.model = Model(self.spec(args), self.is_reward, setting, device, None)
+    reward = False
+
+    def __init__(self, args: Namespace, setting: Setting, device: str, limits: tuple):
+        self.args = args
+        self.model = Model(args.reward if self.reward else args.policy, self.reward, setting, device, limits)
         self.model.merge()
         renderer = Renderer(self.model.folder)
-        render = renderer.full if self.is_reward else renderer.answer
-        self.sequences = [render(row, text) for row, text in self.texts(args)][: args.limit]
-        self.tokens = sum(len(s.tokens) for s in self.sequences)
+        self.items = [self.read(renderer, row) for row in read_jsonl(args.rows)]
 
     @torch.inference_mode()
     def run(self, i: int) -> int:
         # Rotated: the same work, in another order, over other addresses.
-        shift = i % len(self.sequences)
-        self.compute(self.sequences[shift:] + self.sequences[:shift])
-        return self.tokens
+        shift = i % len(self.items)
+        values = self.compute(self.items[shift:] + self.items[:shift])
+        return self.tokens(values)
+
+    def tokens(self, _: dict) -> int:
+        return sum(len(s.tokens) for s in self.items)
 
     @torch.inference_mode()
     def values(self) -> dict:
-        return self.compute(self.sequences)
+        return self.compute(self.items)
 
 
-def scored_rows(args) -> list[tuple[dict, str | None]]:
-    """(row, answer) of everything that is scored."""
-    if args.input:
-        return [(row, row.get("response")) for row in read_jsonl(args.input)]
-    rows = read_jsonl(args.replay, ("prompt", "chosen", "rejected"))
-    return [(row, row[side]) for row in rows for side in ("chosen", "rejected")]
+class ScoreTask(RowsTask):
+    """`ares score`: the reward of each row."""
+
+    reward = True
+
+    def read(self, renderer: Renderer, row: dict):
+        return renderer.full(row, row["response"])
+
+    def compute(self, items: list) -> dict:
+        return {"reward": rewards(self.model, items).cpu()}
 
 
-class ScoreTask(ReadTask):
-    """`ares score`: the reward of each row; without --input, of both answers of each replay row."""
+class LogprobTask(RowsTask):
+    """`ares logprob`: summed log-probability of each answer."""
 
-    is_reward = True
+    def read(self, renderer: Renderer, row: dict):
+        return renderer.answer(row, row["response"])
 
-    def spec(self, args) -> str:
-        return args.reward
-
-    def texts(self, args) -> list:
-        return scored_rows(args)
-
-    def compute(self, sequences) -> dict:
-        return {"reward": objective.rewards(self.model, sequences, *self.limits).cpu()}
-
-
-class LogprobTask(ReadTask):
-    """`ares logprob`: summed log-probability of each answer; without --input, of each retain row."""
-
-    is_reward = False
-
-    def spec(self, args) -> str:
-        return args.policy
-
-    def texts(self, args) -> list:
-        rows = read_jsonl(args.input) if args.input else read_jsonl(args.retain, ("prompt", "response"))
-        return [(row, row.get("response")) for row in rows]
-
-    def compute(self, sequences) -> dict:
-        values, owner = objective.token_logprobs(self.model, sequences, *self.limits)
+    def compute(self, items: list) -> dict:
+        values, owner = token_logprobs(self.model, items)
         # In f64: in f32 the last place of a sum over hundreds of tokens is as large as the tolerance.
-        total = values.new_zeros(len(sequences), dtype=torch.float64).index_add(0, owner, values.double())
-        return {"logprob": total.cpu()}
+        return {"logprob": values.new_zeros(len(items), dtype=torch.float64).index_add(0, owner, values.double()).cpu()}
 
 
-class GenerateTask:
-    """`ares generate --greedy`: one left-padded batch, `generate` with its cache, adapter merged."""
+class GenerateTask(RowsTask):
+    """`ares generate --greedy`: one left-padded batch, `generate` with its cache."""
 
-    def __init__(self, args, setting: Setting, device: str):
+    def __init__(self, args: Namespace, setting: Setting, device: str, limits: tuple):
         if setting.layout != "padded":
             raise ValueError("generate batches by left padding only")
-        self.model = Model(args.policy, False, setting, device, None)
-        self.model.merge()
-        renderer = Renderer(self.model.folder)
-        rows = read_jsonl(args.input or args.retain)
-        self.prompts = [renderer.prompt(row) for row in rows][: args.sequences]
+        super().__init__(args, setting, device, limits)
         inner = self.model.inner
+        ends = None if args.ignore_eos else inner.generation_config.eos_token_id
+        self.ends = ends if isinstance(ends, list) else [ends]
         self.config = GenerationConfig(
             do_sample=False, max_new_tokens=args.max_new_tokens, pad_token_id=inner.config.pad_token_id or 0,
-            eos_token_id=None if args.ignore_eos else inner.generation_config.eos_token_id,
-            use_cache=True, cache_implementation="static" if setting.compiled else None,
+            eos_token_id=ends, use_cache=True, cache_implementation="static" if setting.compiled else None,
         )
 
-    @torch.inference_mode()
-    def _generate(self, prompts: list) -> list[list[int]]:
-        width, device = max(map(len, prompts)), self.model.device
-        ids = torch.tensor([[self.config.pad_token_id] * (width - len(p)) + p for p in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    def read(self, renderer: Renderer, row: dict):
+        return torch.tensor(renderer.prompt(row))
+
+    def compute(self, items: list) -> dict:
+        left = {"batch_first": True, "padding_side": "left"}
+        ids = pad_sequence(items, **left, padding_value=self.config.pad_token_id).to(self.model.device)
+        mask = pad_sequence([torch.ones_like(p) for p in items], **left).to(self.model.device)
         out = self.model.inner.generate(input_ids=ids, attention_mask=mask, generation_config=self.config)
-        return [self._until_end(row) for row in out[:, width:].tolist()]
+        return rows_of_tokens([self._until_end(row) for row in out[:, ids.shape[1] :].tolist()])
 
     def _until_end(self, tokens: list[int]) -> list[int]:
-        ends = self.config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+        stop = next((i for i, token in enumerate(tokens) if token in self.ends), len(tokens) - 1)
         return tokens[: stop + 1]
 
-    def run(self, i: int) -> int:
-        shift = i % len(self.prompts)
-        return sum(map(len, self._generate(self.prompts[shift:] + self.prompts[:shift])))
-
-    def values(self) -> dict:
-        made = self._generate(self.prompts)
-        width = max(map(len, made))
-        return {"tokens": torch.tensor([row + [-1] * (width - len(row)) for row in made])}
+    def tokens(self, values: dict) -> int:
+        return int((values["tokens"] >= 0).sum())
 
 
 TASKS = {"step": StepTask, "score": ScoreTask, "logprob": LogprobTask, "generate": GenerateTask}
 
 
-def read_values(task: str, path: str) -> dict:
+def rows_of_tokens(rows: list[list[int]]) -> dict:
+    """Answers as one tensor; −1 stands where an answer has ended."""
+    return {"tokens": pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=-1)}
+
+
+def read_values(task: str, path: Path) -> dict:
     """What `ares` computed: the dump of `repair --dump-gradients`, or the JSONL of score, logprob or generate."""
     if task == "step":
-        from safetensors.torch import load_file
-
         return load_file(path)
-    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    rows = read_jsonl(path)
+    name = {"score": "reward", "logprob": "logprob", "generate": "tokens_out"}[task]
+    for row in rows:
+        if name not in row:
+            raise BadRow(f"{row['_where']}: expected `{name}`, found {row.get('error', 'none')}")
     if task == "generate":
-        width = max(len(row["tokens_out"]) for row in rows)
-        return {"tokens": torch.tensor([row["tokens_out"] + [-1] * (width - len(row["tokens_out"])) for row in rows])}
-    name = {"score": "reward", "logprob": "logprob"}[task]
-    bad = [number for number, row in enumerate(rows, 1) if name not in row]
-    if bad:
-        raise BadRow(f"{path}:{bad[0]}: expected `{name}`, found {rows[bad[0] - 1].get('error', 'none')}")
+        return rows_of_tokens([row[name] for row in rows])
     return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64)}
