@@ -19,7 +19,7 @@ use ares::ops::{AdamWSpec, Cost, attention, decode, lm_head, lora};
 use ares::repair::RepairConfig;
 use ares::repair::policy_step::{PolicyItem, policy_step};
 use ares::repair::reward_step::{RewardItem, RewardKind, reward_step};
-use ares::repair::trainer::Half;
+use ares::repair::side::Half;
 use criterion::{Criterion, criterion_group, criterion_main};
 use rates::Bench;
 

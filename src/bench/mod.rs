@@ -24,7 +24,7 @@ use crate::ops::{AdamWSpec, Measured, Ops};
 use crate::repair::RepairConfig;
 use crate::repair::policy_step::{PolicyItem, policy_step};
 use crate::repair::reward_step::{RewardItem, RewardKind, reward_step};
-use crate::repair::trainer::Half;
+use crate::repair::side::Half;
 
 /// What is timed, and how often.
 #[derive(Debug, Clone, Serialize)]

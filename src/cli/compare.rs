@@ -57,9 +57,9 @@ struct SplitArgs {
     /// Benign and borderline prompts with the answers to keep
     #[arg(long, value_name = "FILE")]
     retain: PathBuf,
-    /// Prompts as people write them; probes must be as likely
+    /// Prompts as people write them: they only set how likely a probe must be
     #[arg(long, value_name = "FILE")]
-    discovery: PathBuf,
+    plausible: PathBuf,
     /// Prompts that accept or refuse a repair
     #[arg(long, value_name = "FILE")]
     gate: PathBuf,
@@ -89,7 +89,7 @@ impl Compare {
                 calibration: splits.calibration.clone(),
                 replay: splits.replay.clone(),
                 retain: splits.retain.clone(),
-                discovery: splits.discovery.clone(),
+                plausible: splits.plausible.clone(),
                 gate: splits.gate.clone(),
                 test: splits.test.clone(),
                 rows: None,

@@ -10,7 +10,7 @@ use super::groups::{JudgeArgs, PairArgs};
 use super::watch::Stages;
 use crate::error::Result;
 use crate::ops::Ops;
-use crate::probe::{Fitness, Kind};
+use crate::probe::{Fitness, SamplerKind};
 use crate::report::tables;
 use crate::run::probe::{ProbeOptions, probe};
 use crate::run::{Earlier, RunDir};
@@ -28,9 +28,9 @@ pub(crate) struct Probe {
     /// What probes are composed from
     #[arg(long, value_name = "FILE")]
     grammar: PathBuf,
-    /// Prompts as people write them; probes must be as likely
+    /// Prompts as people write them: they only set how likely a probe must be [default: compositions of the grammar]
     #[arg(long, value_name = "FILE")]
-    discovery: Option<PathBuf>,
+    plausible: Option<PathBuf>,
     /// Answers to ask for
     #[arg(long, value_name = "N", default_value_t = 1000)]
     queries: usize,
@@ -72,13 +72,13 @@ impl Probe {
             models: self.pair.models(&self.judges),
             calibration: self.calibration,
             grammar: self.grammar,
-            discovery: self.discovery,
+            plausible: self.plausible,
             queries: self.queries,
             sampler: match self.sampler {
-                SamplerName::Thompson => Kind::Thompson,
-                SamplerName::Ucb => Kind::Ucb,
-                SamplerName::Ares => Kind::Ares,
-                SamplerName::Uniform => Kind::Uniform,
+                SamplerName::Thompson => SamplerKind::Thompson,
+                SamplerName::Ucb => SamplerKind::Ucb,
+                SamplerName::Ares => SamplerKind::Ares,
+                SamplerName::Uniform => SamplerKind::Uniform,
             },
             fitness: match self.fitness {
                 FitnessName::Product => Fitness::Product,

@@ -22,10 +22,10 @@ pub(crate) fn self_bleu(texts: &[&str], seed: u64) -> Option<f64> {
     Some(sum / counted.len() as f64)
 }
 
-type Counts<'a> = HashMap<&'a [String], usize>;
+type GramCounts<'a> = HashMap<&'a [String], usize>;
 
-fn count(words: &[String], n: usize) -> Counts<'_> {
-    let mut counts = Counts::new();
+fn count(words: &[String], n: usize) -> GramCounts<'_> {
+    let mut counts = GramCounts::new();
     for gram in words.windows(n) {
         *counts.entry(gram).or_default() += 1;
     }
@@ -34,7 +34,7 @@ fn count(words: &[String], n: usize) -> Counts<'_> {
 
 /// BLEU of text `i`: geometric mean of the clipped precisions, those of orders above 1 smoothed by +1 (Lin and Och, 2004), times
 /// the brevity penalty against the reference of the nearest length.
-fn bleu(i: usize, texts: &[(usize, [Counts; ORDERS])]) -> f64 {
+fn bleu(i: usize, texts: &[(usize, [GramCounts; ORDERS])]) -> f64 {
     let (length, grams) = &texts[i];
     let others = || texts.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, t)| t);
     let mut log = 0.0;

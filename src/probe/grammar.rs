@@ -46,12 +46,12 @@ pub struct Tactic {
 
 /// Translates char by char.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Table {
+pub(crate) struct Translation {
     pub(crate) id: String,
     chars: BTreeMap<char, String>,
 }
 
-impl Table {
+impl Translation {
     /// A char that is not listed falls back to its lower case, whose image is capitalised again; else it stays.
     pub(crate) fn apply(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());
@@ -69,7 +69,7 @@ impl Table {
 }
 
 #[derive(Deserialize)]
-struct File {
+struct GrammarFile {
     schema: u32,
     topics: Vec<Topic>,
     forms: Vec<Form>,
@@ -92,7 +92,7 @@ pub struct Grammar {
     pub tactics: Vec<Tactic>,
     pub(crate) prefixes: Vec<String>,
     pub(crate) suffixes: Vec<String>,
-    pub(crate) tables: Vec<Table>,
+    pub(crate) tables: Vec<Translation>,
     /// Domains in the order of their first topic.
     pub(crate) domains: Vec<String>,
     /// Number in `domains`, per topic.
@@ -109,7 +109,7 @@ impl Grammar {
 
     /// Checks a grammar's text; `path` is what errors name.
     pub fn parse(text: &str, path: &Path) -> Result<Grammar> {
-        let file: File =
+        let file: GrammarFile =
             serde_json::from_str(text).map_err(Error::file(path, "a grammar of probes (JSON, schema 1)", REMEDY))?;
         let tables = check(&file, path)?;
         let mut domains: Vec<String> = Vec::new();
@@ -119,9 +119,9 @@ impl Grammar {
             }
         }
         let domain_of = file.topics.iter().filter_map(|t| domains.iter().position(|d| *d == t.domain)).collect();
-        let table_of = |t: &Tactic| tables.iter().position(|table: &Table| Some(&table.id) == t.table.as_ref());
+        let table_of = |t: &Tactic| tables.iter().position(|table: &Translation| Some(&table.id) == t.table.as_ref());
         let table_of = file.tactics.iter().map(table_of).collect();
-        let File { topics, forms, personas, tactics, prefixes, suffixes, .. } = file;
+        let GrammarFile { topics, forms, personas, tactics, prefixes, suffixes, .. } = file;
         Ok(Grammar { topics, forms, personas, tactics, prefixes, suffixes, tables, domains, domain_of, table_of })
     }
 
@@ -189,7 +189,7 @@ impl Casing {
 }
 
 /// Everything a grammar must be, and its tables.
-fn check(file: &File, path: &Path) -> Result<Vec<Table>> {
+fn check(file: &GrammarFile, path: &Path) -> Result<Vec<Translation>> {
     let wrong = |place: String, expected: &str, found: String| Error::File {
         file: path.to_path_buf(),
         expected: format!("{place} to be {expected}"),
@@ -211,13 +211,13 @@ fn check(file: &File, path: &Path) -> Result<Vec<Table>> {
             };
             chars.insert(c, to.clone());
         }
-        tables.push(Table { id: id.clone(), chars });
+        tables.push(Translation { id: id.clone(), chars });
     }
     Ok(tables)
 }
 
 /// Lists that are not empty, with ids that are unique and not empty; tables that exist.
-fn check_ids(file: &File) -> Result<(), (String, &'static str, String)> {
+fn check_ids(file: &GrammarFile) -> Result<(), (String, &'static str, String)> {
     fn ids<'a>(list: &str, ids: impl Iterator<Item = &'a String>) -> Result<(), (String, &'static str, String)> {
         let mut seen = HashSet::new();
         for (i, id) in ids.enumerate() {
@@ -243,7 +243,7 @@ fn check_ids(file: &File) -> Result<(), (String, &'static str, String)> {
 }
 
 /// Texts that are not empty and hold the placeholders of their place, and no other.
-fn check_texts(file: &File) -> Result<(), (String, String, String)> {
+fn check_texts(file: &GrammarFile) -> Result<(), (String, String, String)> {
     for (i, t) in file.topics.iter().enumerate() {
         let fields = [("domain", &t.domain), ("goal", &t.goal), ("harmful", &t.harmful), ("safe", &t.safe)];
         for (name, text) in fields {

@@ -1,18 +1,18 @@
 //! The perplexity filter: a probe that no one would write is no finding.
 
 use super::grammar::Grammar;
-use super::sampler::{Kind, Sampler};
+use super::sampler::{Sampler, SamplerKind};
 use crate::error::{Error, Result};
 use crate::model::Subject;
 use crate::text::Prompt;
 use rand::Rng;
 use std::collections::HashMap;
 
-/// Seeds that are measured at most: mean and deviation need no more.
-const SEEDS: usize = 512;
-/// A probe is refused this many standard deviations below the seeds' mean.
+/// Prompts that are measured at most: mean and deviation need no more.
+const MEASURED: usize = 512;
+/// A probe is refused this many standard deviations below their mean.
 const DEVIATIONS: f64 = 3.0;
-/// Nats per token. Seeds that are all alike would refuse everything else.
+/// Nats per token. Prompts that are all alike would refuse everything else.
 const MIN_DEVIATION: f64 = 0.1;
 
 /// Mean log-probability per token under π_0, and the least that is accepted.
@@ -23,19 +23,19 @@ pub(crate) struct Plausible {
 }
 
 impl Plausible {
-    /// Takes the measure from the seeds, or from compositions of the grammar if there are none.
+    /// Takes the measure from prompts as people write them, or from compositions of the grammar if there are none.
     pub(crate) fn new(
         grammar: &Grammar,
-        seeds: &[Prompt],
+        prompts: &[Prompt],
         subject: &mut dyn Subject,
         rng: &mut impl Rng,
     ) -> Result<Plausible> {
         let composed: Vec<Prompt>;
-        let mut measured: Vec<&Prompt> = evenly(seeds, SEEDS);
-        if seeds.is_empty() {
-            let uniform = Sampler::new(Kind::Uniform, grammar);
+        let mut measured: Vec<&Prompt> = evenly(prompts, MEASURED);
+        if prompts.is_empty() {
+            let uniform = Sampler::new(SamplerKind::Uniform, grammar);
             composed =
-                (0..SEEDS).map(|_| Prompt::user(grammar.compose_plain(&uniform.draw(grammar, None, rng)))).collect();
+                (0..MEASURED).map(|_| Prompt::user(grammar.compose_plain(&uniform.draw(grammar, None, rng)))).collect();
             measured = composed.iter().collect();
         }
         let means: Vec<f64> = subject.prompt_logprob(&measured)?.into_iter().flatten().map(mean_of).collect();
@@ -46,10 +46,10 @@ impl Plausible {
         match least.is_finite() {
             true => Ok(Plausible { least, known: HashMap::new() }),
             false => Err(Error::Data {
-                what: "seeds of the probe search".into(),
+                what: "plausible prompts of the probe search".into(),
                 expected: "at least one prompt with a finite log-probability under the policy".into(),
                 found: format!("{n} of {} prompts measured, mean {mean}", measured.len()),
-                remedy: "give seed prompts that fit the policy's context, and check its weights".into(),
+                remedy: "give prompts that fit the policy's context, and check its weights".into(),
             }),
         }
     }

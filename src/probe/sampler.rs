@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// rule, a topic of its domain. Arms alone find half as much where weak cells do not follow domains, topics alone where they do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum SamplerKind {
     /// The published multiplicative update; each layer (topic, form, persona, tactic) has weights of its own.
     Ares,
     /// Upper confidence bound per arm.
@@ -23,14 +23,14 @@ pub enum Kind {
     Uniform,
 }
 
-impl Kind {
+impl SamplerKind {
     /// As commands, tables and files spell it.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Kind::Ares => "ares",
-            Kind::Ucb => "ucb",
-            Kind::Thompson => "thompson",
-            Kind::Uniform => "uniform",
+            SamplerKind::Ares => "ares",
+            SamplerKind::Ucb => "ucb",
+            SamplerKind::Thompson => "thompson",
+            SamplerKind::Uniform => "uniform",
         }
     }
 }
@@ -47,7 +47,7 @@ const ARES_STEP: f64 = 0.2;
 
 /// What a sampler learns from one probe. An error counts as a miss.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct Outcome {
+pub(crate) struct Lesson {
     pub(crate) p_harm: f64,
     /// (r(y) − τ_r)/s of the policy's own answer.
     pub(crate) z: f64,
@@ -90,7 +90,7 @@ impl Arm {
 /// A sampler's state. Numbers are those of the grammar it was made for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampler {
-    pub(crate) kind: Kind,
+    pub(crate) kind: SamplerKind,
     domains: usize,
     /// tactics × domains
     arms: Vec<Arm>,
@@ -101,7 +101,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    pub fn new(kind: Kind, grammar: &Grammar) -> Sampler {
+    pub fn new(kind: SamplerKind, grammar: &Grammar) -> Sampler {
         let (domains, tactics) = (grammar.domains.len(), grammar.tactics.len());
         let layers = [grammar.topics.len(), grammar.forms.len(), grammar.personas.len(), tactics];
         let layers = layers.map(|n| vec![1.0 / n as f64; n]);
@@ -136,7 +136,7 @@ impl Sampler {
     /// Draws a fresh composition: its topic and tactic are the cell to be probed, the rest is what swaps bring in. `again` is a draw
     /// that came to nothing: the same arm is drawn from once more (but for `Ares`, which has none).
     pub(crate) fn draw(&self, grammar: &Grammar, again: Option<&Genotype>, rng: &mut impl Rng) -> Genotype {
-        if self.kind == Kind::Ares {
+        if self.kind == SamplerKind::Ares {
             let drawn = self.layers.each_ref().map(|weights| weighted(weights, rng));
             return genotype(grammar, drawn, rng);
         }
@@ -158,9 +158,9 @@ impl Sampler {
         let mut best = (0, f64::NEG_INFINITY, 0.0);
         for i in among {
             let value = match self.kind {
-                Kind::Ucb => arms[i].upper_bound(pulls),
-                Kind::Thompson => arms[i].posterior(total, arms.len(), rng),
-                Kind::Uniform | Kind::Ares => 0.0,
+                SamplerKind::Ucb => arms[i].upper_bound(pulls),
+                SamplerKind::Thompson => arms[i].posterior(total, arms.len(), rng),
+                SamplerKind::Uniform | SamplerKind::Ares => 0.0,
             };
             let tie: f64 = rng.random();
             if value > best.1 || (value == best.1 && tie > best.2) {
@@ -178,7 +178,7 @@ impl Sampler {
     }
 
     /// Learns from a judged probe. To be called once per probe, in index order.
-    pub(crate) fn update(&mut self, grammar: &Grammar, g: &Genotype, outcome: &Outcome) {
+    pub(crate) fn update(&mut self, grammar: &Grammar, g: &Genotype, outcome: &Lesson) {
         let (arm, cell) = self.places(grammar, g);
         for place in [&mut self.arms[arm], &mut self.cells[cell]] {
             place.pulls += 1.0;

@@ -7,7 +7,7 @@ use super::grammar::Grammar;
 use super::operators::{self, Child};
 use super::plausible::Plausible;
 use super::record::{Ending, Judged, ProbeRecord, Rewards};
-use super::sampler::{Outcome, Sampler};
+use super::sampler::{Lesson, Sampler};
 use super::summary::{HeatMap, SearchSummary};
 use crate::error::{Error, Result};
 use crate::judge::{Harm, Judge, Sense, Thresholds, Verdict};
@@ -33,7 +33,7 @@ const BRED: f64 = 0.5;
 
 /// How to search.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
+pub struct SearchSettings {
     /// Queries of the policy.
     pub(crate) budget: usize,
     pub(crate) batch: usize,
@@ -46,11 +46,11 @@ pub struct Settings {
     pub(crate) max_new_tokens: usize,
 }
 
-impl Settings {
+impl SearchSettings {
     /// Defaults but for budget, seed and the limit of new tokens, which is one for everything compared.
-    pub fn new(budget: usize, seed: u64, max_new_tokens: usize) -> Settings {
+    pub fn new(budget: usize, seed: u64, max_new_tokens: usize) -> SearchSettings {
         let (fitness, sense, version) = (Fitness::Product, Sense::Threshold, Version::Current);
-        Settings { budget, batch: BATCH, seed, fitness, sense, version, max_new_tokens }
+        SearchSettings { budget, batch: BATCH, seed, fitness, sense, version, max_new_tokens }
     }
 }
 
@@ -58,8 +58,8 @@ impl Settings {
 pub struct World<'a> {
     pub grammar: &'a Grammar,
     pub thresholds: &'a Thresholds,
-    /// Prompts as people write them; the perplexity filter takes its measure from them. May be empty.
-    pub seeds: &'a [Prompt],
+    /// Prompts as people write them: they only set how likely a probe must be. May be empty.
+    pub plausible: &'a [Prompt],
     pub subject: &'a mut dyn Subject,
     pub judge: &'a mut dyn Judge,
 }
@@ -88,7 +88,7 @@ pub struct Found {
 /// sampler learns and can be carried over into the next search. The same seed gives the same records.
 pub fn search(
     world: &mut World,
-    settings: &Settings,
+    settings: &SearchSettings,
     sampler: &mut Sampler,
     interrupt: &AtomicBool,
     progress: &mut dyn FnMut(Progress),
@@ -120,7 +120,7 @@ pub fn search(
 }
 
 /// A proposal with its prompt, before and after it was measured.
-struct Probe {
+struct Candidate {
     child: Child,
     text: String,
     prompt: Prompt,
@@ -129,7 +129,7 @@ struct Probe {
 
 struct Search<'a, 'w> {
     world: &'a mut World<'w>,
-    settings: &'a Settings,
+    settings: &'a SearchSettings,
     sampler: &'a mut Sampler,
     archive: Archive,
     plausible: Plausible,
@@ -143,10 +143,10 @@ struct Search<'a, 'w> {
 }
 
 impl<'a, 'w> Search<'a, 'w> {
-    fn new(world: &'a mut World<'w>, settings: &'a Settings, sampler: &'a mut Sampler) -> Result<Search<'a, 'w>> {
+    fn new(world: &'a mut World<'w>, settings: &'a SearchSettings, sampler: &'a mut Sampler) -> Result<Search<'a, 'w>> {
         sampler.begin();
         let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
-        let plausible = Plausible::new(world.grammar, world.seeds, world.subject, &mut rng)?;
+        let plausible = Plausible::new(world.grammar, world.plausible, world.subject, &mut rng)?;
         let archive = Archive::new(world.grammar);
         let (proposed, records) = (HashSet::new(), Vec::new());
         Ok(Search {
@@ -205,7 +205,7 @@ impl<'a, 'w> Search<'a, 'w> {
     }
 
     /// Measures the proposals and drops those that no one would write.
-    fn keep_plausible(&mut self, children: Vec<Child>) -> Result<Vec<Probe>> {
+    fn keep_plausible(&mut self, children: Vec<Child>) -> Result<Vec<Candidate>> {
         let grammar = self.world.grammar;
         let plain: Vec<String> = children.iter().map(|c| grammar.compose_plain(&c.genotype)).collect();
         let logprobs = self.plausible.measure(&plain, self.world.subject)?;
@@ -216,13 +216,13 @@ impl<'a, 'w> Search<'a, 'w> {
                 continue;
             }
             let text = grammar.compose(&child.genotype);
-            out.push(Probe { child, prompt: Prompt::user(text.clone()), text, logprob });
+            out.push(Candidate { child, prompt: Prompt::user(text.clone()), text, logprob });
         }
         Ok(out)
     }
 
     /// Answers, judgements and rewards of a batch; then archive and sampler learn in index order.
-    fn ask(&mut self, probes: Vec<Probe>) -> Result<()> {
+    fn ask(&mut self, probes: Vec<Candidate>) -> Result<()> {
         let first = self.records.len();
         let answers = self.answer(&probes, first)?;
         let harms = self.judge(&probes, &answers)?;
@@ -233,8 +233,8 @@ impl<'a, 'w> Search<'a, 'w> {
         Ok(())
     }
 
-    fn answer(&mut self, probes: &[Probe], first: usize) -> Result<Vec<Result<Answer, String>>> {
-        let sound = |p: &Probe| p.logprob.is_ok();
+    fn answer(&mut self, probes: &[Candidate], first: usize) -> Result<Vec<Result<Answer, String>>> {
+        let sound = |p: &Candidate| p.logprob.is_ok();
         let asks = probes.iter().enumerate().filter(|(_, p)| sound(p));
         let asks: Vec<Ask> = asks.map(|(i, p)| Ask::new(p.prompt.clone(), (first + i) as u64)).collect();
         let decoding = Decoding::greedy(self.settings.max_new_tokens);
@@ -242,7 +242,7 @@ impl<'a, 'w> Search<'a, 'w> {
         Ok(probes.iter().map(|p| p.logprob.clone().and_then(|_| next(&mut answers))).collect())
     }
 
-    fn judge(&mut self, probes: &[Probe], answers: &[Result<Answer, String>]) -> Result<Vec<Result<Harm, String>>> {
+    fn judge(&mut self, probes: &[Candidate], answers: &[Result<Answer, String>]) -> Result<Vec<Result<Harm, String>>> {
         let rows = probes.iter().zip(answers).filter_map(|(p, a)| Some((&p.prompt, a.as_ref().ok()?.text.as_str())));
         let rows: Vec<(&Prompt, &str)> = rows.collect();
         let mut harms = self.world.judge.judge(&rows, self.world.thresholds.tau_h)?.into_iter();
@@ -252,7 +252,7 @@ impl<'a, 'w> Search<'a, 'w> {
     /// One call for the whole batch, the rows of a probe side by side: own answer, y⁺ and, if the answer is safe, y⁻.
     fn reward(
         &mut self,
-        probes: &[Probe],
+        probes: &[Candidate],
         answers: Vec<Result<Answer, String>>,
         harms: Vec<Result<Harm, String>>,
     ) -> Result<Vec<Result<Judged, String>>> {
@@ -284,13 +284,13 @@ impl<'a, 'w> Search<'a, 'w> {
         Ok(judged.collect())
     }
 
-    fn learn(&mut self, index: usize, probe: Probe, judged: Result<Judged, String>) {
+    fn learn(&mut self, index: usize, probe: Candidate, judged: Result<Judged, String>) {
         let (grammar, t) = (self.world.grammar, self.world.thresholds);
         let g = probe.child.genotype;
-        let mut outcome = Outcome::default();
+        let mut outcome = Lesson::default();
         if let Ok(j) = &judged {
             let verdict = j.verdict(self.settings.sense);
-            outcome = Outcome { p_harm: j.p_harm, z: (j.reward - t.tau_r) / t.s, coupled: verdict == Verdict::Coupled };
+            outcome = Lesson { p_harm: j.p_harm, z: (j.reward - t.tau_r) / t.s, coupled: verdict == Verdict::Coupled };
             self.archive.insert(index, g, &probe.text, j.fitness, verdict != Verdict::Sound);
         }
         self.coupled += usize::from(outcome.coupled);
@@ -304,7 +304,8 @@ impl<'a, 'w> Search<'a, 'w> {
 
     fn finish(self, seconds: f64, interrupted: bool) -> Found {
         let (grammar, archive, records) = (self.world.grammar, self.archive, self.records);
-        let mut summary = SearchSummary::new(grammar, &archive, &records, self.settings, seconds);
+        let mut summary =
+            SearchSummary::new(grammar, &archive, &records, self.settings.sense, self.settings.seed, seconds);
         (summary.refused_duplicate, summary.refused_unlikely) = (self.duplicates, self.unlikely);
         let map = HeatMap::new(grammar, &archive, &records, self.settings.sense);
         Found { records, summary, map, interrupted }
@@ -315,7 +316,7 @@ fn is_safe(harm: &Harm, t: &Thresholds) -> bool {
     harm.p_harm < t.tau_h
 }
 
-fn record(grammar: &Grammar, index: usize, g: Genotype, probe: Probe, ending: Ending) -> ProbeRecord {
+fn record(grammar: &Grammar, index: usize, g: Genotype, probe: Candidate, ending: Ending) -> ProbeRecord {
     let topic = &grammar.topics[g.topic];
     ProbeRecord {
         index,

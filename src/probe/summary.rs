@@ -4,7 +4,6 @@ use super::archive::Archive;
 use super::bleu::self_bleu;
 use super::grammar::Grammar;
 use super::record::ProbeRecord;
-use super::search::Settings;
 use crate::judge::{Sense, Verdict};
 use crate::text::ngrams::Seen;
 use serde::{Deserialize, Serialize};
@@ -56,17 +55,18 @@ impl SearchSummary {
         grammar: &Grammar,
         archive: &Archive,
         records: &[ProbeRecord],
-        settings: &Settings,
+        sense: Sense,
+        seed: u64,
         seconds: f64,
     ) -> SearchSummary {
-        let count = |v| records.iter().filter(|r| r.verdict(settings.sense) == Some(v)).count();
-        let distinct = distinct(records, settings.sense);
+        let count = |v| records.iter().filter(|r| r.verdict(sense) == Some(v)).count();
+        let distinct = distinct(records, sense);
         let (n, queries) = (distinct.len(), records.len());
         let prompts: Vec<&str> = distinct.iter().map(|r| r.prompt.as_str()).collect();
         let tactics: Vec<&str> = distinct.iter().map(|r| r.tactic.as_str()).collect();
         let cells: HashSet<_> = distinct.iter().map(|r| (&r.topic, &r.tactic)).collect();
         SearchSummary {
-            seed: settings.seed,
+            seed,
             queries,
             coupled_found: count(Verdict::Coupled),
             distinct: n,
@@ -77,7 +77,7 @@ impl SearchSummary {
             queries_to_10th: distinct.get(TENTH - 1).map(|r| r.index + 1),
             coverage: (queries > 0).then(|| archive.coverage()),
             qd_score: (queries > 0).then(|| archive.qd_score()),
-            self_bleu: self_bleu(&prompts, settings.seed),
+            self_bleu: self_bleu(&prompts, seed),
             evenness: evenness(&tactics, grammar.tactics.len()),
             policy_found: count(Verdict::Policy),
             reward_found: count(Verdict::Reward),

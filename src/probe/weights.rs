@@ -11,7 +11,7 @@ const LAYERS: [&str; 4] = ["topic", "form", "persona", "tactic"];
 
 /// By the names of the grammar, so that they hold in another grammar as far as it knows these names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Weights {
+pub struct SamplerWeights {
     pub(crate) schema: u32,
     /// tactic → domain → evidence.
     pub arms: BTreeMap<String, BTreeMap<String, Arm>>,
@@ -24,8 +24,9 @@ pub struct Weights {
 
 impl Sampler {
     /// What this sampler has learned.
-    pub fn weights(&self, grammar: &Grammar) -> Weights {
-        let mut weights = Weights { schema: 1, arms: BTreeMap::new(), cells: BTreeMap::new(), layers: BTreeMap::new() };
+    pub fn weights(&self, grammar: &Grammar) -> SamplerWeights {
+        let mut weights =
+            SamplerWeights { schema: 1, arms: BTreeMap::new(), cells: BTreeMap::new(), layers: BTreeMap::new() };
         for (t, tactic) in grammar.tactics.iter().enumerate() {
             let (arms, cells) = self.of_tactic(t);
             let arms = grammar.domains.iter().cloned().zip(arms.iter().copied());
@@ -41,7 +42,7 @@ impl Sampler {
 
     /// Takes over what another search learned. Names that this grammar lacks are passed over. An error if no tactic × domain is
     /// known to both, or if a weight cannot be one; `path` is what the error names.
-    pub fn carry_over(&mut self, grammar: &Grammar, weights: &Weights, path: &Path) -> Result<()> {
+    pub fn carry_over(&mut self, grammar: &Grammar, weights: &SamplerWeights, path: &Path) -> Result<()> {
         weights.check(path)?;
         let mut known = 0;
         for (t, tactic) in grammar.tactics.iter().enumerate() {
@@ -76,11 +77,11 @@ fn take<'a>(own: &mut [Arm], names: impl Iterator<Item = &'a String>, saved: Opt
     known
 }
 
-impl Weights {
+impl SamplerWeights {
     /// Reads a weights file.
-    pub fn read(path: &Path) -> Result<Weights> {
+    pub fn read(path: &Path) -> Result<SamplerWeights> {
         let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
-        let weights: Weights = serde_json::from_str(&text).map_err(Error::file(
+        let weights: SamplerWeights = serde_json::from_str(&text).map_err(Error::file(
             path,
             "weights of the probe search (JSON, schema 1)",
             REMEDY,
@@ -89,7 +90,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Pretty JSON, as [`Weights::read`] takes it.
+    /// Pretty JSON, as [`SamplerWeights::read`] takes it.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n" // names and numbers: cannot fail
     }

@@ -127,8 +127,6 @@ pub struct RepairConfig {
     pub train_head: bool,
     /// Samples per prompt of `rlhf`.
     pub group: usize,
-    /// ε of `rlhf`'s clipped ratio: one update per sample keeps the ratio at 1, so it never binds.
-    pub rlhf_clip: f64,
     /// β of `rlhf`'s k3 KL.
     pub rlhf_kl: f64,
     /// Packed rows of one forward and backward at most.
@@ -165,7 +163,6 @@ impl Default for RepairConfig {
             forced_prefix: 0.5,
             train_head: false,
             group: 8,
-            rlhf_clip: 0.2,
             rlhf_kl: 0.04,
             batch_tokens: 4096,
         }

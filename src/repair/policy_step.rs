@@ -2,7 +2,7 @@
 
 use super::config::{RepairConfig, RetainLoss};
 use super::objective::{cross_entropy, total, unlearn};
-use super::trainer::Half;
+use super::side::Half;
 use crate::error::Result;
 use crate::model::{AnswerTokens, Batch, Heads};
 use crate::ops::Ops;

@@ -2,7 +2,7 @@
 
 use super::config::RepairConfig;
 use super::objective::{anchor, bradley_terry, center};
-use super::trainer::Half;
+use super::side::Half;
 use crate::error::Result;
 use crate::judge::Thresholds;
 use crate::model::{AnswerTokens, Batch, Heads};

@@ -9,7 +9,7 @@ use crate::model::{Answer, AnswerTokens, Ask, Batch, Decoding, Heads, Subject, V
 use crate::ops::Ops;
 
 /// One sample with its advantage over its group's mean.
-struct Sample {
+struct Scored {
     prompt: Vec<u32>,
     tokens: Vec<u32>,
     advantage: f64,
@@ -42,7 +42,7 @@ impl<B: Ops> Trainer<'_, B> {
             let scored: Vec<(&Answer, f64)> = scored.collect();
             let mean = scored.iter().map(|(_, r)| r).sum::<f64>() / scored.len().max(1) as f64;
             all.extend(scored.iter().map(|(_, r)| r * self.thresholds.s));
-            samples.extend(scored.into_iter().map(|(answer, r)| Sample {
+            samples.extend(scored.into_iter().map(|(answer, r)| Scored {
                 prompt: self.data.failures[i].prompt.clone(),
                 tokens: answer.tokens.clone(),
                 advantage: r - mean,
@@ -55,7 +55,7 @@ impl<B: Ops> Trainer<'_, B> {
 
     /// Forward and backward of all samples; the loss is a mean over them, each token's share divided by the longest answer
     /// allowed, so that length is not rewarded.
-    fn grpo(&mut self, samples: &[Sample]) -> Result<f64> {
+    fn grpo(&mut self, samples: &[Scored]) -> Result<f64> {
         let Some(mut side) = self.policy.take() else { return Ok(0.0) };
         let half = &mut side.half(&self.pair.policy)?;
         let longest = (samples.len() * self.decoding.max_new_tokens).max(1) as f64;

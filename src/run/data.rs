@@ -17,8 +17,8 @@ pub(crate) struct DataFiles {
     pub(crate) calibration: PathBuf,
     pub(crate) replay: PathBuf,
     pub(crate) retain: PathBuf,
-    /// Prompts as people write them: what a probe must be as likely as.
-    pub(crate) discovery: PathBuf,
+    /// Prompts as people write them: what a probe must be as likely as. The split is called `discovery`.
+    pub(crate) plausible: PathBuf,
     pub(crate) gate: PathBuf,
     pub(crate) test: PathBuf,
     /// Rows taken of each split at most, evenly spread over the file so that every kind of row is among them.
@@ -31,7 +31,7 @@ pub(crate) struct Splits {
     pub(crate) calibration: Vec<PairRow>,
     pub(crate) replay: Vec<ReplayPair>,
     pub(crate) retain: Vec<RetainRow>,
-    pub(crate) discovery: Vec<Prompt>,
+    pub(crate) plausible: Vec<Prompt>,
     pub(crate) gate: Vec<EvalRow>,
     pub(crate) test: Vec<EvalRow>,
     pub(crate) info: BTreeMap<String, SplitInfo>,
@@ -44,7 +44,7 @@ impl DataFiles {
             ("calibration", &self.calibration),
             ("replay", &self.replay),
             ("retain", &self.retain),
-            ("discovery", &self.discovery),
+            ("discovery", &self.plausible),
             ("gate", &self.gate),
             ("test", &self.test),
         ]
@@ -88,7 +88,7 @@ impl Splits {
             calibration: of("calibration").iter().map(pair).collect::<Result<_>>()?,
             replay: of("replay").iter().map(replay).collect::<Result<_>>()?,
             retain: of("retain").iter().map(retain).collect::<Result<_>>()?,
-            discovery: of("discovery").iter().map(|row| row.prompt(false)).collect::<Result<_>>()?,
+            plausible: of("discovery").iter().map(|row| row.prompt(false)).collect::<Result<_>>()?,
             gate: of("gate").iter().map(eval).collect::<Result<_>>()?,
             test: of("test").iter().map(eval).collect::<Result<_>>()?,
             info,

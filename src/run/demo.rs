@@ -98,7 +98,7 @@ pub(crate) fn suite_experiment(suite: &Suite, pair: &SuitePair, options: &DemoOp
             calibration: split("calibration"),
             replay: split("replay"),
             retain: split("retain"),
-            discovery: split("discovery"),
+            plausible: split("discovery"),
             gate: split("gate"),
             test: split("test"),
             rows: (options.extent == Extent::Quick).then_some(QUICK_ROWS),

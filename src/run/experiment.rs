@@ -25,7 +25,7 @@ use crate::ops::Ops;
 use crate::probe::SearchSummary;
 use crate::probe::grammar::Grammar;
 use crate::probe::record::ProbeRecord;
-use crate::probe::sampler::{Kind, Sampler};
+use crate::probe::sampler::{Sampler, SamplerKind};
 use crate::probe::search::{self, Found, World};
 use crate::probe::select::select_failures;
 use crate::repair::{Method, Prepared, RepairConfig, RepairData, RepairOutcome, Trainer, admit};
@@ -159,25 +159,25 @@ impl<'a, B: Ops> Lab<'a, B> {
 
     /// Adaptive and uniform, at equal queries.
     fn search(&mut self, seed: u64, lines: &mut Lines) -> Result<[Found; 2]> {
-        let adaptive = self.search_with(Kind::default(), seed, Version::Start)?;
-        let uniform = self.search_with(Kind::Uniform, seed, Version::Start)?;
+        let adaptive = self.search_with(SamplerKind::default(), seed, Version::Start)?;
+        let uniform = self.search_with(SamplerKind::Uniform, seed, Version::Start)?;
         lines.probes(&adaptive.records, seed, false, false);
         lines.probes(&uniform.records, seed, true, false);
         Ok([adaptive, uniform])
     }
 
-    fn search_with(&mut self, kind: Kind, seed: u64, version: Version) -> Result<Found> {
+    fn search_with(&mut self, kind: SamplerKind, seed: u64, version: Version) -> Result<Found> {
         let e = self.experiment;
         let again = if version == Version::Current { ", after the repair" } else { "" };
-        let settings = search::Settings {
+        let settings = search::SearchSettings {
             sense: e.sense,
             version,
-            ..search::Settings::new(e.probes, seed, e.models.max_new_tokens)
+            ..search::SearchSettings::new(e.probes, seed, e.models.max_new_tokens)
         };
         let mut world = World {
             grammar: &self.grammar,
             thresholds: &self.evaluator.thresholds(),
-            seeds: &self.splits.discovery,
+            plausible: &self.splits.plausible,
             subject: &mut self.pair,
             judge: &mut *self.judges.judge,
         };

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::judge::Sense;
 use crate::ops::Ops;
 use crate::probe::search::{self, Found, World, search};
-use crate::probe::{Fitness, Grammar, Kind, Sampler, SearchSummary, Weights, lift};
+use crate::probe::{Fitness, Grammar, Sampler, SamplerKind, SamplerWeights, SearchSummary, lift};
 use crate::text::rows::read;
 use crate::text::write_atomic;
 
@@ -25,10 +25,10 @@ pub(crate) struct ProbeOptions {
     pub(crate) models: Models,
     pub(crate) calibration: PathBuf,
     pub(crate) grammar: PathBuf,
-    /// Prompts as people write them; without them no probe is refused as unlikely.
-    pub(crate) discovery: Option<PathBuf>,
+    /// Prompts as people write them; without them compositions of the grammar set how likely a probe must be.
+    pub(crate) plausible: Option<PathBuf>,
     pub(crate) queries: usize,
-    pub(crate) sampler: Kind,
+    pub(crate) sampler: SamplerKind,
     pub(crate) fitness: Fitness,
     pub(crate) sense: Sense,
     /// The same number of uniform queries is made beside.
@@ -42,7 +42,7 @@ pub(crate) struct ProbeOptions {
 #[derive(Serialize)]
 struct Receipt {
     queries: usize,
-    sampler: Kind,
+    sampler: SamplerKind,
     fitness: Fitness,
     sense: Sense,
     uniform: bool,
@@ -58,34 +58,34 @@ pub(crate) fn probe<B: Ops>(
     watch: &mut dyn Watch,
 ) -> Result<ProbeResult> {
     let grammar = Grammar::read(&options.grammar)?;
-    let seeds = match &options.discovery {
+    let plausible = match &options.plausible {
         Some(path) => read(Some(path), true)?.iter().map(|row| row.prompt(false)).collect::<Result<_>>()?,
         None => Vec::new(),
     };
     let calibration = models::pairs(&options.calibration)?;
     let mut sampler = Sampler::new(options.sampler, &grammar);
     if let Some(path) = &options.weights {
-        sampler.carry_over(&grammar, &Weights::read(path)?, path)?;
+        sampler.carry_over(&grammar, &SamplerWeights::read(path)?, path)?;
     }
     receipt(ops, options, dir)?;
     let mut models = OpenModels::open(ops, &options.models, calibration, options.seed, watch)?;
     let thresholds = models.evaluator.thresholds();
-    let settings = search::Settings {
+    let settings = search::SearchSettings {
         sense: options.sense,
         fitness: options.fitness,
-        ..search::Settings::new(options.queries, options.seed, options.models.max_new_tokens)
+        ..search::SearchSettings::new(options.queries, options.seed, options.models.max_new_tokens)
     };
     let mut world = World {
         grammar: &grammar,
         thresholds: &thresholds,
-        seeds: &seeds,
+        plausible: &plausible,
         subject: &mut models.pair,
         judge: &mut *models.judges.judge,
     };
     let mut searches = vec![hunt(&mut world, &settings, &mut sampler, options.sampler.name(), watch)?];
     if options.uniform && !searches[0].interrupted {
-        let mut uniform = Sampler::new(Kind::Uniform, &grammar);
-        searches.push(hunt(&mut world, &settings, &mut uniform, Kind::Uniform.name(), watch)?);
+        let mut uniform = Sampler::new(SamplerKind::Uniform, &grammar);
+        searches.push(hunt(&mut world, &settings, &mut uniform, SamplerKind::Uniform.name(), watch)?);
     }
     let mut lines = Lines::default();
     for (i, found) in searches.iter().enumerate() {
@@ -115,7 +115,7 @@ fn receipt<B: Ops>(ops: &B, options: &ProbeOptions, dir: &RunDir) -> Result<()> 
     };
     let mut manifest = Manifest::new("probe", &ops.describe(), &[options.seed], &receipt)?;
     let files =
-        [Some(&options.calibration), Some(&options.grammar), options.discovery.as_ref(), options.weights.as_ref()];
+        [Some(&options.calibration), Some(&options.grammar), options.plausible.as_ref(), options.weights.as_ref()];
     files.into_iter().flatten().try_for_each(|path| manifest.add_input(path))?;
     options.models.add_inputs(&mut manifest)?;
     manifest.write(&dir.file(manifest::NAME))
@@ -124,7 +124,7 @@ fn receipt<B: Ops>(ops: &B, options: &ProbeOptions, dir: &RunDir) -> Result<()> 
 /// One search, watched. Ctrl-C ends it after a whole batch, with what was found until then.
 pub(super) fn hunt(
     world: &mut World,
-    settings: &search::Settings,
+    settings: &search::SearchSettings,
     sampler: &mut Sampler,
     name: &str,
     watch: &mut dyn Watch,

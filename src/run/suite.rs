@@ -16,7 +16,7 @@ include!(concat!(env!("OUT_DIR"), "/suite_files.rs"));
 
 /// `suite.json`.
 #[derive(Debug, Clone, Deserialize)]
-struct Manifest {
+struct SuiteFile {
     name: String,
     version: String,
     judge: PathBuf,
@@ -38,7 +38,7 @@ struct PairEntry {
 #[derive(Debug, Clone)]
 pub struct Suite {
     root: PathBuf,
-    manifest: Manifest,
+    file: SuiteFile,
 }
 
 /// One weakened pair with all that a comparison needs.
@@ -62,15 +62,14 @@ impl SuitePair {
 impl Suite {
     /// The suite in `dir`.
     pub fn open(dir: &Path) -> Result<Suite> {
-        let file = dir.join("suite.json");
-        let text = fs::read_to_string(&file).map_err(Error::read(&file))?;
+        let path = dir.join("suite.json");
+        let text = fs::read_to_string(&path).map_err(Error::read(&path))?;
         let remedy = "give --models the folder of a suite, or leave it out for the built-in one";
-        let manifest: Manifest =
-            serde_json::from_str(&text).map_err(Error::file(&file, "a suite's manifest", remedy))?;
-        if manifest.pairs.is_empty() {
-            return Err(Error::file(&file, "at least one pair", remedy)("none"));
+        let file: SuiteFile = serde_json::from_str(&text).map_err(Error::file(&path, "a suite's manifest", remedy))?;
+        if file.pairs.is_empty() {
+            return Err(Error::file(&path, "at least one pair", remedy)("none"));
         }
-        Ok(Suite { root: dir.to_path_buf(), manifest })
+        Ok(Suite { root: dir.to_path_buf(), file })
     }
 
     /// The suite that this binary carries, unpacked below `cache` unless it is there already.
@@ -100,7 +99,7 @@ impl Suite {
 
     /// `ares-weakened 1`
     pub(crate) fn label(&self) -> String {
-        format!("{} {}", self.manifest.name, self.manifest.version)
+        format!("{} {}", self.file.name, self.file.version)
     }
 
     pub fn pairs(&self) -> Vec<SuitePair> {
@@ -116,28 +115,28 @@ impl Suite {
                 dir,
             }
         };
-        self.manifest.pairs.iter().map(pair).collect()
+        self.file.pairs.iter().map(pair).collect()
     }
 
     pub fn judge(&self) -> JudgeSpec {
-        JudgeSpec::Model(self.root.join(&self.manifest.judge))
+        JudgeSpec::Model(self.root.join(&self.file.judge))
     }
 
     pub(crate) fn second_judge(&self) -> JudgeSpec {
-        JudgeSpec::Model(self.root.join(&self.manifest.second_judge))
+        JudgeSpec::Model(self.root.join(&self.file.second_judge))
     }
 
     pub(crate) fn refusal(&self) -> JudgeSpec {
-        JudgeSpec::Lexicon(self.root.join(&self.manifest.refusal))
+        JudgeSpec::Lexicon(self.root.join(&self.file.refusal))
     }
 
     pub(crate) fn truth(&self) -> JudgeSpec {
-        JudgeSpec::Lexicon(self.root.join(&self.manifest.truth))
+        JudgeSpec::Lexicon(self.root.join(&self.file.truth))
     }
 
     /// What suits models of this size.
     pub fn repair_config(&self) -> RepairConfig {
-        self.manifest.hyperparameters.clone()
+        self.file.hyperparameters.clone()
     }
 }
 

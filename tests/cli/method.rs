@@ -343,6 +343,7 @@ fn compare_measures_several_methods_on_the_same_prompts() {
     let splits = ["calibration", "replay", "retain", "discovery", "gate", "test"];
     let data: Vec<String> =
         splits.iter().flat_map(|name| [format!("--{name}"), file(suite, &format!("{name}.jsonl"))]).collect();
+    let data: Vec<String> = data.into_iter().map(|arg| arg.replace("--discovery", "--plausible")).collect();
     let rest = strings(&[
         "--grammar",
         &file(suite, "grammar.json"),

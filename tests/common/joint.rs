@@ -11,7 +11,7 @@ use ares::ops::Ops;
 use ares::repair::objective::coupling;
 use ares::repair::policy_step::{PolicyItem, PolicyTerms, policy_step};
 use ares::repair::reward_step::{RewardItem, RewardKind, RewardTerms, reward_step};
-use ares::repair::trainer::Half;
+use ares::repair::side::Half;
 use ares::repair::{LogpScale, RepairConfig, RetainLoss, UnlearnLoss};
 use serde::Deserialize;
 

@@ -3,7 +3,7 @@
 use super::world::*;
 use super::{found, run};
 use ares::judge::{Sense, Verdict};
-use ares::probe::{Kind, ProbeRecord, Sampler, SearchSummary, Settings, Weights, lift};
+use ares::probe::{ProbeRecord, Sampler, SamplerKind, SamplerWeights, SearchSettings, SearchSummary, lift};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -18,15 +18,15 @@ fn by_arm(records: &[ProbeRecord]) -> BTreeMap<(&str, &str), usize> {
 #[test]
 fn adaptive_search_finds_more_than_uniform() {
     let side = |kind| (0..3).map(|seed| found(kind, seed).summary).collect::<Vec<SearchSummary>>();
-    let uniform = side(Kind::Uniform);
+    let uniform = side(SamplerKind::Uniform);
     for s in &uniform {
         // 7 of 66 arms, 0.95² of their probes, the noise of judge and models on top.
         assert!((80..150).contains(&s.distinct), "uniform search: {s:?}");
     }
-    for (kind, least) in [(Kind::Thompson, 3.0), (Kind::Ucb, 3.0), (Kind::Ares, 0.8)] {
+    for (kind, least) in [(SamplerKind::Thompson, 3.0), (SamplerKind::Ucb, 3.0), (SamplerKind::Ares, 0.8)] {
         let l = lift(&side(kind), &uniform, 0).expect("equal budgets");
         assert!(l.ratio.is_some_and(|r| r > least), "{kind:?}: {l:?}");
-        if kind != Kind::Ares {
+        if kind != SamplerKind::Ares {
             assert!(l.difference_ci95[0] > 100.0, "{kind:?}: {l:?}");
         }
     }
@@ -35,8 +35,8 @@ fn adaptive_search_finds_more_than_uniform() {
 #[test]
 fn uniform_search_prefers_no_arm() {
     let grammar = grammar();
-    let settings = Settings::new(2000, 1, 40);
-    let records = run(&grammar, &mut Sampler::new(Kind::Uniform, &grammar), &settings).records;
+    let settings = SearchSettings::new(2000, 1, 40);
+    let records = run(&grammar, &mut Sampler::new(SamplerKind::Uniform, &grammar), &settings).records;
     let arms = by_arm(&records);
     assert_eq!(arms.len(), 66);
     for (arm, &n) in &arms {
@@ -48,7 +48,7 @@ fn uniform_search_prefers_no_arm() {
 #[test]
 fn thompson_keeps_every_arm_below_its_share() {
     for seed in 0..3 {
-        let records = found(Kind::Thompson, seed).records;
+        let records = found(SamplerKind::Thompson, seed).records;
         for end in [100, 300, 500, 1000] {
             let (arm, n) = by_arm(&records[..end]).into_iter().max_by_key(|a| a.1).expect("arms");
             // Proposals that were refused as unlikely count for the share as well: two more at most here.
@@ -61,20 +61,20 @@ fn thompson_keeps_every_arm_below_its_share() {
 #[test]
 fn weights_survive_json_and_speed_up_the_next_search() {
     let grammar = grammar();
-    let mut first = Sampler::new(Kind::Thompson, &grammar);
-    run(&grammar, &mut first, &Settings::new(1000, 0, 40));
+    let mut first = Sampler::new(SamplerKind::Thompson, &grammar);
+    run(&grammar, &mut first, &SearchSettings::new(1000, 0, 40));
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("weights.json");
     std::fs::write(&path, first.weights(&grammar).to_json()).expect("written");
-    let weights = Weights::read(&path).expect("weights");
-    let value = |w: &Weights| serde_json::to_value(w).expect("a value");
+    let weights = SamplerWeights::read(&path).expect("weights");
+    let value = |w: &SamplerWeights| serde_json::to_value(w).expect("a value");
     assert!(same(&value(&weights), &value(&first.weights(&grammar))));
     let tenth = |warm: bool, seed| {
-        let mut sampler = Sampler::new(Kind::Thompson, &grammar);
+        let mut sampler = Sampler::new(SamplerKind::Thompson, &grammar);
         if warm {
             sampler.carry_over(&grammar, &weights, &path).expect("the same grammar");
         }
-        run(&grammar, &mut sampler, &Settings::new(200, seed, 40)).summary.queries_to_10th.unwrap_or(200)
+        run(&grammar, &mut sampler, &SearchSettings::new(200, seed, 40)).summary.queries_to_10th.unwrap_or(200)
     };
     let sum = |warm| (10..15).map(|seed| tenth(warm, seed)).sum::<usize>();
     let (cold, warm) = (sum(false), sum(true));
@@ -84,8 +84,8 @@ fn weights_survive_json_and_speed_up_the_next_search() {
 #[test]
 fn what_was_learned_yields_to_what_is_seen() {
     let grammar = grammar();
-    let mut sampler = Sampler::new(Kind::Thompson, &grammar);
-    run(&grammar, &mut sampler, &Settings::new(1000, 0, 40));
+    let mut sampler = Sampler::new(SamplerKind::Thompson, &grammar);
+    run(&grammar, &mut sampler, &SearchSettings::new(1000, 0, 40));
     let learned = sampler.weights(&grammar).arms["fiction"]["take"];
     assert!(learned.pulls > 60.0 && learned.hits > 0.7 * learned.pulls, "{learned:?}");
     sampler.begin();
@@ -97,13 +97,13 @@ fn what_was_learned_yields_to_what_is_seen() {
 #[test]
 fn weights_of_another_world_are_refused() {
     let grammar = grammar();
-    let good = Sampler::new(Kind::Ares, &grammar).weights(&grammar).to_json();
+    let good = Sampler::new(SamplerKind::Ares, &grammar).weights(&grammar).to_json();
     let read = |text: &str| {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("w.json");
         std::fs::write(&path, text).expect("written");
-        let mut sampler = Sampler::new(Kind::Ares, &grammar);
-        Weights::read(&path)
+        let mut sampler = Sampler::new(SamplerKind::Ares, &grammar);
+        SamplerWeights::read(&path)
             .and_then(|w| sampler.carry_over(&grammar, &w, Path::new("w.json")))
             .map_err(|e| e.to_string())
     };
@@ -126,7 +126,7 @@ fn weights_of_another_world_are_refused() {
 
 #[test]
 fn the_summary_counts_what_the_records_say() {
-    let found = found(Kind::Thompson, 4);
+    let found = found(SamplerKind::Thompson, 4);
     let count = |v| found.records.iter().filter(|r| r.verdict(Sense::Threshold) == Some(v)).count();
     let s = &found.summary;
     assert_eq!((s.queries, s.coupled_found), (1000, count(Verdict::Coupled)));

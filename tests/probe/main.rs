@@ -7,7 +7,7 @@ mod world;
 use ares::judge::{Sense, Verdict};
 use ares::model::Version;
 use ares::probe::{
-    Ending, Found, Grammar, Kind, Operator, ProbeRecord, Sampler, Settings, World, search, select_failures,
+    Ending, Found, Grammar, Operator, ProbeRecord, Sampler, SamplerKind, SearchSettings, World, search, select_failures,
 };
 use ares::text::ngrams::{NEAR_DUPLICATE, grams, jaccard};
 use std::collections::{BTreeMap, HashSet};
@@ -15,24 +15,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use world::*;
 
 /// One search of a fresh world.
-fn run(grammar: &Grammar, sampler: &mut Sampler, settings: &Settings) -> Found {
+fn run(grammar: &Grammar, sampler: &mut Sampler, settings: &SearchSettings) -> Found {
     run_in(grammar, sampler, settings, &mut Simulated::default())
 }
 
-fn run_in(grammar: &Grammar, sampler: &mut Sampler, settings: &Settings, subject: &mut Simulated) -> Found {
+fn run_in(grammar: &Grammar, sampler: &mut Sampler, settings: &SearchSettings, subject: &mut Simulated) -> Found {
     let mut judge = SimulatedJudge;
-    let mut world = World { grammar, thresholds: &THRESHOLDS, seeds: &[], subject, judge: &mut judge };
+    let mut world = World { grammar, thresholds: &THRESHOLDS, plausible: &[], subject, judge: &mut judge };
     search(&mut world, settings, sampler, &AtomicBool::new(false), &mut |_| {}).expect("a search")
 }
 
-fn found(kind: Kind, seed: u64) -> Found {
+fn found(kind: SamplerKind, seed: u64) -> Found {
     let grammar = grammar();
-    run(&grammar, &mut Sampler::new(kind, &grammar), &Settings::new(1000, seed, 40))
+    run(&grammar, &mut Sampler::new(kind, &grammar), &SearchSettings::new(1000, seed, 40))
 }
 
 #[test]
 fn the_same_seed_gives_the_same_records() {
-    for kind in [Kind::Ares, Kind::Ucb, Kind::Thompson, Kind::Uniform] {
+    for kind in [SamplerKind::Ares, SamplerKind::Ucb, SamplerKind::Thompson, SamplerKind::Uniform] {
         let (a, b, other) = (found(kind, 1), found(kind, 1), found(kind, 2));
         assert_eq!(a.records, b.records, "{kind:?}");
         assert_eq!(a.map, b.map, "{kind:?}");
@@ -43,9 +43,9 @@ fn the_same_seed_gives_the_same_records() {
 #[test]
 fn the_budget_is_kept_and_every_query_has_its_number() {
     let (grammar, mut subject) = (grammar(), Simulated::default());
-    let mut settings = Settings::new(150, 3, 40);
+    let mut settings = SearchSettings::new(150, 3, 40);
     settings.version = Version::Start;
-    let found = run_in(&grammar, &mut Sampler::new(Kind::Thompson, &grammar), &settings, &mut subject);
+    let found = run_in(&grammar, &mut Sampler::new(SamplerKind::Thompson, &grammar), &settings, &mut subject);
     let indices: Vec<usize> = found.records.iter().map(|r| r.index).collect();
     assert_eq!(indices, (0..150).collect::<Vec<_>>());
     let asked: Vec<(u64, &str)> = subject.asks.iter().map(|a| (a.id, a.prompt.text())).collect();
@@ -58,7 +58,7 @@ fn the_budget_is_kept_and_every_query_has_its_number() {
 
 #[test]
 fn no_near_duplicate_of_a_failure_is_asked() {
-    let records = found(Kind::Ucb, 0).records;
+    let records = found(SamplerKind::Ucb, 0).records;
     let prompts: HashSet<&str> = records.iter().map(|r| r.prompt.as_str()).collect();
     assert_eq!(prompts.len(), records.len(), "a prompt was asked twice");
     let grams: Vec<Vec<u64>> = records.iter().map(|r| grams(&r.prompt)).collect();
@@ -74,7 +74,7 @@ fn no_near_duplicate_of_a_failure_is_asked() {
 
 #[test]
 fn verdicts_follow_the_scores_in_both_senses() {
-    let records = found(Kind::Uniform, 5).records;
+    let records = found(SamplerKind::Uniform, 5).records;
     let mut counts = BTreeMap::<(Verdict, Verdict), usize>::new();
     for record in &records {
         let j = record.judged().expect("no errors in this world");
@@ -96,7 +96,9 @@ fn verdicts_follow_the_scores_in_both_senses() {
 #[test]
 fn lineage_says_what_changed() {
     let mut seen = HashSet::new();
-    for record in [found(Kind::Thompson, 0), found(Kind::Uniform, 0)].iter().flat_map(|f| with_parents(&f.records)) {
+    for record in
+        [found(SamplerKind::Thompson, 0), found(SamplerKind::Uniform, 0)].iter().flat_map(|f| with_parents(&f.records))
+    {
         let (record, parent) = record;
         seen.extend(record.operators.iter().copied());
         let Some(parent) = parent else {
@@ -129,7 +131,7 @@ fn with_parents(records: &[ProbeRecord]) -> Vec<(&ProbeRecord, Option<&ProbeReco
 
 #[test]
 fn unlikely_prompts_are_refused_whatever_hides_them() {
-    for kind in [Kind::Thompson, Kind::Uniform] {
+    for kind in [SamplerKind::Thompson, SamplerKind::Uniform] {
         let found = found(kind, 0);
         assert!(found.summary.refused_unlikely > 0);
         assert!(found.records.iter().all(|r| r.genotype.surface.prefix != Some(1)));
@@ -147,8 +149,8 @@ fn unlikely_prompts_are_refused_whatever_hides_them() {
 fn a_broken_row_costs_itself_only() {
     let grammar = grammar();
     let mut subject = Simulated { broken: Some("taxi".into()), unscored: Some("nurse".into()), ..Simulated::default() };
-    let mut sampler = Sampler::new(Kind::Uniform, &grammar);
-    let found = run_in(&grammar, &mut sampler, &Settings::new(300, 0, 40), &mut subject);
+    let mut sampler = Sampler::new(SamplerKind::Uniform, &grammar);
+    let found = run_in(&grammar, &mut sampler, &SearchSettings::new(300, 0, 40), &mut subject);
     assert_eq!(found.records.len(), 300);
     let mut errors = [0, 0];
     for record in &found.records {
@@ -174,12 +176,12 @@ fn an_interrupt_stops_after_a_whole_batch() {
     let (grammar, interrupt) = (grammar(), AtomicBool::new(false));
     let (mut subject, mut judge) = (Simulated::default(), SimulatedJudge);
     let mut world =
-        World { grammar: &grammar, thresholds: &THRESHOLDS, seeds: &[], subject: &mut subject, judge: &mut judge };
-    let mut sampler = Sampler::new(Kind::Thompson, &grammar);
+        World { grammar: &grammar, thresholds: &THRESHOLDS, plausible: &[], subject: &mut subject, judge: &mut judge };
+    let mut sampler = Sampler::new(SamplerKind::Thompson, &grammar);
     let mut stop = |p: ares::probe::Progress| interrupt.store(p.queries >= 100, Ordering::Relaxed);
-    let settings = Settings::new(1000, 1, 40);
+    let settings = SearchSettings::new(1000, 1, 40);
     let stopped = search(&mut world, &settings, &mut sampler, &interrupt, &mut stop).expect("a search");
-    let whole = found(Kind::Thompson, 1);
+    let whole = found(SamplerKind::Thompson, 1);
     assert!(stopped.interrupted && !whole.interrupted);
     assert!((100..=128).contains(&stopped.records.len()), "{}", stopped.records.len());
     assert_eq!(stopped.records[..], whole.records[..stopped.records.len()]);
@@ -193,7 +195,7 @@ fn an_exhausted_grammar_ends_the_search() {
         json[list] = serde_json::Value::Array(vec![first]);
     }
     let grammar = Grammar::parse(&json.to_string(), std::path::Path::new("small.json")).expect("valid");
-    let found = run(&grammar, &mut Sampler::new(Kind::Thompson, &grammar), &Settings::new(1000, 1, 40));
+    let found = run(&grammar, &mut Sampler::new(SamplerKind::Thompson, &grammar), &SearchSettings::new(1000, 1, 40));
     assert!((1..100).contains(&found.records.len()) && !found.interrupted, "{}", found.records.len());
 }
 
@@ -201,7 +203,12 @@ fn an_exhausted_grammar_ends_the_search() {
 fn records_survive_json() {
     let grammar = grammar();
     let mut subject = Simulated { broken: Some("taxi".into()), ..Simulated::default() };
-    let found = run_in(&grammar, &mut Sampler::new(Kind::Thompson, &grammar), &Settings::new(200, 0, 40), &mut subject);
+    let found = run_in(
+        &grammar,
+        &mut Sampler::new(SamplerKind::Thompson, &grammar),
+        &SearchSettings::new(200, 0, 40),
+        &mut subject,
+    );
     assert!(found.summary.errors > 0 && found.summary.coupled_found > 0);
     for record in &found.records {
         let line = serde_json::to_string(record).expect("a line");
@@ -214,7 +221,7 @@ fn records_survive_json() {
 
 #[test]
 fn repair_items_are_distinct_clear_and_balanced() {
-    let records = found(Kind::Thompson, 0).records;
+    let records = found(SamplerKind::Thompson, 0).records;
     let items = select_failures(&records, Sense::Threshold, 120, 7);
     assert_eq!(items.len(), 120);
     assert_eq!(items, select_failures(&records, Sense::Threshold, 120, 7));
