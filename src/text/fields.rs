@@ -58,20 +58,26 @@ impl Fields {
         self.map.iter()
     }
 
+    /// The field as `read` takes it; one that `read` refuses is not `expected`.
+    fn read<'a, T>(
+        &'a self,
+        key: &str,
+        expected: &str,
+        read: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        read(value).map(Some).ok_or_else(|| self.wrong(key, expected, &brief(value)))
+    }
+
     /// A whole number of at least 1 and at most 2³¹ − 1: sizes multiply without overflow.
     pub(crate) fn size(&self, key: &str) -> Result<Option<usize>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_u64() {
-            Some(n @ 1..=0x7fff_ffff) => Ok(Some(n as usize)),
-            _ => Err(self.wrong(key, "a whole number from 1 to 2147483647", &brief(value))),
-        }
+        let size = |value: &Value| value.as_u64().filter(|n| (1..=0x7fff_ffff).contains(n));
+        self.read(key, "a whole number from 1 to 2147483647", |value| size(value).map(|n| n as usize))
     }
 
     /// A whole number from 0 on.
     pub(crate) fn count(&self, key: &str) -> Result<Option<usize>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        let count = value.as_u64().and_then(|n| usize::try_from(n).ok());
-        count.map(Some).ok_or_else(|| self.wrong(key, "a whole number from 0 on", &brief(value)))
+        self.read(key, "a whole number from 0 on", |value| usize::try_from(value.as_u64()?).ok())
     }
 
     pub(crate) fn required_size(&self, key: &str) -> Result<usize> {
@@ -80,69 +86,46 @@ impl Fields {
 
     /// A whole number from 0 on, or -1, which some configs write for "none".
     pub(crate) fn token(&self, key: &str) -> Result<Option<u32>> {
-        self.get(key).map_or(Ok(None), |value| self.token_value(key, value))
+        self.read(key, "a token id", token).map(Option::flatten)
     }
 
     /// A token id or a list of them; empty when absent.
     pub(crate) fn tokens(&self, key: &str) -> Result<Vec<u32>> {
-        match self.get(key) {
-            None => Ok(Vec::new()),
-            Some(Value::Array(list)) => {
-                let ids = list.iter().map(|value| self.token_value(key, value));
-                ids.filter_map(Result::transpose).collect()
-            }
-            Some(value) => Ok(self.token_value(key, value)?.into_iter().collect()),
-        }
-    }
-
-    fn token_value(&self, key: &str, value: &Value) -> Result<Option<u32>> {
-        if value.as_i64() == Some(-1) {
-            return Ok(None);
-        }
-        let id = value.as_u64().and_then(|n| u32::try_from(n).ok());
-        id.map(Some).ok_or_else(|| self.wrong(key, "a token id", &brief(value)))
+        let one = self.get(key).map_or(&[][..], std::slice::from_ref);
+        let list = self.get(key).and_then(Value::as_array).map_or(one, Vec::as_slice);
+        let id = |value| token(value).ok_or_else(|| self.wrong(key, "a token id", &brief(value)));
+        list.iter().map(id).filter_map(Result::transpose).collect()
     }
 
     /// A finite number.
     pub(crate) fn number(&self, key: &str) -> Result<Option<f64>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        let number = value.as_f64().filter(|n| n.is_finite());
-        number.map(Some).ok_or_else(|| self.wrong(key, "a number", &brief(value)))
+        self.read(key, "a number", |value| value.as_f64().filter(|n| n.is_finite()))
     }
 
     /// A finite number above zero.
     pub(crate) fn positive(&self, key: &str) -> Result<Option<f64>> {
-        match self.number(key)? {
-            Some(n) if n > 0.0 => Ok(Some(n)),
-            Some(n) => Err(self.wrong(key, "a number above 0", &n.to_string())),
-            None => Ok(None),
-        }
+        self.read(key, "a number above 0", |value| value.as_f64().filter(|n| n.is_finite() && *n > 0.0))
     }
 
     pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool> {
-        let Some(value) = self.get(key) else { return Ok(default) };
-        value.as_bool().ok_or_else(|| self.wrong(key, "true or false", &brief(value)))
+        Ok(self.read(key, "true or false", Value::as_bool)?.unwrap_or(default))
     }
 
     pub(crate) fn text(&self, key: &str) -> Result<Option<&str>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_str().map(Some).ok_or_else(|| self.wrong(key, "a text", &brief(value)))
+        self.read(key, "a text", Value::as_str)
     }
 
     /// A list of texts; `None` when absent.
     pub(crate) fn texts(&self, key: &str) -> Result<Option<Vec<String>>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        let wrong = || self.wrong(key, "a list of texts", &brief(value));
-        let list = value.as_array().ok_or_else(wrong)?;
-        let texts = list.iter().map(|item| item.as_str().map(str::to_string).ok_or_else(wrong));
-        texts.collect::<Result<_>>().map(Some)
+        self.read(key, "a list of texts", |value| {
+            value.as_array()?.iter().map(|item| Some(item.as_str()?.to_string())).collect()
+        })
     }
 
     /// An object inside this one; its fields are named `key.field` in errors.
     pub(crate) fn object(&self, key: &str) -> Result<Option<Fields>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        let map = value.as_object().ok_or_else(|| self.wrong(key, "an object", &brief(value)))?.clone();
-        Ok(Some(Fields { file: self.file.clone(), place: format!("{}{key}.", self.place), map }))
+        let map = self.read(key, "an object", |value| value.as_object().cloned())?;
+        Ok(map.map(|map| Fields { file: self.file.clone(), place: format!("{}{key}.", self.place), map }))
     }
 
     /// The field is not what it must be.
@@ -159,6 +142,11 @@ impl Fields {
             remedy: remedy.to_string(),
         }
     }
+}
+
+/// A token id, `None` in it for -1.
+fn token(value: &Value) -> Option<Option<u32>> {
+    if value.as_i64() == Some(-1) { Some(None) } else { u32::try_from(value.as_u64()?).ok().map(Some) }
 }
 
 /// A value as an error message shows it: short, on one line.

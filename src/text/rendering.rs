@@ -90,8 +90,8 @@ impl Rendering {
         self.check_length(tokens, self.context - 1, "prompt")
     }
 
-    /// The prompt, and its answer through the end-of-turn token; what the template puts behind that token (ChatML's newline) is
-    /// left out. For log-probabilities and training. Raw text has no end of turn of its own.
+    /// The prompt, and its answer through the end-of-turn token; what the template puts after that token (ChatML's newline)
+    /// is left out. For log-probabilities and training. Raw text has no end of turn of its own.
     pub fn with_answer(&self, prompt: &Prompt, answer: &str) -> Result<Rendered> {
         let mut rendered = match prompt {
             Prompt::Chat(turns) => {
@@ -114,19 +114,19 @@ impl Rendering {
     /// The full rendering, as a reward model or judge reads it at its last token. `prompt_len` is 0 where the ids of the prompt
     /// are not its beginning.
     pub fn full(&self, prompt: &Prompt, answer: &str) -> Result<Rendered> {
+        let whole = |before: Vec<u32>, tokens: Vec<u32>| {
+            let prompt_len = if tokens.starts_with(&before) { before.len() } else { 0 };
+            Rendered { tokens, prompt_len }
+        };
         let mut rendered = match prompt {
-            Prompt::Chat(turns) => {
-                let before = self.tokenizer.encode(&self.chat(turns, true)?)?;
-                let tokens = self.tokenizer.encode(&self.chat(&with_turn(turns, answer), false)?)?;
-                let prompt_len = if tokens.starts_with(&before) { before.len() } else { 0 };
-                Rendered { tokens, prompt_len }
-            }
-            Prompt::Raw(text) => {
-                let before = self.tokenizer.encode_with_special(text)?;
-                let tokens = self.tokenizer.encode_with_special(&format!("{text}{answer}"))?;
-                let prompt_len = if tokens.starts_with(&before) { before.len() } else { 0 };
-                Rendered { tokens, prompt_len }
-            }
+            Prompt::Chat(turns) => whole(
+                self.tokenizer.encode(&self.chat(turns, true)?)?,
+                self.tokenizer.encode(&self.chat(&with_turn(turns, answer), false)?)?,
+            ),
+            Prompt::Raw(text) => whole(
+                self.tokenizer.encode_with_special(text)?,
+                self.tokenizer.encode_with_special(&format!("{text}{answer}"))?,
+            ),
             Prompt::Tokens(ids) => self.append(ids, answer)?,
         };
         if rendered.tokens.is_empty() {
@@ -219,8 +219,8 @@ impl Rendering {
     /// Length of the answer through its last special token, if only blanks follow that; else of all of it.
     fn end_of_turn(&self, answer: &[u32]) -> Result<usize> {
         let Some(last) = answer.iter().rposition(|id| self.ends(*id)) else { return Ok(answer.len()) };
-        let behind = self.tokenizer.decode(&answer[last + 1..], false)?;
-        Ok(if behind.trim().is_empty() { last + 1 } else { answer.len() })
+        let after = self.tokenizer.decode(&answer[last + 1..], false)?;
+        Ok(if after.trim().is_empty() { last + 1 } else { answer.len() })
     }
 
     fn ends(&self, id: u32) -> bool {

@@ -105,7 +105,7 @@ impl Tokenizer {
         self.special.contains(&id)
     }
 
-    /// `text` in which no added token can be recognised any more: a zero-width space is put behind each one's first character. For
+    /// `text` in which no added token can be recognised any more: a zero-width space follows each one's first character. For
     /// text that is judged and must not speak as its template speaks.
     pub(crate) fn escape(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());

@@ -44,7 +44,9 @@ fn wrong_usage_is_code_2_and_says_what_is_possible() {
 fn completions_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let text = ares(&["completions", shell]).expect(0, &[]).stdout;
-        assert!(text.contains("completions") && text.contains("--device") || text.contains("device"), "{shell}");
+        for word in ["completions", "device", "max-new-tokens"] {
+            assert!(text.contains(word), "{shell}: {word:?} is missing");
+        }
     }
 }
 

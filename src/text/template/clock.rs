@@ -4,22 +4,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::{Error, ErrorKind};
 
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
+const MONTHS: &str = "January February March April May June July August September October November December";
 /// 1 January 1970 was a Thursday.
-const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+const DAYS: &str = "Thursday Friday Saturday Sunday Monday Tuesday Wednesday";
 
 /// Seconds since 1970, UTC; `SOURCE_DATE_EPOCH` sets it, for runs that must be repeatable on another day.
 pub(crate) fn now() -> u64 {
@@ -27,45 +14,43 @@ pub(crate) fn now() -> u64 {
     fixed.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
 }
 
-/// The conversions of `strftime` that templates use.
+/// Writes a time as `strftime` does, with the conversions that templates use. Fails at any other.
 pub(crate) fn format(now: u64, format: &str) -> Result<String, Error> {
     let (days, second) = (now / 86_400, now % 86_400);
     let (year, month, day) = civil(days);
-    let (month_name, day_name) = (MONTHS[month - 1], DAYS[(days % 7) as usize]);
+    let month_name = MONTHS.split(' ').nth(month as usize - 1).unwrap_or_default();
+    let day_name = DAYS.split(' ').nth(days as usize % 7).unwrap_or_default();
+    let two = |number: u64| format!("{number:02}");
     let mut out = String::new();
     let mut chars = format.chars();
     while let Some(c) = chars.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        match chars.next() {
-            Some('Y') => out.push_str(&year.to_string()),
-            Some('y') => out.push_str(&format!("{:02}", year % 100)),
-            Some('m') => out.push_str(&format!("{month:02}")),
-            Some('d') => out.push_str(&format!("{day:02}")),
-            Some('B') => out.push_str(month_name),
-            Some('b') => out.push_str(&month_name[..3]),
-            Some('A') => out.push_str(day_name),
-            Some('a') => out.push_str(&day_name[..3]),
-            Some('H') => out.push_str(&format!("{:02}", second / 3600)),
-            Some('M') => out.push_str(&format!("{:02}", second / 60 % 60)),
-            Some('S') => out.push_str(&format!("{:02}", second % 60)),
-            Some('%') => out.push('%'),
-            other => {
-                let found = other.map_or(String::new(), |c| c.to_string());
-                return Err(Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("strftime_now: unknown conversion %{found}"),
-                ));
+        let text = match (c, if c == '%' { chars.next() } else { None }) {
+            ('%', Some('Y')) => year.to_string(),
+            ('%', Some('y')) => two(year % 100),
+            ('%', Some('m')) => two(month),
+            ('%', Some('d')) => two(day),
+            ('%', Some('B')) => month_name.to_string(),
+            ('%', Some('b')) => month_name[..3].to_string(),
+            ('%', Some('A')) => day_name.to_string(),
+            ('%', Some('a')) => day_name[..3].to_string(),
+            ('%', Some('H')) => two(second / 3600),
+            ('%', Some('M')) => two(second / 60 % 60),
+            ('%', Some('S')) => two(second % 60),
+            ('%', Some('%')) => "%".to_string(),
+            ('%', other) => {
+                let found =
+                    format!("strftime_now: unknown conversion %{}", other.map(String::from).unwrap_or_default());
+                return Err(Error::new(ErrorKind::InvalidOperation, found));
             }
-        }
+            (other, _) => other.to_string(),
+        };
+        out += &text;
     }
     Ok(out)
 }
 
 /// (year, month, day) of a day counted from 1970 (Howard Hinnant, "chrono-compatible low-level date algorithms").
-fn civil(days: u64) -> (u64, usize, u64) {
+fn civil(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468; // days since 1 March of year 0
     let (era, of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
@@ -73,7 +58,7 @@ fn civil(days: u64) -> (u64, usize, u64) {
     let from_march = (5 * of_year + 2) / 153;
     let day = of_year - (153 * from_march + 2) / 5 + 1;
     let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month as usize, day)
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]
