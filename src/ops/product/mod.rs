@@ -5,7 +5,8 @@ pub(crate) mod cuda;
 mod tile;
 mod vector;
 
-use gemm::Parallelism;
+use gemm_common::Parallelism;
+use gemm_f32::gemm::f32::get_gemm_fn;
 use rayon::prelude::*;
 
 pub(crate) use self::tile::add_up;
@@ -127,26 +128,27 @@ pub(crate) fn reduce(c: ViewMut, a: View, b: View, scale: f32) {
         return;
     }
     let panel = cols.div_ceil(2).next_multiple_of(16);
+    // Its kernels prefer column-major results, so it is given cᵀ += bᵀ·a.
     let target = Target(c.data.as_mut_ptr());
     let task = |index: usize| {
         let col = index * panel;
         let n = panel.min(cols - col);
         // SAFETY: column panels are disjoint and inside `c`; `a` and `b` hold inner rows by their construction.
         unsafe {
-            gemm::gemm(
-                rows,
+            get_gemm_fn()(
                 n,
+                rows,
                 inner,
                 target.at(col),
-                1,
                 c.stride as isize,
-                true,
-                a.data.as_ptr(),
-                a.row_stride as isize,
-                a.col_stride as isize,
-                b.data[col..].as_ptr(),
                 1,
+                true,
+                b.data[col..].as_ptr(),
                 b.row_stride as isize,
+                1,
+                a.data.as_ptr(),
+                a.col_stride as isize,
+                a.row_stride as isize,
                 1.0,
                 scale,
                 false,
