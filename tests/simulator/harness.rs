@@ -24,13 +24,17 @@ pub fn device(seed: u64) -> Option<Arc<dyn Driver>> {
     }
 }
 
-/// A file below `tests/`, as `build.rs` embeds those of `kernels/`.
-pub fn source(path: &str) -> &'static Source {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let file = Path::new(path).file_name().expect("a file").to_str().expect("UTF-8");
+/// A file below `tests/`.
+pub fn path(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(file)
+}
+
+/// The same, as `build.rs` embeds those of `kernels/`.
+pub fn source(name: &str) -> &'static Source {
+    let file = name.rsplit('/').next().expect("a name");
     let read = |path: PathBuf| fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()));
-    let body = read(root.join("tests").join(path)).expect("readable");
-    let inlined = inline(file, &body, &mut |header| read(root.join("kernels").join(header))).expect("headers");
+    let body = read(path(name)).expect("readable");
+    let inlined = inline(file, &body, &mut |header| read(path("../kernels").join(header))).expect("headers");
     let found = signatures(file, &body).expect("kernels");
     let kernels: Vec<&'static str> = found.iter().map(|s| &*s.name.clone().leak()).collect();
     let text = inlined + &trampolines(&found);

@@ -13,7 +13,7 @@ fn run(kernel: &str, expected: impl Fn(&[f32], usize) -> f32) {
         let values: Vec<f32> = (0..N).map(|i| ((i * 37) % 64) as f32).collect();
         let (y, x) = (upload(&driver, &[f32::NAN; N * BLOCKS]), upload(&driver, &values));
         let config = LaunchConfig::linear(BLOCKS as u32, N as u32).with_shared(1024);
-        launch(&driver, source("faulty/sound.cu"), kernel, config, &[y, x, N as u64]).unwrap();
+        launch(&driver, source("simulator/sound.cu"), kernel, config, &[y, x, N as u64]).unwrap();
         let found = download::<f32>(&driver, y, N * BLOCKS);
         for (i, &found) in found.iter().enumerate() {
             assert_eq!(found, expected(&values, i % N), "{kernel}, seed {seed}, element {i}");

@@ -5,7 +5,7 @@ use half::bf16;
 
 use crate::harness::{device, download, launch, scrambled, source, upload};
 
-const TWINS: &str = "twins/twins.cu";
+const TWINS: &str = "simulator/twins.cu";
 
 /// One warp, with room for its shared memory.
 fn warp() -> LaunchConfig {
