@@ -65,7 +65,7 @@ fn open(ordinal: usize) -> ares::Result<Arc<dyn Driver>> {
     let path = folder.path().join("all.kernels");
     let cubin = Cubin { image: b"cubin".to_vec(), log: String::new() };
     let key = pack::key(ROWS.file, ROWS.text, DEFINES, Arch::Sm90a);
-    pack::write(&path, &[(key, cubin)]).unwrap();
+    std::fs::write(&path, pack::encode(&[(key, cubin)])).unwrap();
     let sync = std::env::var("FAKE_SYNC").is_ok_and(|value| value == "1");
     GpuDriver::open(ordinal, KernelOptions { nvrtc: None, kernels: Some(path), sync })
 }

@@ -179,7 +179,7 @@ fn a_pack_needs_no_compiler() {
     let (made, _) = first.compile(&NORM, DEFINES, Arch::Sm90a).unwrap();
     let path = folder.path().join("norm.kernels");
     let key = first.key(&NORM, DEFINES, Arch::Sm90a).unwrap();
-    pack::write(&path, &[(key, Cubin { image: made.image.clone(), log: made.log.clone() })]).unwrap();
+    fs::write(&path, pack::encode(&[(key, Cubin { image: made.image.clone(), log: made.log.clone() })])).unwrap();
     let nowhere = Some(folder.path().join("none"));
     let options = KernelOptions { nvrtc: nowhere, kernels: Some(path), sync: false };
     let packed = Compiler::new(options, None, Cache::at(folder.path().join("cache"))).unwrap();

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 pub(crate) use packed::{PANEL, Packed};
 
-use super::{Backend, Element, Matrix};
+use super::{Backend, Element, Matrix, check_values, within};
 use crate::error::{Error, Result};
 
 /// f32 on all threads of the process's rayon pool.
@@ -98,24 +98,25 @@ impl Backend for Cpu {
     }
 
     fn upload<T: Element>(&self, dst: &mut Vec<T>, at: usize, src: &[T]) -> Result<()> {
-        range(dst, at, src.len())?.copy_from_slice(src);
+        let range = within(dst.len(), at, src.len())?;
+        dst[range].copy_from_slice(src);
         Ok(())
     }
 
     fn download<T: Element>(&self, dst: &mut [T], src: &Vec<T>, at: usize) -> Result<()> {
-        let end = at + dst.len();
-        dst.copy_from_slice(src.get(at..end).ok_or_else(|| outside(src.len(), at, end - at))?);
+        dst.copy_from_slice(&src[within(src.len(), at, dst.len())?]);
         Ok(())
     }
 
     fn copy<T: Element>(&self, dst: &mut Vec<T>, dst_at: usize, src: &Vec<T>, src_at: usize, len: usize) -> Result<()> {
-        let from = src.get(src_at..src_at + len).ok_or_else(|| outside(src.len(), src_at, len))?;
-        range(dst, dst_at, len)?.copy_from_slice(from);
+        let range = within(dst.len(), dst_at, len)?;
+        dst[range].copy_from_slice(&src[within(src.len(), src_at, len)?]);
         Ok(())
     }
 
     fn zero<T: Element>(&self, dst: &mut Vec<T>, at: usize, len: usize) -> Result<()> {
-        range(dst, at, len)?.fill(T::default());
+        let range = within(dst.len(), at, len)?;
+        dst[range].fill(T::default());
         Ok(())
     }
 
@@ -126,28 +127,12 @@ impl Backend for Cpu {
     }
 
     fn weight(&self, rows: usize, cols: usize, mut values: Vec<f32>) -> Result<CpuMatrix> {
-        if values.len() != rows * cols {
-            let (expected, found) = (format!("{rows} x {cols} values"), values.len().to_string());
-            return Err(Error::Shape { op: "weight", expected, found });
-        }
+        check_values(rows, cols, &values)?;
         self.store(&mut values);
         Ok(CpuMatrix { forward: Packed::new(&values, (cols, rows), (1, cols)), backward: OnceLock::new() })
     }
 
     fn replay(&self, _graph: &mut (), mut record: impl FnMut() -> Result<()>) -> Result<()> {
         record()
-    }
-}
-
-fn range<T>(buffer: &mut [T], at: usize, len: usize) -> Result<&mut [T]> {
-    let size = buffer.len();
-    buffer.get_mut(at..at + len).ok_or_else(|| outside(size, at, len))
-}
-
-fn outside(size: usize, at: usize, len: usize) -> Error {
-    Error::Shape {
-        op: "copy",
-        expected: format!("a range within {size} elements"),
-        found: format!("{at}..{}", at + len),
     }
 }

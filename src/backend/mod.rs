@@ -17,7 +17,9 @@ pub use element::{Element, Real};
 pub(crate) use nvtx::{Stage, stage};
 pub use tensor::Tensor;
 
-use crate::error::Result;
+use std::ops::Range;
+
+use crate::error::{Error, Result};
 
 /// Rows and columns of a frozen matrix, however a backend stores it.
 pub trait Matrix: Send + Sync {
@@ -79,4 +81,23 @@ pub trait Backend: Sized + Clone + Send + Sync + 'static {
     /// Runs `record`, or replays what an earlier call with the same `graph` recorded. All that changes between calls must lie
     /// in device memory. The closure may run more than once on the first call (plainly, then captured).
     fn replay(&self, graph: &mut Self::Graph, record: impl FnMut() -> Result<()>) -> Result<()>;
+}
+
+/// `at..at + len`, if it lies within `size` elements.
+fn within(size: usize, at: usize, len: usize) -> Result<Range<usize>> {
+    let end = at.saturating_add(len);
+    if end <= size {
+        return Ok(at..end);
+    }
+    let expected = format!("a range within {size} elements");
+    Err(Error::Shape { op: "copy", expected, found: format!("{at}..{end}") })
+}
+
+/// Fails unless there is one value for each element of a matrix.
+fn check_values(rows: usize, cols: usize, values: &[f32]) -> Result<()> {
+    if values.len() == rows * cols {
+        return Ok(());
+    }
+    let (expected, found) = (format!("{rows} x {cols} values"), values.len().to_string());
+    Err(Error::Shape { op: "weight", expected, found })
 }

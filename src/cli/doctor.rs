@@ -1,7 +1,6 @@
 //! `ares doctor`: what this machine offers.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use clap::Args;
 use serde::Serialize;
@@ -11,6 +10,7 @@ use super::device::{DeviceSpec, open_cuda, open_sim};
 use crate::backend::cuda::cache::cache_path;
 use crate::backend::cuda::device::{devices, driver_version};
 use crate::backend::cuda::nvrtc::Nvrtc;
+use crate::backend::cuda::sim::Toolchain;
 use crate::error::Result;
 use crate::ops::ceilings::{self, Ceilings};
 use crate::report::{Align, Table};
@@ -74,7 +74,7 @@ impl Doctor {
             nvrtc: nvrtc.ok().map(|nvrtc| nvrtc.to_string()),
             ceilings: measured.filter(|_| cuda.as_ref().is_some_and(|cuda| !cuda.info().is_simulated())),
             device: cuda.map(|cuda| cuda.info().name.clone()),
-            compiler: compiler(),
+            compiler: Toolchain::find().ok().map(|toolchain| toolchain.version().to_string()),
             cache_exists: cache.is_dir(),
             cache,
         };
@@ -140,18 +140,8 @@ fn first_value(file: &str, key: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_string())
 }
 
-/// Bytes, where the system tells them as Linux does.
+/// Bytes, where the system says so as Linux does.
 fn memory(key: &str) -> Option<u64> {
     let kilobytes: u64 = first_value("/proc/meminfo", key)?.strip_suffix("kB")?.trim().parse().ok()?;
     Some(1024 * kilobytes)
-}
-
-/// The first C++ compiler that answers, and its version.
-fn compiler() -> Option<String> {
-    let named = std::env::var("CXX").ok();
-    let names = named.as_deref().into_iter().chain(["c++", "g++", "clang++"]);
-    names.filter(|name| !name.is_empty()).find_map(|name| {
-        let output = Command::new(name).arg("--version").output().ok().filter(|output| output.status.success())?;
-        Some(String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_string())
-    })
 }

@@ -16,8 +16,9 @@ use crate::backend::cuda::{Build, pack};
 use crate::error::{Error, Result};
 use crate::ops::builds;
 use crate::report::{Align, Table};
+use crate::text::output::write_atomic;
 
-/// List the GPU kernels; with --arch compile them, no GPU needed, and tell what each takes
+/// List the GPU kernels; with --arch compile them, no GPU needed, and report what each takes
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     ares kernels --arch sm_90a --check\n  \
@@ -88,7 +89,7 @@ impl Kernels {
         let compiled = compiled?;
         if let Some(path) = &self.pack {
             let cubins: Vec<(Key, Cubin)> = compiled.iter().map(|c| (c.key.clone(), c.cubin.clone())).collect();
-            pack::write(path, &cubins)?;
+            write_atomic(path, &pack::encode(&cubins))?;
             session.say(&format!("wrote {} ({} files of kernels)", path.display(), cubins.len()));
         }
         let report = Report::new(&compiler, compiled);

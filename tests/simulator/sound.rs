@@ -35,3 +35,20 @@ fn barriers_of_both_kinds_order_accesses() {
 fn copies_in_two_stages_arrive() {
     run("pipeline", |x, t| 3.0 * x[(t + 7) % N]);
 }
+
+#[test]
+fn memory_is_zeroed_and_given_back() {
+    let Some(driver) = device(0) else { return };
+    for bytes in [1, 4096, 1 << 20] {
+        let address = driver.alloc(bytes).unwrap();
+        assert_eq!(address % 256, 0);
+        assert!(download::<u8>(&driver, address, bytes).iter().all(|&byte| byte == 0), "{bytes} bytes");
+        // SAFETY: the allocation is alive, as long as the slice, and freed once.
+        unsafe {
+            driver.upload(address, &vec![7; bytes]).unwrap();
+            driver.free(address);
+        }
+    }
+    let error = driver.alloc(1 << 50).unwrap_err().to_string();
+    assert!(error.contains("1125899906842624 bytes"), "{error}");
+}

@@ -4,8 +4,8 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::driver::Driver;
-use crate::backend::Element;
-use crate::error::{Error, Result};
+use crate::backend::{Element, within};
+use crate::error::Result;
 
 /// `len` elements in device memory, freed with their owner.
 pub struct DeviceBuffer<T: Element> {
@@ -16,7 +16,7 @@ pub struct DeviceBuffer<T: Element> {
 }
 
 impl<T: Element> DeviceBuffer<T> {
-    /// Zeros; of length 0 there is no memory behind it.
+    /// Zeros; of length 0 there is no memory.
     pub(super) fn new(driver: &Arc<dyn Driver>, len: usize) -> Result<Self> {
         let address = if len == 0 { 0 } else { driver.alloc(len * size_of::<T>())? };
         Ok(DeviceBuffer { driver: driver.clone(), address, len, element: PhantomData })
@@ -32,14 +32,8 @@ impl<T: Element> DeviceBuffer<T> {
 
     /// The address of `at`, when `at..at + len` lies within.
     pub(super) fn range(&self, at: usize, len: usize) -> Result<u64> {
-        if at.checked_add(len).is_none_or(|end| end > self.len) {
-            return Err(Error::Shape {
-                op: "copy",
-                expected: format!("a range within {} elements", self.len),
-                found: format!("{at}..{}", at.saturating_add(len)),
-            });
-        }
-        Ok(self.address + (at * size_of::<T>()) as u64)
+        let range = within(self.len, at, len)?;
+        Ok(self.address + (range.start * size_of::<T>()) as u64)
     }
 }
 

@@ -36,7 +36,7 @@ use self::driver::{Define, DeviceInfo, Driver, Function, GraphHandle, LaunchConf
 use self::profile::Profile;
 use self::source::Source;
 use super::cost::{Cost, KernelRun};
-use super::{Backend, Element, Matrix};
+use super::{Backend, Element, Matrix, check_values};
 use crate::error::{Error, Result};
 
 /// A GPU, or the simulator in its place.
@@ -273,10 +273,7 @@ impl Backend for Cuda {
     }
 
     fn weight(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<DeviceMatrix> {
-        if values.len() != rows * cols {
-            let (expected, found) = (format!("{rows} x {cols} values"), values.len().to_string());
-            return Err(Error::Shape { op: "weight", expected, found });
-        }
+        check_values(rows, cols, &values)?;
         let stride = Cuda::stride::<bf16>(cols);
         let mut rounded = vec![bf16::ZERO; rows * stride];
         for (to, from) in rounded.chunks_exact_mut(stride.max(1)).zip(values.chunks_exact(cols.max(1))) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use libloading::Library;
 
 use super::driver::{Arch, Define};
-use super::search;
+use super::search::{self, DriverVersion};
 use crate::error::{Error, Result};
 
 /// Compiled code of one file, and what the compiler said.
@@ -14,26 +14,6 @@ use crate::error::{Error, Result};
 pub struct Cubin {
     pub image: Vec<u8>,
     pub log: String,
-}
-
-/// The CUDA version that a driver speaks: what it cannot load must not be made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DriverVersion {
-    /// (12, 4)
-    pub(crate) cuda: (u32, u32),
-    /// `550.54.14`, where the system tells.
-    pub(crate) release: Option<String>,
-}
-
-impl std::fmt::Display for DriverVersion {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let release = self.release.as_deref().and_then(|r| r.split('.').next());
-        let (major, minor) = self.cuda;
-        match release {
-            Some(release) => write!(f, "driver {release} speaks CUDA {major}.{minor}"),
-            None => write!(f, "the driver speaks CUDA {major}.{minor}"),
-        }
-    }
 }
 
 /// One flag per option. 177: a header's function that this file does not use. Line tables let tools name a kernel's line.

@@ -1,6 +1,6 @@
 //! Compiled kernels in one file, for machines without libnvrtc.
 //!
-//! A line that names the format, the length of the index, the index as JSON, the images one behind the other, a SHA-256 of all
+//! A line that names the format, the length of the index, the index as JSON, the images one after the other, a SHA-256 of all
 //! that. An entry's key holds the text, the constants and the architecture: a pack of another version of the program is
 //! recognised entry by entry.
 
@@ -62,26 +62,20 @@ impl Pack {
     }
 }
 
-/// Writes a pack, whole or not at all.
-pub fn write(path: &Path, cubins: &[(Key, Cubin)]) -> Result<()> {
+/// The bytes of a pack.
+pub fn encode(cubins: &[(Key, Cubin)]) -> Vec<u8> {
     let entry = |(key, cubin): &(Key, Cubin)| Entry {
         key: key.as_str().to_string(),
         log: cubin.log.clone(),
         bytes: cubin.image.len(),
     };
     let entries: Vec<Entry> = cubins.iter().map(entry).collect();
-    let index = serde_json::to_vec(&entries).map_err(|error| Error::write(path)(error.into()))?;
-    let mut bytes = [MAGIC, &(index.len() as u64).to_le_bytes(), &index].concat();
+    let index = serde_json::json!(entries).to_string();
+    let mut bytes = [MAGIC, &(index.len() as u64).to_le_bytes(), index.as_bytes()].concat();
     cubins.iter().for_each(|(_, cubin)| bytes.extend_from_slice(&cubin.image));
     let checksum = Sha256::digest(&bytes);
     bytes.extend_from_slice(&checksum);
-    let aside = path.with_extension(format!("{}.tmp", std::process::id()));
-    let written = fs::write(&aside, bytes).and_then(|()| fs::rename(&aside, path));
-    if written.is_err() {
-        // Best effort: half a pack is nobody's.
-        let _ = fs::remove_file(&aside);
-    }
-    written.map_err(Error::write(path))
+    bytes
 }
 
 /// `None` for anything but a whole pack.
@@ -113,7 +107,8 @@ mod tests {
         let path = folder.path().join("all.kernels");
         let cubin = |image: &[u8]| Cubin { image: image.to_vec(), log: "log".into() };
         let keys = [key("a.cu", "text", &[("N", 1)], Arch::Sm80), key("a.cu", "text", &[("N", 2)], Arch::Sm80)];
-        write(&path, &[(keys[0].clone(), cubin(b"one")), (keys[1].clone(), cubin(b"three"))]).unwrap();
+        let whole = encode(&[(keys[0].clone(), cubin(b"one")), (keys[1].clone(), cubin(b"three"))]);
+        fs::write(&path, &whole).unwrap();
         let pack = Pack::read(&path).unwrap();
         assert_eq!(pack.len(), 2);
         assert_eq!(pack.get(&keys[0]), Some(&cubin(b"one")));
@@ -125,7 +120,6 @@ mod tests {
         ] {
             assert_eq!(pack.get(&other), None);
         }
-        let whole = fs::read(&path).unwrap();
         for damage in [0, MAGIC.len() + 3, whole.len() / 2, whole.len() - 1] {
             let mut bytes = whole.clone();
             bytes[damage] ^= 1;

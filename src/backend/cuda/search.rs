@@ -3,7 +3,25 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::nvrtc::DriverVersion;
+/// The CUDA version that a driver speaks: what it cannot load must not be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriverVersion {
+    /// (12, 4)
+    pub(crate) cuda: (u32, u32),
+    /// `550.54.14`, where the system says.
+    pub(crate) release: Option<String>,
+}
+
+impl std::fmt::Display for DriverVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let release = self.release.as_deref().and_then(|r| r.split('.').next());
+        let (major, minor) = self.cuda;
+        match release {
+            Some(release) => write!(f, "driver {release} speaks CUDA {major}.{minor}"),
+            None => write!(f, "the driver speaks CUDA {major}.{minor}"),
+        }
+    }
+}
 
 /// Majors whose interface is known, newest first: the newest that the driver can follow is taken.
 const MAJORS: [u32; 2] = [13, 12];

@@ -7,8 +7,7 @@ mod lines;
 mod runtime;
 mod toolchain;
 
-#[cfg(test)]
-mod tests;
+pub(crate) use self::toolchain::Toolchain;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

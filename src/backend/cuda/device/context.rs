@@ -7,7 +7,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 use super::fault::tell;
 use crate::backend::cuda::driver::{Arch, DeviceInfo};
-use crate::backend::cuda::nvrtc::DriverVersion;
+use crate::backend::cuda::search::DriverVersion;
 use crate::error::{Error, Result};
 
 /// Oldest driver that can load what NVRTC 12 makes.
@@ -31,7 +31,7 @@ pub(crate) fn driver_version() -> Option<DriverVersion> {
     Some(DriverVersion { cuda: (version / 1000, version % 1000 / 10), release: release() })
 }
 
-/// `550.54.14`, as the kernel module tells.
+/// `550.54.14`, as the kernel module says.
 fn release() -> Option<String> {
     let text = std::fs::read_to_string(Path::new("/proc/driver/nvidia/version")).ok()?;
     parse_release(&text)
@@ -90,7 +90,7 @@ fn unusable(asked: &str, what: &str) -> Error {
     Error::NoDevice(format!("{asked}: {what}"))
 }
 
-/// What the driver tells of a device.
+/// What the driver says of a device.
 struct Device {
     handle: sys::CUdevice,
     name: String,

@@ -9,7 +9,7 @@ use crate::backend::cuda::cache::{Cache, Key};
 use crate::error::{Error, Result};
 
 /// A compiler and its version, which is part of each key.
-pub(super) struct Toolchain {
+pub(crate) struct Toolchain {
     program: OsString,
     version: String,
     cache: Cache,
@@ -49,8 +49,13 @@ impl Toolchain {
         )))
     }
 
+    /// What the compiler says of itself.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
+    }
+
     /// The shared object of a unit; compiled unless the cache holds it.
-    pub(crate) fn shared_object(&self, unit: &Unit) -> Result<PathBuf> {
+    pub(super) fn shared_object(&self, unit: &Unit) -> Result<PathBuf> {
         let options = format!("{}\0{}", unit.compile.join("\0"), unit.link.join("\0"));
         let parts = [unit.text, &options, &self.version, &self.program.to_string_lossy()];
         let key = Key::new(&format!("sim-{}", unit.stem()), &parts.map(str::as_bytes));
