@@ -7,7 +7,6 @@ use crate::backend::Tensor;
 use crate::backend::cost::Cost;
 use crate::error::Result;
 use crate::model::batch::DeviceBatch;
-use crate::model::block::BlockSpec;
 use crate::model::{AnswerTokens, Batch, Heads, ModelConfig};
 use crate::ops::{
     AdamWSpec, HeadRows, Lora, LoraGrad, Ops, Parameter, QkvWeights, Rope, SampleSpec, SampleTable, SlotTable, adamw,
@@ -47,19 +46,65 @@ impl Shape {
     }
 }
 
-/// Bytes of a stored activation.
-fn act_bytes<B: Ops>() -> u64 {
-    size_of::<B::Act>() as u64
+/// What a product with its adapter reads and writes, both ways.
+struct Product<B: Ops> {
+    x: Tensor<B>,   // (T, K)
+    y: Tensor<B>,   // (T, N)
+    dy: Tensor<B>,  // (T, N)
+    dx: Tensor<B>,  // (T, K)
+    xa: Tensor<B>,  // (T, P·r)
+    dxa: Tensor<B>, // (T, P·r)
+    w: B::Weight,   // (N, K)
+    lora: Lora<B>,
+    grad: LoraGrad<B>,
 }
 
-/// Makes operands, each with numbers of its own.
-struct Operands<'a, B: Ops> {
+impl<B: Ops> Product<B> {
+    /// Forward and backward.
+    fn costs(&self) -> [Cost; 2] {
+        let [t, n, k] = [self.x.rows(), self.y.cols(), self.x.cols()].map(|n| n as u64);
+        let (parts, rank) = (self.lora.parts.len() as u64, self.lora.rank as u64);
+        [lora::forward_cost, lora::backward_cost].map(|cost| cost(t, n, k, parts, rank, size_of::<B::Act>() as u64))
+    }
+}
+
+/// The operations of one model's layer. Operands are made and freed one operation at a time, each with numbers of its own.
+struct List<'a, 'v, B: Ops> {
     ops: &'a B,
-    rank: usize,
+    shape: &'a Shape,
     made: u64,
+    visit: &'a mut Visit<'v>,
 }
 
-impl<B: Ops> Operands<'_, B> {
+/// Runs `visit` with each operation in the order of a step, then with those of generation.
+pub fn each<B: Ops>(ops: &B, shape: &Shape, visit: &mut Visit) -> Result<()> {
+    let batch = shape.batch();
+    let mut tables = DeviceBatch::with_capacity(ops, batch.len())?;
+    tables.set(ops, &batch)?;
+    let list = &mut List { ops, shape, made: 0, visit };
+    let ModelConfig { hidden_size, intermediate_size, heads, head_dim, .. } = shape.config;
+    list.embed(&tables)?;
+    list.norm(batch.len())?;
+    list.layer_norm(batch.len())?;
+    list.qkv(&tables)?;
+    list.attention(&tables)?;
+    list.project(["project o, forward", "project o, backward"], batch.len(), hidden_size, heads * head_dim)?;
+    list.gate_up(batch.len())?;
+    list.project(["project down, forward", "project down, backward"], batch.len(), hidden_size, intermediate_size)?;
+    list.heads(&tables)?;
+    list.adamw()?;
+    list.generation()
+}
+
+/// One step of generation: attention through the cache, and the draw with its logits.
+pub fn generation<B: Ops>(ops: &B, shape: &Shape, visit: &mut Visit) -> Result<()> {
+    List { ops, shape, made: 0, visit }.generation()
+}
+
+impl<B: Ops> List<'_, '_, B> {
+    /// Bytes of a stored activation.
+    const ACT: u64 = size_of::<B::Act>() as u64;
+
     /// Never zeros: they are faster. Between -1 and 1.
     fn noise(&mut self, len: usize) -> Vec<f32> {
         self.made += 1;
@@ -91,7 +136,8 @@ impl<B: Ops> Operands<'_, B> {
 
     /// A product of `inputs` with an adapter on each of `parts`.
     fn product(&mut self, rows: usize, parts: &[usize], inputs: usize) -> Result<Product<B>> {
-        let (outputs, rank, width) = (parts.iter().sum(), self.rank, parts.len() * self.rank);
+        let (outputs, rank) = (parts.iter().sum(), self.shape.rank);
+        let width = parts.len() * rank;
         let (a, b) = (self.act(width, inputs)?, self.act(outputs, rank)?);
         Ok(Product {
             x: self.act(rows, inputs)?,
@@ -105,253 +151,184 @@ impl<B: Ops> Operands<'_, B> {
             grad: LoraGrad { da: self.numbers(width, inputs)?, db: self.numbers(outputs, rank)? },
         })
     }
-}
 
-/// What a product with its adapter reads and writes, both ways.
-struct Product<B: Ops> {
-    x: Tensor<B>,   // (T, K)
-    y: Tensor<B>,   // (T, N)
-    dy: Tensor<B>,  // (T, N)
-    dx: Tensor<B>,  // (T, K)
-    xa: Tensor<B>,  // (T, P·r)
-    dxa: Tensor<B>, // (T, P·r)
-    w: B::Weight,   // (N, K)
-    lora: Lora<B>,
-    grad: LoraGrad<B>,
-}
-
-impl<B: Ops> Product<B> {
-    /// Forward and backward.
-    fn costs(&self) -> [Cost; 2] {
-        let [t, n, k] = [self.x.rows(), self.y.cols(), self.x.cols()].map(|n| n as u64);
-        let (parts, rank) = (self.lora.parts.len() as u64, self.lora.rank as u64);
-        [lora::forward_cost, lora::backward_cost].map(|cost| cost(t, n, k, parts, rank, act_bytes::<B>()))
+    fn embed(&mut self, tables: &DeviceBatch<B>) -> Result<()> {
+        let (ops, rows, config) = (self.ops, tables.tokens.rows(), &self.shape.config);
+        let table = self.weight(config.vocab_size, config.hidden_size)?;
+        let mut x = self.out(rows, config.hidden_size)?;
+        let cost = embed::cost(rows as u64, config.hidden_size as u64, Self::ACT);
+        (self.visit)("embed", cost, &mut || ops.embed(&mut x, &tables.tokens, &table))
     }
-}
 
-/// Runs `visit` with each operation in the order of a step, then with those of generation. Operands are made and freed one
-/// operation at a time.
-pub fn each<B: Ops>(ops: &B, shape: &Shape, visit: &mut Visit) -> Result<()> {
-    let operands = &mut Operands { ops, rank: shape.rank, made: 0 };
-    let (config, spec) = (&shape.config, shape.config.block_spec(0));
-    let batch = shape.batch();
-    let mut tables = DeviceBatch::with_capacity(ops, batch.len())?;
-    tables.set(ops, &batch)?;
-    embedding(operands, config, &tables, visit)?;
-    norms(operands, config, &spec, batch.len(), visit)?;
-    qkv_both(operands, config, &spec, &tables, visit)?;
-    attention_both(operands, &spec, &tables, visit)?;
-    project_both(
-        operands,
-        ["project o, forward", "project o, backward"],
-        [config.hidden_size, spec.attention.heads * spec.attention.head_dim],
-        batch.len(),
-        visit,
-    )?;
-    gate_up_both(operands, config, &spec, batch.len(), visit)?;
-    project_both(
-        operands,
-        ["project down, forward", "project down, backward"],
-        [config.hidden_size, config.intermediate_size],
-        batch.len(),
-        visit,
-    )?;
-    heads(operands, config, &tables, visit)?;
-    optimiser(operands, config, visit)?;
-    generation(ops, shape, visit)
-}
-
-fn embedding<B: Ops>(
-    make: &mut Operands<B>,
-    config: &ModelConfig,
-    tables: &DeviceBatch<B>,
-    visit: &mut Visit,
-) -> Result<()> {
-    let (ops, rows, cols) = (make.ops, tables.tokens.rows(), config.hidden_size);
-    let (table, mut x) = (make.weight(config.vocab_size, cols)?, make.out(rows, cols)?);
-    let cost = embed::cost(rows as u64, cols as u64, act_bytes::<B>());
-    visit("embed", cost, &mut || ops.embed(&mut x, &tables.tokens, &table))
-}
-
-fn norms<B: Ops>(
-    make: &mut Operands<B>,
-    config: &ModelConfig,
-    spec: &BlockSpec,
-    t: usize,
-    visit: &mut Visit,
-) -> Result<()> {
-    let (ops, c, act) = (make.ops, config.hidden_size, act_bytes::<B>());
-    let (x, w, dy) = (make.act(t, c)?, make.act(1, c)?, make.act(t, c)?);
-    let (mut y, mut rstd, mut dx) = (make.out(t, c)?, Tensor::zeros(ops, t, 1)?, make.act(t, c)?);
-    let [forward, backward] = [norm::forward_cost, norm::backward_cost].map(|cost| cost(t as u64, c as u64, act));
-    visit("norm, forward", forward, &mut || ops.norm_forward(&mut y, &mut rstd, &x, &w, spec.norm))?;
-    visit("norm, backward", backward, &mut || ops.norm_backward(&mut dx, &dy, &x, &rstd, &w, spec.norm))?;
-    let (bias, mut mean) = (make.act(1, c)?, Tensor::zeros(ops, t, 1)?);
-    let costs = [layer_norm::forward_cost, layer_norm::backward_cost].map(|cost| cost(t as u64, c as u64, act));
-    visit("layer_norm, forward", costs[0], &mut || {
-        ops.layer_norm_forward(&mut y, &mut mean, &mut rstd, &x, &w, Some(&bias), spec.norm.eps)
-    })?;
-    visit("layer_norm, backward", costs[1], &mut || ops.layer_norm_backward(&mut dx, &dy, &x, &mean, &rstd, &w))
-}
-
-fn qkv_both<B: Ops>(
-    make: &mut Operands<B>,
-    config: &ModelConfig,
-    spec: &BlockSpec,
-    tables: &DeviceBatch<B>,
-    visit: &mut Visit,
-) -> Result<()> {
-    let (ops, t, spec) = (make.ops, tables.tokens.rows(), spec.qkv);
-    let (e, positions) = (spec.head_dim, &tables.packing.positions);
-    let parts = [spec.heads * e, spec.kv_heads * e, spec.kv_heads * e];
-    let mut p = make.product(t, &parts, config.hidden_size)?;
-    let rotate = qkv::rotate_cost(t as u64, spec.rotated() as u64, act_bytes::<B>());
-    let costs = p.costs().map(|cost| cost + rotate);
-    let bias = config.qkv_bias.then(|| make.act(1, spec.width())).transpose()?;
-    let qk_norm = if config.qk_norm { Some((make.act(1, e)?, make.act(1, e)?)) } else { None };
-    let mut raw = make.out(t, if config.qk_norm { spec.rotated() } else { 0 })?;
-    let rope = Rope::new(ops, &config.rope.inv_freq(e), t)?;
-    let weights = QkvWeights { w: p.w, bias, qk_norm };
-    let lora = Some(&p.lora);
-    visit("qkv, forward", costs[0], &mut || {
-        ops.qkv_forward(&mut p.y, &mut p.xa, &mut raw, &p.x, &weights, lora, positions, &rope, spec)
-    })?;
-    visit("qkv, backward", costs[1], &mut || {
-        let (dx, grad, dqkv, dxa) = (&mut p.dx, Some(&mut p.grad), &mut p.dy, &mut p.dxa);
-        ops.qkv_backward(dx, grad, dqkv, dxa, &p.x, &p.xa, &raw, &weights, lora, positions, &rope, spec)
-    })
-}
-
-fn attention_both<B: Ops>(
-    make: &mut Operands<B>,
-    spec: &BlockSpec,
-    tables: &DeviceBatch<B>,
-    visit: &mut Visit,
-) -> Result<()> {
-    let (ops, packing, spec) = (make.ops, &tables.packing, spec.attention);
-    let (t, columns) = (packing.rows(), spec.heads * spec.head_dim);
-    let (qkv, d_o) = (make.act(t, spec.width())?, make.act(t, columns)?);
-    let (mut o, mut dqkv) = (make.out(t, columns)?, make.out(t, spec.width())?);
-    let mut lse = Tensor::zeros(ops, t, spec.heads)?;
-    let [h, kv, e] = [spec.heads, spec.kv_heads, spec.head_dim].map(|n| n as u64);
-    let [forward, backward] = [attention::forward_cost, attention::backward_cost]
-        .map(|cost| cost(t as u64, packing.pairs(&spec), h, kv, e, act_bytes::<B>()));
-    visit("attention, forward", forward, &mut || ops.attention_forward(&mut o, &mut lse, &qkv, packing, spec))?;
-    visit("attention, backward", backward, &mut || {
-        ops.attention_backward(&mut dqkv, &d_o, &o, &lse, &qkv, packing, spec)
-    })
-}
-
-fn project_both<B: Ops>(
-    make: &mut Operands<B>,
-    names: [&'static str; 2],
-    [outputs, inputs]: [usize; 2],
-    t: usize,
-    visit: &mut Visit,
-) -> Result<()> {
-    let (ops, mut p) = (make.ops, make.product(t, &[outputs], inputs)?);
-    let (residual, costs) = (make.act(t, outputs)?, p.costs());
-    let (w, lora) = (&p.w, Some(&p.lora));
-    let read = Cost { flops: 0, bytes: act_bytes::<B>() * (t * outputs) as u64 };
-    visit(names[0], costs[0] + read, &mut || ops.project_forward(&mut p.y, &mut p.xa, &p.x, &residual, w, None, lora))?;
-    visit(names[1], costs[1], &mut || {
-        ops.project_backward(&mut p.dx, Some(&mut p.grad), &mut p.dxa, &p.dy, &p.x, &p.xa, w, lora)
-    })
-}
-
-fn gate_up_both<B: Ops>(
-    make: &mut Operands<B>,
-    config: &ModelConfig,
-    spec: &BlockSpec,
-    t: usize,
-    visit: &mut Visit,
-) -> Result<()> {
-    let (ops, f, spec, act) = (make.ops, config.intermediate_size, spec.gate_up, act_bytes::<B>());
-    let mut p = make.product(t, &[f, f], config.hidden_size)?;
-    let (mut a, dact, costs) = (make.out(t, f)?, make.act(t, f)?, p.costs());
-    let (w, lora) = (&p.w, Some(&p.lora));
-    let activate = gate_up::activate_cost(t as u64, f as u64, spec, act);
-    visit("gate_up, forward", costs[0] + activate, &mut || {
-        ops.gate_up_forward(&mut a, &mut p.y, &mut p.xa, &p.x, w, None, lora, spec)
-    })?;
-    visit("gate_up, activation", activate, &mut || ops.activate(&mut a, &p.y, spec))?;
-    // Backward turns gate and up into their gradients in place; they are put back first, which is charged.
-    let len = t * p.y.stride();
-    let copy = Cost { flops: 0, bytes: act * 2 * len as u64 };
-    let back = gate_up::activate_backward_cost(t as u64, f as u64, spec, act) + copy;
-    visit("gate_up, backward", costs[1] + back, &mut || {
-        ops.copy(&mut p.dy.buffer, 0, &p.y.buffer, 0, len)?;
-        ops.gate_up_backward(&mut p.dx, Some(&mut p.grad), &mut p.dy, &mut p.dxa, &dact, &p.x, &p.xa, w, lora, spec)
-    })
-}
-
-/// Both heads, whatever the model's own: a policy's over every target, a reward model's over as many rows.
-fn heads<B: Ops>(
-    make: &mut Operands<B>,
-    config: &ModelConfig,
-    tables: &DeviceBatch<B>,
-    visit: &mut Visit,
-) -> Result<()> {
-    let (ops, rows, vocab, c, act) =
-        (make.ops, tables.rows.rows(), config.vocab_size, config.hidden_size, act_bytes::<B>());
-    let (h, mut dh, w) = (make.act(rows, c)?, make.out(rows, c)?, make.weight(vocab, c)?);
-    let (mut out, mut chunk) = (HeadRows::with_capacity(ops, rows)?, make.out(B::lm_head_chunk(vocab), vocab)?);
-    let sizes = [rows, vocab, c].map(|n| n as u64);
-    let [forward, both] = [lm_head::forward_cost, lm_head::cost].map(|cost| cost(sizes[0], sizes[1], sizes[2], act));
-    visit("lm_head, forward", forward, &mut || {
-        ops.lm_head_forward(&mut out, None, &mut chunk, &h, &tables.targets, &w)
-    })?;
-    visit("lm_head, both ways", both, &mut || {
-        ops.lm_head_forward(&mut out, Some(&mut dh), &mut chunk, &h, &tables.targets, &w)
-    })?;
-    let (w, mut r, dr) = (make.numbers(1, c)?, make.numbers(rows, 1)?, make.numbers(rows, 1)?);
-    let mut dw = make.numbers(1, c)?;
-    let [forward, backward] =
-        [score_head::forward_cost, score_head::backward_cost].map(|cost| cost(sizes[0], 1, sizes[2], act));
-    visit("score_head, forward", forward, &mut || ops.score_forward(&mut r, &h, &w))?;
-    visit("score_head, backward", backward, &mut || ops.score_backward(&mut dh, Some(&mut dw), &dr, &h, &w))
-}
-
-/// One adapter of the feed-forward's width.
-fn optimiser<B: Ops>(make: &mut Operands<B>, config: &ModelConfig, visit: &mut Visit) -> Result<()> {
-    let (ops, rows, cols) = (make.ops, 2 * make.rank, config.hidden_size.max(config.intermediate_size));
-    let (mut master, mut m, grad) = (make.numbers(rows, cols)?, make.numbers(rows, cols)?, make.numbers(rows, cols)?);
-    let squares: Vec<f32> = make.noise(rows * cols).into_iter().map(f32::abs).collect();
-    let (mut v, mut operand) = (Tensor::from_host(ops, rows, cols, &squares)?, make.out(rows, cols)?);
-    let mut norm = Tensor::zeros(ops, 1, 1)?;
-    let spec = AdamWSpec { lr: 1e-9, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.0, clip: 1.0, step: 9 };
-    visit("adamw", adamw::cost((rows * cols) as u64, act_bytes::<B>()), &mut || {
-        let operand = Some((&mut operand, 2.0));
-        ops.adamw(&mut norm, &mut [Parameter { master: &mut master, m: &mut m, v: &mut v, grad: &grad, operand }], spec)
-    })
-}
-
-/// One step of generation: attention through the cache, and the draw with its logits.
-pub fn generation<B: Ops>(ops: &B, shape: &Shape, visit: &mut Visit) -> Result<()> {
-    let make = &mut Operands { ops, rank: 0, made: 0 };
-    let (rows, spec, act) = (shape.sequences, shape.config.block_spec(0).attention, act_bytes::<B>());
-    let (vocab, c, length) = (shape.config.vocab_size, shape.config.hidden_size, shape.length);
-    let mut cache = ops.kv_cache(rows, length, spec)?;
-    let mut table = SlotTable::with_capacity(ops, rows)?;
-    let (y, mut o) = (make.act(rows, spec.width())?, make.out(rows, spec.heads * spec.head_dim)?);
-    for at in 0..length {
-        table.set(ops, &(0..rows as u32).collect::<Vec<_>>(), &vec![at as u32; rows])?;
-        ops.cache_append(&mut cache, &y, &table, spec)?;
+    fn norm(&mut self, t: usize) -> Result<()> {
+        let (ops, c, spec) = (self.ops, self.shape.config.hidden_size, self.shape.config.block_spec(0).norm);
+        let (x, w, dy) = (self.act(t, c)?, self.act(1, c)?, self.act(t, c)?);
+        let (mut y, mut rstd, mut dx) = (self.out(t, c)?, Tensor::zeros(ops, t, 1)?, self.act(t, c)?);
+        let costs = [norm::forward_cost, norm::backward_cost].map(|cost| cost(t as u64, c as u64, Self::ACT));
+        (self.visit)("norm, forward", costs[0], &mut || ops.norm_forward(&mut y, &mut rstd, &x, &w, spec))?;
+        (self.visit)("norm, backward", costs[1], &mut || ops.norm_backward(&mut dx, &dy, &x, &rstd, &w, spec))
     }
-    let cost = decode::cost(rows as u64, (rows * length.min(spec.window.unwrap_or(length))) as u64, &spec, act);
-    visit("decode", cost, &mut || {
-        ops.cache_append(&mut cache, &y, &table, spec)?;
-        ops.decode_attention(&mut o, &y, &cache, &table, spec)
-    })?;
-    let (h, w, mut logits) = (make.act(rows, c)?, make.weight(vocab, c)?, Tensor::zeros(ops, rows, vocab)?);
-    let mut keys = SampleTable::with_capacity(ops, rows)?;
-    keys.set(ops, &(0..rows as u64).collect::<Vec<_>>(), &vec![length as u32; rows])?;
-    let mut next = Tensor::zeros(ops, rows, 1)?;
-    let written = Cost { flops: 0, bytes: 8 * (rows * vocab) as u64 };
-    let cost = lm_head::forward_cost(rows as u64, vocab as u64, c as u64, act) + written;
-    for (name, temperature, top_k, top_p) in [("sample, greedy", 0.0, 0, 1.0), ("sample, top-k top-p", 1.0, 50, 0.95)] {
-        let spec = SampleSpec { temperature, top_k, top_p, seed: 1 };
-        visit(name, cost, &mut || ops.sample(&mut next, &mut logits, &h, &keys, &w, spec))?;
+
+    fn layer_norm(&mut self, t: usize) -> Result<()> {
+        let (ops, c, eps) = (self.ops, self.shape.config.hidden_size, self.shape.config.block_spec(0).norm.eps);
+        let (x, w, bias, dy) = (self.act(t, c)?, self.act(1, c)?, self.act(1, c)?, self.act(t, c)?);
+        let [mut mean, mut rstd] = [Tensor::zeros(ops, t, 1)?, Tensor::zeros(ops, t, 1)?];
+        let (mut y, mut dx) = (self.out(t, c)?, self.act(t, c)?);
+        let costs =
+            [layer_norm::forward_cost, layer_norm::backward_cost].map(|cost| cost(t as u64, c as u64, Self::ACT));
+        (self.visit)("layer_norm, forward", costs[0], &mut || {
+            ops.layer_norm_forward(&mut y, &mut mean, &mut rstd, &x, &w, Some(&bias), eps)
+        })?;
+        (self.visit)("layer_norm, backward", costs[1], &mut || {
+            ops.layer_norm_backward(&mut dx, &dy, &x, &mean, &rstd, &w)
+        })
     }
-    Ok(())
+
+    fn qkv(&mut self, tables: &DeviceBatch<B>) -> Result<()> {
+        let (ops, t, config) = (self.ops, tables.tokens.rows(), &self.shape.config);
+        let spec = config.block_spec(0).qkv;
+        let (e, positions) = (spec.head_dim, &tables.packing.positions);
+        let parts = [spec.heads * e, spec.kv_heads * e, spec.kv_heads * e];
+        let mut p = self.product(t, &parts, config.hidden_size)?;
+        let rotate = qkv::rotate_cost(t as u64, spec.rotated() as u64, Self::ACT);
+        let costs = p.costs().map(|cost| cost + rotate);
+        let bias = config.qkv_bias.then(|| self.act(1, spec.width())).transpose()?;
+        let qk_norm = if config.qk_norm { Some((self.act(1, e)?, self.act(1, e)?)) } else { None };
+        let mut raw = self.out(t, if config.qk_norm { spec.rotated() } else { 0 })?;
+        let rope = Rope::new(ops, &config.rope.inv_freq(e), t)?;
+        let weights = QkvWeights { w: p.w, bias, qk_norm };
+        let lora = Some(&p.lora);
+        (self.visit)("qkv, forward", costs[0], &mut || {
+            ops.qkv_forward(&mut p.y, &mut p.xa, &mut raw, &p.x, &weights, lora, positions, &rope, spec)
+        })?;
+        (self.visit)("qkv, backward", costs[1], &mut || {
+            let (dx, grad, dqkv, dxa) = (&mut p.dx, Some(&mut p.grad), &mut p.dy, &mut p.dxa);
+            ops.qkv_backward(dx, grad, dqkv, dxa, &p.x, &p.xa, &raw, &weights, lora, positions, &rope, spec)
+        })
+    }
+
+    fn attention(&mut self, tables: &DeviceBatch<B>) -> Result<()> {
+        let (ops, packing, spec) = (self.ops, &tables.packing, self.shape.config.block_spec(0).attention);
+        let (t, columns) = (packing.rows(), spec.heads * spec.head_dim);
+        let (qkv, d_o) = (self.act(t, spec.width())?, self.act(t, columns)?);
+        let (mut o, mut dqkv) = (self.out(t, columns)?, self.out(t, spec.width())?);
+        let mut lse = Tensor::zeros(ops, t, spec.heads)?;
+        let [h, kv, e] = [spec.heads, spec.kv_heads, spec.head_dim].map(|n| n as u64);
+        let [forward, backward] = [attention::forward_cost, attention::backward_cost]
+            .map(|cost| cost(t as u64, packing.pairs(&spec), h, kv, e, Self::ACT));
+        (self.visit)("attention, forward", forward, &mut || {
+            ops.attention_forward(&mut o, &mut lse, &qkv, packing, spec)
+        })?;
+        (self.visit)("attention, backward", backward, &mut || {
+            ops.attention_backward(&mut dqkv, &d_o, &o, &lse, &qkv, packing, spec)
+        })
+    }
+
+    fn project(&mut self, names: [&'static str; 2], t: usize, outputs: usize, inputs: usize) -> Result<()> {
+        let (ops, mut p) = (self.ops, self.product(t, &[outputs], inputs)?);
+        let (residual, costs) = (self.act(t, outputs)?, p.costs());
+        let (w, lora) = (&p.w, Some(&p.lora));
+        let read = Cost { flops: 0, bytes: Self::ACT * (t * outputs) as u64 };
+        (self.visit)(names[0], costs[0] + read, &mut || {
+            ops.project_forward(&mut p.y, &mut p.xa, &p.x, &residual, w, None, lora)
+        })?;
+        (self.visit)(names[1], costs[1], &mut || {
+            ops.project_backward(&mut p.dx, Some(&mut p.grad), &mut p.dxa, &p.dy, &p.x, &p.xa, w, lora)
+        })
+    }
+
+    fn gate_up(&mut self, t: usize) -> Result<()> {
+        let (ops, config) = (self.ops, &self.shape.config);
+        let (f, spec) = (config.intermediate_size, config.block_spec(0).gate_up);
+        let mut p = self.product(t, &[f, f], config.hidden_size)?;
+        let (mut a, dact, costs) = (self.out(t, f)?, self.act(t, f)?, p.costs());
+        let (w, lora) = (&p.w, Some(&p.lora));
+        let activate = gate_up::activate_cost(t as u64, f as u64, spec, Self::ACT);
+        (self.visit)("gate_up, forward", costs[0] + activate, &mut || {
+            ops.gate_up_forward(&mut a, &mut p.y, &mut p.xa, &p.x, w, None, lora, spec)
+        })?;
+        (self.visit)("gate_up, activation", activate, &mut || ops.activate(&mut a, &p.y, spec))?;
+        // Backward turns gate and up into their gradients in place; they are put back first, which is charged.
+        let len = t * p.y.stride();
+        let copy = Cost { flops: 0, bytes: Self::ACT * 2 * len as u64 };
+        let back = gate_up::activate_backward_cost(t as u64, f as u64, spec, Self::ACT) + copy;
+        (self.visit)("gate_up, backward", costs[1] + back, &mut || {
+            ops.copy(&mut p.dy.buffer, 0, &p.y.buffer, 0, len)?;
+            ops.gate_up_backward(&mut p.dx, Some(&mut p.grad), &mut p.dy, &mut p.dxa, &dact, &p.x, &p.xa, w, lora, spec)
+        })
+    }
+
+    /// Both heads, whatever the model's own: a policy's over every target, a reward model's over as many rows.
+    fn heads(&mut self, tables: &DeviceBatch<B>) -> Result<()> {
+        let (ops, rows, config) = (self.ops, tables.rows.rows(), &self.shape.config);
+        let (vocab, c, act) = (config.vocab_size, config.hidden_size, Self::ACT);
+        let (h, mut dh, w) = (self.act(rows, c)?, self.out(rows, c)?, self.weight(vocab, c)?);
+        let (mut out, mut chunk) = (HeadRows::with_capacity(ops, rows)?, self.out(B::lm_head_chunk(vocab), vocab)?);
+        let sizes = [rows, vocab, c].map(|n| n as u64);
+        let [forward, both] =
+            [lm_head::forward_cost, lm_head::cost].map(|cost| cost(sizes[0], sizes[1], sizes[2], act));
+        (self.visit)("lm_head, forward", forward, &mut || {
+            ops.lm_head_forward(&mut out, None, &mut chunk, &h, &tables.targets, &w)
+        })?;
+        (self.visit)("lm_head, both ways", both, &mut || {
+            ops.lm_head_forward(&mut out, Some(&mut dh), &mut chunk, &h, &tables.targets, &w)
+        })?;
+        let (w, mut r, dr) = (self.numbers(1, c)?, self.numbers(rows, 1)?, self.numbers(rows, 1)?);
+        let mut dw = self.numbers(1, c)?;
+        let [forward, backward] =
+            [score_head::forward_cost, score_head::backward_cost].map(|cost| cost(sizes[0], 1, sizes[2], act));
+        (self.visit)("score_head, forward", forward, &mut || ops.score_forward(&mut r, &h, &w))?;
+        (self.visit)("score_head, backward", backward, &mut || ops.score_backward(&mut dh, Some(&mut dw), &dr, &h, &w))
+    }
+
+    /// One adapter of the feed-forward's width.
+    fn adamw(&mut self) -> Result<()> {
+        let (ops, rows, config) = (self.ops, 2 * self.shape.rank, &self.shape.config);
+        let cols = config.hidden_size.max(config.intermediate_size);
+        let (mut master, mut m, grad) =
+            (self.numbers(rows, cols)?, self.numbers(rows, cols)?, self.numbers(rows, cols)?);
+        let squares: Vec<f32> = self.noise(rows * cols).into_iter().map(f32::abs).collect();
+        let (mut v, mut operand) = (Tensor::from_host(ops, rows, cols, &squares)?, self.out(rows, cols)?);
+        let mut norm = Tensor::zeros(ops, 1, 1)?;
+        let spec = AdamWSpec { lr: 1e-9, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.0, clip: 1.0, step: 9 };
+        (self.visit)("adamw", adamw::cost((rows * cols) as u64, Self::ACT), &mut || {
+            let operand = Some((&mut operand, 2.0));
+            ops.adamw(
+                &mut norm,
+                &mut [Parameter { master: &mut master, m: &mut m, v: &mut v, grad: &grad, operand }],
+                spec,
+            )
+        })
+    }
+
+    fn generation(&mut self) -> Result<()> {
+        let (ops, shape) = (self.ops, self.shape);
+        let (rows, spec, act) = (shape.sequences, shape.config.block_spec(0).attention, Self::ACT);
+        let (vocab, c, length) = (shape.config.vocab_size, shape.config.hidden_size, shape.length);
+        let mut cache = ops.kv_cache(rows, length, spec)?;
+        let mut table = SlotTable::with_capacity(ops, rows)?;
+        let (y, mut o) = (self.act(rows, spec.width())?, self.out(rows, spec.heads * spec.head_dim)?);
+        for at in 0..length {
+            table.set(ops, &(0..rows as u32).collect::<Vec<_>>(), &vec![at as u32; rows])?;
+            ops.cache_append(&mut cache, &y, &table, spec)?;
+        }
+        let cost = decode::cost(rows as u64, (rows * length.min(spec.window.unwrap_or(length))) as u64, &spec, act);
+        (self.visit)("decode", cost, &mut || {
+            ops.cache_append(&mut cache, &y, &table, spec)?;
+            ops.decode_attention(&mut o, &y, &cache, &table, spec)
+        })?;
+        let (h, w, mut logits) = (self.act(rows, c)?, self.weight(vocab, c)?, Tensor::zeros(ops, rows, vocab)?);
+        let mut keys = SampleTable::with_capacity(ops, rows)?;
+        keys.set(ops, &(0..rows as u64).collect::<Vec<_>>(), &vec![length as u32; rows])?;
+        let mut next = Tensor::zeros(ops, rows, 1)?;
+        let written = Cost { flops: 0, bytes: 8 * (rows * vocab) as u64 };
+        let cost = lm_head::forward_cost(rows as u64, vocab as u64, c as u64, act) + written;
+        for (name, temperature, top_k, top_p) in
+            [("sample, greedy", 0.0, 0, 1.0), ("sample, top-k top-p", 1.0, 50, 0.95)]
+        {
+            let spec = SampleSpec { temperature, top_k, top_p, seed: 1 };
+            (self.visit)(name, cost, &mut || ops.sample(&mut next, &mut logits, &h, &keys, &w, spec))?;
+        }
+        Ok(())
+    }
 }

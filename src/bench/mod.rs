@@ -97,46 +97,52 @@ impl<'a, B: Ops> Side<'a, B> {
     }
 }
 
-/// Pairs of answers to one prompt: failures first, then what keeps the model in place.
-fn policy_items(config: &ModelConfig, load: &Workload, salt: usize) -> Vec<PolicyItem> {
+/// Prompts with two answers each, of which `item` makes what a step takes; even ones are failures.
+fn items<T>(
+    config: &ModelConfig,
+    load: &Workload,
+    repeat: usize,
+    item: impl Fn(bool, Vec<u32>, [Vec<u32>; 2]) -> T,
+) -> Vec<T> {
     let (prompt, answer) = (load.length / 2, load.length - load.length / 2);
     let count = (load.tokens / (load.length + answer)).max(1);
-    let item = |i: usize| {
-        let ids = |part: usize, n: usize| tokens(config, salt * 1000 + i * 3 + part, n);
-        let retain = i % 2 == 1;
-        PolicyItem {
-            prompt: ids(0, prompt),
-            rejected: (!retain).then(|| (ids(1, answer), -3.0, 1.0)),
-            chosen: (!retain).then(|| (ids(2, answer), 0)),
-            retain: retain.then(|| ids(1, answer)),
-        }
-    };
-    (0..count).map(item).collect()
+    let ids = |i: usize, part: usize, n: usize| tokens(config, repeat % 3 * 1000 + i * 3 + part, n);
+    let made = |i: usize| item(i.is_multiple_of(2), ids(i, 0, prompt), [ids(i, 1, answer), ids(i, 2, answer)]);
+    (0..count).map(made).collect()
 }
 
-fn reward_items(config: &ModelConfig, load: &Workload, salt: usize) -> Vec<RewardItem> {
-    let (prompt, answer) = (load.length / 2, load.length - load.length / 2);
-    let count = (load.tokens / (load.length + answer)).max(1);
-    let item = |i: usize| {
-        let ids = |part: usize, n: usize| tokens(config, salt * 1000 + i * 3 + part, n);
-        let replay = RewardKind::Replay { anchors: [Some(0.1), Some(-0.1)] };
-        let kind = if i.is_multiple_of(2) { RewardKind::Failure } else { replay };
-        RewardItem { prompt: ids(0, prompt), rejected: ids(1, answer), chosen: Some(ids(2, answer)), kind }
-    };
-    (0..count).map(item).collect()
-}
-
-/// The arithmetic of items, as the step packs them.
-fn counted(config: &ModelConfig, load: &Workload, items: &[(Vec<u32>, Vec<Vec<u32>>)], heads: Heads) -> (u64, u64) {
-    let (mut rows, mut work) = (0, 0);
-    for (prompt, answers) in items {
-        let mut batch = Batch::default();
-        let answers: Vec<AnswerTokens> = answers.iter().map(|a| AnswerTokens::new(a)).collect();
-        batch.push(prompt, &answers, heads);
-        rows += batch.len() as u64;
-        work += flops(config, &batch, load.rank, true);
+fn policy_item(failure: bool, prompt: Vec<u32>, [first, second]: [Vec<u32>; 2]) -> PolicyItem {
+    match failure {
+        true => PolicyItem {
+            prompt,
+            rejected: Some((first, -3.0, 1.0)),
+            chosen: Some((second, 0)),
+            ..PolicyItem::default()
+        },
+        false => PolicyItem { prompt, retain: Some(first), ..PolicyItem::default() },
     }
-    (rows, work)
+}
+
+fn reward_item(failure: bool, prompt: Vec<u32>, [rejected, chosen]: [Vec<u32>; 2]) -> RewardItem {
+    let replay = RewardKind::Replay { anchors: [Some(0.1), Some(-0.1)] };
+    let kind = if failure { RewardKind::Failure } else { replay };
+    RewardItem { prompt, rejected, chosen: Some(chosen), kind }
+}
+
+/// Adds the arithmetic of one item, as the step packs it.
+fn count(
+    done: &mut Done,
+    config: &ModelConfig,
+    rank: usize,
+    prompt: &[u32],
+    answers: [Option<&[u32]>; 3],
+    heads: Heads,
+) {
+    let mut batch = Batch::default();
+    let answers: Vec<AnswerTokens> = answers.into_iter().flatten().map(AnswerTokens::new).collect();
+    batch.push(prompt, &answers, heads);
+    done.tokens += batch.len() as u64;
+    done.flops += flops(config, &batch, rank, true);
 }
 
 /// One whole joint step: reward forward and backward, policy forward and backward, both optimisers.
@@ -145,22 +151,23 @@ pub(crate) fn step<B: Measured>(policy: &Transformer<B>, reward: &Transformer<B>
     let config = RepairConfig { batch_tokens: load.batch_tokens, ..RepairConfig::default() };
     let thresholds = Thresholds { tau_h: 0.5, tau_r: 0.0, mu_0: 0.0, s: 1.0 };
     time(&policy.ops, "step", load, |i| {
-        let pairs = reward_items(&reward.config, load, i % 3);
-        let items = policy_items(&policy.config, load, i % 3);
+        let pairs = items(&reward.config, load, i, reward_item);
+        let items = items(&policy.config, load, i, policy_item);
         reward_step(&mut reader.half()?, &pairs, &config, &thresholds, true)?;
         policy_step(&mut writer.half()?, &items, &config)?;
         reader.update(i)?;
         writer.update(i)?;
-        let pairs: Vec<_> =
-            pairs.into_iter().map(|p| (p.prompt, [p.rejected].into_iter().chain(p.chosen).collect())).collect();
-        let answers = |p: &PolicyItem| {
-            let rejected = p.rejected.iter().map(|(tokens, ..)| tokens.clone());
-            rejected.chain(p.chosen.iter().map(|(tokens, _)| tokens.clone())).chain(p.retain.clone()).collect()
-        };
-        let items: Vec<_> = items.into_iter().map(|p| (p.prompt.clone(), answers(&p))).collect();
-        let (a, b) =
-            (counted(&reward.config, load, &pairs, Heads::Ends), counted(&policy.config, load, &items, Heads::Targets));
-        Ok(Done { tokens: a.0 + b.0, flops: a.1 + b.1, seconds: None })
+        let mut done = Done::default();
+        for p in &pairs {
+            let answers = [Some(&p.rejected[..]), p.chosen.as_deref(), None];
+            count(&mut done, &reward.config, load.rank, &p.prompt, answers, Heads::Ends);
+        }
+        for p in &items {
+            let (rejected, chosen) = (p.rejected.as_ref().map(|r| &r.0[..]), p.chosen.as_ref().map(|c| &c.0[..]));
+            let answers = [rejected, chosen, p.retain.as_deref()];
+            count(&mut done, &policy.config, load.rank, &p.prompt, answers, Heads::Targets);
+        }
+        Ok(done)
     })
 }
 

@@ -5,40 +5,28 @@ use std::time::Instant;
 use serde::Serialize;
 
 pub use super::list::{Shape, each, generation};
-use super::timing::{KernelShare, Spread, profiled};
+use super::timing::{Timed, profiled};
 use crate::backend::Tensor;
-use crate::backend::cost::{Cost, KernelRun};
+use crate::backend::cost::Cost;
 use crate::error::Result;
 use crate::ops::{Measured, Rates};
 
-/// One operation's time. Rates are of the median.
+/// One operation's time.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct OpTiming {
     pub(crate) op: &'static str,
     /// Of one run, among as many as a read from the device is worth.
-    pub(crate) seconds: Spread,
-    pub(crate) flops: u64,
-    pub(crate) flops_per_second: f64,
+    #[serde(flatten)]
+    pub(crate) timed: Timed,
     pub(crate) bytes: u64,
     pub(crate) bytes_per_second: f64,
-    /// None on the simulator.
-    pub(crate) floor_ms: Option<f64>,
-    /// The floor divided by the median: 1 is as fast as the device can be.
-    pub(crate) share_of_floor: Option<f64>,
-    /// By kernel, of one more run; empty where there are no kernels.
-    pub(crate) kernels: Vec<KernelShare>,
-    #[serde(skip)]
-    pub(crate) runs: Vec<KernelRun>,
 }
 
 impl OpTiming {
     /// Fills in the floors, its own and each kernel's.
     pub(crate) fn hold_against<B: Measured>(&mut self, ops: &B, rates: &Rates) {
-        let floor_ms = 1e3 * ops.floor(rates, Cost { flops: self.flops, bytes: self.bytes });
-        self.floor_ms = Some(floor_ms);
-        self.share_of_floor = Some(floor_ms / (1e3 * self.seconds.median));
-        let OpTiming { kernels, runs, .. } = self;
-        kernels.iter_mut().for_each(|kernel| kernel.hold_against(rates, runs));
+        let floor = ops.floor(rates, Cost { flops: self.timed.flops, bytes: self.bytes });
+        self.timed.hold_against(rates, Some(floor));
     }
 }
 
@@ -62,20 +50,10 @@ pub(crate) fn ops<B: Measured>(
         };
         (0..warmup).try_for_each(|_| seconds_of(1).map(drop))?;
         let count = runs_between_reads(seconds_of(1)?);
-        let seconds = Spread::of((0..repeats.max(1)).map(|_| seconds_of(count)).collect::<Result<Vec<f64>>>()?);
-        let runs = profiled(ops, run)?;
-        found.push(OpTiming {
-            op,
-            seconds,
-            flops: cost.flops,
-            flops_per_second: cost.flops as f64 / seconds.median,
-            bytes: cost.bytes,
-            bytes_per_second: cost.bytes as f64 / seconds.median,
-            floor_ms: None,
-            share_of_floor: None,
-            kernels: KernelShare::of(&runs),
-            runs,
-        });
+        let seconds = (0..repeats.max(1)).map(|_| seconds_of(count)).collect::<Result<Vec<f64>>>()?;
+        let timed = Timed::new(seconds, cost.flops, profiled(ops, run)?);
+        let bytes_per_second = cost.bytes as f64 / timed.seconds.median;
+        found.push(OpTiming { op, timed, bytes: cost.bytes, bytes_per_second });
         Ok(())
     })?;
     Ok(found)

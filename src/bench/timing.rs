@@ -10,17 +10,25 @@ use crate::backend::cost::{Cost, KernelRun};
 use crate::error::Result;
 use crate::ops::{Measured, Ops, Rates};
 
-/// One task's time. Rates are of the median.
+/// One task's time.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Timing {
     pub(crate) task: &'static str,
-    pub(crate) seconds: Spread,
+    /// Its floor is the sum of its kernels' floors; where there are no kernels, the time of its FLOPs at the matrix rate.
+    #[serde(flatten)]
+    pub(crate) timed: Timed,
     /// Packed rows (generated tokens for decode) of one repeat, over both models.
     pub(crate) tokens: u64,
     pub(crate) tokens_per_second: f64,
+}
+
+/// How long something took. Rates are of the median.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Timed {
+    pub(crate) seconds: Spread,
     pub(crate) flops: u64,
     pub(crate) flops_per_second: f64,
-    /// The sum of its kernels' floors; where there are no kernels, the time of its FLOPs at the matrix rate.
+    /// The least that the device could take; none on the simulator.
     pub(crate) floor_ms: Option<f64>,
     /// The floor divided by the median: 1 is as fast as the device can be.
     pub(crate) share_of_floor: Option<f64>,
@@ -41,7 +49,7 @@ pub(crate) struct Spread {
 }
 
 /// All runs of one kernel.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(crate) struct KernelShare {
     pub(crate) kernel: &'static str,
     pub(crate) launches: usize,
@@ -71,9 +79,7 @@ impl KernelShare {
             let known = shares.iter().position(|s| s.kernel == run.kernel);
             let at = known.unwrap_or(shares.len());
             if known.is_none() {
-                let (kernel, launches, milliseconds, flops, bytes) = (run.kernel, 0, 0.0, 0, 0);
-                let (floor_ms, share_of_floor) = (None, None);
-                shares.push(KernelShare { kernel, launches, milliseconds, flops, bytes, floor_ms, share_of_floor });
+                shares.push(KernelShare { kernel: run.kernel, ..KernelShare::default() });
             }
             let (share, Cost { flops, bytes }) = (&mut shares[at], run.cost);
             share.launches += 1;
@@ -93,22 +99,35 @@ impl KernelShare {
     }
 }
 
-impl Timing {
-    /// Fills in the floors, its own and each kernel's.
-    pub(crate) fn hold_against(&mut self, rates: &Rates) {
-        let Timing { kernels, runs, .. } = self;
+impl Timed {
+    pub(super) fn new(seconds: Vec<f64>, flops: u64, runs: Vec<KernelRun>) -> Timed {
+        let (seconds, kernels) = (Spread::of(seconds), KernelShare::of(&runs));
+        let flops_per_second = flops as f64 / seconds.median;
+        Timed { seconds, flops, flops_per_second, floor_ms: None, share_of_floor: None, kernels, runs }
+    }
+
+    /// Fills in each kernel's floor, and its own: `floor` seconds, or the sum of its kernels'.
+    pub(super) fn hold_against(&mut self, rates: &Rates, floor: Option<f64>) {
+        let Timed { kernels, runs, .. } = self;
         kernels.iter_mut().for_each(|kernel| kernel.hold_against(rates, runs));
-        let floor_ms = if self.kernels.is_empty() {
-            1e3 * rates.floor(Cost { flops: self.flops, bytes: 0 })
-        } else {
-            self.kernels.iter().filter_map(|kernel| kernel.floor_ms).sum()
-        };
+        let sum = || self.kernels.iter().filter_map(|kernel| kernel.floor_ms).sum();
+        let floor_ms = floor.map_or_else(sum, |seconds| 1e3 * seconds);
         self.floor_ms = Some(floor_ms);
         self.share_of_floor = Some(floor_ms / (1e3 * self.seconds.median));
     }
 }
 
+impl Timing {
+    /// Fills in the floors, its own and each kernel's.
+    pub(crate) fn hold_against(&mut self, rates: &Rates) {
+        let of_flops = || rates.floor(Cost { flops: self.timed.flops, bytes: 0 });
+        let floor = self.timed.kernels.is_empty().then(of_flops);
+        self.timed.hold_against(rates, floor);
+    }
+}
+
 /// What one repeat did.
+#[derive(Default)]
 pub(super) struct Done {
     pub(crate) tokens: u64,
     pub(crate) flops: u64,
@@ -127,23 +146,16 @@ pub(super) fn time<B: Measured>(
     for i in 0..load.warmup {
         work(i)?;
     }
-    let (mut seconds, mut tokens, mut flops) = (Vec::new(), 0, 0);
+    let (mut seconds, mut last) = (Vec::new(), Done::default());
     for i in 0..load.repeats.max(1) {
         let begin = Instant::now();
-        let done = work(load.warmup + i)?;
-        seconds.push(done.seconds.unwrap_or_else(|| begin.elapsed().as_secs_f64()));
-        (tokens, flops) = (done.tokens, done.flops);
+        last = work(load.warmup + i)?;
+        seconds.push(last.seconds.unwrap_or_else(|| begin.elapsed().as_secs_f64()));
     }
     let runs = profiled(ops, || work(load.warmup + load.repeats).map(drop))?;
-    let seconds = Spread::of(seconds);
-    let rate = |count: u64| count as f64 / seconds.median;
-    let (tokens_per_second, flops_per_second) = (rate(tokens), rate(flops));
-    let (kernels, floor_ms, share_of_floor) = (KernelShare::of(&runs), None, None);
-    #[rustfmt::skip]
-    let timing = Timing {
-        task, seconds, tokens, tokens_per_second, flops, flops_per_second, floor_ms, share_of_floor, kernels, runs,
-    };
-    Ok(timing)
+    let timed = Timed::new(seconds, last.flops, runs);
+    let tokens_per_second = last.tokens as f64 / timed.seconds.median;
+    Ok(Timing { task, timed, tokens: last.tokens, tokens_per_second })
 }
 
 /// Every kernel's run of `work`.
@@ -177,18 +189,8 @@ mod tests {
     }
 
     fn timing(runs: Vec<KernelRun>) -> Timing {
-        Timing {
-            task: "test",
-            seconds: Spread::of(vec![0.02, 0.01, 0.03]),
-            tokens: 1,
-            tokens_per_second: 50.0,
-            flops: 5000,
-            flops_per_second: 250_000.0,
-            floor_ms: None,
-            share_of_floor: None,
-            kernels: KernelShare::of(&runs),
-            runs,
-        }
+        let timed = Timed::new(vec![0.02, 0.01, 0.03], 5000, runs);
+        Timing { task: "test", timed, tokens: 1, tokens_per_second: 50.0 }
     }
 
     #[test]
@@ -197,15 +199,15 @@ mod tests {
         let runs = vec![run("a", 4.0, 1000, 0), run("a", 4.0, 0, 3), run("b", 2.0, 0, 0), run("c", 4.0, 1000, 2)];
         let mut timing = timing(runs);
         timing.hold_against(&RATES);
-        let found: Vec<_> = timing.kernels.iter().map(|k| (k.kernel, k.floor_ms, k.share_of_floor)).collect();
+        let found: Vec<_> = timing.timed.kernels.iter().map(|k| (k.kernel, k.floor_ms, k.share_of_floor)).collect();
         assert_eq!(found, [("a", Some(4.0), Some(0.5)), ("c", Some(2.0), Some(0.5)), ("b", None, None)]);
-        assert_eq!((timing.floor_ms, timing.share_of_floor), (Some(6.0), Some(0.3)));
+        assert_eq!((timing.timed.floor_ms, timing.timed.share_of_floor), (Some(6.0), Some(0.3)));
     }
 
     #[test]
     fn without_kernels_a_task_is_held_against_the_matrix_rate() {
         let mut timing = timing(Vec::new());
         timing.hold_against(&RATES);
-        assert_eq!((timing.floor_ms, timing.share_of_floor), (Some(5.0), Some(0.25)));
+        assert_eq!((timing.timed.floor_ms, timing.timed.share_of_floor), (Some(5.0), Some(0.25)));
     }
 }

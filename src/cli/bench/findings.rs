@@ -68,12 +68,12 @@ impl Findings {
             let beside = beside.map_or(String::new(), |b| format!("{:.2}× {}", b.ratio, b.setting));
             table.row(vec![
                 t.task.into(),
-                ms(t.seconds.median).into(),
-                quartiles(&t.seconds).into(),
+                ms(t.timed.seconds.median).into(),
+                quartiles(&t.timed.seconds).into(),
                 t.tokens.to_string().into(),
                 count(Some(t.tokens_per_second)).into(),
-                count(Some(t.flops_per_second)).into(),
-                percent(t.share_of_floor).into(),
+                count(Some(t.timed.flops_per_second)).into(),
+                percent(t.timed.share_of_floor).into(),
                 beside.into(),
             ]);
         }
@@ -82,7 +82,7 @@ impl Findings {
 
     /// Of every task that ran kernels.
     pub(crate) fn kernel_tables(&self) -> Vec<Table> {
-        self.tasks.iter().filter(|t| !t.kernels.is_empty()).map(|t| kernel_table(&t.kernels)).collect()
+        self.tasks.iter().filter(|t| !t.timed.kernels.is_empty()).map(|t| kernel_table(&t.timed.kernels)).collect()
     }
 
     /// `chrome://tracing` and Perfetto read it: one row per task and operation.
@@ -93,8 +93,8 @@ impl Findings {
                     "args": { "flops": run.cost.flops, "bytes": run.cost.bytes } })
         };
         let name = |row: usize, name: &str| json!({ "name": "thread_name", "ph": "M", "pid": 0, "tid": row, "args": { "name": name } });
-        let tasks = self.tasks.iter().map(|t| (t.task, &t.runs));
-        let rows = tasks.chain(self.ops.iter().map(|op| (op.op, &op.runs))).enumerate();
+        let tasks = self.tasks.iter().map(|t| (t.task, &t.timed.runs));
+        let rows = tasks.chain(self.ops.iter().map(|op| (op.op, &op.timed.runs))).enumerate();
         let events: Vec<Value> = rows
             .flat_map(|(i, (row, runs))| std::iter::once(name(i, row)).chain(runs.iter().map(move |r| event(i, r))))
             .collect();
@@ -128,11 +128,11 @@ fn op_table(ops: &[OpTiming]) -> Table {
     for op in ops {
         table.row(vec![
             op.op.into(),
-            ms(op.seconds.median).into(),
-            quartiles(&op.seconds).into(),
-            count((op.flops > 0).then_some(op.flops_per_second)).into(),
+            ms(op.timed.seconds.median).into(),
+            quartiles(&op.timed.seconds).into(),
+            count((op.timed.flops > 0).then_some(op.timed.flops_per_second)).into(),
             count(Some(op.bytes_per_second)).into(),
-            percent(op.share_of_floor).into(),
+            percent(op.timed.share_of_floor).into(),
         ]);
     }
     table
