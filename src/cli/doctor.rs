@@ -13,11 +13,14 @@ use crate::backend::cuda::nvrtc::Nvrtc;
 use crate::backend::cuda::sim::Toolchain;
 use crate::error::Result;
 use crate::ops::ceilings::{self, Ceilings};
-use crate::report::{Align, Table};
+use crate::report::{Align, Style, Table};
 
 /// Look at this machine: devices, driver, compilers, memory, and how fast they are (a GPU with --device cuda)
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {}
+
+/// Columns of the table where no terminal says how wide it is.
+const IN_A_PIPE: usize = 100;
 
 /// What was found; what cannot be known here is null.
 #[derive(Debug, Serialize)]
@@ -78,12 +81,13 @@ impl Doctor {
             cache_exists: cache.is_dir(),
             cache,
         };
-        session.inform(&findings.table(), &findings)
+        let width = Style::of(&console::Term::stdout()).width.unwrap_or(IN_A_PIPE);
+        session.inform(&findings.table(width), &findings)
     }
 }
 
 impl Findings {
-    fn table(&self) -> Table {
+    fn table(&self, width: usize) -> Table {
         let unknown = || "unknown".to_string();
         let gib =
             |bytes: Option<u64>| bytes.map_or_else(unknown, |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64));
@@ -93,8 +97,12 @@ impl Findings {
         };
         let gpus = Some(self.gpus.join("; ")).filter(|gpus| !gpus.is_empty());
         let made = if self.cache_exists { "" } else { " (not made yet)" };
-        let cache = format!("{}{made}", self.cache.display());
-        let rows = [
+        let driver = self.cuda_driver.clone();
+        let gpus = match driver {
+            Some(_) => or_fault(&gpus, &self.gpu_fault),
+            None => "none (needs a CUDA driver)".into(),
+        };
+        let mut rows = vec![
             ("ares", self.version.to_string()),
             ("system", self.system.clone()),
             ("cpu", self.cpu.clone().unwrap_or_else(unknown)),
@@ -102,35 +110,42 @@ impl Findings {
             ("memory", format!("{}, {} free", gib(self.memory_bytes), gib(self.memory_free_bytes))),
             ("memory bandwidth", format!("{:.1} GB/s (copy, read + write)", self.bandwidth_gb_s)),
             ("matrix rate", format!("{:.0} GFLOP/s (f32 multiply-adds, all threads)", self.matrix_gflop_s)),
-            ("CUDA driver", self.cuda_driver.clone().unwrap_or_else(|| "none; --device cpu works without".to_string())),
-            (
-                "GPUs",
-                if self.cuda_driver.is_some() {
-                    or_fault(&gpus, &self.gpu_fault)
-                } else {
-                    "none (needs a CUDA driver)".into()
-                },
-            ),
+            ("CUDA driver", driver.unwrap_or_else(|| "none; --device cpu works without".to_string())),
+            ("GPUs", gpus),
             ("NVRTC", or_fault(&self.nvrtc, &self.nvrtc_fault)),
             ("C++ compiler", self.compiler.clone().unwrap_or_else(|| "none; only --device sim needs it".to_string())),
-            ("cache", cache),
+            ("cache", format!("{}{made}", self.cache.display())),
         ];
-        let mut table = Table::new(&[("what", Align::Left), ("found", Align::Left)]);
-        rows.into_iter().for_each(|(what, found)| table.row(vec![what.into(), found.into()]));
-        if let Some(device) = &self.device {
-            table.row(vec!["runs kernels".into(), device.clone().into()]);
+        rows.extend(self.device.clone().map(|device| ("runs kernels", device)));
+        if let Some(Ceilings { copy_bytes_per_s, mma_flops_per_s, launch_us, replayed_launch_us }) = self.ceilings {
+            rows.push(("device copy", format!("{:.0} GB/s (read + write)", copy_bytes_per_s / 1e9)));
+            rows.push(("mma.sync", format!("{:.1} TFLOP/s (bf16, random operands)", mma_flops_per_s / 1e12)));
+            rows.push(("launch", format!("{launch_us:.2} µs, replayed {replayed_launch_us:.2} µs")));
         }
-        if let Some(ceilings) = self.ceilings {
-            let Ceilings { copy_bytes_per_s, mma_flops_per_s, launch_us, replayed_launch_us } = ceilings;
-            let rows = [
-                ("device copy", format!("{:.0} GB/s (read + write)", copy_bytes_per_s / 1e9)),
-                ("mma.sync", format!("{:.1} TFLOP/s (bf16, random operands)", mma_flops_per_s / 1e12)),
-                ("launch", format!("{launch_us:.2} µs, replayed {replayed_launch_us:.2} µs")),
-            ];
-            rows.into_iter().for_each(|(what, found)| table.row(vec![what.into(), found.into()]));
+        let mut table = Table::new(&[("what", Align::Left), ("found", Align::Left)]);
+        let room = width.saturating_sub("memory bandwidth".len() + 2);
+        for (what, found) in rows {
+            for (i, line) in wrap(&found, room.max(20)).into_iter().enumerate() {
+                table.row(vec![if i == 0 { what } else { "" }.into(), line.into()]);
+            }
         }
         table
     }
+}
+
+/// Lines of at most `width` characters, broken between words; a longer word is broken as well.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        for piece in word.chars().collect::<Vec<_>>().chunks(width) {
+            match lines.last_mut() {
+                Some(line) if line.is_empty() => line.extend(piece),
+                Some(line) if line.chars().count() + 1 + piece.len() <= width => line.extend([' '].iter().chain(piece)),
+                _ => lines.push(piece.iter().collect()),
+            }
+        }
+    }
+    lines
 }
 
 /// The text after the colon of the first line that begins with `key`.
@@ -144,4 +159,16 @@ fn first_value(file: &str, key: &str) -> Option<String> {
 fn memory(key: &str) -> Option<u64> {
     let kilobytes: u64 = first_value("/proc/meminfo", key)?.strip_suffix("kB")?.trim().parse().ok()?;
     Some(1024 * kilobytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::wrap;
+
+    #[test]
+    fn text_is_broken_between_words_or_inside_long_ones() {
+        assert_eq!(wrap("none: no such file", 9), ["none: no", "such file"]);
+        assert_eq!(wrap("in /a/long/path here", 8), ["in", "/a/long/", "path", "here"]);
+        assert_eq!(wrap("", 9), [""]);
+    }
 }

@@ -18,7 +18,7 @@ std::vector<Work> queue;    // what was queued
 size_t done = 0;            // of it, carried out
 bool capturing = false;
 Graph recorded;
-int broken = 0;             // sticky, told to whoever waits
+int broken = 0;             // sticky, reported to whoever waits
 size_t used = 0;            // bytes of device memory
 thread_local void* current = nullptr;
 

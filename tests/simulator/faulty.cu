@@ -1,4 +1,4 @@
-// One fault in each kernel. The simulator names the kernel and a line that ends in FAULT; what else it says stands behind EXPECT,
+// One fault in each kernel. The simulator names the kernel and a line that ends in FAULT; what else it says stands after EXPECT,
 // parts apart by `;`, and choices by `|` where the order of threads decides.
 #include "device.cuh"
 

@@ -7,7 +7,7 @@ pub(crate) const PANEL: usize = 48;
 /// Below this many numbers packing is not worth handing to other threads.
 const SMALL: usize = 1 << 16;
 
-/// A matrix (K, N) in panels of `PANEL` columns. A panel holds its K rows one after the other, `PANEL` numbers each, zeros behind
+/// A matrix (K, N) in panels of `PANEL` columns. A panel holds its K rows one after the other, `PANEL` numbers each, zeros past
 /// the last column, so that a product reads it from front to back in whole vectors.
 pub(crate) struct Packed {
     rows: usize,
@@ -105,8 +105,8 @@ mod tests {
                     assert_eq!(column, expected, "column {n} of {rows} x {cols}");
                 }
                 let (last, wide) = (cols.div_ceil(PANEL) - 1, (cols - 1) % PANEL + 1);
-                let behind = packed.panel(last).chunks_exact(PANEL).flat_map(|row| &row[wide..]);
-                assert!(behind.into_iter().all(|&v| v == 0.0));
+                let beyond = packed.panel(last).chunks_exact(PANEL).flat_map(|row| &row[wide..]);
+                assert!(beyond.into_iter().all(|&v| v == 0.0));
             }
         }
     }

@@ -6,10 +6,11 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
 use crate::error::{Error, Result};
 
@@ -79,21 +80,16 @@ impl Cache {
         if let Some(entry) = self.find(key) {
             return Ok(entry);
         }
-        let aside = Aside::new(&self.root, key)?;
-        make(&aside.0)?;
-        seal(&aside.0)?;
-        self.keep(key, &aside)
-    }
-
-    /// Gives what was made its name.
-    fn keep(&self, key: &Key, aside: &Aside) -> Result<PathBuf> {
+        let made = aside(&self.root, key)?;
+        make(made.path())?;
+        seal(made.path())?;
         let entry = self.root.join(key.as_str());
         if entry.exists() && !is_whole(&entry) {
-            // Renamed before it is deleted: nobody finds half of it. If that fails, so does the next line, which tells.
-            let damaged = Aside(Aside::name(&self.root, key));
-            let _ = fs::rename(&entry, &damaged.0);
+            // Renamed before it is deleted: nobody finds half of it. If that fails, so does the rename below, which says so.
+            let damaged = aside(&self.root, key)?;
+            let _ = fs::rename(&entry, damaged.path());
         }
-        match fs::rename(&aside.0, &entry) {
+        match fs::rename(made.path(), &entry) {
             Ok(()) => {
                 sync(&self.root)?;
                 Ok(entry)
@@ -105,28 +101,17 @@ impl Cache {
     }
 }
 
-/// A folder that is deleted unless it was renamed.
-struct Aside(PathBuf);
-
-impl Aside {
-    fn new(root: &Path, key: &Key) -> Result<Aside> {
-        let folder = Aside::name(root, key);
-        fs::create_dir_all(&folder).map_err(failed(&folder))?;
-        Ok(Aside(folder))
-    }
-
-    /// Unused by any other process or thread.
-    fn name(root: &Path, key: &Key) -> PathBuf {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        root.join(format!("{}.{}.{}.tmp", key.0, std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
-    }
+/// A folder beside the entries that no other process or thread uses; deleted unless it is renamed.
+fn aside(root: &Path, key: &Key) -> Result<TempDir> {
+    fs::create_dir_all(root).map_err(failed(root))?;
+    let (prefix, open) = (format!("{}.", key.0), fs::Permissions::from_mode(0o777)); // as the user's mask has it
+    let mut folder = tempfile::Builder::new();
+    folder.prefix(&prefix).suffix(".tmp").permissions(open).tempdir_in(root).map_err(failed(root))
 }
 
-impl Drop for Aside {
-    fn drop(&mut self) {
-        // Best effort: the folder is nobody's, or was renamed and is gone.
-        let _ = fs::remove_dir_all(&self.0);
-    }
+/// Writes one file of an entry.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).map_err(failed(path))
 }
 
 /// Writes the checksums of all files, and all of it to disk.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::cache::{Cache, Key};
+use super::cache::{Cache, Key, write};
 use super::driver::{Arch, Define};
 use super::lock;
 use super::nvrtc::{Cubin, Nvrtc, target};
@@ -132,8 +132,3 @@ impl Compiler {
 
 const IMAGE: &str = "kernel.cubin";
 const LOG: &str = "log.txt";
-
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let remedy = "free disk space, or set ARES_CACHE to a folder that can be written";
-    fs::write(path, bytes).map_err(|source| Error::Io { path: path.into(), action: "keep a kernel", source, remedy })
-}

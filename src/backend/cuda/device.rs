@@ -18,7 +18,7 @@ use cudarc::driver::sys::{self, CUresult};
 
 use self::context::Context;
 pub(crate) use self::context::{devices, driver_present, driver_version};
-use self::fault::tell;
+use self::fault::describe;
 use self::staging::Ring;
 use self::trail::Trail;
 use super::cache::Cache;
@@ -54,7 +54,7 @@ pub struct GpuDriver {
 
 // SAFETY: the driver's handles may be used from any thread once the context is current there, which `bind` sees to.
 unsafe impl Send for GpuDriver {}
-// SAFETY: as above; the driver locks its own state, and ours is behind locks.
+// SAFETY: as above; the driver locks its own state, and ours is locked.
 unsafe impl Sync for GpuDriver {}
 
 /// What happens while work is recorded.
@@ -65,7 +65,7 @@ struct Capture {
     freed: Vec<u64>,
 }
 
-/// A recorded sequence, behind a [`GraphHandle`].
+/// A recorded sequence, which a [`GraphHandle`] stands for.
 struct Captured {
     exec: sys::CUgraphExec,
     kernels: Vec<&'static str>,
@@ -86,10 +86,10 @@ impl GpuDriver {
             (Context::open(ordinal), compiler.map(|thread| thread.join()))
         });
         let (context, info) = opened?;
-        let fault = || Error::Compiler("libnvrtc: opening it failed in a way that it does not tell".to_string());
+        let fault = || Error::Compiler("libnvrtc: opening it failed without a reason".to_string());
         let compiler = compiler.and_then(std::result::Result::ok).unwrap_or_else(|| Err(fault()))?;
         let made = context.bind().and_then(|()| result::stream::create(result::stream::StreamKind::NonBlocking));
-        let stream = made.map_err(|error| Error::NoDevice(format!("{}: {}", info.name, tell(error))))?;
+        let stream = made.map_err(|error| Error::NoDevice(format!("{}: {}", info.name, describe(error))))?;
         Ok(Arc::new(GpuDriver {
             info,
             compiler,
@@ -182,7 +182,7 @@ impl GpuDriver {
                 trail.reached(mark);
                 Ok(())
             }
-            Err(error) => Err(fault::ours(&self.info.name, format!("{}: {}", what(), tell(error)))),
+            Err(error) => Err(fault::ours(&self.info.name, format!("{}: {}", what(), describe(error)))),
         }
     }
 }
@@ -212,7 +212,7 @@ impl Driver for GpuDriver {
             lock(&self.capture).freed.push(address);
             return;
         }
-        // SAFETY: the caller's promise; what is queued may still use it, so that comes first. A fault was or will be told by
+        // SAFETY: the caller's promise; what is queued may still use it, so that comes first. A fault was or will be reported by
         // whoever waits.
         unsafe {
             let _ = self.context.bind().and_then(|()| result::stream::synchronize(self.stream));
@@ -317,7 +317,7 @@ impl Driver for GpuDriver {
     fn graph_free(&self, graph: GraphHandle) {
         // SAFETY: `capture_end` made it, and this is its end.
         let captured = unsafe { Box::from_raw(graph.0 as *mut Captured) };
-        // SAFETY: as above; the driver itself waits for a launch under way. A fault is told by whoever waits.
+        // SAFETY: as above; the driver itself waits for a launch under way. A fault is reported to whoever waits.
         let _ = self.context.bind().and_then(|()| unsafe { result::graph::exec_destroy(captured.exec) });
     }
 
@@ -351,14 +351,14 @@ impl Driver for GpuDriver {
     }
 
     fn event_free(&self, event: Event) {
-        // SAFETY: `event` made it, and this is its end. A fault is told by whoever waits.
+        // SAFETY: `event` made it, and this is its end. A fault is reported to whoever waits.
         let _ = self.context.bind().and_then(|()| unsafe { result::event::destroy(event.0 as sys::CUevent) });
     }
 }
 
 impl Drop for GpuDriver {
     fn drop(&mut self) {
-        // After a fault nothing can be done about errors here: they were told before.
+        // After a fault nothing can be done about errors here: they were reported before.
         // SAFETY: all of it is ours; nothing is queued once the stream is idle.
         unsafe {
             let _ = self.context.bind().and_then(|()| result::stream::synchronize(self.stream));

@@ -62,7 +62,7 @@ struct Key {
     defines: Vec<Define>,
 }
 
-/// A frozen matrix (N, K), bf16, rows `stride` apart, zeros behind K: forward reads it as it lies, backward as well.
+/// A frozen matrix (N, K), bf16, rows `stride` apart, zeros past K: forward reads it as it lies, backward as well.
 pub struct DeviceMatrix {
     pub(crate) buffer: DeviceBuffer<bf16>,
     rows: usize,

@@ -61,7 +61,7 @@ impl Nvrtc {
                 // Its file's name may say 12 and the library be 13: its own word counts.
                 Ok(found) if fits(found.version.0) => return Ok(found),
                 Ok(found) => too_new = too_new.or(Some(found.version)),
-                // Not in the loader's path: nothing to tell.
+                // Not in the loader's path: nothing to report.
                 Err(_) if named.is_none() && !path.is_absolute() => {}
                 Err(fault) => faults.push(fault),
             }

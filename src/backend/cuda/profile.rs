@@ -61,7 +61,7 @@ impl Profile {
         Ok(())
     }
 
-    /// Waits, and tells what ran since `begin`, in order.
+    /// Waits; returns what ran since `begin`, in order.
     pub(super) fn end(&self, driver: &dyn Driver) -> Result<Vec<KernelRun>> {
         self.on.store(false, Ordering::Relaxed);
         let Record { begin, runs, .. } = std::mem::take(&mut *lock(&self.record));

@@ -5,7 +5,7 @@ use std::path::Path;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
-use super::fault::tell;
+use super::fault::describe;
 use crate::backend::cuda::driver::{Arch, DeviceInfo};
 use crate::backend::cuda::search::DriverVersion;
 use crate::error::{Error, Result};
@@ -47,7 +47,7 @@ fn parse_release(text: &str) -> Option<String> {
 pub(crate) fn devices() -> Result<Vec<String>> {
     let count = initialise("cuda")?;
     let describe = |ordinal| {
-        let device = Device::get(ordinal).map_err(|e| unusable(&format!("cuda:{ordinal}"), &tell(e)))?;
+        let device = Device::get(ordinal).map_err(|e| unusable(&format!("cuda:{ordinal}"), &describe(e)))?;
         let gib = device.memory as f64 / (1u64 << 30) as f64;
         let Device { name, capability: (major, minor), .. } = device;
         Ok(format!("cuda:{ordinal} {name} ({gib:.1} GiB, compute capability {major}.{minor})"))
@@ -65,7 +65,7 @@ fn initialise(asked: &str) -> Result<usize> {
         return Err(unusable(asked, &format!("{version}; expected CUDA {OLDEST_CUDA}.0 or newer (driver 525)")));
     }
     let count = result::init().and_then(|()| result::device::get_count());
-    let count = count.map_err(|error| unusable(asked, &format!("{}; {}", tell(error), remedy(error))))?;
+    let count = count.map_err(|error| unusable(asked, &format!("{}; {}", describe(error), remedy(error))))?;
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
@@ -151,7 +151,7 @@ impl Context {
             let found = if count == 1 { "one device, cuda:0".into() } else { format!("{count} devices, from cuda:0") };
             return Err(unusable(&asked, &format!("found {found}")));
         }
-        let broken = |error| unusable(&asked, &format!("{}; {}", tell(error), remedy(error)));
+        let broken = |error| unusable(&asked, &format!("{}; {}", describe(error), remedy(error)));
         let device = Device::get(ordinal).map_err(broken)?;
         let (major, minor) = device.capability;
         let Some(arch) = Arch::of(major, minor) else {

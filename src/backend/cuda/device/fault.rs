@@ -7,7 +7,7 @@ use super::trail::Trail;
 use crate::error::Error;
 
 /// `CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered)`
-pub(super) fn tell(error: DriverError) -> String {
+pub(super) fn describe(error: DriverError) -> String {
     let text = |found: Result<&std::ffi::CStr, DriverError>| {
         found.map_or_else(|_| "unknown".to_string(), |text| text.to_string_lossy().into_owned())
     };
@@ -17,11 +17,11 @@ pub(super) fn tell(error: DriverError) -> String {
 /// A call failed; `action` completes "cannot …". When a kernel is at fault, `trail` says which it may be.
 pub(super) fn fault(device: &str, action: &str, error: DriverError, trail: &Trail, sync: bool) -> Error {
     if !is_kernels(error) {
-        let what = format!("cannot {action}: {}", tell(error));
+        let what = format!("cannot {action}: {}", describe(error));
         let remedy = "look at `nvidia-smi`; if the device is well, please report this".to_string();
         return Error::Device { device: device.to_string(), what, remedy };
     }
-    let what = format!("{}: {}", tell(error), trail.tell());
+    let what = format!("{}: {}", describe(error), trail.describe());
     if sync {
         return ours(device, what);
     }

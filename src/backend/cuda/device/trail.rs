@@ -38,7 +38,7 @@ impl Trail {
     }
 
     /// `norm_forward succeeded last; since then rows, gather x3 were launched`
-    pub(crate) fn tell(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let done = self.done.map_or("no kernel is known to have succeeded".into(), |n| format!("{n} succeeded last"));
         if self.since.is_empty() {
             return format!("{done}; none was launched since then");
@@ -65,20 +65,20 @@ mod tests {
     #[test]
     fn the_trail_begins_where_all_was_well() {
         let mut trail = Trail::default();
-        assert_eq!(trail.tell(), "no kernel is known to have succeeded; none was launched since then");
+        assert_eq!(trail.describe(), "no kernel is known to have succeeded; none was launched since then");
         trail.launch("embed");
         trail.launch("norm");
         let mark = trail.mark();
         trail.launch("gather");
         trail.launch("gather");
         trail.launch("qkv");
-        assert!(trail.tell().ends_with("since then embed, norm, gather x2, qkv were launched"));
+        assert!(trail.describe().ends_with("since then embed, norm, gather x2, qkv were launched"));
         trail.reached(mark);
-        assert_eq!(trail.tell(), "norm succeeded last; since then gather x2, qkv were launched");
+        assert_eq!(trail.describe(), "norm succeeded last; since then gather x2, qkv were launched");
         trail.reached(mark);
-        assert_eq!(trail.tell(), "norm succeeded last; since then gather x2, qkv were launched");
+        assert_eq!(trail.describe(), "norm succeeded last; since then gather x2, qkv were launched");
         trail.reached(trail.mark());
-        assert_eq!(trail.tell(), "qkv succeeded last; none was launched since then");
+        assert_eq!(trail.describe(), "qkv succeeded last; none was launched since then");
     }
 
     #[test]
@@ -88,8 +88,8 @@ mod tests {
             trail.launch("a");
         }
         assert_eq!(trail.since.len(), KEPT);
-        assert!(trail.tell().contains("among others a x64"));
+        assert!(trail.describe().contains("among others a x64"));
         trail.reached(trail.mark() - 1);
-        assert!(trail.tell().ends_with("since then a were launched"), "{}", trail.tell());
+        assert!(trail.describe().ends_with("since then a were launched"), "{}", trail.describe());
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-/// Replaces each `[+0x12ab]`, an offset behind a call, by `kernels/norm.cu:12`, or for a line of a header by that and who
+/// Replaces each `[+0x12ab]`, the offset just past a call, by `kernels/norm.cu:12`, or for a line of a header by that and who
 /// called it. Without addr2line (binutils) the offsets stay.
 pub(super) fn resolve(object: &Path, message: &str) -> String {
     let mut rest = message;
