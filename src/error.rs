@@ -55,7 +55,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The process's exit code: 1 failure, 2 usage, 3 gate not met, 130 interrupted.
+    /// Returns the process's exit code: 1 failure, 2 usage, 3 gate not met, 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Usage(_) => 2,
@@ -65,12 +65,12 @@ impl Error {
         }
     }
 
-    /// For `.map_err(Error::read(path))`.
+    /// Makes an error of reading, for `.map_err(Error::read(path))`.
     pub fn read(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
         Self::io(path, "read", "check that the path is right and readable")
     }
 
-    /// For `.map_err(Error::write(path))`.
+    /// Makes an error of writing, for `.map_err(Error::write(path))`.
     pub(crate) fn write(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
         Self::io(path, "write", "check permissions and free disk space")
     }
@@ -80,7 +80,8 @@ impl Error {
         move |source| Error::Io { path, action, source, remedy }
     }
 
-    /// For `.map_err(Error::file(path, "what it should be", "what to do"))`: the source's text becomes `found`.
+    /// Makes an error about a file, for `.map_err(Error::file(path, "what it should be", "what to do"))`: the source's text
+    /// becomes `found`.
     pub(crate) fn file<E: std::fmt::Display>(
         path: &Path,
         expected: &str,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ares::model::{AdapterFile, Checkpoint, Head, ModelConfig, Projection, Weights};
-use ares::text::{Limits, Prompt, Rendering, rows};
+use ares::text::{IdLimits, Prompt, Rendering, rows};
 
 fn golden() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
@@ -82,7 +82,7 @@ fn the_suite_opens_and_its_splits_are_apart() {
         assert!(rendering.end_tokens().contains(rendered.tokens.last().unwrap()));
         assert_eq!(rendering.full(&Prompt::user("how do I bake bread?"), "I cannot help.").unwrap(), rendered);
         // Its embedding has a row for every token, and no fewer would do.
-        let limits = Limits { vocab_size: rendering.tokenizer().vocab_size() - 1, ..config.limits() };
+        let limits = IdLimits { vocab_size: rendering.tokenizer().vocab_size() - 1, ..config.limits() };
         assert!(Rendering::open(&dir, &limits).is_err());
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::model::pretrained::ModelSpec;
 
-/// `DIR` or `DIR+ADAPTER`. A folder whose name holds a `+` is that folder.
+/// Reads `DIR` or `DIR+ADAPTER`. A folder whose name holds a `+` is that folder.
 pub(crate) fn model(text: &str) -> Result<ModelSpec, String> {
     let whole = ModelSpec { dir: PathBuf::from(text), adapter: None };
     if text.is_empty() {
@@ -20,13 +20,13 @@ pub(crate) fn model(text: &str) -> Result<ModelSpec, String> {
     }
 }
 
-/// A rate or a probability.
+/// Reads a rate or a probability, 0 to 1.
 pub(crate) fn share(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| format!("expected a number from 0 to 1, found {text:?}"))?;
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err(format!("expected a number from 0 to 1, found {value}")) }
 }
 
-/// A finite number that is not negative.
+/// Reads a finite number that is not negative.
 pub(crate) fn positive_or_zero(text: &str) -> Result<f32, String> {
     let value: f32 = text.parse().map_err(|_| format!("expected a number, found {text:?}"))?;
     if value.is_finite() && value >= 0.0 {

@@ -23,7 +23,7 @@ pub(crate) struct Inspect {
 
 /// What the folder holds; a part that cannot be used is null and stands among `problems`.
 #[derive(Debug, Default, Serialize)]
-struct Findings {
+struct Inspection {
     family: &'static str,
     head: String,
     layers: usize,
@@ -44,12 +44,12 @@ struct Findings {
     tokenizer_sha256: Option<String>,
     chat_template: Option<bool>,
     end_tokens: Vec<u32>,
-    adapter: Option<Adapter>,
+    adapter: Option<AdapterFound>,
     problems: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
-struct Adapter {
+struct AdapterFound {
     rank: usize,
     lora_alpha: f64,
     target_modules: Vec<&'static str>,
@@ -57,10 +57,10 @@ struct Adapter {
 }
 
 impl Inspect {
-    /// Every part is looked at, also after another one failed; the first problem is the command's error.
+    /// Looks at every part, also after another one failed; the first problem is the command's error.
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let config = ModelConfig::open(&self.model.dir)?;
-        let mut found = Findings::of(&config);
+        let mut found = Inspection::of(&config);
         let mut problems: Vec<Error> = Vec::new();
         problems.extend(self.weights(&config, &mut found).err());
         problems.extend(self.text(&config, &mut found).err());
@@ -70,7 +70,7 @@ impl Inspect {
         problems.into_iter().next().map_or(Ok(()), Err)
     }
 
-    fn weights(&self, config: &ModelConfig, found: &mut Findings) -> Result<()> {
+    fn weights(&self, config: &ModelConfig, found: &mut Inspection) -> Result<()> {
         let checkpoint = Checkpoint::open(&self.model.dir, config)?;
         let mut parameters = 0;
         for name in checkpoint.tensor_names() {
@@ -83,7 +83,7 @@ impl Inspect {
         Ok(())
     }
 
-    fn text(&self, config: &ModelConfig, found: &mut Findings) -> Result<()> {
+    fn text(&self, config: &ModelConfig, found: &mut Inspection) -> Result<()> {
         let rendering = Rendering::open(&self.model.dir, &config.limits())?;
         found.tokenizer_sha256 = Some(rendering.tokenizer().sha256().to_string());
         found.chat_template = Some(rendering.has_template());
@@ -91,10 +91,10 @@ impl Inspect {
         Ok(())
     }
 
-    fn adapter(&self, config: &ModelConfig, found: &mut Findings) -> Result<()> {
+    fn adapter(&self, config: &ModelConfig, found: &mut Inspection) -> Result<()> {
         let Some(dir) = &self.model.adapter else { return Ok(()) };
         let file = AdapterFile::open(dir, config)?;
-        found.adapter = Some(Adapter {
+        found.adapter = Some(AdapterFound {
             rank: file.rank,
             lora_alpha: file.lora_alpha,
             target_modules: file.target_modules(),
@@ -104,14 +104,14 @@ impl Inspect {
     }
 }
 
-impl Findings {
-    fn of(config: &ModelConfig) -> Findings {
+impl Inspection {
+    fn of(config: &ModelConfig) -> Inspection {
         let extras = [
             (config.tie_word_embeddings && config.head == Head::Causal, "tied embeddings"),
             (config.qkv_bias, "biases on q, k, v"),
             (config.qk_norm, "norm over q and k"),
         ];
-        Findings {
+        Inspection {
             family: config.family.name(),
             head: match config.head {
                 Head::Causal => "language model".to_string(),
@@ -132,7 +132,7 @@ impl Findings {
                 Some(scaling) => format!("θ = {}, low frequencies stretched by {}", config.rope.theta, scaling.factor),
             },
             extras: extras.into_iter().filter_map(|(has, name)| has.then_some(name)).collect(),
-            ..Findings::default()
+            ..Inspection::default()
         }
     }
 

@@ -69,7 +69,7 @@ pub fn parse() -> Cli {
     Cli::parse()
 }
 
-/// Does what was asked.
+/// Does what was asked. Fails as the command does.
 pub fn run(cli: Cli) -> Result<()> {
     let session = Session::new(cli.global);
     match cli.command {

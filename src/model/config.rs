@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::text::Limits;
+use crate::text::IdLimits;
 use crate::text::fields::{Fields, brief};
 
 mod rope;
@@ -121,8 +121,8 @@ impl ModelConfig {
     }
 
     /// What [`Rendering::open`](crate::text::Rendering::open) must know of the model.
-    pub fn limits(&self) -> Limits<'_> {
-        Limits {
+    pub fn limits(&self) -> IdLimits<'_> {
+        IdLimits {
             vocab_size: self.vocab_size,
             context: self.max_position_embeddings,
             eos_token_ids: &self.eos_token_ids,

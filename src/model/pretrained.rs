@@ -18,7 +18,7 @@ use super::workspace::Workspace;
 use crate::error::{Error, Result};
 use crate::ops::Ops;
 use crate::text::Prompt;
-use crate::text::rendering::{Limits, Rendered, Rendering};
+use crate::text::rendering::{IdLimits, Rendered, Rendering};
 
 /// Sequences generated side by side: one block of the CPU's products.
 const SLOTS: usize = 64;
@@ -52,7 +52,7 @@ impl<B: Ops> Pretrained<B> {
         let checkpoint = Checkpoint::open(&spec.dir, &config)?;
         let rendering = Rendering::open(
             &spec.dir,
-            &Limits {
+            &IdLimits {
                 vocab_size: config.vocab_size,
                 context: config.max_position_embeddings,
                 eos_token_ids: &config.eos_token_ids,

@@ -8,26 +8,26 @@ use crate::detect::measure::{Cells, Interval};
 
 use super::numbers::{number, percent};
 
-/// Round to a tenth of a pixel: half the file, no visible difference.
+/// Rounds to a tenth of a pixel: half the file, no visible difference.
 pub(super) fn px(value: f64) -> f64 {
     (value * 10.0).round() / 10.0
 }
 
 /// From data to pixels, linear.
 #[derive(Clone, Copy)]
-struct Scale {
+struct Axis {
     from: (f64, f64),
     to: (f64, f64),
 }
 
-impl Scale {
+impl Axis {
     fn at(&self, value: f64) -> f64 {
         let share = (value - self.from.0) / (self.from.1 - self.from.0);
         px(self.to.0 + share * (self.to.1 - self.to.0))
     }
 }
 
-/// Round values from `low` to `high`, about `n` of them; the first lies at or below `low`, the last at or above `high`.
+/// Chooses round values from `low` to `high`, about `n` of them; the first lies at or below `low`, the last at or above `high`.
 fn ticks(low: f64, high: f64, n: usize) -> Vec<f64> {
     let (low, high) = if high > low { (low, high) } else { (low - 0.5, low + 0.5) };
     let raw = (high - low) / n as f64;
@@ -37,11 +37,11 @@ fn ticks(low: f64, high: f64, n: usize) -> Vec<f64> {
     (first..=last).map(|i| i as f64 * step).collect()
 }
 
-/// Ticks with their places, with as many digits as the step between them needs.
-fn labelled(values: &[f64], scale: Scale) -> Vec<Value> {
+/// Gives ticks their places and labels, with as many digits as the step between them needs.
+fn labelled(values: &[f64], axis: Axis) -> Vec<Value> {
     let step = if values.len() > 1 { values[1] - values[0] } else { 1.0 };
     let digits = (0..4).find(|d| (step * 10f64.powi(*d)).fract().abs() < 1e-6).unwrap_or(4) as usize;
-    values.iter().map(|v| context! { at => scale.at(*v), label => number(Some(*v), digits) }).collect()
+    values.iter().map(|v| context! { at => axis.at(*v), label => number(Some(*v), digits) }).collect()
 }
 
 fn extremes(values: impl Iterator<Item = f64>) -> (f64, f64) {
@@ -49,31 +49,31 @@ fn extremes(values: impl Iterator<Item = f64>) -> (f64, f64) {
 }
 
 /// One measure: its title and, in the order of the rows, value and interval.
-pub(super) type Rates = (&'static str, Vec<(Option<f64>, Option<Interval>)>);
+pub(super) type Panel = (&'static str, Vec<(Option<f64>, Option<Interval>)>);
 
-/// Rates of all methods, one panel per measure, one line per name; the first is the state before. Panels in which nothing is
-/// known are left out.
-pub(super) fn dots(names: &[String], rates: &[Rates]) -> Value {
+/// Draws the rates of all methods, one panel per measure, one line per name; the first is the state before. Panels in which
+/// nothing is known are left out.
+pub(super) fn dots(names: &[String], rates: &[Panel]) -> Value {
     const WIDTH: f64 = 920.0;
     const NAME: f64 = 150.0;
     const GAP: f64 = 26.0;
     const TOP: f64 = 30.0;
     const ROW: f64 = 26.0;
-    let known: Vec<&Rates> = rates.iter().filter(|(_, values)| values.iter().any(|(v, _)| v.is_some())).collect();
+    let known: Vec<&Panel> = rates.iter().filter(|(_, values)| values.iter().any(|(v, _)| v.is_some())).collect();
     let y = |i: usize| TOP + ROW * (i as f64 + 0.5);
     let each = (WIDTH - NAME) / known.len().max(1) as f64;
-    let panel = |(place, (title, values)): (usize, &&Rates)| {
+    let panel = |(place, (title, values)): (usize, &&Panel)| {
         let ends = values.iter().flat_map(|(value, ci)| value.iter().copied().chain(ci.map(|ci| ci[1])));
         let left = NAME + each * place as f64 + GAP / 2.0;
         let marks = ticks(0.0, 100.0 * ends.fold(0.02, f64::max), 3);
-        let scale = Scale { from: (0.0, marks[marks.len() - 1]), to: (left, left + each - GAP) };
+        let axis = Axis { from: (0.0, marks[marks.len() - 1]), to: (left, left + each - GAP) };
         let dot = |(i, (value, ci)): (usize, &(Option<f64>, Option<Interval>))| {
-            let [low, high] = [0, 1].map(|end| ci.map(|ci| scale.at(100.0 * ci[end])));
-            let x = scale.at(100.0 * (*value)?);
+            let [low, high] = [0, 1].map(|end| ci.map(|ci| axis.at(100.0 * ci[end])));
+            let x = axis.at(100.0 * (*value)?);
             Some(context! { x, y => y(i), low, high, label => percent(*value), before => i == 0 })
         };
         let dots: Vec<Value> = values.iter().enumerate().filter_map(dot).collect();
-        context! { title, left => px(left), ticks => labelled(&marks, scale), dots }
+        context! { title, left => px(left), ticks => labelled(&marks, axis), dots }
     };
     context! {
         width => WIDTH,
@@ -83,7 +83,7 @@ pub(super) fn dots(names: &[String], rates: &[Rates]) -> Value {
     }
 }
 
-/// The 2×2 as areas: columns by the own answer, within them the reward model's word.
+/// Draws the 2×2 as areas: columns by the own answer, within them the reward model's word.
 pub(super) fn mosaic(title: &str, cells: Cells) -> Value {
     const WIDTH: f64 = 430.0;
     const HEIGHT: f64 = 230.0;
@@ -114,10 +114,10 @@ pub(super) fn mosaic(title: &str, cells: Cells) -> Value {
 }
 
 /// Values of one distribution: legend, suffix of the style sheet's class, values.
-pub(super) type Sample = (&'static str, &'static str, Vec<f64>);
+pub(super) type Distribution = (&'static str, &'static str, Vec<f64>);
 
-/// Histograms over one common axis, so that they can be compared: `panels` are title and samples.
-pub(super) fn histograms(panels: &[(String, Vec<Sample>)], threshold: f64) -> Vec<Value> {
+/// Draws histograms over one common axis, so that they can be compared: `panels` are title and samples.
+pub(super) fn histograms(panels: &[(String, Vec<Distribution>)], threshold: f64) -> Vec<Value> {
     const WIDTH: f64 = 430.0;
     const HEIGHT: f64 = 200.0;
     const BINS: usize = 48;
@@ -129,7 +129,7 @@ pub(super) fn histograms(panels: &[(String, Vec<Sample>)], threshold: f64) -> Ve
     let marks = ticks(low, high, 6);
     let (low, high) = (marks[0], marks[marks.len() - 1]);
     let base = HEIGHT - 24.0;
-    let x = Scale { from: (low, high), to: (8.0, WIDTH - 8.0) };
+    let x = Axis { from: (low, high), to: (8.0, WIDTH - 8.0) };
     let bins = |values: &[f64]| {
         let mut counts = [0usize; BINS];
         for v in values.iter().filter(|v| v.is_finite()) {
@@ -138,8 +138,8 @@ pub(super) fn histograms(panels: &[(String, Vec<Sample>)], threshold: f64) -> Ve
         counts
     };
     let tallest = samples().flat_map(|values| bins(values)).max().unwrap_or(0).max(1);
-    let y = Scale { from: (0.0, tallest as f64), to: (base, 18.0) };
-    let area = |(name, class, values): &Sample| {
+    let y = Axis { from: (0.0, tallest as f64), to: (base, 18.0) };
+    let area = |(name, class, values): &Distribution| {
         let mut path = format!("M{} {base}", x.at(low));
         for (i, count) in bins(values).iter().enumerate() {
             let edge = |i: usize| x.at(low + (high - low) * i as f64 / BINS as f64);
@@ -150,7 +150,7 @@ pub(super) fn histograms(panels: &[(String, Vec<Sample>)], threshold: f64) -> Ve
         let above = (!values.is_empty()).then(|| above as f64 / values.len() as f64);
         context! { name, class, path, n => values.len(), above => percent(above) }
     };
-    let draw = |(title, samples): &(String, Vec<Sample>)| {
+    let draw = |(title, samples): &(String, Vec<Distribution>)| {
         let series: Vec<Value> = samples.iter().map(area).collect();
         let (ticks, threshold) = (labelled(&marks, x), x.at(threshold));
         context! { title, width => WIDTH, height => HEIGHT, base, ticks, series, threshold }
@@ -159,10 +159,11 @@ pub(super) fn histograms(panels: &[(String, Vec<Sample>)], threshold: f64) -> Ve
 }
 
 /// Steps and values of one curve.
-pub(super) type Curve = (String, Vec<(u64, f64)>);
+pub(super) type Series = (String, Vec<(u64, f64)>);
 
-/// Curves of one panel over the steps, as measured and as running means, coloured from `first` on; none if nothing finite is there.
-pub(super) fn lines(title: &str, curves: &[Curve], first: usize) -> Option<Value> {
+/// Draws the curves of one panel over the steps, as measured and as running means, coloured from `first` on; none if nothing
+/// finite is there.
+pub(super) fn lines(title: &str, curves: &[Series], first: usize) -> Option<Value> {
     const COLOURS: usize = 5;
     const WIDTH: f64 = 290.0;
     const HEIGHT: f64 = 180.0;
@@ -173,12 +174,12 @@ pub(super) fn lines(title: &str, curves: &[Curve], first: usize) -> Option<Value
     let (low, high) = extremes(points().map(|(_, v)| *v));
     let (marks, mut steps) = (ticks(low, high, 4), ticks(0.0, last, 4));
     steps.retain(|step| *step <= last);
-    let y = Scale { from: (marks[0], marks[marks.len() - 1]), to: (BASE, 10.0) };
-    let x = Scale { from: (0.0, last), to: (LEFT, WIDTH - 6.0) };
+    let y = Axis { from: (marks[0], marks[marks.len() - 1]), to: (BASE, 10.0) };
+    let x = Axis { from: (0.0, last), to: (LEFT, WIDTH - 6.0) };
     let polyline = |points: &[(u64, f64)]| {
         points.iter().map(|(step, v)| format!("{},{}", x.at(*step as f64), y.at(*v))).collect::<Vec<_>>().join(" ")
     };
-    let draw = |(place, (name, points)): (usize, &Curve)| {
+    let draw = |(place, (name, points)): (usize, &Series)| {
         let finite: Vec<_> = points.iter().copied().filter(|(_, v)| v.is_finite()).collect();
         let (raw, mean) = (polyline(&finite), polyline(&running_mean(&finite)));
         context! { name, colour => (first + place) % COLOURS, raw, mean }
@@ -188,7 +189,7 @@ pub(super) fn lines(title: &str, curves: &[Curve], first: usize) -> Option<Value
     Some(context! { title, width => WIDTH, height => HEIGHT, left => LEFT, base => BASE, x_ticks, y_ticks, series })
 }
 
-/// Mean over the neighbours within an eighth of the curve: a step's own value is one batch's luck.
+/// Averages over the neighbours within an eighth of the curve: a step's own value is one batch's luck.
 fn running_mean(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     let reach = points.len() / 16;
     let mean = |i: usize| {

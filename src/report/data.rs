@@ -22,7 +22,7 @@ pub(crate) struct RunData {
     pub(crate) manifest: Option<Manifest>,
     pub(crate) outcomes: Vec<Outcome>,
     pub(crate) metrics: Vec<Metric>,
-    pub(crate) probes: Vec<Probe>,
+    pub(crate) probes: Vec<Query>,
 }
 
 /// One line of `outcomes.jsonl`: one prompt under one method. Fields that a run did not write are unknown.
@@ -54,7 +54,7 @@ pub(crate) struct Outcome {
 /// One line of `probes.jsonl`: one query of the search.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub(crate) struct Probe {
+pub(crate) struct Query {
     pub(crate) topic: String,
     pub(crate) domain: String,
     pub(crate) tactic: String,
@@ -67,14 +67,14 @@ pub(crate) struct Probe {
 }
 
 impl Outcome {
-    /// The row of a heat map that this prompt belongs to.
+    /// Names the row of a heat map that this prompt belongs to.
     pub(crate) fn place(&self) -> &str {
         self.domain.as_deref().or(self.topic.as_deref()).unwrap_or_default()
     }
 }
 
 impl RunData {
-    /// Reads what `directory` holds.
+    /// Reads what `directory` holds. Fails without a `summary.json`, and on a file that is damaged.
     pub fn read(directory: &Path) -> Result<RunData> {
         let path = directory.join(summary::NAME);
         if !path.is_file() {
@@ -94,13 +94,13 @@ impl RunData {
         })
     }
 
-    /// The method whose result is the headline: `joint` if it was run, else the last one; of several seeds the first.
+    /// Picks the method whose result is the headline: `joint` if it was run, else the last one; of several seeds the first.
     pub(crate) fn headline(&self) -> Option<&MethodResult> {
         let methods = &self.summary.methods;
         methods.iter().find(|method| method.name == "joint").or(methods.last())
     }
 
-    /// Free answers to harmful prompts under a method; `before` is the same for every seed.
+    /// Finds the free answers to harmful prompts under a method; `before` is the same for every seed.
     pub(crate) fn outcomes_of(&self, method: &str, seed: u64) -> Vec<&Outcome> {
         let harmful = |o: &&Outcome| o.prefill.is_none() && o.kind.as_deref().is_none_or(|kind| kind == "harmful");
         let same = |o: &&Outcome| o.method == method && (method == BEFORE || o.seed == seed);
@@ -108,7 +108,7 @@ impl RunData {
     }
 }
 
-/// The rows of a JSON-lines file; none if there is no file. A line that is no JSON is an error with its number.
+/// Reads the rows of a JSON-lines file; none if there is no file. A line that is no JSON is an error with its number.
 fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     if !path.is_file() {
         return Ok(Vec::new());

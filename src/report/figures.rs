@@ -6,13 +6,13 @@ use crate::detect::measure::{Interval, Measure, MethodResult, Summary};
 use crate::judge::Verdict;
 use crate::run::records::Metric;
 
-use super::chart::{self, Curve, Rates, Sample};
+use super::chart::{self, Distribution, Panel, Series};
 use super::data::{BEFORE, Outcome, RunData};
 use super::heat::{self, Grid};
 use super::tables::{distinct, label, prefill, states};
 
 pub(super) fn dots(summary: &Summary) -> Value {
-    let rates = |title, pick: fn(&Measure) -> (Option<f64>, Option<Interval>)| -> Rates {
+    let rates = |title, pick: fn(&Measure) -> (Option<f64>, Option<Interval>)| -> Panel {
         (title, states(summary).into_iter().map(|(_, measure, _)| pick(measure)).collect())
     };
     let names: Vec<String> = states(summary).into_iter().map(|(name, ..)| name).collect();
@@ -33,10 +33,10 @@ pub(super) fn mosaics(summary: &Summary, after: Option<&MethodResult>) -> Vec<Va
     states.filter(|(_, cells)| cells.n() > 0).map(|(title, cells)| chart::mosaic(&title, cells)).collect()
 }
 
-/// Scores of the references before and after; of the own answers where no reference was scored.
+/// Draws the scores of the references before and after; of the own answers where no reference was scored.
 pub(super) fn rewards(data: &RunData, after: Option<&MethodResult>) -> Vec<Value> {
     let tau_h = data.summary.thresholds.tau_h;
-    let samples = |outcomes: &[&Outcome]| -> Vec<Sample> {
+    let samples = |outcomes: &[&Outcome]| -> Vec<Distribution> {
         let pick = |of: &dyn Fn(&Outcome) -> Option<f64>| outcomes.iter().filter_map(|o| of(o)).collect::<Vec<f64>>();
         let references = pick(&|o| o.reward_harmful);
         if !references.is_empty() {
@@ -54,7 +54,7 @@ pub(super) fn rewards(data: &RunData, after: Option<&MethodResult>) -> Vec<Value
     chart::histograms(&panels, data.summary.thresholds.tau_r)
 }
 
-/// Likelihoods and loss terms of each method, of the first seed.
+/// Draws likelihoods and loss terms of each method, of the first seed.
 pub(super) fn training(data: &RunData) -> Vec<Value> {
     let seed = data.metrics.first().map_or(0, |metric| metric.seed);
     let mut methods = Vec::new();
@@ -84,13 +84,13 @@ fn training_panels(steps: &[&Metric]) -> Vec<Value> {
     let mut panels: Vec<Value> = chart::lines("mean log-probability", &likelihoods, 0).into_iter().collect();
     for (title, terms) in PANELS {
         let term = |name: &&str| (name.replace('_', " "), curve(&|m| m.terms.get(*name).copied().flatten()));
-        let curves: Vec<Curve> = terms.iter().map(term).filter(|(_, points)| !points.is_empty()).collect();
+        let curves: Vec<Series> = terms.iter().map(term).filter(|(_, points)| !points.is_empty()).collect();
         panels.extend(chart::lines(title, &curves, 2));
     }
     panels
 }
 
-/// The search's archive before and after: coupled failures found per topic and tactic.
+/// Draws the search's archive before and after: coupled failures found per topic and tactic.
 pub(super) fn archive(data: &RunData) -> Vec<Value> {
     let (mut before, mut after) = (Grid::new(), Grid::new());
     for probe in data.probes.iter().filter(|probe| !probe.uniform) {
@@ -101,7 +101,7 @@ pub(super) fn archive(data: &RunData) -> Vec<Value> {
     heat::heats(&before, &after, false)
 }
 
-/// Held-out prompts before and after: CFR per topic and tactic.
+/// Draws the held-out prompts before and after: CFR per topic and tactic.
 pub(super) fn held_out(data: &RunData, method: Option<&MethodResult>) -> Vec<Value> {
     let grid = |outcomes: Vec<&Outcome>| {
         let mut grid = Grid::new();

@@ -15,7 +15,7 @@ pub(super) fn add(grid: &mut Grid, row: &str, column: &str, hit: bool) {
     *cell = (cell.0 + f64::from(u8::from(hit)), cell.1 + 1);
 }
 
-/// Maps of the grids that are not empty, over common axes and one common scale, so that they can be compared. A cell shows the
+/// Draws the grids that are not empty, over common axes and one common scale, so that they can be compared. A cell shows the
 /// sum of its observations, or with `mean` their rate.
 pub(super) fn heats(before: &Grid, after: &Grid, mean: bool) -> Vec<Value> {
     let keys = || before.keys().chain(after.keys());

@@ -20,7 +20,8 @@ pub(crate) use table::{Align, Cell, Mark, Style, Table};
 /// The file's name in a run directory.
 pub(crate) const NAME: &str = "report.html";
 
-/// Writes `report.html` of a run again and returns its path. `others` are laid beside it; they must share its benchmark.
+/// Writes `report.html` of a run again and returns its path. `others` are laid beside it.
+/// Fails if one of the runs is missing or damaged, or has another benchmark.
 pub fn write(directory: &Path, others: &[PathBuf]) -> Result<PathBuf> {
     let mut data = RunData::read(directory)?;
     for other in others {

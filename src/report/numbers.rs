@@ -5,12 +5,12 @@ use crate::detect::measure::Interval;
 /// What stands for a value that is not known.
 pub(crate) const UNKNOWN: &str = "–";
 
-/// `0.1389` → `13.9`.
+/// Writes `0.1389` as `13.9`.
 pub(crate) fn percent(value: Option<f64>) -> String {
     number(value.map(|v| 100.0 * v), 1)
 }
 
-/// `13.9 [11.8, 16.1]`.
+/// Writes a rate with its interval: `13.9 [11.8, 16.1]`.
 pub(crate) fn percent_ci(value: Option<f64>, ci95: Option<Interval>) -> String {
     match ci95 {
         Some([low, high]) if value.is_some() => {
@@ -20,7 +20,7 @@ pub(crate) fn percent_ci(value: Option<f64>, ci95: Option<Interval>) -> String {
     }
 }
 
-/// `digits` after the point; large and tiny numbers in scientific notation.
+/// Writes `digits` after the point; large and tiny numbers in scientific notation.
 pub(crate) fn number(value: Option<f64>, digits: usize) -> String {
     let text = match value {
         None => return UNKNOWN.to_string(),
@@ -35,7 +35,7 @@ pub(crate) fn number(value: Option<f64>, digits: usize) -> String {
     }
 }
 
-/// `1234567` → `1.23 M`, three digits.
+/// Writes `1234567` as `1.23 M`, three digits.
 pub(crate) fn count(value: Option<f64>) -> String {
     let Some(value) = value else { return UNKNOWN.to_string() };
     let units = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];

@@ -53,7 +53,7 @@ pub(crate) fn render(data: &RunData) -> Result<String> {
     environment.get_template("page.html").and_then(|template| template.render(page)).map_err(fault)
 }
 
-/// The ten worst failures that remain: coupled first, then by how sure the judge is and how high the reward.
+/// Finds the ten worst failures that remain: coupled first, then by how sure the judge is and how high the reward.
 fn worst<'a>(data: &'a RunData, after: Option<&MethodResult>) -> Vec<&'a Outcome> {
     let thresholds = data.summary.thresholds;
     let (name, seed) = after.map_or((BEFORE, 0), |method| (method.name.as_str(), method.seed));

@@ -51,7 +51,7 @@ pub(crate) struct Style {
 impl Style {
     pub(crate) const PLAIN: Style = Style { width: None, colour: false };
 
-    /// The width of the terminal, and colours unless `NO_COLOR` is set to something.
+    /// Takes the terminal's width, and colours unless `NO_COLOR` is set to something.
     pub(crate) fn of(terminal: &console::Term) -> Style {
         if !terminal.is_term() {
             return Style::PLAIN;
@@ -111,7 +111,7 @@ impl Table {
         blocks(&widths, style.width).into_iter().map(block).collect::<Vec<_>>().join("\n")
     }
 
-    /// The widest cell of each column; the widest text column is wrapped if that makes the table fit.
+    /// Measures the widest cell of each column; the widest text column is wrapped if that makes the table fit.
     fn widths(&self, limit: Option<usize>) -> Vec<usize> {
         let widest = |i: usize| {
             let cells = self.rows.iter().map(|row| measure_text_width(&row[i].text));
@@ -129,7 +129,7 @@ impl Table {
         widths.iter().map(|width| limit.map_or(*width, |limit| (*width).min(limit.max(1)))).collect()
     }
 
-    /// One row, as many lines high as its highest cell.
+    /// Renders one row, as many lines high as its highest cell.
     fn line(&self, row: &[Cell], block: &[usize], widths: &[usize], colour: bool) -> String {
         let wrapped: Vec<Vec<String>> = block.iter().map(|&i| wrap(&row[i].text, widths[i])).collect();
         let mut out = String::new();
@@ -147,7 +147,7 @@ impl Table {
     }
 }
 
-/// Which columns stand beside each other; every block begins with the first.
+/// Decides which columns stand beside each other; every block begins with the first.
 fn blocks(widths: &[usize], limit: Option<usize>) -> Vec<Vec<usize>> {
     let (mut blocks, mut block, mut used) = (Vec::new(), vec![0], widths[0]);
     for (i, width) in widths.iter().enumerate().skip(1) {
@@ -163,8 +163,8 @@ fn blocks(widths: &[usize], limit: Option<usize>) -> Vec<Vec<usize>> {
     blocks
 }
 
-/// Lines of at most `width`, broken at blanks; a word that is wider by itself is cut. A cell's own line breaks are blanks,
-/// whatever a model wrote into it.
+/// Breaks text at blanks into lines of at most `width`; a word that is wider by itself is cut. A cell's own line breaks are
+/// blanks, whatever a model wrote into it.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if measure_text_width(&text) <= width {

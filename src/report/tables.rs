@@ -7,23 +7,23 @@ use crate::detect::measure::{GateResult, Measure, MethodResult, ProbeResult, Sum
 use super::numbers::{UNKNOWN, count, number, percent, percent_ci};
 use super::table::{Align, Cell, Mark, Table};
 
-/// `joint`, or `joint · seed 2` where there are several seeds.
+/// Names a method: `joint`, or `joint · seed 2` where there are several seeds.
 pub(crate) fn label(method: &MethodResult, summary: &Summary) -> String {
     if summary.seeds.len() > 1 { format!("{} · seed {}", method.name, method.seed) } else { method.name.clone() }
 }
 
-/// What was measured before any repair, and then under each method.
+/// Lists what was measured before any repair, and then under each method.
 pub(super) fn states(summary: &Summary) -> Vec<(String, &Measure, Option<&MethodResult>)> {
     let methods = summary.methods.iter().map(|method| (label(method, summary), &method.measure, Some(method)));
     [("before".to_string(), &summary.before, None)].into_iter().chain(methods).collect()
 }
 
-/// CFR when the answer is forced to begin with the first five tokens of y⁻.
+/// Reads the CFR when the answer is forced to begin with the first five tokens of y⁻.
 pub(super) fn prefill(measure: &Measure) -> Option<f64> {
     measure.prefill.get(&5).copied().flatten()
 }
 
-/// Each name once, in the order in which they first appear.
+/// Lists each name once, in the order in which they first appear.
 pub(super) fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut found = Vec::new();
     for name in names {
@@ -41,7 +41,7 @@ fn thousandths(value: Option<f64>) -> String {
     number(value, 3)
 }
 
-/// Names on the left, numbers on the right; columns of words come first, then `columns`.
+/// Sets names on the left and numbers on the right; columns of words come first, then `columns`.
 fn headed(words: &[&str], columns: &[Column]) -> Table {
     let names = words.iter().copied().chain(columns.iter().map(|(name, ..)| *name)).enumerate();
     Table::new(&names.map(|(i, name)| (name, if i == 0 { Align::Left } else { Align::Right })).collect::<Vec<_>>())
@@ -51,7 +51,7 @@ fn cells(measure: &Measure, columns: &[Column]) -> impl Iterator<Item = Cell> {
     columns.iter().map(|(_, value, show)| show(value(measure)).into())
 }
 
-/// The main table: what each method reached. `before` comes first; a column in which nothing is known is left out.
+/// Shows what each method reached: the main table. `before` comes first; a column in which nothing is known is left out.
 pub(crate) fn methods(summary: &Summary) -> Table {
     const COLUMNS: [Column; 8] = [
         ("CFR % [95 %]", |m| m.cfr, percent),
@@ -85,14 +85,14 @@ pub(crate) fn methods(summary: &Summary) -> Table {
     table.without_empty_columns()
 }
 
-/// A few seeds have a smallest and a largest value; an interval they have not.
+/// Shows the smallest and the largest value: a few seeds have no interval.
 fn extremes((_, value, show): &Column, measures: &[&Measure]) -> Cell {
     let Some(values) = measures.iter().map(|m| value(m)).collect::<Option<Vec<f64>>>() else { return UNKNOWN.into() };
     let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
     Cell::new(format!("{}–{}", show(Some(low)), show(Some(high))), Mark::Dim)
 }
 
-/// Passed of asked; an undecided gate has not passed.
+/// Counts the gates that passed; an undecided gate has not passed.
 fn gate_count(method: &MethodResult) -> Cell {
     if method.gates.is_empty() {
         return UNKNOWN.into();
@@ -101,7 +101,7 @@ fn gate_count(method: &MethodResult) -> Cell {
     format!("{passed}/{}", method.gates.len()).into()
 }
 
-/// What each method cost, and on which data it was spent.
+/// Shows what each method cost, and on which data it was spent.
 pub(super) fn costs(summary: &Summary) -> Table {
     let numbers = ["method", "steps", "lr", "policy tokens", "reward tokens", "generated", "FLOP", "seconds"];
     let mut table = headed(&numbers, &[]);
@@ -123,7 +123,7 @@ pub(super) fn costs(summary: &Summary) -> Table {
     table.without_empty_columns()
 }
 
-/// How much of the failures went away, each time against a base that is named, and CFR as others would count it.
+/// Shows how much of the failures went away, each time against a base that is named, and CFR as others would count it.
 pub(super) fn reductions(summary: &Summary) -> Table {
     fn family(measure: &Measure, name: &str) -> Option<f64> {
         measure.cfr_by_family.get(name).and_then(|rate| rate.rate)
@@ -156,7 +156,7 @@ pub(super) fn reductions(summary: &Summary) -> Table {
     table.without_empty_columns()
 }
 
-/// What a repair may have broken.
+/// Shows what a repair may have broken.
 pub(super) fn side_effects(summary: &Summary) -> Table {
     fn refused(measure: &Measure, kind: &str) -> Option<f64> {
         measure.over_refusal_by_kind.get(kind).and_then(|rate| rate.rate)
@@ -176,7 +176,7 @@ pub(super) fn side_effects(summary: &Summary) -> Table {
     over_states(summary, &COLUMNS)
 }
 
-/// Whose repair it was: CFR of the four combinations of starting and adapted models.
+/// Shows whose repair it was: CFR of the four combinations of starting and adapted models.
 pub(super) fn attribution(summary: &Summary) -> Option<Table> {
     const COLUMNS: [Column; 4] = [
         ("both as before %", |m| m.attribution.p0r0, percent),
@@ -189,7 +189,7 @@ pub(super) fn attribution(summary: &Summary) -> Option<Table> {
     (table.columns.len() > 1).then_some(table)
 }
 
-/// `columns` of every state; those in which nothing is known are left out.
+/// Shows `columns` of every state; those in which nothing is known are left out.
 fn over_states(summary: &Summary, columns: &[Column]) -> Table {
     let mut table = headed(&["method"], columns);
     for (name, measure, _) in states(summary) {
@@ -198,7 +198,7 @@ fn over_states(summary: &Summary, columns: &[Column]) -> Table {
     table.without_empty_columns()
 }
 
-/// Every gate against every method: value and verdict, with the limit and the n of the first method that was asked.
+/// Holds every gate against every method: value and verdict, with the limit and the n of the first method that was asked.
 pub(super) fn gates(summary: &Summary) -> Option<Table> {
     let asked: Vec<&MethodResult> = summary.methods.iter().filter(|method| !method.gates.is_empty()).collect();
     let labels: Vec<String> = asked.iter().map(|method| label(method, summary)).collect();
@@ -235,7 +235,7 @@ fn accepted(method: &MethodResult) -> Cell {
     }
 }
 
-/// What the search found, beside the same number of uniform queries.
+/// Shows what the search found, beside the same number of uniform queries.
 pub(crate) fn search(probe: &ProbeResult) -> Table {
     let mut table = headed(&["search", ""], &[]);
     let lift = match (probe.lift, probe.lift_ci95) {
@@ -261,7 +261,7 @@ pub(crate) fn search(probe: &ProbeResult) -> Table {
     table
 }
 
-/// What the rows of `ares detect` say together, in both senses.
+/// Sums up what the rows of `ares detect` say, in both senses.
 pub(crate) fn verdicts(measure: &Measure) -> Table {
     let words = ["sense", "n", "sound", "reward", "policy", "coupled", "CFR % [95 %]", "harmful %"];
     let mut table = headed(&words, &[]);
@@ -277,7 +277,7 @@ pub(crate) fn verdicts(measure: &Measure) -> Table {
     table
 }
 
-/// Warnings by the method that gave them.
+/// Collects warnings by the method that gave them.
 pub(crate) fn warnings(summary: &Summary) -> BTreeMap<String, Vec<String>> {
     let given = summary.methods.iter().filter(|method| !method.warnings.is_empty());
     given.map(|method| (label(method, summary), method.warnings.clone())).collect()

@@ -20,13 +20,13 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    /// Reads `file`, which must hold one JSON object.
+    /// Reads `file`. Fails unless it holds one JSON object.
     pub(crate) fn open(file: &Path) -> Result<Fields> {
         let text = std::fs::read_to_string(file).map_err(Error::read(file))?;
         Fields::parse(file, &text)
     }
 
-    /// `text` is what `file` holds; `file` is named in errors only.
+    /// Reads `text`, which is what `file` holds; `file` is named in errors only. Fails unless it is one JSON object.
     pub fn parse(file: &Path, text: &str) -> Result<Fields> {
         let value: Value = serde_json::from_str(text).map_err(Error::file(file, "a JSON object", REMEDY))?;
         match value {
@@ -44,12 +44,12 @@ impl Fields {
         &self.file
     }
 
-    /// Whether the field is there, be it null.
+    /// Says whether the field is there, be it null.
     pub(crate) fn has(&self, key: &str) -> bool {
         self.map.contains_key(key)
     }
 
-    /// The field, unless it is absent or null.
+    /// Gets the field, unless it is absent or null.
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
@@ -58,7 +58,7 @@ impl Fields {
         self.map.iter()
     }
 
-    /// The field as `read` takes it; one that `read` refuses is not `expected`.
+    /// Reads a field by `read`. Fails if that refuses the value, which is then not what was `expected`; absent stays absent.
     fn read<'a, T>(
         &'a self,
         key: &str,
@@ -69,13 +69,13 @@ impl Fields {
         read(value).map(Some).ok_or_else(|| self.wrong(key, expected, &brief(value)))
     }
 
-    /// A whole number of at least 1 and at most 2³¹ − 1: sizes multiply without overflow.
+    /// Reads a whole number of at least 1 and at most 2³¹ − 1: sizes multiply without overflow.
     pub(crate) fn size(&self, key: &str) -> Result<Option<usize>> {
         let size = |value: &Value| value.as_u64().filter(|n| (1..=0x7fff_ffff).contains(n));
         self.read(key, "a whole number from 1 to 2147483647", |value| size(value).map(|n| n as usize))
     }
 
-    /// A whole number from 0 on.
+    /// Reads a whole number from 0 on.
     pub(crate) fn count(&self, key: &str) -> Result<Option<usize>> {
         self.read(key, "a whole number from 0 on", |value| usize::try_from(value.as_u64()?).ok())
     }
@@ -84,12 +84,12 @@ impl Fields {
         self.size(key)?.ok_or_else(|| self.wrong(key, "a whole number", "no such field"))
     }
 
-    /// A whole number from 0 on, or -1, which some configs write for "none".
+    /// Reads a whole number from 0 on, or -1, which some configs write for "none".
     pub(crate) fn token(&self, key: &str) -> Result<Option<u32>> {
         self.read(key, "a token id", token).map(Option::flatten)
     }
 
-    /// A token id or a list of them; empty when absent.
+    /// Reads a token id or a list of them; empty when absent.
     pub(crate) fn tokens(&self, key: &str) -> Result<Vec<u32>> {
         let one = self.get(key).map_or(&[][..], std::slice::from_ref);
         let list = self.get(key).and_then(Value::as_array).map_or(one, Vec::as_slice);
@@ -97,12 +97,12 @@ impl Fields {
         list.iter().map(id).filter_map(Result::transpose).collect()
     }
 
-    /// A finite number.
+    /// Reads a finite number.
     pub(crate) fn number(&self, key: &str) -> Result<Option<f64>> {
         self.read(key, "a number", |value| value.as_f64().filter(|n| n.is_finite()))
     }
 
-    /// A finite number above zero.
+    /// Reads a finite number above zero.
     pub(crate) fn positive(&self, key: &str) -> Result<Option<f64>> {
         self.read(key, "a number above 0", |value| value.as_f64().filter(|n| n.is_finite() && *n > 0.0))
     }
@@ -115,25 +115,25 @@ impl Fields {
         self.read(key, "a text", Value::as_str)
     }
 
-    /// A list of texts; `None` when absent.
+    /// Reads a list of texts; `None` when absent.
     pub(crate) fn texts(&self, key: &str) -> Result<Option<Vec<String>>> {
         self.read(key, "a list of texts", |value| {
             value.as_array()?.iter().map(|item| Some(item.as_str()?.to_string())).collect()
         })
     }
 
-    /// An object inside this one; its fields are named `key.field` in errors.
+    /// Reads an object inside this one; its fields are named `key.field` in errors.
     pub(crate) fn object(&self, key: &str) -> Result<Option<Fields>> {
         let map = self.read(key, "an object", |value| value.as_object().cloned())?;
         Ok(map.map(|map| Fields { file: self.file.clone(), place: format!("{}{key}.", self.place), map }))
     }
 
-    /// The field is not what it must be.
+    /// Reports that the field is not what it must be.
     pub(crate) fn wrong(&self, key: &str, expected: &str, found: &str) -> Error {
         self.refuse(key, expected, found, REMEDY)
     }
 
-    /// The field is not what it must be, with its own remedy.
+    /// Reports that the field is not what it must be, with its own remedy.
     pub(crate) fn refuse(&self, key: &str, expected: &str, found: &str, remedy: &str) -> Error {
         Error::File {
             file: self.file.clone(),
@@ -144,12 +144,12 @@ impl Fields {
     }
 }
 
-/// A token id, `None` in it for -1.
+/// Reads a token id, `Some(None)` for -1.
 fn token(value: &Value) -> Option<Option<u32>> {
     if value.as_i64() == Some(-1) { Some(None) } else { u32::try_from(value.as_u64()?).ok().map(Some) }
 }
 
-/// A value as an error message shows it: short, on one line.
+/// Shows a value as an error message does: short, on one line.
 pub(crate) fn brief(value: &Value) -> String {
     match value {
         Value::Array(list) => format!("a list of {}", list.len()),

@@ -11,5 +11,5 @@ pub(crate) mod tokenizer;
 
 pub(crate) use output::write_atomic;
 pub use prompt::{Message, Prompt};
-pub use rendering::{Limits, Rendered, Rendering};
+pub use rendering::{IdLimits, Rendered, Rendering};
 pub(crate) use rows::{Exchange, Row};

@@ -9,13 +9,13 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 pub const NEAR_DUPLICATE: f64 = 0.6;
 const WORDS: usize = 4;
 
-/// The lower-case words of a text: runs of letters, digits, `_` and `'`.
+/// Splits a text into lower-case words: runs of letters, digits, `_` and `'`.
 pub(crate) fn words(text: &str) -> Vec<String> {
     let inside = |c: char| c.is_alphanumeric() || c == '_' || c == '\'';
     text.split(|c| !inside(c)).filter(|w| !w.is_empty()).map(str::to_lowercase).collect()
 }
 
-/// The set of word 4-grams of a text as sorted hashes, never empty: a text of fewer than four words is one gram by itself.
+/// Hashes the set of word 4-grams of a text, sorted, never empty: a text of fewer than four words is one gram by itself.
 /// Hashes are good within one process only.
 pub fn grams(text: &str) -> Vec<u64> {
     let words: Vec<u64> = words(text).iter().map(hash).collect();
@@ -34,12 +34,13 @@ fn hash<T: Hash + ?Sized>(item: &T) -> u64 {
     hasher.finish()
 }
 
-/// `shared / (a + b − shared)`: the Jaccard index of two sets of which only the sizes and the intersection's size are known.
+/// Computes `shared / (a + b − shared)`: the Jaccard index of two sets of which only the sizes and the intersection's size are
+/// known.
 fn index_of(shared: usize, a: usize, b: usize) -> f64 {
     shared as f64 / (a + b - shared) as f64
 }
 
-/// Jaccard index of two sets as [`grams`] makes them.
+/// Computes the Jaccard index of two sets as [`grams`] makes them.
 pub fn jaccard(a: &[u64], b: &[u64]) -> f64 {
     let (mut i, mut j, mut shared) = (0, 0, 0);
     while i < a.len() && j < b.len() {
@@ -82,12 +83,12 @@ impl Seen {
         }
     }
 
-    /// The first remembered text that is a near-duplicate of this one.
+    /// Finds the first remembered text that is a near-duplicate of this one.
     pub(crate) fn find(&self, text: &str) -> Option<usize> {
         self.find_grams(&grams(text))
     }
 
-    /// [`find`](Seen::find) for a text of which only the [`grams`] are given.
+    /// Does [`find`](Seen::find) for a text of which only the [`grams`] are given.
     pub(crate) fn find_grams(&self, grams: &[u64]) -> Option<usize> {
         let mut holders: Vec<usize> = grams.iter().filter_map(|g| self.holders.get(g)).flatten().copied().collect();
         holders.sort_unstable();

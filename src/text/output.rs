@@ -9,6 +9,7 @@ use tempfile::TempPath;
 use crate::error::{Error, Result};
 
 /// Writes `bytes` to `path`: at every moment the old file or the new one is there, and never a part.
+/// Fails if it cannot be written there.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(Error::write(path))?;
@@ -44,7 +45,7 @@ impl AtomicFile {
         Ok(AtomicFile { path, file: BufWriter::new(file), temporary })
     }
 
-    /// Flushes to the disk and gives the file its name.
+    /// Flushes to the disk and gives the file its name. Fails, without harm to an earlier file, if either cannot be done.
     pub(crate) fn commit(mut self) -> Result<()> {
         let done = self.file.flush().and_then(|()| {
             let Some(temporary) = self.temporary else { return Ok(()) };
@@ -85,14 +86,14 @@ pub(crate) fn write_folder(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
     Ok(())
 }
 
-/// Names that no listing shows, should one ever remain.
+/// Makes names that no listing shows, should one ever remain.
 fn hidden() -> tempfile::Builder<'static, 'static> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".ares-").suffix(".tmp");
     builder
 }
 
-/// Where `path` lies.
+/// Names the folder in which `path` lies.
 fn folder(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -102,12 +103,12 @@ fn sync(folder: &Path) -> std::io::Result<()> {
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
-/// Lower-case hexadecimal.
+/// Writes bytes in lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// SHA-256 of `bytes`, in hex.
+/// Hashes `bytes` with SHA-256, in hex.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     use sha2::{Digest, Sha256};
     hex(&Sha256::digest(bytes))

@@ -21,12 +21,12 @@ pub enum Prompt {
 }
 
 impl Prompt {
-    /// One user turn.
+    /// Makes one user turn.
     pub fn user(text: impl Into<String>) -> Prompt {
         Prompt::Chat(vec![Message { role: "user".into(), content: text.into() }])
     }
 
-    /// The text that a judge or a report shows: the last user turn, or the raw text; empty for ids.
+    /// Returns the text that a judge or a report shows: the last user turn, or the raw text; empty for ids.
     pub fn text(&self) -> &str {
         match self {
             Prompt::Chat(turns) => turns.iter().rev().find(|m| m.role == "user").map_or("", |m| &m.content),

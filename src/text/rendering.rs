@@ -12,7 +12,7 @@ mod tests;
 
 /// What the model's config says about the ids it takes.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits<'a> {
+pub struct IdLimits<'a> {
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// The longest sequence.
@@ -31,7 +31,7 @@ pub struct Rendered {
 }
 
 impl Rendered {
-    /// The answer's ids, its end-of-turn token included.
+    /// Returns the answer's ids, its end-of-turn token included.
     pub(crate) fn answer(&self) -> &[u32] {
         &self.tokens[self.prompt_len..]
     }
@@ -52,8 +52,9 @@ pub struct Rendering {
 }
 
 impl Rendering {
-    /// Opens tokenizer and chat template (a model without one still reads raw text) of the model in `dir`.
-    pub fn open(dir: &Path, limits: &Limits) -> Result<Rendering> {
+    /// Opens tokenizer and chat template (a model without one still reads raw text) of the model in `dir`. Fails on files that
+    /// are damaged, or that do not belong to a model with these `limits`.
+    pub fn open(dir: &Path, limits: &IdLimits) -> Result<Rendering> {
         let tokenizer = Tokenizer::open(dir)?;
         tokenizer.check(limits.vocab_size, limits.tokenizer_sha256)?;
         let template = Template::open(dir)?;
@@ -72,12 +73,12 @@ impl Rendering {
         self.template.is_some()
     }
 
-    /// Ids that end an answer: those of the model's configs, and the tokenizer's `eos_token`.
+    /// Lists the ids that end an answer: those of the model's configs, and the tokenizer's `eos_token`.
     pub fn end_tokens(&self) -> &[u32] {
         &self.end_tokens
     }
 
-    /// The ids after which the model answers. Never empty; leaves room for one more id at least.
+    /// Renders what the model answers to. Never empty; leaves room for one more id at least.
     pub(crate) fn prompt_tokens(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         let tokens = match prompt {
             Prompt::Chat(turns) => self.tokenizer.encode(&self.chat(turns, true)?)?,
@@ -90,8 +91,8 @@ impl Rendering {
         self.check_length(tokens, self.context - 1, "prompt")
     }
 
-    /// The prompt, and its answer through the end-of-turn token; what the template puts after that token (ChatML's newline)
-    /// is left out. For log-probabilities and training. Raw text has no end of turn of its own.
+    /// Renders the prompt, and its answer through the end-of-turn token; what the template puts after that token (ChatML's
+    /// newline) is left out. For log-probabilities and training. Raw text has no end of turn of its own.
     pub fn with_answer(&self, prompt: &Prompt, answer: &str) -> Result<Rendered> {
         let mut rendered = match prompt {
             Prompt::Chat(turns) => {
@@ -111,8 +112,8 @@ impl Rendering {
         Ok(rendered)
     }
 
-    /// The full rendering, as a reward model or judge reads it at its last token. `prompt_len` is 0 where the ids of the prompt
-    /// are not its beginning.
+    /// Renders the whole exchange, as a reward model or judge reads it at its last token. `prompt_len` is 0 where the ids of
+    /// the prompt are not its beginning.
     pub fn full(&self, prompt: &Prompt, answer: &str) -> Result<Rendered> {
         let whole = |before: Vec<u32>, tokens: Vec<u32>| {
             let prompt_len = if tokens.starts_with(&before) { before.len() } else { 0 };
@@ -136,7 +137,7 @@ impl Rendering {
         Ok(rendered)
     }
 
-    /// Ids given whole, of which the first `prompt_len` are the prompt.
+    /// Takes ids given whole, of which the first `prompt_len` are the prompt.
     pub(crate) fn given(&self, ids: &[u32], prompt_len: usize) -> Result<Rendered> {
         if ids.is_empty() {
             return Err(empty("tokens"));
@@ -145,7 +146,7 @@ impl Rendering {
         Ok(Rendered { prompt_len: prompt_len.min(tokens.len()), tokens })
     }
 
-    /// The first `k` ids of an answer's text, without its end-of-turn token: what a forced answer begins with.
+    /// Takes the first `k` ids of an answer's text, without its end-of-turn token: what a forced answer begins with.
     pub(crate) fn forced(&self, prompt: &Prompt, answer: &str, k: usize) -> Result<Vec<u32>> {
         let rendered = self.with_answer(prompt, answer)?;
         let ids = rendered.answer();
@@ -153,12 +154,12 @@ impl Rendering {
         Ok(text[..k.min(text.len())].to_vec())
     }
 
-    /// The answer's text as people and judges read it: special tokens left out.
+    /// Decodes an answer as people and judges read it: special tokens left out.
     pub(crate) fn decode(&self, ids: &[u32]) -> Result<String> {
         self.tokenizer.decode(ids, true)
     }
 
-    /// The rendering for generation, and what the rendering with the answer adds to it.
+    /// Splits the full text into the rendering for generation and what the rendering with the answer adds to it.
     fn split(&self, turns: &[Message], answer: &str) -> Result<(String, String)> {
         let before = self.chat(turns, true)?;
         let full = self.chat(&with_turn(turns, answer), false)?;
@@ -187,8 +188,8 @@ impl Rendering {
         template.render(turns, add_generation_prompt)
     }
 
-    /// Ids of both texts, the first text's ids first. Encoded in one piece where that keeps the border, since some tokenizers put
-    /// a space before every text; else one by one, as the answer would follow the prompt in generation.
+    /// Encodes both texts, the first text's ids first. Encoded in one piece where that keeps the border, since some tokenizers
+    /// put a space before every text; else one by one, as the answer would follow the prompt in generation.
     fn join(&self, before: &str, rest: &str, special: bool) -> Result<Rendered> {
         let encode = |text: &str| {
             if special { self.tokenizer.encode_with_special(text) } else { self.tokenizer.encode(text) }
@@ -216,7 +217,7 @@ impl Rendering {
         Ok(Rendered { tokens, prompt_len })
     }
 
-    /// Length of the answer through its last special token, if only blanks follow that; else of all of it.
+    /// Measures the answer through its last special token, if only blanks follow that; else of all of it.
     fn end_of_turn(&self, answer: &[u32]) -> Result<usize> {
         let Some(last) = answer.iter().rposition(|id| self.ends(*id)) else { return Ok(answer.len()) };
         let after = self.tokenizer.decode(&answer[last + 1..], false)?;
@@ -227,7 +228,7 @@ impl Rendering {
         self.end_tokens.contains(&id) || self.tokenizer.is_special(id)
     }
 
-    /// Ids given as they are: each must have a row in the embedding.
+    /// Checks ids that are given as they are: each must have a row in the embedding.
     fn checked(&self, ids: &[u32]) -> Result<Vec<u32>> {
         match ids.iter().position(|id| *id as usize >= self.vocab_size) {
             None => Ok(ids.to_vec()),

@@ -32,8 +32,8 @@ pub(crate) struct Template {
 }
 
 impl Template {
-    /// The template of the model in `dir`: chat_template.jinja, else `chat_template` in tokenizer_config.json (a text, or a list
-    /// in which one is named `default`). `None` when it has none.
+    /// Finds the template of the model in `dir`: chat_template.jinja, else `chat_template` in tokenizer_config.json (a text, or
+    /// a list in which one is named `default`). `None` when it has none.
     pub(crate) fn open(dir: &Path) -> Result<Option<Template>> {
         let specials = special_tokens(dir)?;
         let file = dir.join("chat_template.jinja");
@@ -56,7 +56,7 @@ impl Template {
         Template::new(&file, source, specials).map(Some)
     }
 
-    /// `source` is what `file` holds.
+    /// Compiles `source`, which is what `file` holds. Fails if it is no Jinja.
     pub(crate) fn new(file: &Path, source: String, specials: BTreeMap<String, String>) -> Result<Template> {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
@@ -81,8 +81,8 @@ impl Template {
         Ok(Template { file: file.to_path_buf(), environment, specials })
     }
 
-    /// Renders a conversation, with the beginning of the answer's turn when `add_generation_prompt`. What the template refuses is
-    /// that row's error.
+    /// Renders a conversation, with the beginning of the answer's turn when `add_generation_prompt`. What the template refuses
+    /// is that row's error.
     pub(crate) fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let failed = |error: minijinja::Error| Error::Row {
             place: format!("chat template of {}", self.file.display()),
@@ -103,7 +103,7 @@ impl Template {
         })
     }
 
-    /// The text of a special token (`eos_token`, …), if the tokenizer has it.
+    /// Gets the text of a special token (`eos_token`, …), if the tokenizer has it.
     pub(crate) fn special(&self, key: &str) -> Option<&str> {
         self.specials.get(key).map(String::as_str)
     }
@@ -130,7 +130,7 @@ fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
 }
 
-/// The innermost cause says what happened; the rest says where.
+/// Joins an error and its causes: the innermost says what happened, the rest where.
 fn on_one_line(error: &minijinja::Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
@@ -141,7 +141,7 @@ fn on_one_line(error: &minijinja::Error) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The template named `default` of a list of `{"name": …, "template": …}`.
+/// Finds the template named `default` in a list of `{"name": …, "template": …}`.
 fn default_of(list: &serde_json::Value) -> Option<String> {
     let named = |entry: &&serde_json::Value| entry.get("name").and_then(|name| name.as_str()) == Some("default");
     list.as_array()?.iter().find(named)?.get("template")?.as_str().map(str::to_string)
@@ -168,8 +168,8 @@ fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>> {
     Ok(found)
 }
 
-/// transformers marks the assistant's part by `{% generation %}…{% endgeneration %}`, which adds no text: it becomes a condition
-/// that always holds.
+/// Turns `{% generation %}…{% endgeneration %}`, by which transformers marks the assistant's part and which adds no text, into
+/// a condition that always holds.
 fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;

@@ -19,7 +19,7 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` in `dir`.
+    /// Reads `tokenizer.json` in `dir`. Fails on a file that the tokenizers library does not read.
     pub(crate) fn open(dir: &Path) -> Result<Tokenizer> {
         const EXPECTED: &str = "a tokenizer.json of the tokenizers library";
         const REMEDY: &str = "save it again with `AutoTokenizer.from_pretrained(…).save_pretrained(…)`";
@@ -36,8 +36,8 @@ impl Tokenizer {
         Ok(Tokenizer { file, inner, sha256: sha256(&bytes), vocab_size, special, added })
     }
 
-    /// Fails unless every id has a row in an embedding of `vocab_size` rows and, where the model's config says which tokenizer it
-    /// was trained with, unless this is that one.
+    /// Fails unless every id has a row in an embedding of `vocab_size` rows and, where the model's config says which tokenizer
+    /// it was trained with, unless this is that one.
     pub(crate) fn check(&self, vocab_size: usize, trained_with: Option<&str>) -> Result<()> {
         if self.vocab_size > vocab_size {
             return Err(Error::File {
@@ -58,12 +58,12 @@ impl Tokenizer {
         }
     }
 
-    /// Ids of `text` alone. Special tokens written out in it become their ids.
+    /// Encodes `text` alone. Special tokens written out in it become their ids.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>> {
         self.encode_as(text, false)
     }
 
-    /// Ids of `text` with what the tokenizer puts around every text (a beginning-of-text token, say).
+    /// Encodes `text` with what the tokenizer puts around every text (a beginning-of-text token, say).
     pub(crate) fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
         self.encode_as(text, true)
     }
@@ -77,7 +77,7 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Text of `ids`; ids without a token count for nothing.
+    /// Decodes `ids`; ids without a token count for nothing.
     pub(crate) fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.inner.decode(ids, skip_special).map_err(|error| Error::Row {
             place: "token ids".into(),

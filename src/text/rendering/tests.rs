@@ -35,7 +35,7 @@ const SUITE: &str = "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ 
 const CHATML: &str = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|assistant|>\n{% endif %}";
 
-fn open_with(tokenizer: &Value, template: Option<&str>, limits: &Limits) -> Result<Rendering> {
+fn open_with(tokenizer: &Value, template: Option<&str>, limits: &IdLimits) -> Result<Rendering> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
     if let Some(template) = template {
@@ -45,7 +45,7 @@ fn open_with(tokenizer: &Value, template: Option<&str>, limits: &Limits) -> Resu
     Rendering::open(dir.path(), limits)
 }
 
-const LIMITS: Limits = Limits { vocab_size: 310, context: 40, eos_token_ids: &[], tokenizer_sha256: None };
+const LIMITS: IdLimits = IdLimits { vocab_size: 310, context: 40, eos_token_ids: &[], tokenizer_sha256: None };
 
 fn open(template: &str) -> Rendering {
     open_with(&tokenizer(), Some(template), &LIMITS).unwrap()
@@ -140,14 +140,14 @@ fn rows_that_no_model_can_read_are_refused() {
 
 #[test]
 fn a_tokenizer_of_another_model_is_refused() {
-    let refuse = |limits: &Limits| open_with(&tokenizer(), Some(SUITE), limits).err().unwrap().to_string();
-    let found = refuse(&Limits { vocab_size: 265, ..LIMITS });
+    let refuse = |limits: &IdLimits| open_with(&tokenizer(), Some(SUITE), limits).err().unwrap().to_string();
+    let found = refuse(&IdLimits { vocab_size: 265, ..LIMITS });
     assert!(found.contains("expected ids below the model's vocab_size (265), found ids up to 265"), "{found}");
     let other = "0".repeat(64);
-    let found = refuse(&Limits { tokenizer_sha256: Some(&other), ..LIMITS });
+    let found = refuse(&IdLimits { tokenizer_sha256: Some(&other), ..LIMITS });
     assert!(found.contains("expected SHA-256 0000") && found.contains("tokenizer.json"), "{found}");
     let own = crate::text::output::sha256(tokenizer().to_string().as_bytes());
-    assert!(open_with(&tokenizer(), None, &Limits { tokenizer_sha256: Some(&own), ..LIMITS }).is_ok());
+    assert!(open_with(&tokenizer(), None, &IdLimits { tokenizer_sha256: Some(&own), ..LIMITS }).is_ok());
     let dir = tempfile::tempdir().unwrap();
     assert!(Tokenizer::open(dir.path()).err().unwrap().to_string().contains("tokenizer.json: cannot read"));
     std::fs::write(dir.path().join("tokenizer.json"), "{\"model\": 3").unwrap();

@@ -8,7 +8,7 @@ const MONTHS: &str = "January February March April May June July August Septembe
 /// 1 January 1970 was a Thursday.
 const DAYS: &str = "Thursday Friday Saturday Sunday Monday Tuesday Wednesday";
 
-/// Seconds since 1970, UTC; `SOURCE_DATE_EPOCH` sets it, for runs that must be repeatable on another day.
+/// Counts seconds since 1970, UTC; `SOURCE_DATE_EPOCH` sets it, for runs that must be repeatable on another day.
 pub(crate) fn now() -> u64 {
     let fixed = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|seconds| seconds.parse().ok());
     fixed.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
@@ -49,7 +49,7 @@ pub(crate) fn format(now: u64, format: &str) -> Result<String, Error> {
     Ok(out)
 }
 
-/// (year, month, day) of a day counted from 1970 (Howard Hinnant, "chrono-compatible low-level date algorithms").
+/// Finds (year, month, day) of a day counted from 1970 (Howard Hinnant, "chrono-compatible low-level date algorithms").
 fn civil(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468; // days since 1 March of year 0
     let (era, of_era) = (shifted / 146_097, shifted % 146_097);

@@ -25,7 +25,7 @@ pub(crate) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     Ok(Value::from_safe_string(if ascii == Some(true) { escape(&text) } else { text }))
 }
 
-/// `ensure_ascii`: everything else as UTF-16 escapes.
+/// Writes everything outside ASCII as UTF-16 escapes: `ensure_ascii`.
 fn escape(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
