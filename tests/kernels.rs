@@ -38,36 +38,19 @@ fn kept() -> PathBuf {
 const DEFINES: &[Define] = &[("ROWS_PER_BLOCK", 8)];
 
 #[test]
-fn all_fit_sm_80() {
-    all_fit(Arch::Sm80);
-}
-
-#[test]
-fn all_fit_sm_90a() {
-    all_fit(Arch::Sm90a);
-}
-
-#[test]
-fn all_fit_sm_100() {
-    all_fit(Arch::Sm100);
-}
-
-#[test]
-fn all_fit_sm_120() {
-    all_fit(Arch::Sm120);
-}
-
-fn all_fit(arch: Arch) {
+fn all_fit_every_architecture() {
     let Some(compiler) = compiler(&kept()) else { return };
-    let begin = Instant::now();
     let builds = builds();
-    let checked: Vec<(usize, bool, Vec<String>)> =
-        builds.par_iter().map(|build| check(&compiler, build, arch)).collect();
-    let kernels: usize = checked.iter().map(|(kernels, ..)| kernels).sum();
-    let anew = checked.iter().filter(|(_, anew, _)| *anew).count();
-    println!("{arch}: {kernels} kernels of {} builds, {anew} compiled anew, {:.1?}", builds.len(), begin.elapsed());
-    let faults: Vec<&String> = checked.iter().flat_map(|(.., faults)| faults).collect();
-    assert!(faults.is_empty(), "{faults:#?}");
+    for arch in Arch::ALL {
+        let begin = Instant::now();
+        let checked: Vec<(usize, bool, Vec<String>)> =
+            builds.par_iter().map(|build| check(&compiler, build, arch)).collect();
+        let kernels: usize = checked.iter().map(|(kernels, ..)| kernels).sum();
+        let anew = checked.iter().filter(|(_, anew, _)| *anew).count();
+        println!("{arch}: {kernels} kernels of {} builds, {anew} compiled anew, {:.1?}", builds.len(), begin.elapsed());
+        let faults: Vec<&String> = checked.iter().flat_map(|(.., faults)| faults).collect();
+        assert!(faults.is_empty(), "{faults:#?}");
+    }
 }
 
 /// Kernels, whether they were compiled anew, and what is wrong with them.

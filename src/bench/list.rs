@@ -47,7 +47,7 @@ impl Shape {
 }
 
 /// What a product with its adapter reads and writes, both ways.
-struct Product<B: Ops> {
+struct ProductOperands<B: Ops> {
     x: Tensor<B>,   // (T, K)
     y: Tensor<B>,   // (T, N)
     dy: Tensor<B>,  // (T, N)
@@ -59,7 +59,7 @@ struct Product<B: Ops> {
     grad: LoraGrad<B>,
 }
 
-impl<B: Ops> Product<B> {
+impl<B: Ops> ProductOperands<B> {
     /// Forward and backward.
     fn costs(&self) -> [Cost; 2] {
         let [t, n, k] = [self.x.rows(), self.y.cols(), self.x.cols()].map(|n| n as u64);
@@ -135,11 +135,11 @@ impl<B: Ops> List<'_, '_, B> {
     }
 
     /// A product of `inputs` with an adapter on each of `parts`.
-    fn product(&mut self, rows: usize, parts: &[usize], inputs: usize) -> Result<Product<B>> {
+    fn product(&mut self, rows: usize, parts: &[usize], inputs: usize) -> Result<ProductOperands<B>> {
         let (outputs, rank) = (parts.iter().sum(), self.shape.rank);
         let width = parts.len() * rank;
         let (a, b) = (self.act(width, inputs)?, self.act(outputs, rank)?);
-        Ok(Product {
+        Ok(ProductOperands {
             x: self.act(rows, inputs)?,
             y: self.out(rows, outputs)?,
             dy: self.act(rows, outputs)?,

@@ -26,21 +26,34 @@ use crate::repair::policy_step::{PolicyItem, policy_step};
 use crate::repair::reward_step::{RewardItem, RewardKind, reward_step};
 use crate::repair::side::Half;
 
-/// What is timed, and how often.
-#[derive(Debug, Clone, Serialize)]
+// What is timed, and how often; as a doc comment this would take the place of the command's own help.
+#[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Workload {
-    /// Packed rows per model and repeat, about.
+    /// Packed rows per model and repeat
+    #[arg(long, default_value_t = 2048, value_name = "N")]
     pub(crate) tokens: usize,
-    /// Of one sequence; half of it is the prompt.
+    /// Length of one sequence, half of it prompt
+    #[arg(long, default_value_t = 64, value_name = "N")]
     pub(crate) length: usize,
+    /// LoRA rank
+    #[arg(long, default_value_t = 16, value_name = "R")]
     pub(crate) rank: usize,
-    /// Packed rows of one forward.
+    /// Packed rows of one forward
+    #[arg(long, default_value_t = 16384, value_name = "N")]
     pub(crate) batch_tokens: usize,
-    /// That decode at once.
+    /// Sequences that decode at once
+    #[arg(long, default_value_t = 64, value_name = "N")]
     pub(crate) sequences: usize,
+    /// Tokens that each of them gets
+    #[arg(long, default_value_t = 32, value_name = "N")]
     pub(crate) new_tokens: usize,
+    /// Untimed repeats before those that count
+    #[arg(long, default_value_t = 2, value_name = "N")]
     pub(crate) warmup: usize,
+    /// Timed repeats, of which the median counts
+    #[arg(long, default_value_t = 7, value_name = "N")]
     pub(crate) repeats: usize,
+    #[arg(skip)]
     pub(crate) seed: u64,
 }
 
@@ -50,7 +63,7 @@ fn tokens(config: &ModelConfig, salt: usize, count: usize) -> Vec<u32> {
 }
 
 /// One model with all that a step needs.
-struct Side<'a, B: Ops> {
+struct Trainee<'a, B: Ops> {
     model: &'a Transformer<B>,
     adapter: Adapter<B>,
     grad: AdapterGrad<B>,
@@ -59,13 +72,13 @@ struct Side<'a, B: Ops> {
     tokens: u64,
 }
 
-impl<'a, B: Ops> Side<'a, B> {
+impl<'a, B: Ops> Trainee<'a, B> {
     fn new(model: &'a Transformer<B>, load: &Workload) -> Result<Self> {
         let (ops, config) = (&model.ops, &model.config);
         let score = model.score_weights()?;
         let init = AdapterInit::Random { seed: load.seed };
         let adapter = Adapter::new(ops, config, load.rank, 2.0 * load.rank as f64, init, score.as_deref())?;
-        Ok(Side {
+        Ok(Trainee {
             grad: AdapterGrad::new(ops, &adapter, false)?,
             moments: Moments::new(ops, &adapter)?,
             workspace: Workspace::new(ops, config, load.rank, load.batch_tokens, true)?,
@@ -77,7 +90,7 @@ impl<'a, B: Ops> Side<'a, B> {
 
     fn half(&mut self) -> Result<Half<'_, B>> {
         self.grad.clear(&self.model.ops)?;
-        let Side { model, adapter, grad, workspace, tokens, .. } = self;
+        let Trainee { model, adapter, grad, workspace, tokens, .. } = self;
         Ok(Half { model, adapter, grad, workspace, tokens })
     }
 
@@ -147,7 +160,7 @@ fn count(
 
 /// One whole joint step: reward forward and backward, policy forward and backward, both optimisers.
 pub(crate) fn step<B: Measured>(policy: &Transformer<B>, reward: &Transformer<B>, load: &Workload) -> Result<Timing> {
-    let (mut reader, mut writer) = (Side::new(reward, load)?, Side::new(policy, load)?);
+    let (mut reader, mut writer) = (Trainee::new(reward, load)?, Trainee::new(policy, load)?);
     let config = RepairConfig { batch_tokens: load.batch_tokens, ..RepairConfig::default() };
     let thresholds = Thresholds { tau_h: 0.5, tau_r: 0.0, mu_0: 0.0, s: 1.0 };
     time(&policy.ops, "step", load, |i| {

@@ -24,7 +24,7 @@ const IN_A_PIPE: usize = 100;
 
 /// What was found; what cannot be known here is null.
 #[derive(Debug, Serialize)]
-struct Findings {
+struct Machine {
     version: &'static str,
     system: String,
     cpu: Option<String>,
@@ -61,7 +61,7 @@ impl Doctor {
         };
         let measured = cuda.as_ref().map(ceilings::measure).transpose()?;
         let rates = ceilings::cpu_rates();
-        let findings = Findings {
+        let findings = Machine {
             version: env!("CARGO_PKG_VERSION"),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             cpu: first_value("/proc/cpuinfo", "model name"),
@@ -86,7 +86,7 @@ impl Doctor {
     }
 }
 
-impl Findings {
+impl Machine {
     fn table(&self, width: usize) -> Table {
         let unknown = || "unknown".to_string();
         let gib =

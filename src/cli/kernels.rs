@@ -60,7 +60,7 @@ struct Compiled {
 }
 
 #[derive(Debug, Serialize)]
-struct Report {
+struct Compilation {
     compiler: String,
     /// Of the compiler, added up over all files; 0 when all of them came from the cache.
     compile_seconds: f64,
@@ -92,8 +92,8 @@ impl Kernels {
             write_atomic(path, &pack::encode(&cubins))?;
             session.say(&format!("wrote {} ({} files of kernels)", path.display(), cubins.len()));
         }
-        let report = Report::new(&compiler, compiled);
-        let Report { compiler, compile_seconds, files_compiled, .. } = &report;
+        let report = Compilation::new(&compiler, compiled);
+        let Compilation { compiler, compile_seconds, files_compiled, .. } = &report;
         session.say(&format!("{compiler}: {files_compiled} files compiled anew in {compile_seconds:.1} s"));
         session.inform(&report.table(), &report)?;
         if self.check { report.check() } else { Ok(()) }
@@ -126,8 +126,8 @@ fn compile(compiler: &Compiler, build: &Build, arch: Arch) -> Result<Compiled> {
     Ok(Compiled { key, cubin, origin, lines })
 }
 
-impl Report {
-    fn new(compiler: &Compiler, compiled: Vec<Compiled>) -> Report {
+impl Compilation {
+    fn new(compiler: &Compiler, compiled: Vec<Compiled>) -> Compilation {
         let seconds = compiled.iter().filter_map(|c| match c.origin {
             Origin::Compiled(seconds) => Some(seconds),
             Origin::Pack | Origin::Cache => None,
@@ -137,7 +137,7 @@ impl Report {
             Ok(nvrtc) => nvrtc.to_string(),
             Err(_) => "none: all from the pack".to_string(),
         };
-        Report {
+        Compilation {
             compiler: name,
             // Not `sum`: of nothing that is -0.
             compile_seconds: seconds.fold(0.0, |a, b| a + b),

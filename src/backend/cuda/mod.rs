@@ -47,19 +47,13 @@ pub struct Cuda {
 
 struct State {
     driver: Arc<dyn Driver>,
-    /// Loaded kernels by a hash of name and defines; the full key stands beside the value.
-    functions: Mutex<HashMap<u64, (Key, Function)>>,
+    /// Loaded kernels by a hash of name and defines, which stand beside it in full.
+    functions: Mutex<HashMap<u64, (Vec<Define>, Function)>>,
     /// Partial sums of kernels that split their work; grown to the largest that was asked for.
     scratch: Mutex<Option<DeviceBuffer<f32>>>,
     /// Tables that a kernel reads beside its tensors; grown likewise.
     table: Mutex<Option<DeviceBuffer<u32>>>,
     profile: Profile,
-}
-
-#[derive(PartialEq, Eq)]
-struct Key {
-    kernel: &'static str,
-    defines: Vec<Define>,
 }
 
 /// A frozen matrix (N, K), bf16, rows `stride` apart, zeros past K: forward reads it as it lies, backward as well.
@@ -170,11 +164,11 @@ impl Cuda {
         let hash = hasher.finish();
         let mut functions = lock(&self.state.functions);
         match functions.get(&hash) {
-            Some((key, function)) if key.kernel == kernel && key.defines == defines => return Ok(*function),
+            Some((known, function)) if known == defines && function.name == kernel => return Ok(*function),
             _ => {}
         }
         let function = self.state.driver.load(source, defines, kernel)?;
-        functions.insert(hash, (Key { kernel, defines: defines.to_vec() }, function));
+        functions.insert(hash, (defines.to_vec(), function));
         Ok(function)
     }
 

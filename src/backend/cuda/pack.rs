@@ -20,7 +20,7 @@ const MAGIC: &[u8] = b"ares kernels 1\n";
 const CHECKSUM: usize = 32;
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Entry {
+struct Item {
     key: String,
     log: String,
     bytes: usize,
@@ -64,12 +64,12 @@ impl Pack {
 
 /// The bytes of a pack.
 pub fn encode(cubins: &[(Key, Cubin)]) -> Vec<u8> {
-    let entry = |(key, cubin): &(Key, Cubin)| Entry {
+    let entry = |(key, cubin): &(Key, Cubin)| Item {
         key: key.as_str().to_string(),
         log: cubin.log.clone(),
         bytes: cubin.image.len(),
     };
-    let entries: Vec<Entry> = cubins.iter().map(entry).collect();
+    let entries: Vec<Item> = cubins.iter().map(entry).collect();
     let index = serde_json::json!(entries).to_string();
     let mut bytes = [MAGIC, &(index.len() as u64).to_le_bytes(), index.as_bytes()].concat();
     cubins.iter().for_each(|(_, cubin)| bytes.extend_from_slice(&cubin.image));
@@ -87,7 +87,7 @@ fn parse(bytes: &[u8]) -> Option<HashMap<String, Cubin>> {
     }
     let (length, rest) = rest.split_first_chunk::<8>()?;
     let (index, mut images) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
-    let entries: Vec<Entry> = serde_json::from_slice(index).ok()?;
+    let entries: Vec<Item> = serde_json::from_slice(index).ok()?;
     let mut cubins = HashMap::new();
     for entry in entries {
         let (image, rest) = images.split_at_checked(entry.bytes)?;

@@ -60,9 +60,7 @@ impl Findings {
 
     fn task_table(&self) -> Table {
         let columns = ["median ms", "q1–q3", "tokens", "tokens/s", "FLOP/s", "of floor %", "beside"];
-        let mut heads = vec![("task", Align::Left)];
-        heads.extend(columns.map(|name| (name, Align::Right)));
-        let mut table = Table::new(&heads);
+        let mut table = of_numbers("task", &columns);
         for t in &self.tasks {
             let beside = self.beside.iter().find(|b| b.task == t.task);
             let beside = beside.map_or(String::new(), |b| format!("{:.2}× {}", b.ratio, b.setting));
@@ -103,9 +101,14 @@ impl Findings {
     }
 }
 
+/// A name, then numbers.
+fn of_numbers(first: &str, numbers: &[&str]) -> Table {
+    let numbers = numbers.iter().map(|name| (*name, Align::Right));
+    Table::new(&[(first, Align::Left)].into_iter().chain(numbers).collect::<Vec<_>>())
+}
+
 fn kernel_table(kernels: &[KernelShare]) -> Table {
-    let columns = ["launches", "ms", "share %", "FLOP/s", "bytes/s", "of floor %"].map(|name| (name, Align::Right));
-    let mut table = Table::new(&[&[("kernel", Align::Left)], columns.as_slice()].concat());
+    let mut table = of_numbers("kernel", &["launches", "ms", "share %", "FLOP/s", "bytes/s", "of floor %"]);
     let whole: f64 = kernels.iter().map(|k| k.milliseconds).sum();
     for k in kernels {
         let rate = |n: u64| if n == 0 { None } else { Some(n as f64 / (1e-3 * k.milliseconds)) };
@@ -123,8 +126,7 @@ fn kernel_table(kernels: &[KernelShare]) -> Table {
 }
 
 fn op_table(ops: &[OpTiming]) -> Table {
-    let columns = ["median ms", "q1–q3", "FLOP/s", "bytes/s", "of floor %"].map(|name| (name, Align::Right));
-    let mut table = Table::new(&[&[("operation", Align::Left)], columns.as_slice()].concat());
+    let mut table = of_numbers("operation", &["median ms", "q1–q3", "FLOP/s", "bytes/s", "of floor %"]);
     for op in ops {
         table.row(vec![
             op.op.into(),
@@ -139,8 +141,7 @@ fn op_table(ops: &[OpTiming]) -> Table {
 }
 
 fn load_table(load: &Load) -> Table {
-    let columns = ["files", "bytes", "open ms", "upload ms", "bytes/s"].map(|name| (name, Align::Right));
-    let mut table = Table::new(&[&[("loaded", Align::Left)], columns.as_slice()].concat());
+    let mut table = of_numbers("loaded", &["files", "bytes", "open ms", "upload ms", "bytes/s"]);
     for c in &load.checkpoints {
         table.row(vec![
             c.model.clone().into(),

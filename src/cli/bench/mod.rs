@@ -1,14 +1,14 @@
 //! `ares bench`.
 
 mod findings;
-mod shape;
+mod subject;
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
 use self::findings::{Baseline, Findings, Load};
-use self::shape::Shape;
+use self::subject::Subject;
 use super::Session;
 use super::device::{Device, OnDevice};
 use crate::bench::load::KernelLoad;
@@ -33,28 +33,8 @@ pub(crate) struct Bench {
     /// Keep only the first N layers of a config's shape
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
-    /// Packed rows per model and repeat
-    #[arg(long, default_value_t = 2048, value_name = "N")]
-    tokens: usize,
-    /// Length of one sequence, half of it prompt
-    #[arg(long, default_value_t = 64, value_name = "N")]
-    length: usize,
-    /// LoRA rank
-    #[arg(long, default_value_t = 16, value_name = "R")]
-    rank: usize,
-    /// Packed rows of one forward
-    #[arg(long, default_value_t = 16384, value_name = "N")]
-    batch_tokens: usize,
-    /// Sequences that decode at once
-    #[arg(long, default_value_t = 64, value_name = "N")]
-    sequences: usize,
-    /// Tokens that each of them gets
-    #[arg(long, default_value_t = 32, value_name = "N")]
-    new_tokens: usize,
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    warmup: usize,
-    #[arg(long, default_value_t = 7, value_name = "N")]
-    repeats: usize,
+    #[command(flatten)]
+    workload: Workload,
     /// Write every kernel's run as a Chrome/Perfetto trace
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -79,11 +59,12 @@ enum Task {
 
 impl Bench {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
-        if self.length < 2 || self.tokens < self.length || self.rank == 0 || self.repeats == 0 || self.sequences == 0 {
+        let workload = Workload { seed: session.seed(), ..self.workload.clone() };
+        let Workload { tokens, length, rank, sequences, repeats, .. } = workload;
+        if length < 2 || tokens < length || rank == 0 || repeats == 0 || sequences == 0 {
             return Err(Error::Usage(format!(
                 "expected --length of 2 or more, --tokens of at least --length, and --rank, --repeats and --sequences of 1 \
-                 or more; found --length {}, --tokens {}, --rank {}, --repeats {}, --sequences {}",
-                self.length, self.tokens, self.rank, self.repeats, self.sequences
+                 or more; found --length {length}, --tokens {tokens}, --rank {rank}, --repeats {repeats}, --sequences {sequences}"
             )));
         }
         let baseline = self.compare.as_deref().map(Baseline::read).transpose()?;
@@ -91,23 +72,12 @@ impl Bench {
         if self.tasks.contains(&Task::Load) {
             policy.checkpoint().and(reward.checkpoint())?;
         }
-        let workload = Workload {
-            tokens: self.tokens,
-            length: self.length,
-            rank: self.rank,
-            batch_tokens: self.batch_tokens,
-            sequences: self.sequences,
-            new_tokens: self.new_tokens,
-            warmup: self.warmup,
-            repeats: self.repeats,
-            seed: session.seed(),
-        };
         let device = session.device()?;
         let kernels = match &device {
             Device::Cuda(cuda) if self.tasks.contains(&Task::Load) => bench::load::kernels(cuda, session.kernels())?,
             _ => None,
         };
-        let mut findings = device.run(Measure { session, tasks: &self.tasks, policy, reward, workload, kernels })?;
+        let mut findings = device.run(Timer { session, tasks: &self.tasks, policy, reward, workload, kernels })?;
         if let Some(baseline) = baseline {
             findings.beside = findings.tasks.iter().filter_map(|t| baseline.beside(t)).collect();
         }
@@ -118,15 +88,15 @@ impl Bench {
         session.inform_all(&findings.tables(), &findings)
     }
 
-    fn models(&self) -> Result<(Shape, Shape)> {
+    fn models(&self) -> Result<(Subject, Subject)> {
         let suite = match (&self.policy, &self.reward) {
             (Some(_), Some(_)) => None,
             _ => Some(Suite::find(None)?),
         };
         let first = suite.as_ref().and_then(|suite| suite.pairs().into_iter().next());
         let open = |given: &Option<PathBuf>, own: Option<PathBuf>| match (given, own) {
-            (Some(path), _) => Shape::of(path, self.layers),
-            (None, Some(dir)) => Shape::of(&dir, self.layers),
+            (Some(path), _) => Subject::of(path, self.layers),
+            (None, Some(dir)) => Subject::of(&dir, self.layers),
             (None, None) => Err(Error::Usage("expected --policy and --reward: the suite has no pair".into())),
         };
         let (policy, reward) =
@@ -135,16 +105,16 @@ impl Bench {
     }
 }
 
-struct Measure<'a> {
+struct Timer<'a> {
     session: &'a Session,
     tasks: &'a [Task],
-    policy: Shape,
-    reward: Shape,
+    policy: Subject,
+    reward: Subject,
     workload: Workload,
     kernels: Option<KernelLoad>,
 }
 
-impl OnDevice for Measure<'_> {
+impl OnDevice for Timer<'_> {
     type Output = Findings;
 
     fn run<B: Measured>(self, ops: &B) -> Result<Findings> {
@@ -172,7 +142,7 @@ impl OnDevice for Measure<'_> {
     }
 }
 
-impl Measure<'_> {
+impl Timer<'_> {
     fn wants(&self, task: Task) -> bool {
         self.tasks.contains(&task)
     }
@@ -225,7 +195,7 @@ impl Measure<'_> {
             return Ok(None);
         }
         let Workload { warmup, repeats, .. } = self.workload;
-        let timed = |shape: &Shape| {
+        let timed = |shape: &Subject| {
             self.say(&shape.name());
             bench::load::checkpoint(ops, shape.checkpoint()?, warmup, repeats)
         };

@@ -8,7 +8,6 @@ use rayon::prelude::*;
 
 use super::{Measured, Rates};
 use crate::backend::Cpu;
-use crate::backend::cost::KernelRun;
 use crate::error::Result;
 use crate::ops::Cost;
 
@@ -94,13 +93,5 @@ impl Measured for Cpu {
     fn floor(&self, rates: &Rates, cost: Cost) -> f64 {
         let copied = Rates { copy_bytes_per_s: copy_rate(cost.bytes), ..*rates };
         copied.floor(cost)
-    }
-
-    fn profile_begin(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn profile_end(&self) -> Result<Vec<KernelRun>> {
-        Ok(Vec::new())
     }
 }

@@ -6,7 +6,6 @@ use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Backend, Cuda};
 use crate::error::Result;
-use crate::ops::Cost;
 
 const THREADS: u32 = 256;
 const DEFINES: &[Define] = &[("THREADS", THREADS as u64)];
@@ -66,10 +65,6 @@ impl Measured for Cuda {
         }
         let Ceilings { mma_flops_per_s, copy_bytes_per_s, .. } = measure(self)?;
         Ok(Some(Rates { matrix_flops_per_s: mma_flops_per_s, copy_bytes_per_s }))
-    }
-
-    fn floor(&self, rates: &Rates, cost: Cost) -> f64 {
-        rates.floor(cost)
     }
 
     fn profile_begin(&self) -> Result<()> {

@@ -47,9 +47,9 @@ fn parse_release(text: &str) -> Option<String> {
 pub(crate) fn devices() -> Result<Vec<String>> {
     let count = initialise("cuda")?;
     let describe = |ordinal| {
-        let device = Device::get(ordinal).map_err(|e| unusable(&format!("cuda:{ordinal}"), &describe(e)))?;
+        let device = Gpu::get(ordinal).map_err(|e| unusable(&format!("cuda:{ordinal}"), &describe(e)))?;
         let gib = device.memory as f64 / (1u64 << 30) as f64;
-        let Device { name, capability: (major, minor), .. } = device;
+        let Gpu { name, capability: (major, minor), .. } = device;
         Ok(format!("cuda:{ordinal} {name} ({gib:.1} GiB, compute capability {major}.{minor})"))
     };
     (0..count).map(describe).collect()
@@ -91,20 +91,20 @@ fn unusable(asked: &str, what: &str) -> Error {
 }
 
 /// What the driver says of a device.
-struct Device {
+struct Gpu {
     handle: sys::CUdevice,
     name: String,
     capability: (u32, u32),
     memory: u64,
 }
 
-impl Device {
-    fn get(ordinal: usize) -> Result<Device, DriverError> {
+impl Gpu {
+    fn get(ordinal: usize) -> Result<Gpu, DriverError> {
         let ordinal = i32::try_from(ordinal).map_err(|_| DriverError(CUresult::CUDA_ERROR_INVALID_DEVICE))?;
         let handle = result::device::get(ordinal)?;
         // SAFETY: the handle comes from the driver.
         let memory = unsafe { result::device::total_mem(handle)? } as u64;
-        let mut device = Device { handle, name: result::device::get_name(handle)?, capability: (0, 0), memory };
+        let mut device = Gpu { handle, name: result::device::get_name(handle)?, capability: (0, 0), memory };
         let major = device.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         device.capability = (major, device.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?);
         Ok(device)
@@ -152,7 +152,7 @@ impl Context {
             return Err(unusable(&asked, &format!("found {found}")));
         }
         let broken = |error| unusable(&asked, &format!("{}; {}", describe(error), remedy(error)));
-        let device = Device::get(ordinal).map_err(broken)?;
+        let device = Gpu::get(ordinal).map_err(broken)?;
         let (major, minor) = device.capability;
         let Some(arch) = Arch::of(major, minor) else {
             let expected = "expected 8.0 or newer with kernels of sm_80, sm_90a, sm_100 or sm_120";

@@ -18,7 +18,7 @@ pub(super) type Entry = unsafe extern "C" fn(*mut u64);
 
 /// `SimLaunch` of kernels/sim/block.h.
 #[repr(C)]
-struct Launch {
+struct SimLaunch {
     entry: Entry,
     args: *const u64,
     kernel: *const c_char,
@@ -42,7 +42,7 @@ pub(super) struct Runtime {
     toolchain: Toolchain,
     alloc: unsafe extern "C" fn(u64) -> u64,
     free: unsafe extern "C" fn(u64),
-    begin: unsafe extern "C" fn(*const Launch) -> *mut c_void,
+    begin: unsafe extern "C" fn(*const SimLaunch) -> *mut c_void,
     work: unsafe extern "C" fn(*mut c_void),
     end: unsafe extern "C" fn(*mut c_void, *mut c_char, u64) -> c_int,
     /// Keeps the functions alive.
@@ -146,7 +146,7 @@ impl Runtime {
         let name = CString::new(job.name).unwrap_or_default();
         let LaunchConfig { grid, block, shared } = *job.config;
         let (args, words) = (job.args.as_ptr(), job.args.len() as u32);
-        let launch = Launch { entry, args, kernel: name.as_ptr(), seed: job.seed, grid, block, words, shared };
+        let launch = SimLaunch { entry, args, kernel: name.as_ptr(), seed: job.seed, grid, block, words, shared };
         // SAFETY: the launch and what it points to live until `end`.
         let state = Shared(unsafe { (self.begin)(&launch) });
         if state.0.is_null() {

@@ -7,25 +7,25 @@ use crate::model::{Head, ModelConfig, RandomWeights, Transformer};
 use crate::ops::Ops;
 
 /// A model to time: one that is there, or a shape.
-pub enum Shape {
+pub(super) enum Subject {
     Folder(PathBuf),
     Config(Box<ModelConfig>, String),
 }
 
-impl Shape {
+impl Subject {
     /// A folder, or a config.json cut to its first `layers`.
-    pub(crate) fn of(path: &Path, layers: Option<usize>) -> Result<Shape> {
+    pub(crate) fn of(path: &Path, layers: Option<usize>) -> Result<Subject> {
         if path.extension().is_none_or(|e| e != "json") {
-            return Shape::folder(path, layers);
+            return Subject::folder(path, layers);
         }
         let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
         let mut config = ModelConfig::parse(path, &text)?;
         config.layers = layers.unwrap_or(config.layers).clamp(1, config.layers);
-        Ok(Shape::Config(Box::new(config), path.display().to_string()))
+        Ok(Subject::Config(Box::new(config), path.display().to_string()))
     }
 
     /// A checkpoint is timed as it is.
-    fn folder(path: &Path, layers: Option<usize>) -> Result<Shape> {
+    fn folder(path: &Path, layers: Option<usize>) -> Result<Subject> {
         if !path.is_dir() {
             return Err(Error::Usage(format!(
                 "{}: expected a model's folder, or a config.json whose shape gets random weights; found {}",
@@ -40,21 +40,21 @@ impl Shape {
                 path.display()
             )));
         }
-        Ok(Shape::Folder(path.to_path_buf()))
+        Ok(Subject::Folder(path.to_path_buf()))
     }
 
     pub(crate) fn config(&self) -> Result<ModelConfig> {
         match self {
-            Shape::Folder(dir) => ModelConfig::open(dir),
-            Shape::Config(config, _) => Ok((**config).clone()),
+            Subject::Folder(dir) => ModelConfig::open(dir),
+            Subject::Config(config, _) => Ok((**config).clone()),
         }
     }
 
     /// The folder; random weights are made here, so there is nothing to load.
     pub(crate) fn checkpoint(&self) -> Result<&Path> {
         match self {
-            Shape::Folder(dir) => Ok(dir),
-            Shape::Config(_, name) => Err(Error::Usage(format!(
+            Subject::Folder(dir) => Ok(dir),
+            Subject::Config(_, name) => Err(Error::Usage(format!(
                 "bench load: expected a model's folder, whose checkpoint is loaded; found {name}, a shape whose random weights \
                  would be made here: give a folder, or leave out `load`"
             ))),
@@ -63,16 +63,16 @@ impl Shape {
 
     pub(crate) fn name(&self) -> String {
         match self {
-            Shape::Folder(dir) => dir.display().to_string(),
-            Shape::Config(config, name) => format!("{name}, {} layers, random weights", config.layers),
+            Subject::Folder(dir) => dir.display().to_string(),
+            Subject::Config(config, name) => format!("{name}, {} layers, random weights", config.layers),
         }
     }
 
     /// A config made for a language model serves as reward model too: with a score head.
     pub(crate) fn load<B: Ops>(&self, ops: &B, scores: bool, seed: u64) -> Result<Transformer<B>> {
         match self {
-            Shape::Folder(dir) => Transformer::open(ops, dir),
-            Shape::Config(config, _) => {
+            Subject::Folder(dir) => Transformer::open(ops, dir),
+            Subject::Config(config, _) => {
                 let mut config = (**config).clone();
                 config.head = match scores {
                     true => Head::Classification { labels: 1 },
