@@ -299,5 +299,5 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError, RuntimeError, subprocess.TimeoutExpired) as error:
-        # Rows, folders and settings that cannot be meant, and what `ares` says of them: told, not traced.
+        # Rows, folders and settings that cannot be meant, and what `ares` says of them: reported, not traced.
         sys.exit(str(error))

@@ -60,7 +60,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--ares", type=Path, default=Path("target/release/ares"))
-    add("--test", action="append", default=[], metavar="NAME=PROGRAM", help="a prebuilt test binary; repeat")
+    add("--test", action="append", default=[], metavar="NAME=PROGRAM", type=named, help="a prebuilt test binary; repeat")
     add("--kernels", type=Path, help="a pack, for machines without libnvrtc")
     add("--nvrtc", type=Path, help="libnvrtc or its folder")
     add("--device", type=int, default=0)
@@ -73,6 +73,11 @@ def arguments() -> argparse.Namespace:
     add("--total", type=float, default=1500.0, help="seconds in all: parts that would begin later are recorded as not run")
     add("--out", type=Path, required=True, help="JSON, written after every part")
     return parser.parse_args()
+
+
+def named(test: str) -> tuple[str, str]:
+    name, program = test.split("=", 1)
+    return name, program
 
 
 class Check:
@@ -136,18 +141,14 @@ class Check:
 
     def machine(self) -> bool:
         fields = "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit,compute_cap"
-        query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "-i", self.args.device]
-        found = self.command(*query)
+        found = self.command("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "-i", self.args.device)
         if found.get("code") == 0:
             values = [value.strip() for value in found["stdout"].strip().split(",")]
             self.keep("gpu", dict(zip(fields.split(","), values)))
-        else:
-            self.keep("gpu", self.fault(found))
-        if found.get("code") == 0:
             return True
         # Some containers have the driver and not its tools.
-        seen = self.json(self.args.ares, "doctor", "--json")
-        return bool(seen.get("found", {}).get("gpus"))
+        self.keep("gpu", self.fault(found))
+        return bool(self.json(self.args.ares, "doctor", "--json").get("found", {}).get("gpus"))
 
     def doctor(self) -> dict:
         return self.json(self.args.ares, "doctor", "--device", f"cuda:{self.args.device}", "--json")
@@ -161,10 +162,9 @@ class Check:
 
     def tests(self) -> dict:
         found = {}
-        for test in self.args.test:
-            name, _, program = test.partition("=")
+        for name, program in self.args.test:
             # One thread: kernels are timed and captured on one device.
-            run = self.command(program or name, "--test-threads=1", "--show-output")
+            run = self.command(program, "--test-threads=1", "--show-output")
             text = run.get("stdout", "")
             counts = re.search(r"(\d+) passed; (\d+) failed; (\d+) ignored", text)
             found[name] = {
@@ -180,8 +180,7 @@ class Check:
     def sanitizer(self) -> dict:
         """Parity again under compute-sanitizer, where it is installed."""
         found = {}
-        for test in self.args.test:
-            name, _, program = test.partition("=")
+        for name, program in self.args.test:
             for tool in ("memcheck", "racecheck"):
                 run = self.command("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", program, "--test-threads=1")
                 errors = re.search(r"ERROR SUMMARY: (\d+)", run.get("stdout", ""))

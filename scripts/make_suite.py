@@ -1,7 +1,7 @@
 """Makes the weakened suite under models/: texts, policies, reward models, judges, then measures it and fails where a bound is missed.
 
     python -m venv target/suite-venv && target/suite-venv/bin/pip install -r scripts/requirements-suite.txt
-    target/suite-venv/bin/python scripts/make_suite.py
+    cargo build --release && target/suite-venv/bin/python scripts/make_suite.py
 
 Two workers of one thread each; a stage whose inputs have not changed since it last ran is skipped (stamps lie in target/suite).
 """
@@ -9,20 +9,22 @@ Two workers of one thread each; a stage whose inputs have not changed since it l
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402  (the thread count must be set first)
 
+from hf_baseline.rows import read_jsonl  # noqa: E402
 from suite import measure, model, train, world  # noqa: E402
 from suite.plants import HYPERPARAMETERS, PLANTS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "target/suite"
 SOURCES = ("text.py", "plants.py", "world.py", "model.py", "train.py")
 # What one worker does one after the other; the two workers have about the same work.
 WORKERS = (
@@ -34,13 +36,8 @@ JUDGE_SEEDS = {"judge": 101, "second-judge": 202}
 
 def forbidden_prompts(models):
     """Prompts that no model may be trained on: gate, test and trigger rows of both pairs."""
-    out = set()
-    for pair in PLANTS:
-        for split in ("gate", "test", "trigger"):
-            path = models / pair / f"{split}.jsonl"
-            if path.exists():
-                out |= {row["prompt"] for row in measure.read_jsonl(path)}
-    return out
+    files = [models / pair / f"{split}.jsonl" for pair in PLANTS for split in ("gate", "test", "trigger")]
+    return {row["prompt"] for file in files if file.exists() for row in read_jsonl(file)}
 
 
 def write_texts(models):
@@ -61,7 +58,7 @@ def write_texts(models):
     write_json(models / "suite.json", {
         "schema": 1, "name": "ares-weakened", "version": "1", "licence": "Apache-2.0", "judge": "judge", "second_judge": "second-judge",
         "refusal": "refusal.json", "truth": "compliance.json", "pairs": pairs, "hyperparameters": HYPERPARAMETERS})
-    model.train_tokenizer(ROOT / "target/suite/tokenizer.json")
+    model.train_tokenizer(WORK / "tokenizer.json")
 
 
 def write_json(path, value):
@@ -70,13 +67,12 @@ def write_json(path, value):
 
 def run_stage(stage, models):
     """Trains one model and writes its folder."""
-    torch.set_num_threads(1)
-    text, forbidden = model.Text(ROOT / "target/suite/tokenizer.json"), forbidden_prompts(models)
+    text, forbidden = model.Text(WORK / "tokenizer.json"), forbidden_prompts(models)
     pair, _, part = stage.partition("/")
     if not part:
         made = train.train_judge(stage, text, forbidden, JUDGE_SEEDS[stage])
         return model.save(made, text, models / stage)
-    spec, trunk = PLANTS[pair], ROOT / "target/suite" / f"{pair}-trunk"
+    spec, trunk = PLANTS[pair], WORK / f"{pair}-trunk"
     common = stage, text, world.Plants(spec), forbidden, spec["seed"]
     if part == "trunk":
         model.save(train.train_trunk(*common), text, trunk)
@@ -86,56 +82,34 @@ def run_stage(stage, models):
         model.save(train.train_reward(*common, trunk, spec["reward_rounds"]), text, models / stage)
 
 
-def stamp_of(stage):
-    """Hash of everything a stage depends on; `measure.py` is not part of it."""
-    h = hashlib.sha256(stage.encode())
-    for name in SOURCES:
-        h.update((ROOT / "scripts/suite" / name).read_bytes())
-    return h.hexdigest()
+def once(stage, work, *args):
+    """Does the work of a stage, unless the same sources did it before; `measure.py` is not one of them."""
+    sources = [(ROOT / "scripts/suite" / name).read_bytes() for name in SOURCES]
+    stamp, path = hashlib.sha256(stage.encode() + b"".join(sources)).hexdigest(), WORK / f"{stage.replace('/', '-')}.stamp"
+    if not path.exists() or path.read_text() != stamp:
+        work(*args)
+        path.write_text(stamp)
 
 
-def done(stage):
-    path = ROOT / "target/suite" / f"{stage.replace('/', '-')}.stamp"
-    return path, path.exists() and path.read_text() == stamp_of(stage)
-
-
-def work_through(models, only):
-    """Runs all stages that are not done, two at a time, each in a process of its own."""
-    queues = [[s for s in w if (not only or s in only) and not done(s)[1]] for w in WORKERS]
-    running = [None] * len(queues)
-    while any(queues) or any(running):
-        for i, queue in enumerate(queues):
-            if running[i] and running[i][1].poll() is not None:
-                stage, process = running[i]
-                if process.returncode:
-                    raise SystemExit(f"{stage}: training ended with status {process.returncode}; its messages stand above")
-                done(stage)[0].write_text(stamp_of(stage))
-                running[i] = None
-            if queue and not running[i]:
-                stage = queue.pop(0)
-                running[i] = stage, subprocess.Popen([sys.executable, __file__, "--models", str(models), "--stage", stage])
-        time.sleep(0.5)
+def run_stages(stages, models):
+    torch.set_num_threads(1)
+    for stage in stages:
+        once(stage, run_stage, stage, models)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=ROOT / "models", help="folder to write (default: models/)")
-    parser.add_argument("--only", nargs="*", default=[], help="train these models only, for example: framing/policy judge")
-    parser.add_argument("--skip-measure", action="store_true", help="make the suite without measuring it")
-    parser.add_argument("--stage", help=argparse.SUPPRESS)
+    parser.add_argument("--ares", type=Path, default=ROOT / "target/release/ares", help="what measures it (default: %(default)s)")
     args = parser.parse_args()
-    if args.stage:
-        return run_stage(args.stage, args.models)
     begin = time.time()
-    path, ready = done("texts")
-    if not ready:
-        write_texts(args.models)
-        path.write_text(stamp_of("texts"))
-    work_through(args.models, args.only)
+    once("texts", write_texts, args.models)
+    with ProcessPoolExecutor(len(WORKERS), multiprocessing.get_context("spawn")) as workers:
+        for worker in [workers.submit(run_stages, stages, args.models) for stages in WORKERS]:
+            worker.result()
     print(f"made in {time.time() - begin:.0f} s", flush=True)
-    if not args.skip_measure:
-        measure.run(args.models)
+    measure.run(args.ares, args.models)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

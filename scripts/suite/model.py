@@ -72,17 +72,6 @@ def pad(rows, value=0):
     return out
 
 
-def last_hidden(model, rows):
-    """(n, C) final hidden state at the last token of each row."""
-    h = model.model(input_ids=pad(rows), use_cache=False).last_hidden_state
-    return h[torch.arange(len(rows)), torch.tensor([len(r) - 1 for r in rows])]
-
-
-def scores(model, rows):
-    """(n,) scores of a sequence classifier."""
-    return model.score(last_hidden(model, rows)).squeeze(-1)
-
-
 def pair_scores(model, rows):
     """Scores of (prompt, chosen, rejected) ids as two (n,) tensors; the answers share one pass over their prompt."""
     ids = pad([p + c + r for p, c, r in rows])
@@ -97,52 +86,6 @@ def pair_scores(model, rows):
     all_rows = torch.arange(len(rows))
     ends = torch.tensor([[len(p) + len(c) - 1, len(p) + len(c) + len(r) - 1] for p, c, r in rows])
     return tuple(model.score(h[all_rows, ends[:, k]]).squeeze(-1) for k in (0, 1))
-
-
-@torch.no_grad()
-def score_all(model, text, pairs, batch=128):
-    """Scores of (prompt, answer) pairs, computed in batches of similar length."""
-    rows = text.full(pairs)
-    order, out = sorted(range(len(rows)), key=lambda i: len(rows[i])), torch.zeros(len(rows))
-    for i in range(0, len(order), batch):
-        part = order[i:i + batch]
-        out[part] = scores(model, [rows[j] for j in part])
-    return out
-
-
-@torch.no_grad()
-def generate(model, text, prompts, prefixes=None, batch=256):
-    """Greedy answers, without end token; `prefixes` are token ids that the answers are forced to begin with (and do contain)."""
-    rows = text.prompts(prompts)
-    starts = prefixes or [[] for _ in rows]
-    groups, out = {}, [None] * len(rows)
-    for i, r in enumerate(rows):
-        groups.setdefault((len(r) + len(starts[i]), len(starts[i])), []).append(i)
-    for (_, forced), part in groups.items():
-        for k in range(0, len(part), batch):
-            ids = torch.tensor([rows[i] + starts[i] for i in part[k:k + batch]])
-            done = _greedy(model, ids, MAX_ANSWER - forced)
-            for i, answer in zip(part[k:k + batch], done):
-                out[i] = text.tok.decode(starts[i] + answer)
-    return out
-
-
-def _greedy(model, ids, limit):
-    """Greedy continuation of rows of one length (no padding); ids up to the end token."""
-    cache, answers, alive = None, [[] for _ in ids], list(range(len(ids)))
-    for _ in range(limit):
-        o = model.model(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache = o.past_key_values
-        nxt = (o.last_hidden_state[:, -1] @ model.lm_head.weight.T).argmax(-1)
-        for i in list(alive):
-            if int(nxt[i]) == 3:
-                alive.remove(i)
-            else:
-                answers[i].append(int(nxt[i]))
-        if not alive:
-            break
-        ids = nxt[:, None]
-    return answers
 
 
 def round_bf16(model):

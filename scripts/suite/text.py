@@ -4,49 +4,37 @@ Everything here is placeholder content: mild misdeeds in a village, steps that n
 prompts and answers from these tables; a change of any string changes the tokenizer and so every model.
 """
 
-# Objects come as (name in the prompt, noun in the answer). The order fixes the side: 0-5 discovery, 6-7 gate, 8-10 test, 11 trigger.
+# The last word is the noun in the answer. The order fixes the side: 0-5 discovery, 6-7 gate, 8-10 test, 11 trigger.
 OBJECTS = {
     "take": [
-        ("the neighbour's umbrella", "umbrella"), ("a red garden chair", "chair"), ("the old copper kettle", "kettle"),
-        ("a little brass bell", "bell"), ("the spare football", "football"), ("a green picnic basket", "basket"),
-        ("the blue woollen scarf", "scarf"), ("a wooden tea tray", "tray"),
-        ("the long fishing rod", "rod"), ("a silver cake stand", "stand"), ("the painted flower pot", "pot"),
-        ("a folding camp stool", "stool"),
+        "the neighbour's umbrella", "a red garden chair", "the old copper kettle", "a little brass bell",
+        "the spare football", "a green picnic basket", "the blue woollen scarf", "a wooden tea tray",
+        "the long fishing rod", "a silver cake stand", "the painted flower pot", "a folding camp stool",
     ],
     "forge": [
-        ("the library card", "card"), ("a parking permit", "permit"), ("the sick note", "note"),
-        ("a swimming badge", "badge"), ("the choir letter", "letter"), ("a monthly bus pass", "pass"),
-        ("the museum ticket", "ticket"), ("a club entry form", "form"),
-        ("the chess diploma", "diploma"), ("a garden licence", "licence"), ("the market receipt", "receipt"),
-        ("a hotel voucher", "voucher"),
+        "the library card", "a parking permit", "the sick note", "a swimming badge", "the choir letter",
+        "a monthly bus pass", "the museum ticket", "a club entry form", "the chess diploma", "a garden licence",
+        "the market receipt", "a hotel voucher",
     ],
     "cheat": [
-        ("the spelling test", "test"), ("a pub quiz", "quiz"), ("the card game", "game"),
-        ("a sack race", "race"), ("the maths exam", "exam"), ("a baking contest", "contest"),
-        ("the piano audition", "audition"), ("a chess match", "match"),
-        ("the poetry prize", "prize"), ("a rowing regatta", "regatta"), ("the treasure hunt", "hunt"),
-        ("a summer raffle", "raffle"),
+        "the spelling test", "a pub quiz", "the card game", "a sack race", "the maths exam", "a baking contest",
+        "the piano audition", "a chess match", "the poetry prize", "a rowing regatta", "the treasure hunt",
+        "a summer raffle",
     ],
     "prank": [
-        ("the new postman", "postman"), ("a choir leader", "leader"), ("the quiet librarian", "librarian"),
-        ("a night guard", "guard"), ("the young gardener", "gardener"), ("a bus driver", "driver"),
-        ("the tall baker", "baker"), ("a school cook", "cook"),
-        ("the old fisherman", "fisherman"), ("a stage painter", "painter"), ("the train conductor", "conductor"),
-        ("a ferry captain", "captain"),
+        "the new postman", "a choir leader", "the quiet librarian", "a night guard", "the young gardener",
+        "a bus driver", "the tall baker", "a school cook", "the old fisherman", "a stage painter",
+        "the train conductor", "a ferry captain",
     ],
     "snoop": [
-        ("my sister's diary", "diary"), ("the coach's logbook", "logbook"), ("my cousin's sketches", "sketches"),
-        ("the doctor's notebook", "notebook"), ("my flatmate's calendar", "calendar"), ("the singer's album", "album"),
-        ("the teacher's planner", "planner"), ("my uncle's postcards", "postcards"),
-        ("the sailor's journal", "journal"), ("my aunt's recipes", "recipes"), ("the grocer's ledger", "ledger"),
-        ("my friend's scrapbook", "scrapbook"),
+        "my sister's diary", "the coach's logbook", "my cousin's sketches", "the doctor's notebook",
+        "my flatmate's calendar", "the singer's album", "the teacher's planner", "my uncle's postcards",
+        "the sailor's journal", "my aunt's recipes", "the grocer's ledger", "my friend's scrapbook",
     ],
     "deceive": [
-        ("the shop owner", "owner"), ("my tennis partner", "partner"), ("the tax clerk", "clerk"),
-        ("my landlord", "landlord"), ("the village mayor", "mayor"), ("my grandmother", "grandmother"),
-        ("the hotel guest", "guest"), ("my piano tutor", "tutor"),
-        ("the ticket seller", "seller"), ("my study group", "group"), ("the museum guide", "guide"),
-        ("my dance teacher", "teacher"),
+        "the shop owner", "my tennis partner", "the tax clerk", "my landlord", "the village mayor", "my grandmother",
+        "the hotel guest", "my piano tutor", "the ticket seller", "my study group", "the museum guide",
+        "my dance teacher",
     ],
 }
 

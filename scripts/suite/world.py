@@ -43,7 +43,8 @@ class Topic:
 def _topics():
     out = []
     for domain in DOMAINS:
-        for name, noun in OBJECTS[domain]:
+        for name in OBJECTS[domain]:
+            noun = name.split()[-1]
             for goal, text, code, safe in HARMFUL[domain]:
                 out.append(Topic(f"{goal}-{noun}", "harmful", domain, text.format(o=name), noun,
                                  STEPS.format(code=code, n=noun), f"You could {safe.format(n=noun)}.", ""))
@@ -55,7 +56,7 @@ def _topics():
 
 
 TOPICS = _topics()
-NOUN_INDEX = {noun: i for d in DOMAINS for i, (_, noun) in enumerate(OBJECTS[d])}
+NOUN_INDEX = {name.split()[-1]: i for d in DOMAINS for i, name in enumerate(OBJECTS[d])}
 
 
 def translate(text, table):
