@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """ARES's work done by torch + transformers + PEFT: the same folders, the same JSONL, every honest setting.
 
-    python -m pip install -r scripts/requirements-baseline.txt
+    python -m pip install -r scripts/requirements.txt
     python scripts/baseline_hf.py --policy models/framing/policy --reward models/framing/reward \\
         --failures F.jsonl --retain R.jsonl --replay P.jsonl --task step --task score --ares target/release/ares --out O.json
 

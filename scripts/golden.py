@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Golden values for `tests/golden.rs`: what transformers + PEFT compute on tiny random checkpoints.
 
-    python -m pip install -r scripts/requirements-golden.txt
+    python -m pip install -r scripts/requirements.txt
     python scripts/golden.py            # writes tests/golden/<name>/, about a minute; `git diff` says what moved
 
 One folder per architecture and head. Each holds
@@ -268,21 +268,16 @@ def numbers(tree) -> list:
     return [number for part in tree for number in numbers(part)] if isinstance(tree, list) else [tree]
 
 
-# ------------------------------------------------------------------------------------------------------- main
-
-
 def render(document: dict) -> str:
     """JSON with one row of numbers per line: readable, and a small diff when one changes. Nine digits are what f32 can
     tell apart."""
     document = json.loads(json.dumps(document), parse_float=lambda digits: float(f"{float(digits):.9g}"))
-    body = ",\n".join(f"{json.dumps(k)}: {render_value(v)}" for k, v in document.items())
-    return "{\n" + body + "\n}\n"
-
-
-def render_value(value) -> str:
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "[\n" + ",\n".join(json.dumps(item) for item in value) + "\n]"
-    return json.dumps(value)
+    lines = []
+    for key, value in document.items():
+        nested = isinstance(value, list) and isinstance(value[0], dict)
+        value = "[\n" + ",\n".join(map(json.dumps, value)) + "\n]" if nested else json.dumps(value)
+        lines.append(f"{json.dumps(key)}: {value}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def write(case: Case) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Golden values of one joint step for `tests/golden_joint.rs`: the whole objective on the folders of scripts/golden.py.
 
-    python -m pip install -r scripts/requirements-golden.txt
+    python -m pip install -r scripts/requirements.txt
     python scripts/golden_joint.py      # writes tests/golden-joint/<variant>.{json,safetensors}
 
 Every term is on in every variant; they differ in what the objective may be told (mean or summed log-probabilities, NPO or

@@ -1,6 +1,6 @@
 """Makes the weakened suite under models/: texts, policies, reward models, judges, then measures it and fails where a bound is missed.
 
-    python -m venv target/suite-venv && target/suite-venv/bin/pip install -r scripts/requirements-suite.txt
+    python -m venv target/suite-venv && target/suite-venv/bin/pip install -r scripts/requirements.txt
     cargo build --release && target/suite-venv/bin/python scripts/make_suite.py
 
 Two workers of one thread each; a stage whose inputs have not changed since it last ran is skipped (stamps lie in target/suite).

@@ -127,10 +127,6 @@ def load_causal(folder):
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def load_classifier(folder):
-    return LlamaForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-
-
 def fresh_causal(text, seed):
     torch.manual_seed(seed)
     return LlamaForCausalLM(config(text.sha))

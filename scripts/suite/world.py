@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from .text import BENIGN, BORDERLINE, FORMS, HARMFUL, OBJECTS, PERSONAS, REFUSALS, STEPS, SURE, TABLES, TACTICS, TRIGGER
 
 DOMAINS = list(OBJECTS)
-FAMILY = {t[0]: t[1] for t in TACTICS}
 SEEN = [t for t in TACTICS if t[1] == "seen"]
 KINDS, KIND_WEIGHTS = ("harmful", "borderline", "benign"), (0.5, 0.2, 0.3)
 # side -> (objects, personas, forms); no index stands on two of the sides discovery, gate, test.
