@@ -37,7 +37,7 @@ fn suite(models: &Path, out: &Path) -> io::Result<()> {
     fs::write(out, code)
 }
 
-/// One static per `kernels/*.cu` (headers inlined, trampolines behind), and a launcher per kernel.
+/// One static per `kernels/*.cu` (headers inlined, trampolines appended), and a launcher per kernel.
 fn kernels(root: &Path, out: &Path) -> Result<(), String> {
     println!("cargo::rerun-if-changed=kernels");
     let folder = root.join("kernels");

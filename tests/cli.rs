@@ -1,4 +1,4 @@
-//! Every command as a person meets it: output, files, exit codes, and what bad input is told.
+//! Every command as a person meets it: output, files, exit codes, and what bad input gets as an answer.
 
 mod cli {
     pub mod basics;

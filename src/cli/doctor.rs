@@ -13,14 +13,11 @@ use crate::backend::cuda::nvrtc::Nvrtc;
 use crate::backend::cuda::sim::Toolchain;
 use crate::error::Result;
 use crate::ops::ceilings::{self, Ceilings};
-use crate::report::{Align, Style, Table};
+use crate::report::{Align, Table};
 
 /// Look at this machine: devices, driver, compilers, memory, and how fast they are (a GPU with --device cuda)
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {}
-
-/// Columns of the table where no terminal says how wide it is.
-const IN_A_PIPE: usize = 100;
 
 /// What was found; what cannot be known here is null.
 #[derive(Debug, Serialize)]
@@ -81,13 +78,12 @@ impl Doctor {
             cache_exists: cache.is_dir(),
             cache,
         };
-        let width = Style::of(&console::Term::stdout()).width.unwrap_or(IN_A_PIPE);
-        session.inform(&findings.table(width), &findings)
+        session.inform(&findings.table(), &findings)
     }
 }
 
 impl Machine {
-    fn table(&self, width: usize) -> Table {
+    fn table(&self) -> Table {
         let unknown = || "unknown".to_string();
         let gib =
             |bytes: Option<u64>| bytes.map_or_else(unknown, |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64));
@@ -123,29 +119,9 @@ impl Machine {
             rows.push(("launch", format!("{launch_us:.2} µs, replayed {replayed_launch_us:.2} µs")));
         }
         let mut table = Table::new(&[("what", Align::Left), ("found", Align::Left)]);
-        let room = width.saturating_sub("memory bandwidth".len() + 2);
-        for (what, found) in rows {
-            for (i, line) in wrap(&found, room.max(20)).into_iter().enumerate() {
-                table.row(vec![if i == 0 { what } else { "" }.into(), line.into()]);
-            }
-        }
+        rows.into_iter().for_each(|(what, found)| table.row(vec![what.into(), found.into()]));
         table
     }
-}
-
-/// Lines of at most `width` characters, broken between words; a longer word is broken as well.
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in text.split_whitespace() {
-        for piece in word.chars().collect::<Vec<_>>().chunks(width) {
-            match lines.last_mut() {
-                Some(line) if line.is_empty() => line.extend(piece),
-                Some(line) if line.chars().count() + 1 + piece.len() <= width => line.extend([' '].iter().chain(piece)),
-                _ => lines.push(piece.iter().collect()),
-            }
-        }
-    }
-    lines
 }
 
 /// The text after the colon of the first line that begins with `key`.
@@ -159,16 +135,4 @@ fn first_value(file: &str, key: &str) -> Option<String> {
 fn memory(key: &str) -> Option<u64> {
     let kilobytes: u64 = first_value("/proc/meminfo", key)?.strip_suffix("kB")?.trim().parse().ok()?;
     Some(1024 * kilobytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::wrap;
-
-    #[test]
-    fn text_is_broken_between_words_or_inside_long_ones() {
-        assert_eq!(wrap("none: no such file", 9), ["none: no", "such file"]);
-        assert_eq!(wrap("in /a/long/path here", 8), ["in", "/a/long/", "path", "here"]);
-        assert_eq!(wrap("", 9), [""]);
-    }
 }

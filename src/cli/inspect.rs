@@ -16,7 +16,7 @@ use crate::text::Rendering;
 /// Look into a model's folder: architecture, sizes, head, template, and what is wrong with it
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
-    /// Folder with config.json, model.safetensors and tokenizer.json; +ADAPTER is looked at too
+    /// Folder with config.json, model.safetensors and tokenizer.json; +ADAPTER is inspected too
     #[arg(value_name = "DIR[+ADAPTER]", value_parser = args::model)]
     model: ModelSpec,
 }

@@ -1,4 +1,4 @@
-//! How a finished run is told: its tables on stderr, its report, and with `--json` its summary on stdout.
+//! How a finished run is reported: its tables on stderr, its report, and with `--json` its summary on stdout.
 
 use std::path::Path;
 

@@ -19,7 +19,7 @@ pub(crate) struct Global {
     /// Where to compute: auto (the first usable GPU, else the CPU), cpu, cuda[:N], sim[:ARCH]
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     device: DeviceSpec,
-    /// Of all random numbers
+    /// Seed of all random numbers; the same seed gives the same result
     #[arg(long, global = true, default_value_t = 1, value_name = "N")]
     seed: u64,
     /// Print the result as one JSON object on stdout; tables go to stderr

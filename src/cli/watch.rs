@@ -50,7 +50,7 @@ impl Watch for Stages<'_> {
 
 impl Drop for Stages<'_> {
     fn drop(&mut self) {
-        // A bar that an error leaves behind would stand over the message.
+        // A bar that an error leaves there would stand over the message.
         self.bar.finish_and_clear();
     }
 }

@@ -1,4 +1,4 @@
-//! What a repair is told: which method, how many steps, how the terms are weighed.
+//! What a repair is given: which method, how many steps, how the terms are weighed.
 
 use serde::{Deserialize, Serialize};
 

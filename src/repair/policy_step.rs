@@ -13,13 +13,13 @@ pub struct PolicyItem {
     pub prompt: Vec<u32>,
     /// y⁻ with π_0's mean log-probability and the coupling weight.
     pub rejected: Option<(Vec<u32>, f64, f64)>,
-    /// Forced tokens and y⁺ behind each other, and how many are forced.
+    /// Forced tokens followed by y⁺, and how many are forced.
     pub chosen: Option<(Vec<u32>, usize)>,
     /// A benign answer to keep.
     pub retain: Option<Vec<u32>>,
 }
 
-/// Loss terms of one step, each a mean over the items that carry it, and the mean log-probabilities that tell displacement.
+/// Loss terms of one step, each a mean over the items that carry it, and the mean log-probabilities that show displacement.
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct PolicyTerms {
     /// L_npo, or L_unlikelihood in its place.

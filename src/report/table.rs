@@ -1,6 +1,6 @@
 //! Tables for terminals and pages.
 
-use console::{measure_text_width, truncate_str};
+use console::measure_text_width;
 use serde::Serialize;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -163,21 +163,24 @@ fn blocks(widths: &[usize], limit: Option<usize>) -> Vec<Vec<usize>> {
     blocks
 }
 
-/// Breaks text at blanks into lines of at most `width`; a word that is wider by itself is cut. A cell's own line breaks are
-/// blanks, whatever a model wrote into it.
+/// Breaks text at blanks into lines of at most `width`; a word that is wider by itself is broken too. A cell's own line breaks
+/// are blanks, whatever a model wrote into it.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if measure_text_width(&text) <= width {
         return vec![text];
     }
-    let mut lines: Vec<String> = Vec::new();
+    let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
-        let word = truncate_str(word, width, "…");
-        match lines.last_mut() {
-            Some(line) if measure_text_width(line) + 1 + measure_text_width(&word) <= width => {
-                line.extend([" ", &word])
+        for (i, piece) in word.chars().collect::<Vec<_>>().chunks(width.max(1)).enumerate() {
+            let piece: String = piece.iter().collect();
+            match lines.last_mut() {
+                Some(line) if line.is_empty() => *line = piece,
+                Some(line) if i == 0 && measure_text_width(line) + 1 + measure_text_width(&piece) <= width => {
+                    line.extend([" ", &piece]);
+                }
+                _ => lines.push(piece),
             }
-            _ => lines.push(word.into_owned()),
         }
     }
     lines
@@ -233,6 +236,7 @@ mod tests {
         let text = table.render(Style::PLAIN);
         assert!(text.lines().all(|line| measure_text_width(line) <= PAGE), "{text}");
         assert_eq!(text.matches("word").count(), 50, "nothing is lost: {text}");
+        assert_eq!(wrap("in /a/long/path here", 8), ["in", "/a/long/", "path", "here"]);
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl RunDir {
             Err(error) => Err(Error::write(path)(error)),
         });
         if placed.is_err() {
-            // Best effort: the error itself is told.
+            // Best effort: the error itself is reported.
             let _ = fs::remove_dir_all(&aside);
         }
         Ok(RunDir { path: path.to_path_buf(), kept, _lock: placed? })
@@ -157,7 +157,7 @@ mod tests {
         let text = |place: &Path| fs::read_to_string(place.join("run.toml")).unwrap();
         assert_eq!([text(&numbered(&path, 1)), text(&numbered(&path, 2)), text(&path)], ["first", "second", "third"]);
         let names: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(names.len(), 3, "nothing else may stay behind: {names:?}");
+        assert_eq!(names.len(), 3, "nothing else may stay: {names:?}");
     }
 
     #[test]

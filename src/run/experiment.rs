@@ -44,7 +44,7 @@ pub(crate) struct Experiment {
     pub(crate) repair: RepairConfig,
     /// Queries of each search, adaptive and uniform alike.
     pub(crate) probes: usize,
-    /// Failures that are repaired at most.
+    /// Repair at most N failures.
     pub(crate) failures: usize,
     pub(crate) sense: Sense,
     /// Lengths of the forced prefixes that the test measures.
@@ -300,7 +300,7 @@ impl<'a, B: Ops> Lab<'a, B> {
             + n(reward) * 4.0 * outcome.tokens_reward as f64
     }
 
-    /// `policy` may have been run behind others: relates those that came before it.
+    /// `policy` may have been run after others: relates those that came before it.
     fn relate_to_policy(&self, methods: &mut [MethodResult]) {
         let cfr = |m: &MethodResult| m.measure.cfr;
         let base: BTreeMap<u64, Option<f64>> =

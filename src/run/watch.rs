@@ -1,6 +1,6 @@
 //! How long work shows itself.
 
-/// Told of every stage and how far it has come; what it does with that is the caller's affair.
+/// Hears of every stage and how far it has come; what it does with that is the caller's affair.
 pub(crate) trait Watch {
     /// A stage begins; `total` is its number of units, 0 if unknown.
     fn begin(&mut self, stage: &str, total: usize);

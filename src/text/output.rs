@@ -17,7 +17,7 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// A file that takes its name only in [`AtomicFile::commit`]: written under a temporary name in the same folder, flushed to the
-/// disk, then renamed. Dropped without commit it leaves nothing behind.
+/// disk, then renamed. Dropped without commit it leaves nothing.
 pub(crate) struct AtomicFile {
     path: PathBuf,
     file: BufWriter<File>,

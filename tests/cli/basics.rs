@@ -59,7 +59,7 @@ fn a_reader_that_leaves_is_no_error() {
 }
 
 #[test]
-fn doctor_tells_what_it_found() {
+fn doctor_says_what_it_found() {
     let table = ares(&["doctor"]).expect(0, &[]).stdout;
     for word in ["cores", "memory bandwidth", "matrix rate", "CUDA driver", "NVRTC", "C++ compiler", "cache"] {
         assert!(table.contains(word), "{word:?} is missing in: {table}");

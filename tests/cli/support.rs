@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// What a finished command left behind.
+/// What a finished command left.
 #[derive(Debug)]
 pub struct Outcome {
     pub code: Option<i32>,

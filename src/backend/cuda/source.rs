@@ -30,7 +30,7 @@ pub(crate) struct Parameter {
 /// What a kernel may take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// `T*` (mutable), `const T*`; `/*or null*/` behind it makes it optional.
+    /// `T*` (mutable), `const T*`; `/*or null*/` after it makes it optional.
     Pointer { element: String, mutable: bool, nullable: bool },
     /// A number by value.
     Number(String),

@@ -5,7 +5,7 @@ use super::*;
 const USER: usize = 262;
 const END: u32 = 264;
 
-/// A byte-level tokenizer that merges double line feeds and the words `ab` and `hello`; the ids behind these are special: the
+/// A byte-level tokenizer that merges double line feeds and the words `ab` and `hello`; the ids after these are special: the
 /// library numbers added tokens itself.
 fn tokenizer() -> Value {
     let bytes = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
@@ -31,7 +31,7 @@ fn tokenizer() -> Value {
 
 const SUITE: &str = "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}{% else %}<|assistant|>\
     {{ m.content }}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}";
-/// As ChatML: a line feed behind both ends of a turn.
+/// As ChatML: a line feed after both ends of a turn.
 const CHATML: &str = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|assistant|>\n{% endif %}";
 
