@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Everything that only a GPU can say, in one JSON: parity, kernels, ceilings, benchmarks, the framework beside them.
+r"""Everything that only a GPU can say, in one JSON: parity, kernels, ceilings, benchmarks, the framework beside them.
 
     cargo build --release && cargo test --release --no-run
-    python3 scripts/gpu_check.py --ares target/release/ares --test parity=target/release/deps/parity-0123… --out H200.json
+    python3 scripts/gpu_check.py --ares target/release/ares --test ops=target/release/deps/ops-0123… \
+        --test parity=target/release/deps/parity-4567… --out H200.json
 
 Needs Python's standard library, a driver, libnvrtc (or --kernels) and binaries built elsewhere; nothing is built here. Each
 part runs by itself: what is missing or fails is recorded with its reason, and the rest goes on. Exit code 1 when any part

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`error`] | one error type; every message says expected, found, where, what to do |
 //! | [`backend`] | memory, copies, launching; knows no operation |
-//! | [`ops`] | one folder per operation: formula, shape check, cost, both directions; CPU reference (and CUDA geometry) beside it |
+//! | [`ops`] | one folder per operation: formula, shape check, cost, both directions; plain loops, fast CPU kernel and CUDA geometry beside it |
 //! | [`text`] | rows in and out, tokenizer, chat template |
 //! | [`model`] | checkpoints by mmap, transformer forward and backward, heads, adapters, packed batches, generation |
 //! | [`judge`] | who says what is harmful; calibration; verdicts |

@@ -206,8 +206,8 @@ fn product<B: Ops>(
     let masters = [Tensor::from_host(ops, width, k, &a)?, Tensor::from_host(ops, n, rank, &b)?];
     let scale = file.scale();
     let (mut a, mut b) = (Tensor::zeros(ops, width, k)?, Tensor::zeros(ops, n, rank)?);
-    ops.operand(&mut a, &masters[0], 1.0)?;
-    ops.operand(&mut b, &masters[1], scale)?;
+    ops.write_operand(&mut a, &masters[0], 1.0)?;
+    ops.write_operand(&mut b, &masters[1], scale)?;
     Ok((Lora { parts: rows, rank, scale, a, b }, masters))
 }
 

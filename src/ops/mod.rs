@@ -1,25 +1,27 @@
-//! One folder per operation: formula, shape check, cost and both directions in `mod.rs`, the CPU reference in `cpu.rs`.
+//! One folder per operation. `mod.rs` holds the formula, the trait with both directions, the shape check and the cost; `naive.rs` both
+//! directions in plain loops, which is where to begin reading and what tests hold the others against; `cpu.rs` the fast CPU
+//! kernel; `cuda.rs` the constants and geometry of the GPU's, which stand in `kernels/`.
 //!
 //! Word order everywhere: outputs, inputs, weights, scalars; a gradient is `d` + name; statistics go by their usual names.
 //! The residual stream's gradient and adapter gradients accumulate, every other gradient is overwritten; each method's doc
 //! says which. Ops are cut where a GPU fuses; a backend may run one as several kernels.
 
-pub(crate) mod adamw;
+pub mod adamw;
 pub mod attention;
 pub mod ceilings;
 pub mod decode;
-pub(crate) mod embed;
-pub(crate) mod gate_up;
-pub(crate) mod layer_norm;
+pub mod embed;
+pub mod gate_up;
+pub mod layer_norm;
 pub mod lm_head;
 pub mod lora;
-pub(crate) mod norm;
-pub(crate) mod product;
-pub(crate) mod project;
-pub(crate) mod qkv;
-pub(crate) mod rows;
-pub(crate) mod sample;
-pub(crate) mod score_head;
+pub mod norm;
+pub mod product;
+pub mod project;
+pub mod qkv;
+pub mod rows;
+pub mod sample;
+pub mod score_head;
 
 pub use adamw::{AdamW, AdamWSpec, Parameter};
 pub use attention::{Attention, AttentionSpec, Packing, Segment};
@@ -61,23 +63,8 @@ pub trait Ops:
 {
 }
 
-impl<B> Ops for B where
-    B: Backend
-        + Embed
-        + Norm
-        + LayerNorm
-        + Qkv
-        + Attention
-        + Project
-        + GateUp
-        + Rows
-        + LmHead
-        + ScoreHead
-        + AdamW
-        + Decode
-        + Sample
-{
-}
+impl Ops for crate::backend::Cpu {}
+impl Ops for crate::backend::Cuda {}
 
 /// Every kernel with the constants of typical models, for `ares kernels` and the tests. An operation with kernels adds its own.
 pub fn builds() -> Vec<Build> {

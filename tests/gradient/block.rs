@@ -1,25 +1,24 @@
 //! One whole block: its input's gradient and those of all four adapters, with every feature that a family may have.
 
-use ares::backend::{Cpu, Tensor};
+use ares::backend::{Backend, Cpu};
 use ares::model::adapter::{BlockGrad, BlockLora};
 use ares::model::block::{Block, BlockSpec, Saved, Scratch, Widths};
 use ares::ops::*;
 
-use super::common::*;
-use super::{added, assert_gradient, functional};
+use crate::toolkit::*;
 
 const GROUPS: &[Group] = &[(4, &[3, 2]), (0, &[5])];
 const ROWS: usize = 14;
 const W: Widths = Widths { hidden: 10, qkv: 32, heads: 4, head_dim: 4, raw: 24, feed_forward: 9, rank: 2 };
 
-/// Masters of q∣k∣v, o, gate∣up and down.
+/// Of q∣k∣v, o, gate∣up and down.
 fn masters() -> [Masters; 4] {
     let (q, kv) = (W.heads * W.head_dim, 2 * W.head_dim);
     [
-        Masters::noise(1, &[q, kv, kv], W.hidden, W.rank),
-        Masters::noise(3, &[W.hidden], q, W.rank),
-        Masters::noise(5, &[W.feed_forward; 2], W.hidden, W.rank),
-        Masters::noise(7, &[W.hidden], W.feed_forward, W.rank),
+        Masters::new(1, &[q, kv, kv], W.hidden, W.rank),
+        Masters::new(3, &[W.hidden], q, W.rank),
+        Masters::new(5, &[W.feed_forward; 2], W.hidden, W.rank),
+        Masters::new(7, &[W.hidden], W.feed_forward, W.rank),
     ]
 }
 
@@ -27,15 +26,15 @@ struct Case {
     block: Block<Cpu>,
     rope: Rope<Cpu>,
     packing: Packing<Cpu>,
-    masters: [Masters; 4],
 }
 
 impl Case {
     fn new(bias: bool, qk_norm: bool, window: Option<usize>) -> Case {
         let (heads, kv_heads, head_dim) = (W.heads, 2, W.head_dim);
         let norm = NormSpec { eps: 1e-2, unit_offset: false };
-        let gain = |seed, cols| tensor(cols, &noise(seed, cols).iter().map(|g| 1.0 + g / 2.0).collect::<Vec<_>>());
-        let frozen = |seed, rows: usize, cols: usize| weight(rows, &noise(seed, rows * cols));
+        let cpu = Cpu::new();
+        let gain = |seed, cols| act(&cpu, cols, &noise(seed, cols).iter().map(|g| 1.0 + g / 2.0).collect::<Vec<_>>());
+        let frozen = |seed, rows: usize, cols: usize| cpu.weight(rows, cols, noise(seed, rows * cols)).unwrap();
         let spec = BlockSpec {
             norm,
             qkv: QkvSpec { heads, kv_heads, head_dim, norm },
@@ -46,7 +45,7 @@ impl Case {
             input_norm: gain(20, W.hidden),
             qkv: QkvWeights {
                 w: frozen(21, W.qkv, W.hidden),
-                bias: bias.then(|| tensor(W.qkv, &noise(22, W.qkv))),
+                bias: bias.then(|| act(&cpu, W.qkv, &noise(22, W.qkv))),
                 qk_norm: qk_norm.then(|| (gain(23, W.head_dim), gain(24, W.head_dim))),
             },
             o: frozen(25, W.hidden, heads * head_dim),
@@ -55,38 +54,37 @@ impl Case {
             down: frozen(28, W.hidden, W.feed_forward),
             spec,
         };
-        let rope = Rope::new(&Cpu::new(), &[1.0, 0.2], 16).unwrap();
-        Case { block, rope, packing: packing(GROUPS), masters: masters() }
+        let rope = Rope::new(&cpu, &[1.0, 0.2], 16).unwrap();
+        Case { block, rope, packing: Pack::new(GROUPS).on(&cpu) }
     }
 
-    /// The block's output and all that backward needs, from x and the masters' (A, B).
-    fn forward(&self, x: &[f32], values: &[[Vec<f32>; 2]; 4]) -> (Vec<f32>, Saved<Cpu>, Scratch<Cpu>) {
+    /// The block's output and all that backward needs.
+    fn forward(&self, x: &[f32], masters: &[Masters; 4]) -> (Vec<f32>, Saved<Cpu>, Scratch<Cpu>) {
         let cpu = Cpu::new();
         let mut saved = Saved::with_capacity(&cpu, ROWS, &W).unwrap();
         let mut scratch = Scratch::with_capacity(&cpu, ROWS, &W, true).unwrap();
-        let mut out = nans(ROWS, W.hidden);
+        let mut out = unwritten(&cpu, ROWS, W.hidden);
         saved.x.write(&cpu, x).unwrap();
-        let lora = self.lora(values);
+        let lora = lora(masters);
         self.block.forward(&cpu, &mut out, &mut saved, &mut scratch, Some(&lora), &self.rope, &self.packing).unwrap();
-        (self::values(&out), saved, scratch)
+        (read(&cpu, out), saved, scratch)
     }
+}
 
-    fn lora(&self, values: &[[Vec<f32>; 2]; 4]) -> BlockLora<Cpu> {
-        let lora = |p: usize| self.masters[p].lora_of(&values[p][0], &values[p][1]);
-        BlockLora { qkv: lora(0), o: lora(1), gate_up: lora(2), down: lora(3) }
-    }
+fn lora(masters: &[Masters; 4]) -> BlockLora<Cpu> {
+    let [qkv, o, gate_up, down] = masters.each_ref().map(|masters| masters.lora(&Cpu::new()));
+    BlockLora { qkv, o, gate_up, down }
 }
 
 #[test]
 fn block() {
     for (bias, qk_norm, window) in [(false, false, None), (true, false, Some(3)), (false, true, None)] {
-        let (cpu, case) = (Cpu::new(), Case::new(bias, qk_norm, window));
+        let (cpu, case, masters) = (Cpu::new(), Case::new(bias, qk_norm, window), masters());
         let (x, c) = (noise(30, ROWS * W.hidden), noise(31, ROWS * W.hidden));
-        let values = case.masters.each_ref().map(|m| [m.a.clone(), m.b.clone()]);
-        let (_, mut saved, mut scratch) = case.forward(&x, &values);
-        let grad = |p: usize| case.masters[p].grad(40 + 10 * p as u64);
-        let mut grad = BlockGrad { qkv: grad(0), o: grad(1), gate_up: grad(2), down: grad(3) };
-        let (mut dx, lora): (Tensor<Cpu>, _) = (tensor(W.hidden, &c), case.lora(&values));
+        let (_, mut saved, mut scratch) = case.forward(&x, &masters);
+        let [qkv, o, gate_up, down] = masters.each_ref().map(|masters| masters.grad(&cpu));
+        let mut grad = BlockGrad { qkv, o, gate_up, down };
+        let (mut dx, lora) = (act(&cpu, W.hidden, &c), lora(&masters));
         #[rustfmt::skip] // outputs, inputs, weights
         case.block.backward(
             &cpu, &mut dx, Some(&mut grad),
@@ -95,18 +93,21 @@ fn block() {
         ).unwrap();
 
         let kind = format!("block (bias {bias}, q/k norm {qk_norm}, window {window:?})");
-        let f = |x: &[f32], values: &[[Vec<f32>; 2]; 4]| functional(&c, &case.forward(x, values).0);
-        assert_gradient(&format!("{kind}: dx"), &self::values(&dx), &x, |x| f(x, &values));
-        for (p, grad) in [grad.qkv, grad.o, grad.gate_up, grad.down].iter().enumerate() {
-            for (which, found) in [&grad.da, &grad.db].into_iter().enumerate() {
-                let found = added(&found.buffer, 40 + 10 * p as u64 + which as u64);
-                let mut changed = values.clone();
-                let what = format!("{kind}: product {p}, {}", ["dA", "dB"][which]);
-                assert_gradient(&what, &found, &values[p][which], |v| {
-                    changed[p][which].copy_from_slice(v);
-                    f(&x, &changed)
-                });
-            }
+        let f = |x: &[f32], masters: &[Masters; 4]| functional(&c, &case.forward(x, masters).0);
+        assert_gradient(&format!("{kind}: dx"), &read(&cpu, dx), &x, |x| f(x, &masters));
+        for (p, grad) in [grad.qkv, grad.o, grad.gate_up, grad.down].into_iter().enumerate() {
+            let mut changed = masters.clone();
+            let da = less(&read(&cpu, grad.da), &masters[p].da);
+            assert_gradient(&format!("{kind}: product {p}, dA"), &da, &masters[p].a, |a| {
+                changed[p].a.copy_from_slice(a);
+                f(&x, &changed)
+            });
+            let mut changed = masters.clone();
+            let db = less(&read(&cpu, grad.db), &masters[p].db);
+            assert_gradient(&format!("{kind}: product {p}, dB"), &db, &masters[p].b, |b| {
+                changed[p].b.copy_from_slice(b);
+                f(&x, &changed)
+            });
         }
     }
 }

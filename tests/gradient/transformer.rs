@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use ares::backend::Cpu;
 use ares::model::{Adapter, AdapterFile, AdapterGrad, AdapterInit, AnswerTokens, Batch, Heads, Transformer, Workspace};
 
-use super::common::*;
+use crate::toolkit::*;
 
 const RANK: usize = 3;
 
@@ -71,7 +71,7 @@ impl Case {
             Some(grad) => model.backward_scores(ws, &self.weights, &adapter, grad).unwrap(),
             None => {}
         }
-        super::functional(&self.weights, &outputs)
+        functional(&self.weights, &outputs)
     }
 
     /// Central difference of the loss along `direction` of one tensor.
@@ -111,7 +111,7 @@ fn check(name: &str, heads: Heads) {
         let largest = (0..gradient.len()).max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs())).unwrap();
         for (kind, direction) in [("dense", dense), ("largest", single(largest))] {
             let expected = case.slope(&mut ws, tensor, &direction);
-            let slope = super::functional(&direction, gradient);
+            let slope = functional(&direction, gradient);
             assert!(
                 (slope - expected).abs() <= 2e-3 * norm,
                 "{name}, {tensor}, {kind}: found {slope}, expected {expected} (gradient norm {norm})"

@@ -37,13 +37,13 @@ impl AdamW for Cpu {
                 update(master, m, v, grad, factor, spec);
             });
             if let Some((operand, scale)) = &mut p.operand {
-                self.operand(operand, p.master, *scale)?;
+                self.write_operand(operand, p.master, *scale)?;
             }
         }
         Ok(())
     }
 
-    fn operand(&self, operand: &mut Tensor<Self>, master: &Tensor<Self, f32>, factor: f32) -> Result<()> {
+    fn write_operand(&self, operand: &mut Tensor<Self>, master: &Tensor<Self, f32>, factor: f32) -> Result<()> {
         expect("adamw", "operand", operand.shape(), master.shape())?;
         operand.buffer.iter_mut().zip(&master.buffer).for_each(|(operand, master)| *operand = master * factor);
         self.store(&mut operand.buffer);

@@ -117,7 +117,7 @@ impl AdamW for Cuda {
         }
     }
 
-    fn operand(&self, operand: &mut Tensor<Self>, master: &Tensor<Self, f32>, factor: f32) -> Result<()> {
+    fn write_operand(&self, operand: &mut Tensor<Self>, master: &Tensor<Self, f32>, factor: f32) -> Result<()> {
         expect("adamw", "operand", operand.shape(), master.shape())?;
         let (rows, cols) = master.shape();
         let (len, stride) = ((rows * cols) as u32, operand.stride() as u32);

@@ -4,6 +4,7 @@
 
 mod cpu;
 pub(super) mod cuda;
+pub mod naive;
 
 use super::Cost;
 use crate::backend::{Backend, Tensor};
@@ -48,5 +49,5 @@ pub trait AdamW: Backend {
     ) -> Result<()>;
 
     /// Overwrites `operand` with master × factor: after loading, and after a rollback.
-    fn operand(&self, operand: &mut Tensor<Self>, master: &Tensor<Self, f32>, factor: f32) -> Result<()>;
+    fn write_operand(&self, operand: &mut Tensor<Self>, master: &Tensor<Self, f32>, factor: f32) -> Result<()>;
 }

@@ -3,7 +3,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::tile::{LANES, ROWS, multiply, spread};
+use super::products::{LANES, ROWS, add_transposed, multiply};
 use super::{Attention, AttentionSpec, Packing, Segment, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
@@ -256,8 +256,8 @@ simd! {
                     let dq = &mut dqkv[row * columns + query.head * e..][..e];
                     dq.iter_mut().zip(y).for_each(|(dq, y)| *dq = spec.scale * y);
                 }
-                spread(dv, s, d_o, &covered);
-                spread(dk, d, q, &covered);
+                add_transposed(dv, s, d_o, &covered);
+                add_transposed(dk, d, q, &covered);
             }
             let (k_at, v_at) = ((h + kv) * e, (h + spec.kv_heads + kv) * e);
             for (j, row) in segment.prompt.clone().chain(segment.rows.clone()).enumerate() {

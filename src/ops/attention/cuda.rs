@@ -1,4 +1,4 @@
-use super::tiles::{TILE, WHOLE};
+use super::tables::{TILE, WHOLE};
 use super::{Attention, AttentionSpec, Packing, backward_cost, check, forward_cost};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::kernels;

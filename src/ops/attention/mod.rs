@@ -6,12 +6,13 @@
 
 pub(crate) mod cpu;
 pub(crate) mod cuda;
-pub(crate) mod tile;
-mod tiles;
+pub mod naive;
+pub(crate) mod products;
+mod tables;
 
 use std::ops::Range;
 
-pub(crate) use tiles::Tiles;
+pub(crate) use tables::Tiles;
 
 use super::{Cost, expect};
 use crate::backend::{Backend, Tensor};
@@ -51,7 +52,7 @@ pub struct Segment {
     pub rows: Range<usize>,
     /// Rows of the prompt that this answer segment follows.
     pub prompt: Range<usize>,
-    /// One behind the last row that sees this segment's keys: the group's end for a prompt, the segment's end for an answer.
+    /// One past the last row that sees this segment's keys: the group's end for a prompt, the segment's end for an answer.
     pub seen_until: usize,
 }
 

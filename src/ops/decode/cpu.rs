@@ -7,7 +7,7 @@ use super::{Decode, KvCache, SlotTable, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
 use crate::ops::attention::cpu::{heads_of, softmax};
-use crate::ops::attention::tile::{LANES, multiply};
+use crate::ops::attention::products::{LANES, multiply};
 use crate::ops::product::simd;
 use crate::ops::{AttentionSpec, expect};
 
@@ -39,7 +39,7 @@ impl Decode for Cpu {
         check(qkv, table, &spec)?;
         let (e, (n, wide), width) = (spec.head_dim, strides(cache.length, &spec), spec.width());
         let rows = runs(&table.slots.buffer[..qkv.rows()], cache.slots)?;
-        // Slot by slot: what a thread writes, channels far apart, is its own; and first writes to fresh memory are dear.
+        // Slot by slot: what a thread writes, channels far apart, is its own; and first writes to fresh memory are expensive.
         let (keys, values) = (spec.kv_heads * n * e, spec.kv_heads * n * wide);
         let slots = cache.k.buffer.par_chunks_exact_mut(keys).zip(cache.v.buffer.par_chunks_exact_mut(values));
         let least = SMALL.div_ceil((qkv.rows() * width).div_ceil(cache.slots).max(1));

@@ -2,6 +2,7 @@
 
 mod cpu;
 pub(crate) mod cuda;
+pub mod naive;
 
 use super::{AttentionSpec, Cost, expect};
 use crate::backend::{Backend, Tensor};

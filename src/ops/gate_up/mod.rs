@@ -4,6 +4,7 @@
 mod cpu;
 pub(super) mod cuda;
 mod curve;
+pub mod naive;
 
 use super::{Cost, Lora, LoraGrad, expect};
 use crate::backend::{Backend, Tensor};

@@ -83,9 +83,9 @@ simd! {
         let saved = x.chunks_exact(cols).zip(mean.iter().zip(rstd));
         for ((dx, dy), (x, (mean, rstd))) in gradients.zip(saved) {
             let (plain, along) = gained_sums(dy, x, *mean, w);
-            let (level, pull) = (plain / cols as f32, rstd * rstd * along / cols as f32);
+            let (mean_dy, mean_dyx) = (plain / cols as f32, rstd * rstd * along / cols as f32);
             for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(w) {
-                *dx += rstd * (w * dy - level - (x - mean) * pull);
+                *dx += rstd * (w * dy - mean_dy - (x - mean) * mean_dyx);
             }
         }
     }

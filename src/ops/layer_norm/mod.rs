@@ -1,11 +1,14 @@
 //! LayerNorm, as encoders have it: `y[t,c] = (x[t,c] − mean[t])·rstd[t]·w[c] + bias[c]`, rstd = (mean_c (x − mean)² + eps)^-½.
 //! (arXiv:1607.06450)
 //!
+//! Backward, x̂ being (x − mean)·rstd: `dx[t,c] += rstd·(w·dy − mean_c(w·dy) − x̂·mean_c(w·dy·x̂))`.
+//!
 //! The variance is the mean square of what is left after the mean is taken off. mean x² − mean² is the same number only on
 //! paper: where |mean| is far above the deviation it is what rounding leaves of two large numbers.
 
 mod cpu;
 pub(super) mod cuda;
+pub mod naive;
 
 use super::{Cost, expect};
 use crate::backend::{Backend, Tensor};
@@ -25,7 +28,7 @@ pub trait LayerNorm: Backend {
     ) -> Result<()>;
 
     /// Adds to `dx` (T, C), the residual stream's gradient: in a block that norms first, x also goes around the norm. Where it
-    /// does not (a norm behind the sum), the caller clears `dx` before. No dw and no dbias: the base is frozen.
+    /// does not (a norm after the sum), the caller clears `dx` before. No dw and no dbias: the base is frozen.
     fn layer_norm_backward(
         &self,
         dx: &mut Tensor<Self>,

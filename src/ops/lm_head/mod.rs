@@ -4,6 +4,7 @@
 
 pub(crate) mod cpu;
 pub(super) mod cuda;
+pub mod naive;
 
 use super::{Cost, expect};
 use crate::backend::{Backend, Matrix, Tensor};

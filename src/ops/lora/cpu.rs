@@ -2,7 +2,7 @@ use super::{Lora, LoraGrad, check};
 use crate::backend::{Backend, Cpu, Matrix, Tensor};
 use crate::error::Result;
 use crate::ops::expect;
-use crate::ops::product::{View, ViewMut, add_scaled, product, reduce};
+use crate::ops::product::{View, ViewMut, add_scaled, add_transposed, product};
 
 /// Overwrites `y` (T, N) and, with an adapter, `xa` (T, P·r): y = x·Wᵀ + xa·Bᵀ [+ bias] [+ residual].
 pub(crate) fn linear_forward(
@@ -116,12 +116,12 @@ fn gradients(
     let (t, n, k) = (x.rows(), dy.cols(), x.cols());
     let (width, rank) = (lora.width(), lora.rank);
     let inner = View::new(&dxa.buffer, t, width, width);
-    reduce(ViewMut::new(&mut grad.da.buffer, width, k, k), inner, View::new(&x.buffer, t, k, k), 1.0);
+    add_transposed(ViewMut::new(&mut grad.da.buffer, width, k, k), inner, View::new(&x.buffer, t, k, k), 1.0);
     let mut first = 0;
     for (p, &part) in lora.parts.iter().enumerate() {
         let db = ViewMut::new(&mut grad.db.buffer[first * rank..], part, rank, rank);
         let dy = View::new(&dy.buffer[first..], t, part, n);
-        reduce(db, dy, View::new(&xa.buffer[p * rank..], t, rank, width), lora.scale);
+        add_transposed(db, dy, View::new(&xa.buffer[p * rank..], t, rank, width), lora.scale);
         first += part;
     }
     Ok(())

@@ -5,6 +5,7 @@
 
 mod cpu;
 pub(crate) mod cuda;
+pub mod naive;
 
 pub(crate) use cpu::{linear_backward, linear_forward};
 

@@ -78,13 +78,13 @@ pub(crate) fn rms_row(y: &mut [f32], x: &[f32], w: &[f32], spec: NormSpec) -> f3
     rstd
 }
 
-/// One row backward: dx += rstd·(g·dy − x·rstd²·mean(g·dy·x)).
+/// One row backward.
 #[inline(always)]
 pub(crate) fn rms_backward_row(dx: &mut [f32], dy: &[f32], x: &[f32], rstd: f32, w: &[f32], spec: NormSpec) {
     let offset = if spec.unit_offset { 1.0 } else { 0.0 };
-    let pull = rstd * rstd * gained_dot(dy, x, w, offset) / x.len() as f32;
+    let mean_dyx = rstd * rstd * gained_dot(dy, x, w, offset) / x.len() as f32;
     for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(w) {
-        *dx += rstd * ((w + offset) * dy - x * pull);
+        *dx += rstd * ((w + offset) * dy - x * mean_dyx);
     }
 }
 

@@ -1,7 +1,10 @@
 //! RMSNorm: `y[t,c] = g[c]·x[t,c]·rstd[t]`, rstd = (mean_c x² + eps)^-½, g = w or 1 + w. (arXiv:1910.07467)
+//!
+//! Backward: `dx[t,c] += rstd·(g·dy − x·rstd²·mean_c(g·dy·x))`.
 
 mod cpu;
 pub(super) mod cuda;
+pub mod naive;
 
 pub(crate) use cpu::{rms_backward_row, rms_row};
 

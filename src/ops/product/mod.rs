@@ -2,6 +2,7 @@
 //! of multiply-adds over k, whatever stands beside it, so that a row's bits never depend on its company.
 
 pub(crate) mod cuda;
+pub mod naive;
 mod tile;
 mod vector;
 
@@ -69,7 +70,7 @@ fn extent(rows: usize, cols: usize, stride: usize) -> usize {
 /// Where tasks write: each to its own rectangle.
 #[derive(Clone, Copy)]
 struct Target(*mut f32);
-// SAFETY: `product` and `reduce` give each task a rectangle that no other task touches.
+// SAFETY: `product` and `add_transposed` give each task a rectangle that no other task touches.
 unsafe impl Send for Target {}
 // SAFETY: as above.
 unsafe impl Sync for Target {}
@@ -108,7 +109,7 @@ pub(crate) fn product(c: ViewMut, a: View, b: &Packed, accumulate: bool) {
         // own; `left` holds as many rows of `inner` numbers by the extent of `a`.
         unsafe { multiply(task) };
     };
-    spread(blocks * cols.div_ceil(PANEL).div_ceil(panels), rows * cols * inner, task);
+    run_tasks(blocks * cols.div_ceil(PANEL).div_ceil(panels), rows * cols * inner, task);
 }
 
 /// Panels of one task: as many as stay in cache, fewer where all threads would not have work.
@@ -121,7 +122,7 @@ fn panels(blocks: usize, cols: usize, inner: usize) -> usize {
 
 /// c += scale·aᵀ·b where the sum runs over many rows: deterministic, but a sum over the batch. Neither operand is read twice, so
 /// packing would not pay: `gemm` reads both as they lie.
-pub(crate) fn reduce(c: ViewMut, a: View, b: View, scale: f32) {
+pub(crate) fn add_transposed(c: ViewMut, a: View, b: View, scale: f32) {
     let (rows, cols, inner) = (c.rows, c.cols, a.rows);
     assert!(a.cols == rows && b.rows == inner && b.cols == cols && b.col_stride == 1);
     if rows == 0 || cols == 0 || inner == 0 {
@@ -158,80 +159,13 @@ pub(crate) fn reduce(c: ViewMut, a: View, b: View, scale: f32) {
             );
         }
     };
-    spread(cols.div_ceil(panel), rows * cols * inner, task);
+    run_tasks(cols.div_ceil(panel), rows * cols * inner, task);
 }
 
-fn spread(tasks: usize, work: usize, task: impl Fn(usize) + Sync + Send) {
+fn run_tasks(tasks: usize, work: usize, task: impl Fn(usize) + Sync + Send) {
     if work < SMALL || tasks == 1 {
         (0..tasks).for_each(task);
     } else {
         (0..tasks).into_par_iter().for_each(task);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn noise(seed: usize, len: usize) -> Vec<f32> {
-        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
-    }
-
-    /// A row's bits do not depend on how many rows stand above, below or beside it, whichever way the right operand lies; and
-    /// they are the product's.
-    #[test]
-    fn a_row_does_not_see_its_company() {
-        for (n, k) in [
-            (7, 5),
-            (128, 128),
-            (640, 172),
-            (1030, 96),
-            (24, 352),
-            (3, 19),
-            (8, 2),
-            (1, 40),
-            (48, 1300),
-            (112, 1300),
-            (200, 1300),
-            (49, 512),
-            (95, 513),
-        ] {
-            let (a, b) = (noise(1, 200 * k), noise(2, n * k));
-            for right in [View::new(&b, k, n, n), View::new(&b, n, k, k).t()] {
-                let packed = right.packed();
-                let run = |first: usize, rows: usize| {
-                    let mut c = noise(3, 200 * n).split_off(first * n);
-                    let a = View::new(&a[first * k..], rows, k, k);
-                    product(ViewMut::new(&mut c, rows, n, n), a, &packed, true);
-                    c.truncate(rows * n);
-                    c
-                };
-                let all = run(0, 200);
-                let ends = (1..=64).map(|rows| (3, rows));
-                for (first, rows) in ends.chain([(5, 2), (60, 9), (100, 64), (64, 100), (1, 130), (199, 1)]) {
-                    let some = run(first, rows);
-                    assert!(
-                        some.iter().map(|v| v.to_bits()).eq(all[first * n..][..rows * n].iter().map(|v| v.to_bits())),
-                        "rows {first}..{} of {n} x {k}, strides {} and {}",
-                        first + rows,
-                        right.row_stride,
-                        right.col_stride
-                    );
-                }
-                for (row, accumulate) in [(0, true), (0, false), (199, true), (199, false)] {
-                    let before = noise(3, 200 * n);
-                    let mut c = before.clone();
-                    product(ViewMut::new(&mut c, 200, n, n), View::new(&a, 200, k, k), &packed, accumulate);
-                    for col in 0..n {
-                        let at = |i: usize| f64::from(b[i * right.row_stride + col * right.col_stride]);
-                        let before = if accumulate { f64::from(before[row * n + col]) } else { 0.0 };
-                        let terms = || (0..k).map(|i| f64::from(a[row * k + i]) * at(i));
-                        let (exact, size) = (before + terms().sum::<f64>(), 1.0 + terms().map(f64::abs).sum::<f64>());
-                        let found = c[row * n + col];
-                        assert!((f64::from(found) - exact).abs() <= 4e-6 * size, "found {found}, expected {exact}");
-                    }
-                }
-            }
-        }
     }
 }

@@ -134,7 +134,6 @@ impl Tile<'_> {
 ///
 /// # Safety
 /// `out` holds M rows of V vectors, `stride` apart, that nobody else touches.
-#[expect(clippy::needless_range_loop, reason = "i and j are the tile's coordinates, in memory as in registers")]
 #[inline(always)]
 pub(crate) unsafe fn add_up<S: Simd, const M: usize, const V: usize>(
     simd: S,

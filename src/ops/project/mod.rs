@@ -3,6 +3,7 @@
 
 mod cpu;
 mod cuda;
+pub mod naive;
 
 use super::{Lora, LoraGrad};
 use crate::backend::{Backend, Tensor};

@@ -4,6 +4,7 @@
 
 mod cpu;
 pub(super) mod cuda;
+pub mod naive;
 
 use super::{Cost, Lora, LoraGrad, NormSpec, expect};
 use crate::backend::{Backend, Matrix, Tensor};

@@ -2,6 +2,7 @@
 
 mod cpu;
 pub(super) mod cuda;
+pub mod naive;
 
 pub(crate) use cuda::gather;
 

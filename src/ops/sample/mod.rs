@@ -5,6 +5,7 @@
 
 mod cpu;
 pub(super) mod cuda;
+pub mod naive;
 
 use super::expect;
 use crate::backend::{Backend, Matrix, Tensor};
@@ -66,7 +67,7 @@ impl<B: Backend> History<B> {
 
 /// Forward only: a drawn token has no gradient.
 pub trait Sample: Backend {
-    /// Steps that run before the host looks at their tokens: more where waiting for the device is dear, since a sequence that
+    /// Steps that run before the host looks at their tokens: more where waiting for the device is expensive, since a sequence that
     /// ends within them runs on for nothing.
     const BURST: usize;
 

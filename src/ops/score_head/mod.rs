@@ -2,6 +2,7 @@
 
 mod cpu;
 pub(super) mod cuda;
+pub mod naive;
 
 use super::{Cost, expect};
 use crate::backend::{Backend, Tensor};

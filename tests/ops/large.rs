@@ -8,9 +8,8 @@ use ares::backend::cuda::driver::{Define, DeviceInfo, Driver, Event, Function, G
 use ares::backend::cuda::source::Source;
 use ares::error::Result;
 
-use crate::harness::driver;
-use crate::lm_head::{compare_divergence, compare_head};
-use crate::product::{self, Shape};
+use crate::toolkit::{assert_parity, driver};
+use crate::{lm_head, project};
 
 /// A device that passes for one with a single multiprocessor, and notes what it is asked to load.
 struct Single {
@@ -40,18 +39,15 @@ impl Single {
 }
 
 /// Ragged and even edges, both wider than one tile.
-const SHAPES: [Shape; 2] =
-    [Shape { t: 150, k: 136, parts: &[136], rank: 8 }, Shape { t: 131, k: 133, parts: &[70, 67], rank: 5 }];
-
 #[test]
 fn products() {
-    for shape in SHAPES {
+    for (t, k, parts, rank) in [(150, 136, &[136][..], 8), (131, 133, &[70, 67], 5)] {
         let Some((single, device)) = Single::open() else { return };
-        product::compare(&device, shape, false);
+        assert_parity("product", &device, &project::Case::new(t, k, parts, rank, false));
         single.expect_only_large("product", Some(0));
         single.expect_only_large("product", Some(1));
         // The adapter's own products are narrow, and take a small tile.
-        product::compare(&device, shape, true);
+        assert_parity("product", &device, &project::Case::new(t, k, parts, rank, true));
     }
 }
 
@@ -60,9 +56,8 @@ fn heads() {
     // One chunk each: the rest of two would be few rows.
     for shape in [(150, 136, 136, 150), (140, 133, 301, 140)] {
         let Some((single, device)) = Single::open() else { return };
-        compare_head(&device, shape);
+        assert_parity("head", &device, &lm_head::Case::new(shape, 0.2));
         single.expect_only_large("lm_head_logits", None);
-        compare_divergence(&device, shape, 0.2);
         single.expect_only_large("lm_head_kl_logits", None);
     }
 }

@@ -45,7 +45,7 @@ pub(crate) fn multiply<S: Simd, const R: usize>(
 /// dm[j][c] += Σ_r p[r][j]·x[r][c] for the j of `range`. dm (_, width), p (ROWS, stride), x (ROWS, width). Slow on a processor
 /// without fused multiplication.
 #[inline(always)]
-pub(crate) fn spread(dm: &mut [f32], p: &[f32], x: &[f32], range: &Range<usize>) {
+pub(crate) fn add_transposed(dm: &mut [f32], p: &[f32], x: &[f32], range: &Range<usize>) {
     let (width, stride) = (x.len() / ROWS, p.len() / ROWS);
     for c in (0..width).step_by(LANES) {
         // Copies, so that the compiler need not fear that what is written is also what is read.

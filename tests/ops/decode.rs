@@ -1,0 +1,148 @@
+//! Attention over the cache: every part of it filled to every border, at any occupancy, in any slot; a captured step.
+
+use ares::backend::{Backend, Cpu, Real, Tensor};
+use ares::ops::decode::naive;
+use ares::ops::{AttentionSpec, Decode, Ops, SlotTable};
+
+use crate::attention::{forward_limits, spec};
+use crate::toolkit::{self, *};
+
+/// Positions of the longest sequence: two whole parts of the cache and some of a third.
+const LENGTH: usize = 700;
+
+/// Each sequence's decoded position: first and last of a part, one part to three.
+const POSITIONS: [usize; 5] = [0, 255, 256, 5, 699];
+
+#[derive(Clone)]
+struct Case {
+    spec: AttentionSpec,
+    /// Rows q∣k∣v of each sequence up to the decoded one.
+    sequences: Vec<Vec<f32>>,
+    slots: usize,
+    length: usize,
+}
+
+impl Case {
+    fn new(spec: AttentionSpec) -> Case {
+        let sequence = |(seed, position)| random(seed, (position + 1) * spec.width(), 1.2);
+        Case { spec, sequences: (4..).zip(POSITIONS).map(sequence).collect(), slots: 5, length: LENGTH }
+    }
+
+    fn forward(&self, sequence: &[f32]) -> Vec<f32> {
+        let mut o = nans(self.spec.heads * self.spec.head_dim);
+        naive::forward(&mut o, sequence, &self.spec);
+        o
+    }
+}
+
+fn table<B: Backend>(ops: &B, slots: &[u32], positions: &[u32]) -> SlotTable<B> {
+    let mut table = SlotTable::with_capacity(ops, slots.len()).unwrap();
+    table.set(ops, slots, positions).unwrap();
+    table
+}
+
+impl toolkit::Case for Case {
+    fn naive(&self) -> Plain {
+        Plain::from([("o", self.sequences.iter().flat_map(|sequence| self.forward(sequence)).collect())])
+    }
+
+    /// The earlier positions come at once, as a prompt does, the last ones together; sequences fill the slots from the last.
+    fn run<B: Ops>(&self, ops: &B) -> Outputs {
+        let (spec, width) = (self.spec, self.spec.width());
+        let mut cache = ops.kv_cache(self.slots, self.length, spec).unwrap();
+        let (mut last, mut slots, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+        for (slot, sequence) in (0..self.slots as u32).rev().zip(&self.sequences) {
+            let (earlier, newest) = sequence.split_at(sequence.len() - width);
+            let before: Vec<u32> = (0..(earlier.len() / width) as u32).collect();
+            if !before.is_empty() {
+                let earlier = act(ops, width, earlier);
+                ops.cache_append(&mut cache, &earlier, &table(ops, &vec![slot; before.len()], &before), spec).unwrap();
+            }
+            last.extend(newest);
+            slots.push(slot);
+            positions.push(before.len() as u32);
+        }
+        let (table, qkv) = (table(ops, &slots, &positions), act(ops, width, &last));
+        let mut o = unwritten(ops, slots.len(), spec.heads * spec.head_dim);
+        ops.cache_append(&mut cache, &qkv, &table, spec).unwrap();
+        ops.decode_attention(&mut o, &qkv, &cache, &table, spec).unwrap();
+        let limits = self.sequences.iter().flat_map(|s| forward_limits(s, &spec, |s| self.forward(s))).collect();
+        let mut out = Outputs::default();
+        out.each(ops, "o", o, 1.0, limits);
+        out
+    }
+}
+
+fn cases() -> [(&'static str, Case); 7] {
+    [
+        ("64", spec(4, 2, 64)),
+        ("eighteen heads of one, 16", spec(18, 1, 16)),
+        ("a window of 300, 40", AttentionSpec { window: Some(300), ..spec(2, 2, 40) }),
+        ("a window of 3, 8", AttentionSpec { window: Some(3), ..spec(2, 2, 8) }),
+        ("softcap, 8", AttentionSpec { softcap: Some(2.0), ..spec(2, 1, 8) }),
+        ("one head for all, 5", spec(4, 1, 5)),
+        ("136", spec(2, 1, 136)),
+    ]
+    .map(|(name, spec)| (name, Case::new(spec)))
+}
+
+#[test]
+fn naive() {
+    cases().into_iter().for_each(|(name, case)| assert_naive(name, &case, 1e-5, 0.0));
+}
+
+#[test]
+fn parity() {
+    let Some(device) = device() else { return };
+    let on_device = |case: &Case| case.spec.head_dim.is_multiple_of(8);
+    cases().iter().filter(|(_, case)| on_device(case)).for_each(|(name, case)| assert_parity(name, &device, case));
+}
+
+/// A sequence sees neither the others nor its slot nor how long the cache is.
+#[test]
+fn invariance() {
+    for spec in [spec(4, 2, 64), AttentionSpec { window: Some(6), softcap: Some(2.0), ..spec(4, 2, 8) }] {
+        invariance_on(&Cpu::new(), spec);
+        device().iter().for_each(|device| invariance_on(device, spec));
+    }
+}
+
+fn invariance_on<B: Ops>(ops: &B, spec: AttentionSpec) {
+    let (case, columns) = (Case::new(spec), spec.heads * spec.head_dim);
+    let o = |case: &Case| toolkit::Case::run(case, ops).named("o").to_vec();
+    let all = o(&case);
+    let companies = [vec![0], vec![1], vec![2], vec![3], vec![4], vec![4, 2, 0], (0..5).rev().collect()];
+    for (rows, slots, length) in
+        companies.into_iter().zip([1, 5, 9].into_iter().cycle()).zip(700..).map(|((r, s), l)| (r, s, l))
+    {
+        let sequences: Vec<_> = rows.iter().map(|row: &usize| case.sequences[*row].clone()).collect();
+        let some = Case { slots: slots.max(sequences.len()), length, sequences, ..case.clone() };
+        assert_eq!(bits(&o(&some)), bits(&rows_of(&all, columns, &rows)), "sequences {rows:?}");
+    }
+}
+
+#[test]
+fn a_captured_decode_serves_later_positions() {
+    let Some(device) = device() else { return };
+    let case = Case::new(AttentionSpec { window: Some(400), ..spec(2, 1, 8) });
+    let (history, spec, width) = (&case.sequences[4], case.spec, case.spec.width());
+    let mut cache = device.kv_cache(1, LENGTH, spec).unwrap();
+    let mut at = table(&device, &[0], &[0]);
+    let mut qkv = act(&device, width, &history[..width]);
+    let mut o: Tensor<_> = unwritten(&device, 1, spec.heads * spec.head_dim);
+    let mut graph = Default::default();
+    for position in 0..600 {
+        at.set(&device, &[0], &[position as u32]).unwrap();
+        qkv.write(&device, &device.activations(&history[position * width..][..width])).unwrap();
+        let step = device.replay(&mut graph, || {
+            device.cache_append(&mut cache, &qkv, &at, spec)?;
+            device.decode_attention(&mut o, &qkv, &cache, &at, spec)
+        });
+        step.unwrap();
+        if [0, 255, 256, 599].contains(&position) {
+            let found: Vec<f32> = o.read(&device).unwrap().into_iter().map(Real::to_f32).collect();
+            let alone = Case { sequences: vec![history[..(position + 1) * width].to_vec()], ..case.clone() };
+            assert_eq!(found, toolkit::Case::run(&alone, &device).named("o"), "position {position}");
+        }
+    }
+}

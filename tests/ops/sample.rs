@@ -1,0 +1,163 @@
+//! Sampling: the distribution that it promises, keyed by (seed, row id, position).
+
+use ares::backend::Cpu;
+use ares::ops::sample::naive;
+use ares::ops::{Ops, SampleSpec, SampleTable};
+
+use crate::toolkit::{self, *};
+
+const GREEDY: SampleSpec = SampleSpec { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 7 };
+const FREE: SampleSpec = SampleSpec { temperature: 1.0, ..GREEDY };
+
+#[derive(Clone)]
+struct Case {
+    spec: SampleSpec,
+    cols: usize,
+    h: Vec<f32>,
+    w: Vec<f32>,
+    keys: Vec<(u64, u32)>,
+}
+
+impl Case {
+    fn new(rows: usize, vocab: usize, spec: SampleSpec) -> Case {
+        let cols = 24;
+        let keys = (0..rows as u64).map(|i| (i * 3 + (i << 33), i as u32 % 5)).collect();
+        Case { spec, cols, h: random(1, rows * cols, 1.0), w: random(2, vocab * cols, 0.4), keys }
+    }
+
+    /// One draw from the same logits for each key.
+    fn of(logits: &[f32], keys: &[(u64, u32)], spec: SampleSpec) -> Case {
+        Case { spec, cols: 1, h: vec![1.0; keys.len()], w: logits.to_vec(), keys: keys.to_vec() }
+    }
+
+    fn draw<B: Ops>(&self, ops: &B) -> Vec<u32> {
+        let (rows, vocab) = (self.keys.len(), self.w.len() / self.cols);
+        let mut table = SampleTable::with_capacity(ops, rows).unwrap();
+        let (ids, positions): (Vec<u64>, Vec<u32>) = self.keys.iter().copied().unzip();
+        table.set(ops, &ids, &positions).unwrap();
+        let (mut tokens, mut logits) = (indices(ops, &vec![u32::MAX; rows]), unwritten(ops, rows, vocab));
+        let (w, h) = (ops.weight(vocab, self.cols, self.w.clone()).unwrap(), act(ops, self.cols, &self.h));
+        ops.sample(&mut tokens, &mut logits, &h, &table, &w, self.spec).unwrap();
+        tokens.read(ops).unwrap()
+    }
+}
+
+impl toolkit::Case for Case {
+    fn naive(&self) -> Plain {
+        let (ids, positions): (Vec<u64>, Vec<u32>) = self.keys.iter().copied().unzip();
+        let mut tokens = vec![u32::MAX; ids.len()];
+        naive::forward(&mut tokens, &self.h, &ids, &positions, &self.w, self.spec);
+        Plain::from([("tokens", tokens.iter().map(|token| *token as f32).collect())])
+    }
+
+    fn run<B: Ops>(&self, ops: &B) -> Outputs {
+        let tokens: Vec<f32> = self.draw(ops).iter().map(|token| *token as f32).collect();
+        let mut out = Outputs::default();
+        out.f32(ops, "tokens", numbers(ops, 1, &tokens), 0.0, 0.0);
+        out
+    }
+}
+
+fn specs() -> [SampleSpec; 8] {
+    [
+        GREEDY,
+        FREE,
+        SampleSpec { temperature: 0.6, ..FREE },
+        SampleSpec { temperature: 1.7, top_k: 5, ..FREE },
+        SampleSpec { top_p: 0.7, ..FREE },
+        SampleSpec { temperature: 0.8, top_k: 9, top_p: 0.55, ..FREE },
+        SampleSpec { top_p: 1e-9, ..FREE },
+        SampleSpec { top_k: 100, ..FREE },
+    ]
+}
+
+#[test]
+fn naive() {
+    for spec in specs() {
+        [5, 300, 1030]
+            .into_iter()
+            .for_each(|vocab| assert_naive(&format!("{spec:?}"), &Case::new(33, vocab, spec), 0.0, 0.0));
+    }
+}
+
+/// A draw that falls within rounding of a border may go to the neighbour. (What top-k and top-p keep, a device draws in an order of
+/// its own: the distribution is what agrees.)
+#[test]
+fn parity() {
+    let Some(device) = device() else { return };
+    for spec in &specs()[..3] {
+        for vocab in [5, 300, 1030] {
+            let case = Case::new(33, vocab, *spec);
+            let (found, expected) = (case.draw(&device), case.draw(&Cpu::rounded()));
+            let same = found.iter().zip(&expected).filter(|(f, e)| f == e).count();
+            assert!(same + 1 >= 33, "{spec:?} of {vocab}: {found:?} against {expected:?}");
+        }
+    }
+}
+
+#[test]
+fn invariance() {
+    for spec in [GREEDY, SampleSpec { top_k: 50, top_p: 0.9, ..FREE }] {
+        let all = Case::new(ROWS, 310, spec);
+        assert_alone("sample", &|rows: &[usize]| Case {
+            h: rows_of(&all.h, all.cols, rows),
+            keys: rows.iter().map(|r| all.keys[*r]).collect(),
+            ..all.clone()
+        });
+    }
+}
+
+#[test]
+fn greedy_takes_the_largest_and_the_lowest_on_a_tie() {
+    let keys = [(0, 0), (9, 4)];
+    for (logits, expected) in [([0.1, 2.0, -1.0, 1.9], 1), ([0.1, 2.0, -1.0, 2.0], 1), ([-5.0, -4.0, -5.0, -5.0], 1)] {
+        assert_eq!(Case::of(&logits, &keys, GREEDY).draw(&Cpu::new()), [expected; 2]);
+    }
+    // More logits than one per thread; the largest appears a hundred times, first at id 3.
+    let logits: Vec<f32> = (0..2003).map(|id| if id % 7 == 3 { 1.0 } else { -1.0 }).collect();
+    let Some(device) = device() else { return };
+    assert_eq!(Case::of(&logits, &keys, GREEDY).draw(&device), [3, 3]);
+}
+
+/// On the CPU, keyed once by the row's id, once by its high half, once by the position; then on the device.
+#[test]
+fn draws_follow_the_distribution() {
+    let logits = random(3, 23, 1.2);
+    for spec in &specs()[1..] {
+        let keyings: [fn(u64) -> (u64, u32); 3] = [|i| (i, 5), |i| (3, i as u32), |i| (i << 32, 0)];
+        keyings.into_iter().for_each(|key| follows(&Cpu::new(), &logits, 20_000, key, *spec));
+        device().iter().for_each(|device| follows(device, &logits, 200, |i| (i, 5), *spec));
+    }
+}
+
+fn follows<B: Ops>(ops: &B, logits: &[f32], draws: u64, key: fn(u64) -> (u64, u32), spec: SampleSpec) {
+    let keys: Vec<_> = (0..draws).map(key).collect();
+    let mut counts = vec![0u64; logits.len()];
+    Case::of(logits, &keys, spec).draw(ops).iter().for_each(|token| counts[*token as usize] += 1);
+    let mut expected = vec![0.0; logits.len()];
+    naive::distribution(logits, spec).into_iter().for_each(|(id, p)| expected[id as usize] = p);
+    for (id, (count, p)) in counts.into_iter().zip(expected).enumerate() {
+        // Five standard deviations; what may not be drawn is never drawn.
+        let (found, limit) = (count as f64 / draws as f64, 5.0 * (p * (1.0 - p).max(0.0) / draws as f64).sqrt());
+        assert!((found - p).abs() <= limit + 1e-12, "{spec:?}: {id} in {found} of draws, expected {p} ± {limit}");
+    }
+}
+
+#[test]
+fn every_part_of_the_key_counts() {
+    let logits = random(4, 97, 0.6);
+    let keys: Vec<(u64, u32)> = (0..70).map(|i| (i * 0x1_0000_0003, (i * 11 % 13) as u32)).collect();
+    let draw = |change: fn((u64, u32)) -> (u64, u32), seed| {
+        let keys: Vec<_> = keys.iter().copied().map(change).collect();
+        Case::of(&logits, &keys, SampleSpec { seed, ..FREE }).draw(&Cpu::new())
+    };
+    let all = draw(|key| key, 7);
+    let others = [
+        draw(|key| key, 8),
+        draw(|key| key, 7 + (1 << 32)),
+        draw(|(id, p)| (id + 1, p), 7),
+        draw(|(id, p)| (id ^ (1 << 50), p), 7),
+        draw(|(id, p)| (id, p + 1), 7),
+    ];
+    others.into_iter().for_each(|other| assert!(other.iter().zip(&all).filter(|(a, b)| a != b).count() > 40));
+}
