@@ -91,13 +91,21 @@ type Outcome = (Vec<Vec<f32>>, BTreeMap<String, HostTensor>);
 /// and independent errors are apart by √2 of one of them, more over a handful of values; a term left out or misplaced is apart by tens.
 const APART: f64 = 2.0;
 
+/// And how far at most, relative to what is expected, however much bf16 itself loses: 0.038 was found.
+const AT_MOST: f64 = 0.06;
+
 /// `exact` is the f32 reference, `rounded` the one that rounds where the device does.
 fn compare(what: &str, found: &Outcome, rounded: &Outcome, exact: &Outcome) {
     for (i, (found, (rounded, exact))) in found.0.iter().zip(rounded.0.iter().zip(&exact.0)).enumerate() {
-        let (distance, own) = (apart(found, rounded), apart(rounded, exact));
-        assert!(distance <= APART * own + 1e-4, "{what}, values {i}: relative distance {distance}, bf16's own {own}");
+        assert_near(&format!("{what}, values {i}"), found, rounded, exact);
     }
     gradients(what, &found.1, &rounded.1, &exact.1);
+}
+
+fn assert_near(what: &str, found: &[f32], rounded: &[f32], exact: &[f32]) {
+    let (distance, own) = (apart(found, rounded), apart(rounded, exact));
+    let limit = (APART * own + 1e-4).min(AT_MOST);
+    assert!(distance <= limit, "{what}: relative distance {distance}, limit {limit}, bf16's own {own}");
 }
 
 type Gradients = BTreeMap<String, HostTensor>;
@@ -106,9 +114,7 @@ fn gradients(what: &str, found: &Gradients, rounded: &Gradients, exact: &Gradien
     assert_eq!(found.keys().collect::<Vec<_>>(), rounded.keys().collect::<Vec<_>>(), "{what}");
     for (name, exact) in exact {
         assert!(exact.data.iter().any(|&x| x != 0.0), "{what}, d {name}: a gradient of zeros proves nothing");
-        let (distance, own) = (apart(&found[name].data, &rounded[name].data), apart(&rounded[name].data, &exact.data));
-        assert!(distance <= APART * own + 1e-4, "{what}, d {name}: relative distance {distance}, bf16's own {own}");
-        assert!(own <= 0.2, "{what}, d {name}: bf16 is {own} from f32, which would let anything pass");
+        assert_near(&format!("{what}, d {name}"), &found[name].data, &rounded[name].data, &exact.data);
     }
 }
 

@@ -147,7 +147,7 @@ impl Scratch {
     }
 
     /// The tile's queries from number `first` on (row by row, the heads of `kv` within a row), how many there are (the last one
-    /// stands in for those behind it), and all keys any of them sees.
+    /// stands in for those past the end), and all keys any of them sees.
     #[inline(always)]
     fn tile(
         &self,
