@@ -6,11 +6,13 @@ use ares::backend::Cpu;
 use ares::detect::rows::PairRow;
 use ares::detect::{Evaluator, Settings};
 use ares::judge::{Judges, Thresholds, Verdict};
-use ares::model::{Decoding, Pair, Pretrained};
+use ares::model::{Decoding, Pair, Pretrained, Subject, Version};
 use ares::repair::{
-    Failure, Method, Prepared, RepairConfig, RepairData, ReplayPair, Reply, RetainRow, StepMetrics, Trainer, admit,
+    Failure, Method, Prepared, Recipe, RepairConfig, RepairData, ReplayPair, Reply, RetainRow, StepMetrics, Trainer,
+    admit,
 };
 use ares::run::{Suite, SuitePair};
+use ares::text::Prompt;
 use ares::text::rows::{Row, read};
 
 const CPU: fn() -> Cpu = Cpu::new;
@@ -21,6 +23,8 @@ struct World {
     judges: Judges,
     thresholds: Thresholds,
     data: Prepared,
+    /// Failures that no repair sees.
+    held: Vec<Failure>,
     config: RepairConfig,
 }
 
@@ -36,12 +40,13 @@ fn world() -> World {
     let evaluator = Evaluator::calibrate(&mut pair, &mut judges, calibration.collect(), Settings::new(48, 0)).unwrap();
     let thresholds = evaluator.thresholds();
     let mut data = repair_data(&entry);
+    let held = data.failures.split_off(18);
     let left_out = admit(&mut data, &mut pair, &mut *judges.judge, &thresholds, &Decoding::greedy(48)).unwrap();
     assert!(left_out.len() < 6, "{left_out:?}");
     let data = Prepared::new(&mut pair, &mut *judges.judge, &data, &thresholds).unwrap();
     let config =
         RepairConfig { steps: 3, resample: 0, items: 4, retain_items: 3, replay_items: 3, ..suite.repair_config() };
-    World { pair, judges, thresholds, data, config }
+    World { pair, judges, thresholds, data, held, config }
 }
 
 fn rows(pair: &SuitePair, split: &str, n: usize) -> Vec<Row> {
@@ -70,7 +75,7 @@ fn repair_data(pair: &SuitePair) -> RepairData {
         response: row.text("response").unwrap().to_string(),
     });
     RepairData {
-        failures: rows(pair, "discovery", 18).into_iter().zip(verdicts).map(failure).collect(),
+        failures: rows(pair, "discovery", 60).into_iter().zip(verdicts).map(failure).collect(),
         retain: retain.collect(),
         replay: pairs.collect(),
     }
@@ -81,10 +86,10 @@ type Repaired = ([Option<ares::model::AdapterFile>; 2], Vec<StepMetrics>);
 
 impl World {
     fn repair(&mut self, method: Method, config: &RepairConfig) -> Repaired {
-        let decoding = Decoding::greedy(48);
+        let (decoding, recipe) = (Decoding::greedy(48), config.clone().try_into().unwrap());
         let judge = &mut *self.judges.judge;
         let trainer =
-            Trainer::new(&mut self.pair, judge, &self.data, method, config, self.thresholds, &decoding).unwrap();
+            Trainer::new(&mut self.pair, judge, &self.data, method, &recipe, self.thresholds, &decoding).unwrap();
         let mut steps = Vec::new();
         let outcome = trainer.run(|m| {
             steps.push(m.clone());
@@ -147,14 +152,47 @@ fn pieces_of_a_step_add_up_to_the_whole() {
     }
 }
 
+/// Mean of ℓ(y⁺) − ℓ(y⁻), per token, and of r(y⁺) − r(y⁻).
+fn margins(world: &mut World, version: Version) -> [f64; 2] {
+    let World { pair, held, .. } = world;
+    let safe: Vec<_> = held.iter().map(|f| (&f.prompt, f.chosen.as_deref().unwrap())).collect();
+    let harmful: Vec<_> = held.iter().map(|f| (&f.prompt, f.rejected.text.as_str())).collect();
+    let mut logprob = |rows: &[(&Prompt, &str)]| -> f64 {
+        pair.logprob(version, rows).unwrap().into_iter().map(Result::unwrap).map(|(sum, n)| sum / n as f64).sum()
+    };
+    let policy = logprob(&safe) - logprob(&harmful);
+    let mut reward = |rows: &[(&Prompt, &str)]| -> f64 {
+        pair.reward(version, rows).unwrap().into_iter().map(|r| f64::from(r.unwrap())).sum()
+    };
+    let reward = reward(&safe) - reward(&harmful);
+    [policy, reward].map(|sum| sum / held.len() as f64)
+}
+
 #[test]
-fn repair_lowers_what_it_trains() {
+fn repair_helps_prompts_that_it_has_not_seen() {
     let mut world = world();
     let config = RepairConfig { steps: 12, ..world.config.clone() };
-    let (_, steps) = world.repair(Method::Joint, &config);
-    let (first, last) = (&steps[0], &steps[11]);
-    let safe = |m: &StepMetrics| m.policy.as_ref().unwrap().safe;
-    let bt = |m: &StepMetrics| m.reward.as_ref().unwrap().bt;
-    assert!(safe(last) < safe(first), "safe answers: {} -> {}", safe(first), safe(last));
-    assert!(bt(last) < bt(first), "margins: {} -> {}", bt(first), bt(last));
+    world.repair(Method::Joint, &config);
+    let (before, after) = (margins(&mut world, Version::Start), margins(&mut world, Version::Current));
+    assert!(after[0] > before[0] && after[1] > before[1], "margins of policy and reward: {before:?} -> {after:?}");
+}
+
+/// Whatever `Recipe` lets pass trains.
+#[test]
+fn numbers_that_are_accepted_give_finite_losses() {
+    let mut world = world();
+    let base = RepairConfig { steps: 2, items: 2, retain_items: 1, replay_items: 1, ..world.config.clone() };
+    let table = toml::Table::try_from(&base).unwrap();
+    let mut runs = 0;
+    for key in table.iter().filter(|(_, v)| v.is_integer() || v.is_float()).map(|(key, _)| key) {
+        for value in [toml::Value::Integer(0), toml::Value::Float(1.5)] {
+            let mut table = table.clone();
+            table.insert(key.clone(), value.clone());
+            let Ok(recipe) = Recipe::try_from(table) else { continue };
+            let (_, steps) = world.repair(Method::Joint, &recipe);
+            assert!(steps.len() == 2 && steps.iter().all(|step| step.loss.is_finite()), "{key} = {value}: {steps:?}");
+            runs += 1;
+        }
+    }
+    assert!(runs > 20, "{runs}");
 }

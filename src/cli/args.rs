@@ -20,6 +20,14 @@ pub(crate) fn model(text: &str) -> Result<ModelSpec, String> {
     }
 }
 
+/// Reads a whole number of a range.
+pub(crate) fn whole<T: TryFrom<u64>>(low: u64, high: u64) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| {
+        let number = text.parse().ok().filter(|n| (low..=high).contains(n)).and_then(|n: u64| n.try_into().ok());
+        number.ok_or_else(|| format!("expected a whole number from {low} to {high}"))
+    }
+}
+
 /// Reads a rate or a probability, 0 to 1.
 pub(crate) fn share(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| format!("expected a number from 0 to 1, found {text:?}"))?;
@@ -56,9 +64,18 @@ mod tests {
     }
 
     #[test]
+    fn whole_numbers_lie_in_their_range() {
+        assert_eq!((whole(1, 9)("1"), whole::<u64>(1, 9)("9")), (Ok(1usize), Ok(9)));
+        for wrong in ["NaN", "inf", "-1", "0", "10", "1e308", "1.5", "", "18446744073709551616"] {
+            let error = whole::<usize>(1, 9)(wrong).unwrap_err();
+            assert!(error.contains("from 1 to 9"), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
     fn shares_lie_between_0_and_1() {
         assert_eq!(share("0.5"), Ok(0.5));
-        for wrong in ["NaN", "-0.1", "1.1", "half", "inf"] {
+        for wrong in ["NaN", "-0.1", "1.1", "half", "inf", "1e308", "-1"] {
             assert!(share(wrong).is_err(), "{wrong}");
         }
         assert!(positive_or_zero("-1").is_err() && positive_or_zero("inf").is_err() && positive_or_zero("0").is_ok());

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::device::OnDevice;
-use super::groups::{JudgeArgs, PairArgs, RepairArgs, method};
+use super::groups::{JudgeArgs, PairArgs, RepairArgs};
 use super::watch::Stages;
-use super::{Session, outcome};
+use super::{Session, args, outcome};
 use crate::error::Result;
 use crate::ops::Ops;
-use crate::repair::Method;
+use crate::repair::{LARGEST_SEED, Method};
 use crate::run::{DataFiles, Earlier, Experiment, RunDir, experiment};
 
 /// Repair one pair by several methods at equal steps, and measure them on the same held-out prompts
@@ -25,19 +25,19 @@ pub(crate) struct Compare {
     #[command(flatten)]
     repair: RepairArgs,
     /// none, policy, reward, rlhf, joint, joint-uncoupled
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "rlhf,policy,joint", value_parser = method)]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "rlhf,policy,joint")]
     methods: Vec<Method>,
-    /// One row of the table per method and seed [default: --seed]
-    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    /// Repeat everything with each of these seeds: one row of the table per method and seed [default: --seed]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = args::whole::<u64>(0, LARGEST_SEED))]
     seeds: Vec<u64>,
     /// Queries of the search, and of the uniform one beside it
-    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = args::whole::<usize>(0, 10_000_000))]
     probes: usize,
     /// Failures that are repaired at most
-    #[arg(long, value_name = "N", default_value_t = 240)]
+    #[arg(long, value_name = "N", default_value = "240", value_parser = args::whole::<usize>(0, 10_000_000))]
     failures: usize,
     /// Measure also with the first K tokens of the harmful reference forced
-    #[arg(long, value_name = "K,…", value_delimiter = ',', default_value = "5")]
+    #[arg(long, value_name = "K,…", value_delimiter = ',', default_value = "5", value_parser = args::whole::<usize>(0, 4096))]
     prefill: Vec<usize>,
     /// Directory to make
     #[arg(long, value_name = "DIR", default_value = "runs/compare")]
@@ -81,9 +81,11 @@ impl Compare {
 
     fn experiment(&self, session: &Session) -> Result<Experiment> {
         let (pair, judges, splits) = (&self.pair, &self.judges, &self.splits);
-        let seeds = if self.seeds.is_empty() { vec![session.seed()] } else { self.seeds.clone() };
+        let given = self.seeds.first().copied().or(session.given_seed());
+        let repair = self.repair.recipe(given, pair.batch_tokens())?;
+        let seeds = if self.seeds.is_empty() { vec![repair.seed] } else { self.seeds.clone() };
         Ok(Experiment {
-            command: "compare".into(),
+            command: "compare",
             models: pair.models(judges),
             data: DataFiles {
                 calibration: splits.calibration.clone(),
@@ -97,7 +99,7 @@ impl Compare {
             grammar: splits.grammar.clone(),
             suite: None,
             methods: self.methods.clone(),
-            repair: self.repair.config(seeds[0], pair.batch_tokens())?,
+            repair,
             seeds,
             probes: self.probes,
             failures: self.failures,

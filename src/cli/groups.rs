@@ -1,15 +1,14 @@
 //! Arguments that `probe`, `detect`, `repair` and `compare` share.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::args;
 use crate::error::{Error, Result};
 use crate::judge::{JudgeSpec, Sense};
 use crate::model::pretrained::ModelSpec;
-use crate::repair::{LogpScale, Method, RepairConfig, RetainLoss, UnlearnLoss};
+use crate::repair::Recipe;
 use crate::run::Models;
 
 /// The two models that are looked at together.
@@ -22,13 +21,16 @@ pub(crate) struct PairArgs {
     /// Reward model: a sequence classifier with one label
     #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model)]
     reward: ModelSpec,
-    /// Packed tokens of one forward pass at most
-    #[arg(long, value_name = "N", default_value = "2048")]
-    batch_tokens: NonZeroUsize,
-    /// One limit for every answer
-    #[arg(long, value_name = "N", default_value = "64")]
-    max_new_tokens: NonZeroUsize,
+    /// Packed tokens of one forward pass at most [default: 2048]
+    #[arg(long, value_name = "N", value_parser = args::whole::<usize>(1, MOST_TOKENS))]
+    batch_tokens: Option<usize>,
+    /// Longest answer in tokens, the same for all that is compared
+    #[arg(long, value_name = "N", default_value = "64", value_parser = args::whole::<usize>(1, MOST_TOKENS))]
+    max_new_tokens: usize,
 }
+
+const BATCH_TOKENS: usize = 2048;
+const MOST_TOKENS: u64 = 1 << 20;
 
 impl PairArgs {
     /// With the judges, all that works together.
@@ -41,13 +43,14 @@ impl PairArgs {
             refusal: judges.refusal.clone(),
             truth: None,
             tau_h: judges.harm_threshold,
-            max_new_tokens: self.max_new_tokens.get(),
-            batch_tokens: self.batch_tokens.get(),
+            max_new_tokens: self.max_new_tokens,
+            batch_tokens: self.batch_tokens.unwrap_or(BATCH_TOKENS),
         }
     }
 
-    pub(crate) fn batch_tokens(&self) -> usize {
-        self.batch_tokens.get()
+    /// As typed.
+    pub(crate) fn batch_tokens(&self) -> Option<usize> {
+        self.batch_tokens
     }
 }
 
@@ -69,27 +72,13 @@ pub(crate) struct JudgeArgs {
     harm_threshold: f64,
     /// In which sense the reward model is wrong: it approves a harmful answer, or prefers it to the safe one
     #[arg(long, value_enum, default_value = "threshold")]
-    approve: Approve,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Approve {
-    Threshold,
-    Pairwise,
+    approve: Sense,
 }
 
 impl JudgeArgs {
     pub(crate) fn sense(&self) -> Sense {
-        match self.approve {
-            Approve::Threshold => Sense::Threshold,
-            Approve::Pairwise => Sense::Pairwise,
-        }
+        self.approve
     }
-}
-
-/// For clap: a method by its name.
-pub(crate) fn method(name: &str) -> Result<Method, String> {
-    Method::parse(name).map_err(|error| error.to_string())
 }
 
 /// How a repair is done; what is not given stays as the configuration, or the default, has it.
@@ -101,98 +90,72 @@ pub(crate) struct RepairArgs {
     config: Option<PathBuf>,
     /// Optimiser steps per trained model
     #[arg(long, value_name = "N")]
-    steps: Option<usize>,
+    steps: Option<f64>,
+    /// Highest learning rate: reached after the warm-up, then lowered to a tenth
     #[arg(long, value_name = "X")]
     lr: Option<f64>,
-    /// Of the LoRA adapters
+    /// Rank of the LoRA adapters: how many directions a repair may change in each matrix
     #[arg(long, value_name = "N")]
-    rank: Option<usize>,
-    /// lora_alpha
+    rank: Option<f64>,
+    /// lora_alpha: an adapter's product is scaled by alpha / rank
     #[arg(long, value_name = "X")]
     alpha: Option<f64>,
     /// Failures per step
     #[arg(long, value_name = "N")]
-    items: Option<usize>,
+    items: Option<f64>,
     /// Sample answers again every N steps; 0 never
     #[arg(long, value_name = "N")]
-    resample: Option<usize>,
-    /// What NPO compares
-    #[arg(long, value_enum)]
-    logp: Option<Logp>,
-    /// What keeps benign answers in place
-    #[arg(long, value_enum)]
-    retain_loss: Option<Retain>,
+    resample: Option<f64>,
+    /// What NPO compares: mean or summed log-probabilities
+    #[arg(long, value_name = "SCALE", value_parser = ["mean", "sum"])]
+    logp: Option<String>,
+    /// What keeps benign answers in place: cross entropy, or the divergence from the original policy
+    #[arg(long, value_name = "LOSS", value_parser = ["ce", "kl"])]
+    retain_loss: Option<String>,
     /// What pushes harmful answers down
-    #[arg(long, value_enum)]
-    unlearn: Option<Unlearn>,
+    #[arg(long, value_name = "LOSS", value_parser = ["npo", "unlikelihood"])]
+    unlearn: Option<String>,
     /// Train the score head too
     #[arg(long)]
     train_head: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Logp {
-    Mean,
-    Sum,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Retain {
-    Ce,
-    Kl,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Unlearn {
-    Npo,
-    Unlikelihood,
-}
-
 impl RepairArgs {
-    /// A valid configuration.
-    pub(crate) fn config(&self, seed: u64, batch_tokens: usize) -> Result<RepairConfig> {
-        let mut config = match &self.config {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
-                toml::from_str(&text).map_err(Error::file(path, "settings of a repair", "correct the named key"))?
-            }
-            None => RepairConfig::default(),
-        };
-        fn set<T>(field: &mut T, given: Option<T>) {
-            if let Some(given) = given {
-                *field = given;
-            }
+    /// Defaults, then the file, then flags; `seed` and `batch_tokens` are those typed, if any. Fails on a number out of its range
+    /// and on a key that does not exist.
+    pub(crate) fn recipe(&self, seed: Option<u64>, batch_tokens: Option<usize>) -> Result<Recipe> {
+        let mut table = toml::Table::new();
+        if let Some(path) = &self.config {
+            let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
+            table =
+                toml::from_str(&text).map_err(Error::file(path, "settings of a repair", "correct the named key"))?;
+            Recipe::try_from(table.clone()).map_err(Error::file(
+                path,
+                "settings of a repair",
+                "correct the named key",
+            ))?;
         }
-        set(&mut config.steps, self.steps);
-        set(&mut config.lr, self.lr);
-        set(&mut config.rank, self.rank);
-        set(&mut config.alpha, self.alpha);
-        set(&mut config.items, self.items);
-        set(&mut config.resample, self.resample);
-        set(
-            &mut config.logp,
-            self.logp.map(|logp| match logp {
-                Logp::Mean => LogpScale::Mean,
-                Logp::Sum => LogpScale::Sum,
-            }),
-        );
-        set(
-            &mut config.retain,
-            self.retain_loss.map(|loss| match loss {
-                Retain::Ce => RetainLoss::Ce,
-                Retain::Kl => RetainLoss::Kl,
-            }),
-        );
-        set(
-            &mut config.unlearn,
-            self.unlearn.map(|loss| match loss {
-                Unlearn::Npo => UnlearnLoss::Npo,
-                Unlearn::Unlikelihood => UnlearnLoss::Unlikelihood,
-            }),
-        );
-        config.train_head |= self.train_head;
-        (config.seed, config.batch_tokens) = (seed, batch_tokens);
-        config.check()?;
-        Ok(config)
+        table.entry("seed").or_insert(super::session::SEED.into());
+        table.entry("batch_tokens").or_insert((BATCH_TOKENS as i64).into());
+        let counts = [
+            ("steps", self.steps),
+            ("rank", self.rank),
+            ("items", self.items),
+            ("resample", self.resample),
+            ("seed", seed.map(|n| n as f64)),
+            ("batch_tokens", batch_tokens.map(|n| n as f64)),
+        ];
+        for (key, given) in counts {
+            let value = given.map(|n| if n == (n as i64) as f64 { toml::Value::from(n as i64) } else { n.into() });
+            table.extend(value.map(|value| (key.to_string(), value)));
+        }
+        let numbers = [("lr", self.lr), ("alpha", self.alpha)];
+        table.extend(numbers.into_iter().filter_map(|(key, given)| Some((key.to_string(), given?.into()))));
+        let names = [("logp", &self.logp), ("retain", &self.retain_loss), ("unlearn", &self.unlearn)];
+        table.extend(names.into_iter().filter_map(|(key, given)| Some((key.to_string(), given.clone()?.into()))));
+        if self.train_head {
+            table.insert("train_head".into(), true.into());
+        }
+        Recipe::try_from(table).map_err(|error| Error::Usage(format!("settings of a repair: --{error}")))
     }
 }

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::Session;
 use super::device::OnDevice;
 use super::groups::{JudgeArgs, PairArgs};
 use super::watch::Stages;
+use super::{Session, args};
 use crate::error::Result;
 use crate::ops::Ops;
 use crate::probe::{Fitness, SamplerKind};
@@ -32,14 +32,14 @@ pub(crate) struct Probe {
     #[arg(long, value_name = "FILE")]
     plausible: Option<PathBuf>,
     /// Answers to ask for
-    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = args::whole::<usize>(0, 10_000_000))]
     queries: usize,
     /// How the next probe is chosen
     #[arg(long, value_enum, default_value = "thompson")]
-    sampler: SamplerName,
+    sampler: SamplerKind,
     /// What makes a probe good
     #[arg(long, value_enum, default_value = "product")]
-    fitness: FitnessName,
+    fitness: Fitness,
     /// Make as many uniform queries beside it, and print the lift
     #[arg(long)]
     uniform: bool,
@@ -51,20 +51,6 @@ pub(crate) struct Probe {
     out: PathBuf,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum SamplerName {
-    Thompson,
-    Ucb,
-    Ares,
-    Uniform,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum FitnessName {
-    Product,
-    Zsum,
-}
-
 impl Probe {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
@@ -74,16 +60,8 @@ impl Probe {
             grammar: self.grammar,
             plausible: self.plausible,
             queries: self.queries,
-            sampler: match self.sampler {
-                SamplerName::Thompson => SamplerKind::Thompson,
-                SamplerName::Ucb => SamplerKind::Ucb,
-                SamplerName::Ares => SamplerKind::Ares,
-                SamplerName::Uniform => SamplerKind::Uniform,
-            },
-            fitness: match self.fitness {
-                FitnessName::Product => Fitness::Product,
-                FitnessName::Zsum => Fitness::Zsum,
-            },
+            sampler: self.sampler,
+            fitness: self.fitness,
             sense: self.judges.sense(),
             uniform: self.uniform,
             weights: self.weights,

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::Session;
 use super::device::OnDevice;
-use super::groups::{JudgeArgs, PairArgs, RepairArgs, method};
+use super::groups::{JudgeArgs, PairArgs, RepairArgs};
 use super::watch::Stages;
 use crate::error::{Error, Result};
 use crate::model::AdapterInit;
@@ -38,7 +38,7 @@ pub(crate) struct Repair {
     #[arg(long, value_name = "TAU_R,MU_0,S", value_parser = scale, allow_hyphen_values = true, conflicts_with = "calibration")]
     thresholds: Option<Scale>,
     /// policy, reward, rlhf, joint, joint-uncoupled
-    #[arg(long, value_name = "NAME", default_value = "joint", value_parser = method)]
+    #[arg(long, value_name = "NAME", default_value = "joint")]
     method: Method,
     #[command(flatten)]
     settings: RepairArgs,
@@ -69,14 +69,14 @@ fn init(text: &str) -> Result<Init, String> {
     }
 }
 
-/// `--thresholds` as typed: three finite numbers, the last one positive.
+/// `--thresholds` as typed: three numbers of a size that rewards have.
 fn scale(text: &str) -> Result<Scale, String> {
     let numbers: Result<Vec<f64>, _> = text.split(',').map(str::parse).collect();
     match numbers.as_deref() {
-        Ok(&[tau_r, mu_0, s]) if tau_r.is_finite() && mu_0.is_finite() && s.is_finite() && s > 0.0 => {
+        Ok(&[tau_r, mu_0, s]) if tau_r.abs() <= 1e6 && mu_0.abs() <= 1e6 && (1e-6..=1e6).contains(&s) => {
             Ok(Scale::Given { tau_r, mu_0, s })
         }
-        _ => Err("expected three numbers TAU_R,MU_0,S, S above 0".to_string()),
+        _ => Err("expected three numbers TAU_R,MU_0,S: two from -1e6 to 1e6, and S from 1e-6 to 1e6".to_string()),
     }
 }
 
@@ -88,14 +88,15 @@ impl Repair {
             (None, Some(path)) => Scale::Calibration(path),
             (None, None) => return Err(Error::Usage("--calibration: expected a file, or --thresholds".to_string())),
         };
+        let config = self.settings.recipe(session.given_seed(), self.pair.batch_tokens())?;
         let options = RepairOptions {
             models: self.pair.models(&self.judges),
             method: self.method,
-            config: self.settings.config(session.seed(), self.pair.batch_tokens())?,
             init: match self.adapter_init {
-                Init::Zero => AdapterInit::Zero { seed: session.seed() },
+                Init::Zero => AdapterInit::Zero { seed: config.seed },
                 Init::Random(seed) => AdapterInit::Random { seed },
             },
+            config,
             failures: self.input,
             retain: self.retain,
             replay: self.replay,
@@ -133,9 +134,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thresholds_are_three_finite_numbers() {
+    fn thresholds_are_three_numbers_of_a_size_that_rewards_have() {
         assert!(matches!(scale("0.5,-1,2"), Ok(Scale::Given { tau_r: 0.5, mu_0: -1.0, s: 2.0 })));
-        for wrong in ["", "1,2", "1,2,3,4", "1,2,0", "1,2,-1", "NaN,0,1", "0,0,inf", "a,b,c"] {
+        for wrong in ["", "1,2", "1,2,3,4", "1,2,0", "1,2,-1", "NaN,0,1", "0,0,inf", "0,1e308,1", "0,0,1e308", "a,b,c"]
+        {
             assert!(scale(wrong).is_err(), "{wrong:?}");
         }
     }

@@ -8,10 +8,15 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use super::args;
 use super::device::{Device, DeviceSpec};
 use crate::backend::cuda::compiler::KernelOptions;
 use crate::error::{Error, Result};
+use crate::repair::LARGEST_SEED;
 use crate::report::{Style, Table};
+
+/// Where none is given.
+pub(crate) const SEED: u32 = 1;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Everywhere")]
@@ -19,9 +24,9 @@ pub(crate) struct Global {
     /// Where to compute: auto (the first usable GPU, else the CPU), cpu, cuda[:N], sim[:ARCH]
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     device: DeviceSpec,
-    /// Seed of all random numbers; the same seed gives the same result
-    #[arg(long, global = true, default_value_t = 1, value_name = "N")]
-    seed: u64,
+    /// Seeds everything random: the same inputs and the same seed give the same result [default: 1]
+    #[arg(long, global = true, value_name = "N", value_parser = args::whole::<u64>(0, LARGEST_SEED))]
+    seed: Option<u64>,
     /// Print the result as one JSON object on stdout; tables go to stderr
     #[arg(long, global = true)]
     json: bool,
@@ -54,6 +59,11 @@ impl Session {
     }
 
     pub(crate) fn seed(&self) -> u64 {
+        self.global.seed.unwrap_or(SEED.into())
+    }
+
+    /// `--seed` as typed.
+    pub(crate) fn given_seed(&self) -> Option<u64> {
         self.global.seed
     }
 

@@ -46,6 +46,10 @@ impl Watch for Stages<'_> {
         let seconds = self.begin.elapsed().as_secs_f64();
         self.session.say(&format!("{:28} {seconds:6.1} s   {result}", self.stage));
     }
+
+    fn note(&mut self, line: &str) {
+        self.session.say(line);
+    }
 }
 
 impl Drop for Stages<'_> {

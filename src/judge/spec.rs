@@ -11,12 +11,22 @@ use crate::error::{Error, Result};
 use crate::ops::Ops;
 
 /// Where a judgement comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(into = "String")]
 pub enum JudgeSpec {
     /// `model:DIR`: a sequence classifier.
     Model(PathBuf),
     /// `lexicon:FILE`: starts and phrases that give an answer away.
     Lexicon(PathBuf),
+}
+
+impl From<JudgeSpec> for String {
+    fn from(spec: JudgeSpec) -> String {
+        match spec {
+            JudgeSpec::Model(dir) => format!("model:{}", dir.display()),
+            JudgeSpec::Lexicon(file) => format!("lexicon:{}", file.display()),
+        }
+    }
 }
 
 impl FromStr for JudgeSpec {

@@ -16,7 +16,7 @@ pub struct Thresholds {
 }
 
 /// In which sense the reward model is held to be wrong; both are printed, one routes and gates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Sense {
     /// Approving y means `r(y) >= tau_r`.

@@ -24,10 +24,18 @@ use crate::text::rendering::{IdLimits, Rendered, Rendering};
 const SLOTS: usize = 64;
 
 /// `DIR` or `DIR+ADAPTER`, as typed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(into = "String")]
 pub struct ModelSpec {
     pub dir: PathBuf,
     pub adapter: Option<PathBuf>,
+}
+
+impl From<ModelSpec> for String {
+    fn from(spec: ModelSpec) -> String {
+        let adapter = spec.adapter.map(|adapter| format!("+{}", adapter.display()));
+        format!("{}{}", spec.dir.display(), adapter.unwrap_or_default())
+    }
 }
 
 /// A model that answers, and scores or tells log-probabilities.

@@ -79,9 +79,4 @@ impl Archive {
     pub(crate) fn qd_score(&self) -> f64 {
         self.cells.iter().filter_map(|c| c.first()).map(|e| e.fitness.max(0.0)).sum()
     }
-
-    /// Best fitness of a cell.
-    pub(crate) fn best(&self, topic: usize, tactic: usize) -> Option<f64> {
-        self.cells[topic * self.tactics + tactic].first().map(|e| e.fitness)
-    }
 }

@@ -1,10 +1,10 @@
 //! What makes a probe good: the judge's no times the reward model's yes.
 
 use crate::judge::Thresholds;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// How the judge's word and the reward of the policy's own answer become one number.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Fitness {
     /// p_harm(y)·σ((r(y) − τ_r)/s), within 0…1.

@@ -3,7 +3,7 @@
 use super::genotype::{Casing, Genotype};
 use crate::error::{Error, Result};
 use serde::Deserialize;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const REMEDY: &str = "correct the grammar (models/README.md describes its format)";
@@ -188,6 +188,9 @@ impl Casing {
     }
 }
 
+/// What a text must hold: the placeholder it needs once, and the one it may have once.
+type Holds<'a> = (Option<&'a str>, Option<&'a str>);
+
 /// Everything a grammar must be, and its tables.
 fn check(file: &GrammarFile, path: &Path) -> Result<Vec<Translation>> {
     let wrong = |place: String, expected: &str, found: String| Error::File {
@@ -199,8 +202,34 @@ fn check(file: &GrammarFile, path: &Path) -> Result<Vec<Translation>> {
     if file.schema != 1 {
         return Err(wrong("schema".into(), "1", file.schema.to_string()));
     }
-    check_ids(file).map_err(|(place, expected, found)| wrong(place, expected, found))?;
-    check_texts(file).map_err(|(place, expected, found)| wrong(place, &expected, found))?;
+    let lists: [(&str, Vec<&String>); 4] = [
+        ("topics", file.topics.iter().map(|t| &t.id).collect()),
+        ("forms", file.forms.iter().map(|f| &f.id).collect()),
+        ("personas", file.personas.iter().map(|p| &p.id).collect()),
+        ("tactics", file.tactics.iter().map(|t| &t.id).collect()),
+    ];
+    for (list, ids) in lists {
+        if ids.is_empty() {
+            return Err(wrong(list.into(), "a list of at least one entry", "none".into()));
+        }
+        for (i, id) in ids.iter().enumerate() {
+            if id.trim().is_empty() || ids[..i].contains(id) {
+                return Err(wrong(format!("{list}[{i}].id"), "a name of its own within the list", format!("{id:?}")));
+            }
+        }
+    }
+    for (place, text, holds) in texts(file) {
+        holding(text, holds).map_err(|expected| wrong(place, &expected, format!("{text:?}")))?;
+    }
+    for (i, tactic) in file.tactics.iter().enumerate() {
+        if tactic.templates.is_empty() {
+            let expected = "a list of at least one template";
+            return Err(wrong(format!("tactics[{i}].templates"), expected, "none".into()));
+        }
+        if let Some(table) = tactic.table.as_ref().filter(|t| !file.tables.contains_key(*t)) {
+            return Err(wrong(format!("tactics[{i}].table"), "the name of an entry of `tables`", format!("{table:?}")));
+        }
+    }
     let mut tables = Vec::new();
     for (id, entries) in &file.tables {
         let mut chars = BTreeMap::new();
@@ -216,77 +245,45 @@ fn check(file: &GrammarFile, path: &Path) -> Result<Vec<Translation>> {
     Ok(tables)
 }
 
-/// Lists that are not empty, with ids that are unique and not empty; tables that exist.
-fn check_ids(file: &GrammarFile) -> Result<(), (String, &'static str, String)> {
-    fn ids<'a>(list: &str, ids: impl Iterator<Item = &'a String>) -> Result<(), (String, &'static str, String)> {
-        let mut seen = HashSet::new();
-        for (i, id) in ids.enumerate() {
-            if id.trim().is_empty() || !seen.insert(id) {
-                return Err((format!("{list}[{i}].id"), "a name of its own within the list", format!("{id:?}")));
-            }
-        }
-        match seen.len() {
-            0 => Err((list.into(), "a list of at least one entry", "none".into())),
-            _ => Ok(()),
-        }
-    }
-    ids("topics", file.topics.iter().map(|t| &t.id))?;
-    ids("forms", file.forms.iter().map(|f| &f.id))?;
-    ids("personas", file.personas.iter().map(|p| &p.id))?;
-    ids("tactics", file.tactics.iter().map(|t| &t.id))?;
-    for (i, tactic) in file.tactics.iter().enumerate() {
-        if let Some(table) = tactic.table.as_ref().filter(|t| !file.tables.contains_key(*t)) {
-            return Err((format!("tactics[{i}].table"), "the name of an entry of `tables`", format!("{table:?}")));
-        }
-    }
-    Ok(())
-}
-
-/// Texts that are not empty and hold the placeholders of their place, and no other.
-fn check_texts(file: &GrammarFile) -> Result<(), (String, String, String)> {
+/// Every text of a grammar with its place and what it must hold.
+fn texts(file: &GrammarFile) -> Vec<(String, &str, Holds<'static>)> {
+    let mut texts: Vec<(String, &str, Holds)> = Vec::new();
     for (i, t) in file.topics.iter().enumerate() {
-        let fields = [("domain", &t.domain), ("goal", &t.goal), ("harmful", &t.harmful), ("safe", &t.safe)];
-        for (name, text) in fields {
-            placeholders(format!("topics[{i}].{name}"), text, &[], &[])?;
+        for (name, text) in [("domain", &t.domain), ("goal", &t.goal), ("harmful", &t.harmful), ("safe", &t.safe)] {
+            texts.push((format!("topics[{i}].{name}"), text, (None, None)));
         }
     }
     for (i, f) in file.forms.iter().enumerate() {
-        placeholders(format!("forms[{i}].template"), &f.template, &["{goal}"], &[])?;
+        texts.push((format!("forms[{i}].template"), &f.template, (Some("{goal}"), None)));
     }
     for (i, p) in file.personas.iter().enumerate() {
-        placeholders(format!("personas[{i}].text"), &p.text, &[], &[])?;
+        texts.push((format!("personas[{i}].text"), &p.text, (None, None)));
     }
     for (i, t) in file.tactics.iter().enumerate() {
-        if t.templates.is_empty() {
-            let expected = "a list of at least one template".to_string();
-            return Err((format!("tactics[{i}].templates"), expected, "none".into()));
-        }
         for (j, template) in t.templates.iter().enumerate() {
-            placeholders(format!("tactics[{i}].templates[{j}]"), template, &["{request}"], &["{persona}"])?;
+            let holds = (Some("{request}"), Some("{persona}"));
+            texts.push((format!("tactics[{i}].templates[{j}]"), template, holds));
         }
     }
-    for (list, texts) in [("prefixes", &file.prefixes), ("suffixes", &file.suffixes)] {
-        for (i, text) in texts.iter().enumerate() {
-            placeholders(format!("{list}[{i}]"), text, &[], &[])?;
-        }
+    for (list, plain) in [("prefixes", &file.prefixes), ("suffixes", &file.suffixes)] {
+        texts.extend(plain.iter().enumerate().map(|(i, text)| (format!("{list}[{i}]"), text.as_str(), (None, None))));
     }
-    Ok(())
+    texts
 }
 
-fn placeholders(place: String, text: &str, needed: &[&str], allowed: &[&str]) -> Result<(), (String, String, String)> {
+/// What was expected, where a text is empty or holds other placeholders than those of its place.
+fn holding(text: &str, (once, at_most_once): Holds) -> Result<(), String> {
     if text.trim().is_empty() {
-        return Err((place, "a text".into(), format!("{text:?}")));
+        return Err("a text".into());
     }
     for name in ["{goal}", "{persona}", "{request}"] {
-        let expected = if needed.contains(&name) { 1..=1 } else { 0..=usize::from(allowed.contains(&name)) };
-        let found = text.matches(name).count();
-        if !expected.contains(&found) {
-            let expected = match (expected.start(), expected.end()) {
-                (1, _) => format!("a text with {name} once"),
-                (_, 1) => format!("a text with {name} at most once"),
-                _ => format!("a text without {name}"),
-            };
-            return Err((place, expected, format!("{text:?}")));
+        match text.matches(name).count() {
+            1 if once == Some(name) => {}
+            _ if once == Some(name) => return Err(format!("a text with {name} once")),
+            0 | 1 if at_most_once == Some(name) => {}
+            _ if at_most_once == Some(name) => return Err(format!("a text with {name} at most once")),
+            0 => {}
+            _ => return Err(format!("a text without {name}")),
         }
     }
     Ok(())

@@ -5,16 +5,14 @@ use crate::error::{Error, Result};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
 
 const DRAWS: usize = 10_000;
 /// With fewer found by the uniform search a ratio says nothing.
 const LEAST_FOR_RATIO: usize = 5;
 
 /// Distinct coupled failures per 1000 queries, adaptive against uniform.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Lift {
-    pub(crate) adaptive_per_1000: f64,
     pub(crate) uniform_per_1000: f64,
     /// Adaptive − uniform, per 1000 queries.
     pub(crate) difference: f64,
@@ -22,8 +20,6 @@ pub struct Lift {
     /// Adaptive / uniform; `None` if the uniform searches found fewer than 5 together.
     pub ratio: Option<f64>,
     pub(crate) ratio_ci95: Option<[f64; 2]>,
-    /// Searches per side, one per seed.
-    pub(crate) seeds: usize,
 }
 
 /// Pools the searches of each side, one per seed, and takes 95 % intervals by a seeded bootstrap: seeds are drawn with
@@ -52,14 +48,12 @@ pub fn lift(adaptive: &[SearchSummary], uniform: &[SearchSummary], seed: u64) ->
     let draws: Vec<(f64, f64)> = (0..DRAWS).map(|_| (resample(adaptive), resample(uniform))).collect();
     let has_ratio = found(uniform) >= LEAST_FOR_RATIO;
     Ok(Lift {
-        adaptive_per_1000: per_1000(x),
         uniform_per_1000: per_1000(y),
         difference: per_1000(x) - per_1000(y),
         difference_ci95: middle(draws.iter().map(|(a, u)| a - u).collect()),
         ratio: has_ratio.then(|| x / y),
         // A draw without a uniform failure counts as half of one.
         ratio_ci95: has_ratio.then(|| middle(draws.iter().map(|(a, u)| a / u.max(per_1000(0.5))).collect())),
-        seeds: adaptive.len(),
     })
 }
 

@@ -29,5 +29,5 @@ pub use record::{Ending, Judged, ProbeRecord};
 pub use sampler::{Sampler, SamplerKind};
 pub use search::{Found, Progress, SearchSettings, World, search};
 pub use select::select_failures;
-pub use summary::{HeatCell, HeatMap, SearchSummary, distinct};
+pub use summary::SearchSummary;
 pub use weights::SamplerWeights;

@@ -109,12 +109,4 @@ impl ProbeRecord {
     pub fn verdict(&self, sense: Sense) -> Option<Verdict> {
         self.judged().map(|j| j.verdict(sense))
     }
-
-    /// y⁻ of a failure: the own answer if it is harmful, else the cell's reference.
-    pub fn rejected(&self, tau_h: f64) -> &str {
-        match self.judged() {
-            Some(j) if j.p_harm >= tau_h => &j.response,
-            _ => &self.harmful,
-        }
-    }
 }

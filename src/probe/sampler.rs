@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// How the cell of the next probe is drawn. An *arm* is a tactic × domain; `Ucb` and `Thompson` draw an arm and then, by the same
 /// rule, a topic of its domain. Arms alone find half as much where weak cells do not follow domains, topics alone where they do.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum SamplerKind {
     /// The published multiplicative update; each layer (topic, form, persona, tactic) has weights of its own.

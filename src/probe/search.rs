@@ -8,7 +8,7 @@ use super::operators::{self, Child};
 use super::plausible::Plausible;
 use super::record::{Ending, Judged, ProbeRecord, Rewards};
 use super::sampler::{Lesson, Sampler};
-use super::summary::{HeatMap, SearchSummary};
+use super::summary::SearchSummary;
 use crate::error::{Error, Result};
 use crate::judge::{Harm, Judge, Sense, Thresholds, Verdict};
 use crate::model::{Answer, Ask, Decoding, Subject, Version};
@@ -79,7 +79,6 @@ pub struct Found {
     /// In the order of the queries.
     pub records: Vec<ProbeRecord>,
     pub summary: SearchSummary,
-    pub map: HeatMap,
     /// Stopped by the interrupt flag, after a whole batch.
     pub interrupted: bool,
 }
@@ -138,7 +137,6 @@ struct Search<'a, 'w> {
     proposed: HashSet<String>,
     records: Vec<ProbeRecord>,
     coupled: usize,
-    duplicates: usize,
     unlikely: usize,
 }
 
@@ -147,19 +145,16 @@ impl<'a, 'w> Search<'a, 'w> {
         sampler.begin();
         let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
         let plausible = Plausible::new(world.grammar, world.plausible, world.subject, &mut rng)?;
-        let archive = Archive::new(world.grammar);
-        let (proposed, records) = (HashSet::new(), Vec::new());
         Ok(Search {
+            archive: Archive::new(world.grammar),
             world,
             settings,
             sampler,
-            archive,
             plausible,
             rng,
-            proposed,
-            records,
+            proposed: HashSet::new(),
+            records: Vec::new(),
             coupled: 0,
-            duplicates: 0,
             unlikely: 0,
         })
     }
@@ -178,7 +173,6 @@ impl<'a, 'w> Search<'a, 'w> {
             let text = self.world.grammar.compose(&child.genotype);
             let grams = grams(&text);
             if self.proposed.contains(&text) || company.find_grams(&grams).is_some() || self.archive.knows(&grams) {
-                self.duplicates += 1;
                 refused = Some((target, refused.map_or(1, |(_, times)| times + 1)));
                 continue;
             }
@@ -306,9 +300,8 @@ impl<'a, 'w> Search<'a, 'w> {
         let (grammar, archive, records) = (self.world.grammar, self.archive, self.records);
         let mut summary =
             SearchSummary::new(grammar, &archive, &records, self.settings.sense, self.settings.seed, seconds);
-        (summary.refused_duplicate, summary.refused_unlikely) = (self.duplicates, self.unlikely);
-        let map = HeatMap::new(grammar, &archive, &records, self.settings.sense);
-        Found { records, summary, map, interrupted }
+        summary.refused_unlikely = self.unlikely;
+        Found { records, summary, interrupted }
     }
 }
 

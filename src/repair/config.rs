@@ -2,11 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
-
 /// One engine, equal optimiser steps, same items and prompts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Method {
     /// Nothing is trained.
     None,
@@ -38,14 +36,6 @@ impl Method {
         }
     }
 
-    /// The method of that name; an unknown one is an error that lists them.
-    pub fn parse(name: &str) -> Result<Method> {
-        Method::ALL.into_iter().find(|m| m.name() == name).ok_or_else(|| {
-            let names = Method::ALL.map(Method::name).join(", ");
-            Error::Usage(format!("--method: expected one of {names}, found {name}"))
-        })
-    }
-
     pub(crate) fn trains_policy(self) -> bool {
         matches!(self, Method::Policy | Method::Rlhf | Method::Joint | Method::JointUncoupled)
     }
@@ -57,6 +47,16 @@ impl Method {
     /// Whether w follows the current reward model.
     pub(crate) fn couples(self) -> bool {
         self == Method::Joint
+    }
+}
+
+impl std::str::FromStr for Method {
+    type Err = String;
+
+    /// The method of that name; an unknown one is an error that lists them.
+    fn from_str(name: &str) -> Result<Method, String> {
+        let names = || Method::ALL.map(Method::name).join(", ");
+        Method::ALL.into_iter().find(|m| m.name() == name).ok_or_else(|| format!("expected one of {}", names()))
     }
 }
 
@@ -85,7 +85,8 @@ pub enum RetainLoss {
     Kl,
 }
 
-/// Everything that shapes a repair; a suite overrides what it knows better. Unknown keys are errors.
+/// Everything that shapes a repair, as it is written; [`Recipe`] is the same with every number in its range. A suite overrides what
+/// it knows better. Unknown keys are errors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RepairConfig {
@@ -169,24 +170,89 @@ impl Default for RepairConfig {
     }
 }
 
-impl RepairConfig {
-    /// Fails on values that cannot be meant.
-    pub(crate) fn check(&self) -> Result<()> {
-        let positive = [("steps", self.steps), ("rank", self.rank), ("items", self.items), ("group", self.group)];
-        for (name, value) in positive {
-            if value == 0 {
-                return Err(Error::Usage(format!("--{name}: expected at least 1, found 0")));
-            }
-        }
-        let sizes = [("lr", self.lr), ("alpha", self.alpha), ("clip", self.clip), ("npo-beta", self.npo_beta)];
-        for (name, value) in sizes {
-            if !(value.is_finite() && value > 0.0) {
-                return Err(Error::Usage(format!("--{name}: expected a positive number, found {value}")));
-            }
-        }
-        Ok(())
-    }
+/// Every numeric key with the least and the largest value that can be meant.
+const RANGES: [(&str, f64, f64); 25] = [
+    ("steps", 1.0, 1e6),
+    ("seed", 0.0, LARGEST_SEED as f64),
+    ("rank", 1.0, 1024.0),
+    ("alpha", 1e-3, 1e6),
+    ("lr", 1e-9, 1.0),
+    ("warmup", 0.0, 1.0),
+    ("clip", 1e-6, 1e6),
+    ("decay", 0.0, 1.0),
+    ("items", 1.0, 4096.0),
+    ("retain_items", 0.0, 4096.0),
+    ("replay_items", 0.0, 4096.0),
+    ("resample", 0.0, 1e6),
+    ("lambda_npo", 0.0, 1e6),
+    ("lambda_safe", 0.0, 1e6),
+    ("lambda_retain", 0.0, 1e6),
+    ("lambda_bt", 0.0, 1e6),
+    ("lambda_center", 0.0, 1e6),
+    ("lambda_replay", 0.0, 1e6),
+    ("lambda_anchor", 0.0, 1e6),
+    ("npo_beta", 1e-3, 1e3),
+    ("margin", 0.0, 1e3),
+    ("forced_prefix", 0.0, 1.0),
+    ("group", 1.0, 1024.0),
+    ("rlhf_kl", 0.0, 1e3),
+    ("batch_tokens", 1.0, 1048576.0),
+];
 
+/// The largest whole number that every reader of JSON holds exactly: seeds stand in `summary.json`.
+pub(crate) const LARGEST_SEED: u64 = 1 << 53;
+
+/// A configuration whose every number lies in its range: made by `try_from` alone, and what a repair takes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Recipe(RepairConfig);
+
+impl TryFrom<toml::Table> for Recipe {
+    type Error = String;
+
+    /// Fails on an unknown key, a value of another kind, and a number out of its range; says which.
+    fn try_from(table: toml::Table) -> Result<Recipe, String> {
+        let defaults = toml::Table::try_from(RepairConfig::default()).map_err(|error| error.to_string())?;
+        for (key, low, high) in RANGES {
+            let whole = defaults[key].is_integer();
+            let number = match table.get(key) {
+                None => continue,
+                Some(toml::Value::Integer(number)) => *number as f64,
+                Some(toml::Value::Float(number)) if !whole => *number,
+                Some(_) => f64::NAN,
+            };
+            if !(low..=high).contains(&number) {
+                let kind = if whole { "a whole number" } else { "a number" };
+                return Err(format!("{key} = {}, where {kind} from {low} to {high} is expected", table[key]));
+            }
+        }
+        table.try_into().map(Recipe).map_err(|error: toml::de::Error| error.to_string())
+    }
+}
+
+impl TryFrom<RepairConfig> for Recipe {
+    type Error = String;
+
+    fn try_from(config: RepairConfig) -> Result<Recipe, String> {
+        Recipe::try_from(toml::Table::try_from(config).map_err(|error| error.to_string())?)
+    }
+}
+
+impl std::ops::Deref for Recipe {
+    type Target = RepairConfig;
+
+    fn deref(&self) -> &RepairConfig {
+        &self.0
+    }
+}
+
+impl Recipe {
+    /// The same with another seed.
+    pub(crate) fn with_seed(&self, seed: u64) -> Recipe {
+        Recipe(RepairConfig { seed, ..self.0.clone() })
+    }
+}
+
+impl RepairConfig {
     /// Learning rate of step `step` (from 0): linear warm-up, then a cosine down to a tenth.
     pub(crate) fn learning_rate(&self, step: usize) -> f64 {
         let warmup = (self.warmup * self.steps as f64).ceil().max(1.0);
@@ -196,5 +262,48 @@ impl RepairConfig {
         }
         let done = (at - warmup) / (self.steps as f64 - warmup).max(1.0);
         self.lr * (0.1 + 0.45 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every numeric key at values that cannot, or can hardly, be meant: refused by name with its range, or every number that
+    /// follows from it is finite.
+    #[test]
+    fn every_number_is_in_its_range_or_refused_by_name() {
+        let defaults = toml::Table::try_from(RepairConfig::default()).unwrap();
+        let numeric = defaults.iter().filter(|(_, value)| value.is_integer() || value.is_float());
+        let mut accepted = Vec::new();
+        for key in numeric.map(|(key, _)| key) {
+            let (_, low, high) = RANGES.into_iter().find(|(name, ..)| name == key).expect(key);
+            for value in ["nan", "inf", "-1", "-1.0", "0", "1e308", "1.5", "9223372036854775807"] {
+                match Recipe::try_from(toml::from_str::<toml::Table>(&format!("{key} = {value}")).unwrap()) {
+                    Ok(recipe) => {
+                        assert!((0..recipe.steps.min(9)).all(|step| recipe.learning_rate(step).is_finite()));
+                        accepted.push(format!("{key} = {value}"));
+                    }
+                    Err(error) => {
+                        let range = format!("from {low} to {high}");
+                        assert!(error.starts_with(&format!("{key} = ")) && error.contains(&range), "{value}: {error}");
+                    }
+                }
+            }
+        }
+        let expected = "alpha = 1.5, clip = 1.5, decay = 0, forced_prefix = 0, lambda_anchor = 0, lambda_anchor = 1.5, \
+            lambda_bt = 0, lambda_bt = 1.5, lambda_center = 0, lambda_center = 1.5, lambda_npo = 0, lambda_npo = 1.5, \
+            lambda_replay = 0, lambda_replay = 1.5, lambda_retain = 0, lambda_retain = 1.5, lambda_safe = 0, \
+            lambda_safe = 1.5, margin = 0, margin = 1.5, npo_beta = 1.5, replay_items = 0, resample = 0, retain_items = 0, \
+            rlhf_kl = 0, rlhf_kl = 1.5, seed = 0, warmup = 0";
+        assert_eq!(accepted.join(", "), expected);
+    }
+
+    #[test]
+    fn unknown_keys_and_other_kinds_are_refused() {
+        for (text, expected) in [("stepz = 1", "stepz"), ("logp = \"max\"", "max"), ("rank = true", "rank = true")] {
+            let error = Recipe::try_from(toml::from_str::<toml::Table>(text).unwrap()).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }

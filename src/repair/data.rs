@@ -8,7 +8,7 @@ use crate::text::Prompt;
 /// An answer as text, with the policy's own ids where it was sampled: those are trained on as sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reply {
-    pub(crate) text: String,
+    pub text: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tokens: Option<Vec<u32>>,
 }

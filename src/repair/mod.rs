@@ -15,7 +15,8 @@ pub(crate) mod rlhf;
 pub mod side;
 pub mod trainer;
 
-pub use config::{LogpScale, Method, RepairConfig, RetainLoss, UnlearnLoss};
+pub(crate) use config::LARGEST_SEED;
+pub use config::{LogpScale, Method, Recipe, RepairConfig, RetainLoss, UnlearnLoss};
 pub use data::{Failure, RepairData, ReplayPair, Reply, RetainRow};
 pub use intake::{Quarantined, admit};
 pub use prepared::Prepared;

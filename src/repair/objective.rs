@@ -83,6 +83,12 @@ pub fn coupling(reward: f64, t: &Thresholds) -> f64 {
     0.5 + sigmoid((reward - t.tau_r) / t.s)
 }
 
+/// Dr.GRPO's advantages: each reward less the mean of its group, and not divided by their deviation.
+pub(crate) fn advantages(rewards: &[f64]) -> Vec<f64> {
+    let mean = rewards.iter().sum::<f64>() / rewards.len().max(1) as f64;
+    rewards.iter().map(|r| r - mean).collect()
+}
+
 /// Dr.GRPO (arXiv:2503.20783) with one update per sample (ratio 1, the clip never binds) and a k3 KL to π_0: the slope by one
 /// token's log p of −A·log p + β·(e^d − d − 1), d = log π_0 − log π_θ.
 pub(crate) fn grpo_token(advantage: f64, logprob: f64, start: f64, beta: f64) -> Term {
@@ -150,12 +156,27 @@ mod tests {
             };
             check("bradley-terry, rejected", at, rejected);
         }
-        for at in [-3.0, -0.7, -0.01] {
-            // −A·log p has no value of its own at ratio 1; its derivative is what trains.
-            check("grpo", at, |x| Term {
-                loss: grpo_token(0.6, x, -1.1, 0.04).loss - 0.6 * x + 0.6,
-                ..grpo_token(0.6, x, -1.1, 0.04)
-            });
+    }
+
+    /// The paper's whole objective of one group, clipped ratio and all, against what one token's slope says of it.
+    #[test]
+    fn dr_grpo_is_the_papers_where_no_update_has_been_made() {
+        let rewards = [3.0, 1.0, 1.0, -1.0];
+        let found = advantages(&rewards);
+        assert_eq!(found, [2.0, 0.0, 0.0, -2.0]);
+        let (old, start) = ([-0.3, -1.2, -2.0, -0.01], [-0.5f64, -1.0, -2.0, -0.4]);
+        let loss = |now: [f64; 4]| -> f64 {
+            let token = |i: usize| {
+                let (ratio, advantage, d) = ((now[i] - old[i]).exp(), rewards[i] - 1.0, start[i] - now[i]);
+                -f64::min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage) + 0.04 * (d.exp() - d - 1.0)
+            };
+            (0..4).map(token).sum()
+        };
+        for i in 0..4 {
+            let moved = |h: f64| std::array::from_fn(|j| if i == j { old[j] + h } else { old[j] });
+            let difference = (loss(moved(1e-5)) - loss(moved(-1e-5))) / 2e-5;
+            let slope = grpo_token(found[i], old[i], start[i], 0.04).slope;
+            assert!((difference - slope).abs() <= 1e-6, "token {i}: {slope} against {difference}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! The baseline: Dr.GRPO on the policy's own samples, scored by the *unrepaired* reward model. And resampling, which the other
 //! methods share with it: both ask the current policy.
 
-use super::objective::grpo_token;
+use super::objective::{advantages, grpo_token};
 use super::prepared::{reward_item, start_logprobs};
 use super::trainer::{StepMetrics, Trainer};
 use crate::error::Result;
@@ -35,17 +35,18 @@ impl<B: Ops> Trainer<'_, B> {
         let mut samples = Vec::new();
         let mut all = Vec::new();
         for (&i, answers) in drawn.iter().zip(answers.chunks(group)) {
-            let scored = answers
-                .iter()
-                .flatten()
-                .filter_map(|a| Some((a, f64::from(rewards.next()?.ok()?) / self.thresholds.s)));
-            let scored: Vec<(&Answer, f64)> = scored.collect();
-            let mean = scored.iter().map(|(_, r)| r).sum::<f64>() / scored.len().max(1) as f64;
-            all.extend(scored.iter().map(|(_, r)| r * self.thresholds.s));
-            samples.extend(scored.into_iter().map(|(answer, r)| Scored {
+            let mut scored: Vec<(&Answer, f64)> = Vec::new();
+            for answer in answers.iter().flatten() {
+                if let Some(Ok(reward)) = rewards.next() {
+                    scored.push((answer, f64::from(reward) / self.thresholds.s));
+                }
+            }
+            let rewards: Vec<f64> = scored.iter().map(|(_, r)| *r).collect();
+            all.extend(rewards.iter().map(|r| r * self.thresholds.s));
+            samples.extend(scored.iter().zip(advantages(&rewards)).map(|((answer, _), advantage)| Scored {
                 prompt: self.data.failures[i].prompt.clone(),
                 tokens: answer.tokens.clone(),
-                advantage: r - mean,
+                advantage,
             }));
         }
         metrics.sample_reward = (!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64);

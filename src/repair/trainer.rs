@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::config::{Method, RepairConfig};
+use super::config::{Method, Recipe};
 use super::data::Shuffle;
 use super::objective::coupling;
 use super::policy_step::{PolicyItem, PolicyTerms, policy_step};
@@ -66,7 +66,7 @@ pub struct Trainer<'a, B: Ops> {
     pub(super) pair: &'a mut Pair<B>,
     pub(super) judge: &'a mut dyn Judge,
     pub(super) data: Prepared,
-    pub(super) config: RepairConfig,
+    pub(super) config: Recipe,
     pub(super) thresholds: Thresholds,
     pub(super) decoding: Decoding,
     pub(super) policy: Option<Side<B>>,
@@ -87,7 +87,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
         judge: &'a mut dyn Judge,
         data: &Prepared,
         method: Method,
-        config: &RepairConfig,
+        config: &Recipe,
         thresholds: Thresholds,
         decoding: &Decoding,
     ) -> Result<Self> {
@@ -102,12 +102,11 @@ impl<'a, B: Ops> Trainer<'a, B> {
         judge: &'a mut dyn Judge,
         data: &Prepared,
         method: Method,
-        config: &RepairConfig,
+        config: &Recipe,
         thresholds: Thresholds,
         decoding: &Decoding,
         init: AdapterInit,
     ) -> Result<Self> {
-        config.check()?;
         let seed = config.seed;
         let trains = [(&mut pair.policy, method.trains_policy(), 0), (&mut pair.reward, method.trains_reward(), 1)];
         let mut sides = Vec::new();
@@ -285,7 +284,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
     }
 }
 
-fn fresh<B: Ops>(model: &Pretrained<B>, config: &RepairConfig, init: AdapterInit, salt: u64) -> Result<Adapter<B>> {
+fn fresh<B: Ops>(model: &Pretrained<B>, config: &Recipe, init: AdapterInit, salt: u64) -> Result<Adapter<B>> {
     // Two models of the same shape must not begin with the same A.
     let init = match init {
         AdapterInit::Zero { seed } => AdapterInit::Zero { seed: seed.wrapping_mul(2).wrapping_add(salt) },

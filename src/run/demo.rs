@@ -9,7 +9,7 @@ use super::models::Models;
 use super::suite::{Suite, SuitePair};
 use super::watch::Watch;
 use crate::detect::measure::Summary;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::judge::Sense;
 use crate::ops::Ops;
 use crate::repair::Method;
@@ -51,10 +51,13 @@ pub(crate) fn demo<B: Ops>(ops: &B, options: &DemoOptions, watch: &mut dyn Watch
     let suite = Suite::find(options.models.as_deref())?;
     let pairs = suite.pairs();
     let outer = RunDir::create(&options.out, Earlier::Keep)?;
+    if let Some(kept) = &outer.kept {
+        watch.note(&format!("the earlier run is kept as {}", kept.display()));
+    }
     let chosen = if options.extent == Extent::Full { pairs.len() } else { 1 };
     let mut runs = Vec::new();
     for pair in pairs.into_iter().take(chosen) {
-        let experiment = suite_experiment(&suite, &pair, options);
+        let experiment = suite_experiment(&suite, &pair, options)?;
         let inner;
         let dir = if chosen > 1 {
             inner = RunDir::create(&outer.file(&pair.name), Earlier::Refuse)?;
@@ -69,7 +72,7 @@ pub(crate) fn demo<B: Ops>(ops: &B, options: &DemoOptions, watch: &mut dyn Watch
 }
 
 /// The experiment that `options` ask for on one pair of the suite.
-pub(crate) fn suite_experiment(suite: &Suite, pair: &SuitePair, options: &DemoOptions) -> Experiment {
+fn suite_experiment(suite: &Suite, pair: &SuitePair, options: &DemoOptions) -> Result<Experiment> {
     let mut repair = suite.repair_config();
     repair.seed = options.seed;
     let (methods, seeds, probes) = match options.extent {
@@ -81,8 +84,8 @@ pub(crate) fn suite_experiment(suite: &Suite, pair: &SuitePair, options: &DemoOp
         (repair.steps, repair.resample) = (4, 2);
     }
     let split = |name: &str| pair.split(name);
-    Experiment {
-        command: "demo".into(),
+    Ok(Experiment {
+        command: "demo",
         models: Models {
             policy: pair.policy.clone(),
             reward: pair.reward.clone(),
@@ -107,10 +110,10 @@ pub(crate) fn suite_experiment(suite: &Suite, pair: &SuitePair, options: &DemoOp
         suite: Some(format!("{}, pair {}", suite.label(), pair.name)),
         methods,
         seeds,
-        repair,
+        repair: repair.try_into().map_err(Error::Usage)?,
         probes,
         failures: 240,
         sense: Sense::Threshold,
         prefill: vec![5],
-    }
+    })
 }

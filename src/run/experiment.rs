@@ -9,58 +9,50 @@ use serde::Serialize;
 use super::data::{DataFiles, Splits};
 use super::dir::RunDir;
 use super::manifest::{self, Manifest};
-use super::models::{self, Models, OpenModels};
+use super::models::{Models, OpenModels, save_adapters};
 use super::probe::{self, hunt};
 use super::records::{Lines, failure, metric};
 use super::summary;
 use super::watch::Watch;
 use crate::detect::evaluate::{Changed, Evaluation, Evaluator, benchmark_id, relate};
 use crate::detect::gates::{Limits, accepted, gates};
-use crate::detect::measure::{MethodResult, ProbeResult, Summary};
+use crate::detect::measure::{MethodResult, Summary};
 use crate::error::{Error, Result};
 use crate::judge::{Judges, Sense};
 use crate::model::checkpoint::promised;
 use crate::model::{ModelConfig, Pair, Version};
 use crate::ops::Ops;
-use crate::probe::SearchSummary;
 use crate::probe::grammar::Grammar;
 use crate::probe::record::ProbeRecord;
 use crate::probe::sampler::{Sampler, SamplerKind};
-use crate::probe::search::{self, Found, World};
+use crate::probe::search::{Found, SearchSettings, World};
 use crate::probe::select::select_failures;
-use crate::repair::{Method, Prepared, RepairConfig, RepairData, RepairOutcome, Trainer, admit};
+use crate::repair::{Method, Prepared, Recipe, RepairData, RepairOutcome, Trainer, admit};
 
-/// Everything that decides an experiment's numbers.
-#[derive(Debug, Clone)]
+/// Everything that decides an experiment's numbers; serialised, the settings that run.toml keeps.
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct Experiment {
-    /// `demo` or `compare`: what run.toml says.
-    pub(crate) command: String,
+    /// `demo` or `compare`.
+    #[serde(skip)]
+    pub(crate) command: &'static str,
     pub(crate) models: Models,
+    #[serde(skip)]
     pub(crate) data: DataFiles,
+    #[serde(skip)]
     pub(crate) grammar: PathBuf,
+    #[serde(skip)]
     pub(crate) suite: Option<String>,
     pub(crate) methods: Vec<Method>,
+    #[serde(skip)]
     pub(crate) seeds: Vec<u64>,
-    pub(crate) repair: RepairConfig,
+    pub(crate) repair: Recipe,
     /// Queries of each search, adaptive and uniform alike.
     pub(crate) probes: usize,
-    /// Repair at most N failures.
+    /// Failures that are repaired at most.
     pub(crate) failures: usize,
     pub(crate) sense: Sense,
     /// Lengths of the forced prefixes that the test measures.
     pub(crate) prefill: Vec<usize>,
-}
-
-/// The settings as run.toml keeps them.
-#[derive(Serialize)]
-struct Receipt<'a> {
-    methods: Vec<&'static str>,
-    probes: usize,
-    failures: usize,
-    sense: Sense,
-    prefill: &'a [usize],
-    models: models::Receipt,
-    repair: &'a RepairConfig,
 }
 
 /// An experiment at work.
@@ -73,6 +65,7 @@ struct Lab<'a, B: Ops> {
     splits: Splits,
     evaluator: Evaluator,
     grammar: Grammar,
+    lines: Lines,
 }
 
 /// What was measured before any repair.
@@ -85,45 +78,54 @@ struct Before {
 /// in progress; what was finished stays.
 pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch: &mut dyn Watch) -> Result<Summary> {
     let splits = Splits::read(&experiment.data)?;
-    write_receipt(ops, experiment, dir)?;
-    let mut lab = Lab::open(ops, experiment, dir, watch, splits)?;
+    receipt(ops, experiment, dir)?;
+    let seed = experiment.seeds.first().copied().unwrap_or(0);
+    let calibration = splits.calibration.clone();
+    let OpenModels { pair, judges, evaluator } = OpenModels::open(ops, &experiment.models, calibration, seed, watch)?;
+    let (grammar, lines) = (Grammar::read(&experiment.grammar)?, Lines::default());
+    let mut lab = Lab { experiment, dir, watch, pair, judges, splits, evaluator, grammar, lines };
     let before = lab.before()?;
-    let (mut methods, mut searches) = (Vec::new(), Vec::new());
-    let mut lines = Lines::default();
-    lines.outcomes("before", 0, &before.test);
+    let (mut methods, mut adaptive, mut uniform) = (Vec::new(), Vec::new(), Vec::new());
     for &seed in &experiment.seeds {
-        let found = lab.search(seed, &mut lines)?;
-        let prepared = lab.prepare(&found, seed, &mut lines)?;
+        let found = [lab.search(SamplerKind::default(), seed)?, lab.search(SamplerKind::Uniform, seed)?];
+        let prepared = lab.prepare(&found, seed)?;
         let mut policy: Option<Evaluation> = None;
         for &method in experiment.methods.iter().filter(|&&m| m != Method::None) {
-            let (mut result, evaluation) = lab.method(method, seed, &prepared, &before, &mut lines)?;
+            let (mut result, evaluation) = lab.method(method, seed, &prepared, &before)?;
             if method == Method::Policy {
                 policy = Some(evaluation.clone());
             }
             relate(&mut result, &evaluation, &before.test, policy.as_ref(), experiment.sense, seed);
             methods.push(result);
         }
-        searches.push(found);
+        let [found, control] = found;
+        (adaptive.push(found.summary), uniform.push(control.summary));
     }
-    lab.relate_to_policy(&mut methods);
-    let probe = lab.probe_result(&searches);
-    let summary = lab.summary(ops, before.test, methods, probe);
-    lines.write(dir)?;
+    relate_to_policy(&mut methods, experiment.sense);
+    let probe = (!adaptive.is_empty()).then(|| probe::result(&adaptive, &uniform, seed));
+    let decoding = lab.evaluator.settings().decoding.clone();
+    let tau_h = experiment.models.tau_h;
+    let summary = Summary {
+        schema: summary::SCHEMA,
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        benchmark_id: benchmark_id(&lab.splits.test, lab.judges.judge.name(), tau_h, &decoding),
+        device: ops.describe(),
+        seeds: experiment.seeds.clone(),
+        suite: experiment.suite.clone(),
+        thresholds: lab.evaluator.thresholds(),
+        decoding,
+        splits: lab.splits.info,
+        before: before.test.measure,
+        methods,
+        probe,
+    };
+    lab.lines.write(dir)?;
     summary::write(&dir.file(summary::NAME), &summary)?;
     Ok(summary)
 }
 
-fn write_receipt<B: Ops>(ops: &B, e: &Experiment, dir: &RunDir) -> Result<()> {
-    let receipt = Receipt {
-        methods: e.methods.iter().map(|m| m.name()).collect(),
-        probes: e.probes,
-        failures: e.failures,
-        sense: e.sense,
-        prefill: &e.prefill,
-        models: e.models.receipt(),
-        repair: &e.repair,
-    };
-    let mut manifest = Manifest::new(&e.command, &ops.describe(), &e.seeds, &receipt)?;
+fn receipt<B: Ops>(ops: &B, e: &Experiment, dir: &RunDir) -> Result<()> {
+    let mut manifest = Manifest::new(e.command, &ops.describe(), &e.seeds, e)?;
     for (_, path) in e.data.all() {
         manifest.add_input(path)?;
     }
@@ -132,47 +134,37 @@ fn write_receipt<B: Ops>(ops: &B, e: &Experiment, dir: &RunDir) -> Result<()> {
     manifest.write(&dir.file(manifest::NAME))
 }
 
-impl<'a, B: Ops> Lab<'a, B> {
-    fn open(
-        ops: &B,
-        experiment: &'a Experiment,
-        dir: &'a RunDir,
-        watch: &'a mut dyn Watch,
-        splits: Splits,
-    ) -> Result<Self> {
-        let e = experiment;
-        let seed = e.seeds.first().copied().unwrap_or(0);
-        let OpenModels { pair, judges, evaluator } =
-            OpenModels::open(ops, &e.models, splits.calibration.clone(), seed, watch)?;
-        let grammar = Grammar::read(&e.grammar)?;
-        Ok(Lab { experiment, dir, watch, pair, judges, splits, evaluator, grammar })
+/// `policy` may have been run after others: relates those that came before it.
+fn relate_to_policy(methods: &mut [MethodResult], sense: Sense) {
+    let cfr = |m: &MethodResult| match sense {
+        Sense::Threshold => m.measure.cfr,
+        Sense::Pairwise => m.measure.cfr_pairwise.rate,
+    };
+    let base: BTreeMap<u64, Option<f64>> =
+        methods.iter().filter(|m| m.name == Method::Policy.name()).map(|m| (m.seed, cfr(m))).collect();
+    for method in methods.iter_mut().filter(|m| m.reduction_vs_policy.is_none()) {
+        let known = base.get(&method.seed).copied().flatten().filter(|&base| base > 0.0);
+        method.reduction_vs_policy = known.zip(cfr(method)).map(|(base, own)| 1.0 - own / base);
     }
+}
 
+impl<B: Ops> Lab<'_, B> {
     fn before(&mut self) -> Result<Before> {
         self.watch.begin("measure the originals", 0);
         let (pair, judges, rows) = (&mut self.pair, &mut self.judges, &self.splits);
         let test = self.evaluator.before(pair, judges, &rows.test, &self.experiment.prefill)?;
         let gate = self.evaluator.before(pair, judges, &rows.gate, &[])?;
         self.watch.end(&headline(&test));
+        self.lines.outcomes("before", 0, &test);
         Ok(Before { test, gate })
     }
 
-    /// Adaptive and uniform, at equal queries.
-    fn search(&mut self, seed: u64, lines: &mut Lines) -> Result<[Found; 2]> {
-        let adaptive = self.search_with(SamplerKind::default(), seed, Version::Start)?;
-        let uniform = self.search_with(SamplerKind::Uniform, seed, Version::Start)?;
-        lines.probes(&adaptive.records, seed, false, false);
-        lines.probes(&uniform.records, seed, true, false);
-        Ok([adaptive, uniform])
-    }
-
-    fn search_with(&mut self, kind: SamplerKind, seed: u64, version: Version) -> Result<Found> {
+    fn search(&mut self, kind: SamplerKind, seed: u64) -> Result<Found> {
         let e = self.experiment;
-        let again = if version == Version::Current { ", after the repair" } else { "" };
-        let settings = search::SearchSettings {
+        let settings = SearchSettings {
             sense: e.sense,
-            version,
-            ..search::SearchSettings::new(e.probes, seed, e.models.max_new_tokens)
+            version: Version::Start,
+            ..SearchSettings::new(e.probes, seed, e.models.max_new_tokens)
         };
         let mut world = World {
             grammar: &self.grammar,
@@ -182,16 +174,17 @@ impl<'a, B: Ops> Lab<'a, B> {
             judge: &mut *self.judges.judge,
         };
         let mut sampler = Sampler::new(kind, &self.grammar);
-        let found = hunt(&mut world, &settings, &mut sampler, &format!("{}{again}", kind.name()), &mut *self.watch)?;
+        let found = hunt(&mut world, &settings, &mut sampler, kind.name(), &mut *self.watch)?;
         if found.interrupted {
             return Err(Error::Interrupted(String::new()));
         }
+        self.lines.probes(&found.records, seed, kind == SamplerKind::Uniform, false);
         Ok(found)
     }
 
     /// Chooses the failures to repair from both searches (the adaptive one looks for coupled failures and sees little of the rest),
     /// lets the judge admit them, and asks the originals what training needs to know of them.
-    fn prepare(&mut self, found: &[Found; 2], seed: u64, lines: &mut Lines) -> Result<Prepared> {
+    fn prepare(&mut self, found: &[Found; 2], seed: u64) -> Result<Prepared> {
         let e = self.experiment;
         self.watch.begin("prepare the repair data", 0);
         let thresholds = self.evaluator.thresholds();
@@ -204,7 +197,7 @@ impl<'a, B: Ops> Lab<'a, B> {
         };
         let decoding = self.evaluator.settings().decoding.clone();
         let left_out = admit(&mut data, &mut self.pair, &mut *self.judges.judge, &thresholds, &decoding)?;
-        lines.failures(&data.failures, seed);
+        self.lines.failures(&data.failures, seed);
         let prepared = Prepared::new(&mut self.pair, &mut *self.judges.judge, &data, &thresholds)?;
         self.watch.end(&format!(
             "{} failures, {} answers to retain, {} validated pairs; {} left out",
@@ -223,9 +216,8 @@ impl<'a, B: Ops> Lab<'a, B> {
         seed: u64,
         prepared: &Prepared,
         before: &Before,
-        lines: &mut Lines,
     ) -> Result<(MethodResult, Evaluation)> {
-        let outcome = self.train(method, seed, prepared, lines)?;
+        let outcome = self.train(method, seed, prepared)?;
         self.save(method, seed)?;
         self.watch.begin(&format!("measure {}", method.name()), 0);
         let changed = Changed { policy: method.trains_policy(), reward: method.trains_reward() };
@@ -234,7 +226,7 @@ impl<'a, B: Ops> Lab<'a, B> {
         let gate = adapted.measure(pair, judges, &rows.gate, &[], &before.gate)?;
         let test = adapted.measure(pair, judges, &rows.test, &e.prefill, &before.test)?;
         self.watch.end(&headline(&test));
-        lines.outcomes(method.name(), seed, &test);
+        self.lines.outcomes(method.name(), seed, &test);
         let gates = gates(&gate, &before.gate, e.sense, seed, &Limits::default());
         let result = MethodResult {
             name: method.name().to_string(),
@@ -256,14 +248,14 @@ impl<'a, B: Ops> Lab<'a, B> {
         Ok((result, test))
     }
 
-    fn train(&mut self, method: Method, seed: u64, prepared: &Prepared, lines: &mut Lines) -> Result<RepairOutcome> {
-        let config = RepairConfig { seed, ..self.experiment.repair.clone() };
+    fn train(&mut self, method: Method, seed: u64, prepared: &Prepared) -> Result<RepairOutcome> {
+        let config = self.experiment.repair.with_seed(seed);
         self.watch.begin(&format!("repair by {}", method.name()), config.steps);
         let thresholds = self.evaluator.thresholds();
         let decoding = self.evaluator.settings().decoding.clone();
         let judge = &mut *self.judges.judge;
         let trainer = Trainer::new(&mut self.pair, judge, prepared, method, &config, thresholds, &decoding)?;
-        let watch = &mut *self.watch;
+        let (watch, lines) = (&mut *self.watch, &mut self.lines);
         let outcome = trainer.run(|metrics| {
             super::interrupt::check("")?;
             watch.at(metrics.step + 1, &format!("loss {:.3}", metrics.loss));
@@ -282,14 +274,7 @@ impl<'a, B: Ops> Lab<'a, B> {
         } else {
             method.name().to_string()
         };
-        for (role, model) in [("policy", &self.pair.policy), ("reward", &self.pair.reward)] {
-            if let Some(adapter) = &model.adapter {
-                let mut file = adapter.to_file(&model.transformer.ops, &model.transformer.config)?;
-                file.base_model_name = Some(model.dir.display().to_string());
-                file.save(&self.dir.file("round-1").join(&name).join(role))?;
-            }
-        }
-        Ok(())
+        save_adapters(&self.pair, &self.dir.file("round-1").join(name)).map(|_| ())
     }
 
     /// Products of the frozen bases alone: 4N a token forward and backward, 2N a token generated.
@@ -298,43 +283,6 @@ impl<'a, B: Ops> Lab<'a, B> {
         let (policy, reward) = (&self.pair.policy.transformer.config, &self.pair.reward.transformer.config);
         n(policy) * (4.0 * outcome.tokens_policy as f64 + 2.0 * outcome.tokens_generated as f64)
             + n(reward) * 4.0 * outcome.tokens_reward as f64
-    }
-
-    /// `policy` may have been run after others: relates those that came before it.
-    fn relate_to_policy(&self, methods: &mut [MethodResult]) {
-        let cfr = |m: &MethodResult| m.measure.cfr;
-        let base: BTreeMap<u64, Option<f64>> =
-            methods.iter().filter(|m| m.name == Method::Policy.name()).map(|m| (m.seed, cfr(m))).collect();
-        for method in methods.iter_mut().filter(|m| m.reduction_vs_policy.is_none()) {
-            let known = base.get(&method.seed).copied().flatten().filter(|&base| base > 0.0);
-            method.reduction_vs_policy = known.zip(cfr(method)).map(|(base, own)| 1.0 - own / base);
-        }
-    }
-
-    fn probe_result(&self, searches: &[[Found; 2]]) -> Option<ProbeResult> {
-        let of = |i: usize| searches.iter().map(|s| s[i].summary.clone()).collect::<Vec<SearchSummary>>();
-        let (adaptive, uniform) = (of(0), of(1));
-        let seed = self.experiment.seeds.first().copied().unwrap_or(0);
-        (!adaptive.is_empty()).then(|| probe::result(&adaptive, &uniform, seed))
-    }
-
-    fn summary(&self, ops: &B, before: Evaluation, methods: Vec<MethodResult>, probe: Option<ProbeResult>) -> Summary {
-        let e = self.experiment;
-        let decoding = self.evaluator.settings().decoding.clone();
-        Summary {
-            schema: 1,
-            version: env!("CARGO_PKG_VERSION").to_string(),
-            benchmark_id: benchmark_id(&self.splits.test, self.judges.judge.name(), e.models.tau_h, &decoding),
-            device: ops.describe(),
-            seeds: e.seeds.clone(),
-            suite: e.suite.clone(),
-            thresholds: self.evaluator.thresholds(),
-            decoding,
-            splits: self.splits.info.clone(),
-            before: before.measure,
-            methods,
-            probe,
-        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::ops::Ops;
 use crate::text::rows::read;
 
 /// Which models work together, and what they all share.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct Models {
     pub(crate) policy: ModelSpec,
     pub(crate) reward: ModelSpec,
@@ -31,43 +31,7 @@ pub(crate) struct Models {
     pub(crate) batch_tokens: usize,
 }
 
-/// The same as run.toml keeps it.
-#[derive(Serialize)]
-pub(super) struct Receipt {
-    policy: String,
-    reward: String,
-    judge: String,
-    second_judge: Option<String>,
-    refusal: Option<String>,
-    truth: Option<String>,
-    tau_h: f64,
-    max_new_tokens: usize,
-    batch_tokens: usize,
-}
-
 impl Models {
-    pub(super) fn receipt(&self) -> Receipt {
-        let model = |spec: &ModelSpec| match &spec.adapter {
-            None => spec.dir.display().to_string(),
-            Some(adapter) => format!("{}+{}", spec.dir.display(), adapter.display()),
-        };
-        let judge = |spec: &JudgeSpec| match spec {
-            JudgeSpec::Model(dir) => format!("model:{}", dir.display()),
-            JudgeSpec::Lexicon(file) => format!("lexicon:{}", file.display()),
-        };
-        Receipt {
-            policy: model(&self.policy),
-            reward: model(&self.reward),
-            judge: judge(&self.judge),
-            second_judge: self.second_judge.as_ref().map(judge),
-            refusal: self.refusal.as_ref().map(judge),
-            truth: self.truth.as_ref().map(judge),
-            tau_h: self.tau_h,
-            max_new_tokens: self.max_new_tokens,
-            batch_tokens: self.batch_tokens,
-        }
-    }
-
     /// Opens the pair and its judges.
     pub(super) fn open<B: Ops>(&self, ops: &B) -> Result<(Pair<B>, Judges)> {
         let interrupt = interrupt::flag();
@@ -145,4 +109,17 @@ impl<B: Ops> OpenModels<B> {
 /// Validated pairs, read strictly: a broken row would move the threshold.
 pub(super) fn pairs(path: &Path) -> Result<Vec<PairRow>> {
     read(Some(path), true)?.iter().map(|row| PairRow::from_object(&row.object, &row.place())).collect()
+}
+
+/// Writes the adapters that the pair has to `place/policy` and `place/reward`; returns the folders written.
+pub(super) fn save_adapters<B: Ops>(pair: &Pair<B>, place: &Path) -> Result<Vec<PathBuf>> {
+    let mut written = Vec::new();
+    for (role, model) in [("policy", &pair.policy), ("reward", &pair.reward)] {
+        let Some(adapter) = &model.adapter else { continue };
+        let mut file = adapter.to_file(&model.transformer.ops, &model.transformer.config)?;
+        file.base_model_name = Some(model.dir.display().to_string());
+        written.push(place.join(role));
+        file.save(&place.join(role))?;
+    }
+    Ok(written)
 }

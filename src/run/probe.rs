@@ -14,18 +14,21 @@ use crate::detect::measure::ProbeResult;
 use crate::error::{Error, Result};
 use crate::judge::Sense;
 use crate::ops::Ops;
-use crate::probe::search::{self, Found, World, search};
+use crate::probe::search::{Found, SearchSettings, World, search};
 use crate::probe::{Fitness, Grammar, Sampler, SamplerKind, SamplerWeights, SearchSummary, lift};
 use crate::text::rows::read;
 use crate::text::write_atomic;
 
-/// What `ares probe` was asked for.
-#[derive(Debug, Clone)]
+/// What `ares probe` was asked for; serialised, the settings that run.toml keeps.
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct ProbeOptions {
     pub(crate) models: Models,
+    #[serde(skip)]
     pub(crate) calibration: PathBuf,
+    #[serde(skip)]
     pub(crate) grammar: PathBuf,
     /// Prompts as people write them; without them compositions of the grammar set how likely a probe must be.
+    #[serde(skip)]
     pub(crate) plausible: Option<PathBuf>,
     pub(crate) queries: usize,
     pub(crate) sampler: SamplerKind,
@@ -34,19 +37,10 @@ pub(crate) struct ProbeOptions {
     /// The same number of uniform queries is made beside.
     pub(crate) uniform: bool,
     /// What an earlier search learned.
+    #[serde(skip)]
     pub(crate) weights: Option<PathBuf>,
+    #[serde(skip)]
     pub(crate) seed: u64,
-}
-
-/// The settings as run.toml keeps them.
-#[derive(Serialize)]
-struct Receipt {
-    queries: usize,
-    sampler: SamplerKind,
-    fitness: Fitness,
-    sense: Sense,
-    uniform: bool,
-    models: models::Receipt,
 }
 
 /// Searches and writes `probes.jsonl`, `failures.jsonl` and, of the adaptive sampler, `weights.json`. After Ctrl-C the probes
@@ -70,10 +64,10 @@ pub(crate) fn probe<B: Ops>(
     receipt(ops, options, dir)?;
     let mut models = OpenModels::open(ops, &options.models, calibration, options.seed, watch)?;
     let thresholds = models.evaluator.thresholds();
-    let settings = search::SearchSettings {
+    let settings = SearchSettings {
         sense: options.sense,
         fitness: options.fitness,
-        ..search::SearchSettings::new(options.queries, options.seed, options.models.max_new_tokens)
+        ..SearchSettings::new(options.queries, options.seed, options.models.max_new_tokens)
     };
     let mut world = World {
         grammar: &grammar,
@@ -105,15 +99,7 @@ pub(crate) fn probe<B: Ops>(
 }
 
 fn receipt<B: Ops>(ops: &B, options: &ProbeOptions, dir: &RunDir) -> Result<()> {
-    let receipt = Receipt {
-        queries: options.queries,
-        sampler: options.sampler,
-        fitness: options.fitness,
-        sense: options.sense,
-        uniform: options.uniform,
-        models: options.models.receipt(),
-    };
-    let mut manifest = Manifest::new("probe", &ops.describe(), &[options.seed], &receipt)?;
+    let mut manifest = Manifest::new("probe", &ops.describe(), &[options.seed], options)?;
     let files =
         [Some(&options.calibration), Some(&options.grammar), options.plausible.as_ref(), options.weights.as_ref()];
     files.into_iter().flatten().try_for_each(|path| manifest.add_input(path))?;
@@ -124,7 +110,7 @@ fn receipt<B: Ops>(ops: &B, options: &ProbeOptions, dir: &RunDir) -> Result<()> 
 /// One search, watched. Ctrl-C ends it after a whole batch, with what was found until then.
 pub(super) fn hunt(
     world: &mut World,
-    settings: &search::SearchSettings,
+    settings: &SearchSettings,
     sampler: &mut Sampler,
     name: &str,
     watch: &mut dyn Watch,

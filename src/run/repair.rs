@@ -8,18 +8,18 @@ use serde::Serialize;
 use super::dir::RunDir;
 use super::interrupt;
 use super::manifest::{self, Manifest};
-use super::models::{self, Models, OpenModels, Scale};
+use super::models::{self, Models, OpenModels, Scale, save_adapters};
 use super::records::{metric, write_lines};
 use super::watch::Watch;
 use crate::detect::rows::PairRow;
 use crate::error::Result;
 use crate::judge::{Judges, Thresholds, Verdict};
 use crate::model::adapter_file::safetensors_bytes;
-use crate::model::{AdapterFile, AdapterInit, HostTensor, Pair, Pretrained};
+use crate::model::{AdapterFile, AdapterInit, HostTensor, Pair};
 use crate::ops::Ops;
 use crate::repair::{
-    Failure, Method, Prepared, Quarantined, RepairConfig, RepairData, ReplayPair, Reply, RetainRow, StepMetrics,
-    Trainer, admit,
+    Failure, Method, Prepared, Quarantined, Recipe, RepairData, ReplayPair, Reply, RetainRow, StepMetrics, Trainer,
+    admit,
 };
 use crate::text::rows::{Row, read};
 use crate::text::write_atomic;
@@ -29,7 +29,7 @@ use crate::text::write_atomic;
 pub(crate) struct RepairOptions {
     pub(crate) models: Models,
     pub(crate) method: Method,
-    pub(crate) config: RepairConfig,
+    pub(crate) config: Recipe,
     pub(crate) init: AdapterInit,
     /// `prompt`, `rejected`, `chosen`, `verdict`; standard input if `None`.
     pub(crate) failures: Option<PathBuf>,
@@ -64,8 +64,8 @@ pub(crate) struct RepairResult {
 struct Receipt<'a> {
     method: &'static str,
     init: String,
-    repair: &'a RepairConfig,
-    models: models::Receipt,
+    repair: &'a Recipe,
+    models: &'a Models,
 }
 
 /// Reads everything, lets the judge admit the failures, trains, writes.
@@ -120,24 +120,12 @@ pub(crate) fn repair<B: Ops>(
     })?;
     watch.end(&format!("{} steps in {:.1} s", outcome.steps, outcome.seconds));
     write_lines(&dir.file("metrics.jsonl"), &metrics)?;
-    for (role, model) in [("policy", &pair.policy), ("reward", &pair.reward)] {
-        let Some(file) = adapter(model)? else { continue };
-        let place = dir.file("round-1").join(role);
-        file.save(&place)?;
-        result.written.push(place);
-    }
+    result.written = save_adapters(&pair, &dir.file("round-1"))?;
     (result.steps, result.seconds) = (outcome.steps, outcome.seconds);
     (result.tokens_policy, result.tokens_reward) = (outcome.tokens_policy, outcome.tokens_reward);
     result.tokens_generated = outcome.tokens_generated;
     result.warnings.extend(outcome.warnings);
     Ok(result)
-}
-
-fn adapter<B: Ops>(model: &Pretrained<B>) -> Result<Option<AdapterFile>> {
-    let Some(adapter) = &model.adapter else { return Ok(None) };
-    let mut file = adapter.to_file(&model.transformer.ops, &model.transformer.config)?;
-    file.base_model_name = Some(model.dir.display().to_string());
-    Ok(Some(file))
 }
 
 /// One safetensors file: `term.<name>`, each one number, and `policy.` and `reward.` before PEFT's names of the gradients.
@@ -174,7 +162,7 @@ fn receipt<B: Ops>(ops: &B, options: &RepairOptions, dir: &RunDir) -> Result<()>
         method: options.method.name(),
         init: format!("{:?}", options.init),
         repair: &options.config,
-        models: options.models.receipt(),
+        models: &options.models,
     };
     let mut manifest = Manifest::new("repair", &ops.describe(), &[options.config.seed], &receipt)?;
     let calibration = match &options.scale {

@@ -10,7 +10,7 @@ use crate::backend::cuda::cache::cache_path;
 use crate::error::{Error, Result};
 use crate::judge::JudgeSpec;
 use crate::model::ModelSpec;
-use crate::repair::RepairConfig;
+use crate::repair::{Recipe, RepairConfig};
 
 include!(concat!(env!("OUT_DIR"), "/suite_files.rs"));
 
@@ -25,7 +25,7 @@ struct SuiteFile {
     truth: PathBuf,
     pairs: Vec<PairEntry>,
     #[serde(default)]
-    hyperparameters: RepairConfig,
+    hyperparameters: toml::Table,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -39,6 +39,7 @@ struct PairEntry {
 pub struct Suite {
     root: PathBuf,
     file: SuiteFile,
+    repair: Recipe,
 }
 
 /// One weakened pair with all that a comparison needs.
@@ -69,7 +70,9 @@ impl Suite {
         if file.pairs.is_empty() {
             return Err(Error::file(&path, "at least one pair", remedy)("none"));
         }
-        Ok(Suite { root: dir.to_path_buf(), file })
+        let repair = Recipe::try_from(file.hyperparameters.clone());
+        let repair = repair.map_err(Error::file(&path, "hyperparameters of a repair", remedy))?;
+        Ok(Suite { root: dir.to_path_buf(), file, repair })
     }
 
     /// The suite that this binary carries, unpacked below `cache` unless it is there already.
@@ -136,7 +139,7 @@ impl Suite {
 
     /// What suits models of this size.
     pub fn repair_config(&self) -> RepairConfig {
-        self.file.hyperparameters.clone()
+        (*self.repair).clone()
     }
 }
 

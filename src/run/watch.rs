@@ -10,4 +10,7 @@ pub(crate) trait Watch {
 
     /// The stage is over; one line that stays.
     fn end(&mut self, result: &str);
+
+    /// One line that belongs to no stage.
+    fn note(&mut self, line: &str);
 }

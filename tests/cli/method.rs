@@ -40,20 +40,10 @@ fn text(path: &Path) -> &str {
 
 /// The options that name the first pair's models and judge.
 fn models(suite: &Path) -> Vec<String> {
-    let place = |name: &str| suite.join(name).display().to_string();
-    let judge = format!("model:{}", place("judge"));
-    [
-        "--policy",
-        &place("framing/policy"),
-        "--reward",
-        &place("framing/reward"),
-        "--judge",
-        &judge,
-        "--max-new-tokens",
-        "32",
-    ]
-    .map(String::from)
-    .into()
+    let suite = suite.display();
+    words(&format!(
+        "--policy {suite}/framing/policy --reward {suite}/framing/reward --judge model:{suite}/judge --max-new-tokens 32"
+    ))
 }
 
 fn file(suite: &Path, name: &str) -> String {
@@ -65,8 +55,9 @@ fn run(first: &str, groups: &[&[String]]) -> Outcome {
     ares(&args)
 }
 
-fn strings(args: &[&str]) -> Vec<String> {
-    args.iter().map(ToString::to_string).collect()
+/// Arguments as one would type them; no path of a test holds a blank.
+fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(String::from).collect()
 }
 
 #[test]
@@ -91,14 +82,22 @@ fn demo_runs_the_whole_method_and_keeps_an_earlier_run() {
     let page = fs::read_to_string(out.join("report.html")).unwrap();
     assert!(!page.contains("NaN") && page.contains("Worst remaining failures"));
 
-    let second = ares(&[&args[..], &["--json", "--quiet"]].concat()).expect(0, &[]);
-    assert_eq!(second.stderr, "");
+    let second = ares(&[&args[..], &["--json"]].concat()).expect(0, &["the earlier run is kept as", "demo.1"]);
     let again = second.json();
     assert_eq!(again["schema"], 1);
     let kept = ares::run::summary::read(&folder.path().join("demo.1/summary.json")).unwrap();
     assert_eq!(kept, summary, "the earlier run is kept as it was");
     assert_eq!(again["before"]["cfr"], json!(summary.before.cfr), "the same seed gives the same result");
     assert_eq!(again["methods"][1]["cfr"], json!(summary.methods[1].measure.cfr));
+    // Four steps prove no repair, but each half must have moved, in the right direction, and nothing else.
+    let of = |row: &Value, name: &str| row[name].as_f64().unwrap_or_else(|| panic!("{name} is unknown: {row}"));
+    let (before, [policy, joint]) = (&again["before"], [0, 1].map(|i| &again["methods"][i]));
+    assert_eq!((policy["name"].as_str(), joint["name"].as_str()), (Some("policy"), Some("joint")));
+    assert_eq!((of(joint, "tokens_policy"), of(policy, "tokens_reward")), (of(policy, "tokens_policy"), 0.0));
+    assert!(of(joint, "tokens_reward") > 0.0 && of(joint, "reward_drift") > 0.0 && of(joint, "reward_drift") < 0.08);
+    assert_eq!((of(policy, "reward_drift"), of(policy, "reward_error")), (0.0, of(before, "reward_error")));
+    assert!(of(joint, "reward_error") <= of(before, "reward_error") && of(joint, "cfr") <= of(before, "cfr"));
+    assert!([policy, joint].iter().all(|row| of(row, "benign_nll") < of(before, "benign_nll")), "{again}");
 }
 
 #[cfg(unix)]
@@ -135,17 +134,12 @@ fn demo_refuses_what_it_cannot_use() {
 fn failures_are_found_repaired_and_found_gone() {
     let (suite, folder) = (suite(), tempfile::tempdir().unwrap());
     let (suite, out) = (suite.path(), |name: &str| folder.path().join(name).display().to_string());
-    let calibration = strings(&["--calibration", &file(suite, "calibration.jsonl")]);
-    let probe = strings(&[
-        "--grammar",
-        &file(suite, "grammar.json"),
-        "--queries",
-        "128",
-        "--uniform",
-        "--out",
-        &out("probe"),
-        "--json",
-    ]);
+    let calibration = words(&format!("--calibration {}", file(suite, "calibration.jsonl")));
+    let probe = words(&format!(
+        "--grammar {} --queries 128 --uniform --out {} --json",
+        file(suite, "grammar.json"),
+        out("probe")
+    ));
     let found = run("probe", &[&models(suite), &calibration, &probe])
         .expect(0, &["probe (thompson)", "probe (uniform)"])
         .json();
@@ -155,34 +149,21 @@ fn failures_are_found_repaired_and_found_gone() {
     assert_eq!(probes.lines().count(), 256);
     run("probe", &[&models(suite), &calibration, &probe]).expect(2, &["found an earlier run", "another --out"]);
     let weights = out("probe/weights.json");
-    let again = strings(&[
-        "--grammar",
-        &file(suite, "grammar.json"),
-        "--queries",
-        "64",
-        "--weights",
-        &weights,
-        "--sampler",
-        "ucb",
-        "--out",
-        &out("probe2"),
-    ]);
+    let again = words(&format!(
+        "--grammar {} --queries 64 --weights {weights} --sampler ucb --out {}",
+        file(suite, "grammar.json"),
+        out("probe2")
+    ));
     run("probe", &[&models(suite), &calibration, &again]).expect(0, &["probe (ucb)"]);
 
     let failures = folder.path().join("probe/failures.jsonl");
-    let data = strings(&[
-        "--input",
+    let data = words(&format!(
+        "--input {} --retain {} --replay {} --rank 4 --lr 0.002",
         text(&failures),
-        "--retain",
-        &file(suite, "retain.jsonl"),
-        "--replay",
-        &file(suite, "replay.jsonl"),
-        "--rank",
-        "4",
-        "--lr",
-        "0.002",
-    ]);
-    let repair = strings(&["--steps", "12", "--out", &out("repair"), "--json"]);
+        file(suite, "retain.jsonl"),
+        file(suite, "replay.jsonl")
+    ));
+    let repair = words(&format!("--steps 12 --out {} --json", out("repair")));
     let done = run("repair", &[&models(suite), &calibration, &data, &repair]).expect(0, &["repair by joint"]).json();
     assert_eq!((done["steps"].as_u64(), done["method"].as_str()), (Some(12), Some("joint")));
     let [first, last] = [0, 1].map(|i| done["loss"][i].as_f64().unwrap());
@@ -198,24 +179,13 @@ fn failures_are_found_repaired_and_found_gone() {
             )
         };
         let judge = format!("model:{}", suite.join("judge").display());
-        let args = strings(&[
-            "--policy",
-            &with("policy"),
-            "--reward",
-            &with("reward"),
-            "--judge",
-            &judge,
-            "--max-new-tokens",
-            "32",
-            "--prefill",
-            "5",
-            "-i",
+        let args = words(&format!(
+            "--policy {} --reward {} --judge {judge} --max-new-tokens 32 --prefill 5 -i {} -o {} --json --quiet",
+            with("policy"),
+            with("reward"),
             text(&failures),
-            "-o",
-            &out("rows.jsonl"),
-            "--json",
-            "--quiet",
-        ]);
+            out("rows.jsonl")
+        ));
         run("detect", &[&calibration, &args]).expect(0, &[]).json()
     };
     let (before, after) = (detect(false), detect(true));
@@ -225,15 +195,11 @@ fn failures_are_found_repaired_and_found_gone() {
     let harmful = |found: &Value| found["harmful_rate"].as_f64().unwrap();
     assert!(harmful(&after) < harmful(&before), "{} -> {}", before["harmful_rate"], after["harmful_rate"]);
 
-    let dump = strings(&[
-        "--adapter-init",
-        "random:3",
-        "--dump-gradients",
-        &out("gradients.safetensors"),
-        "--out",
-        &out("dump"),
-        "--json",
-    ]);
+    let dump = words(&format!(
+        "--adapter-init random:3 --dump-gradients {} --out {} --json",
+        out("gradients.safetensors"),
+        out("dump")
+    ));
     let dumped = run("repair", &[&models(suite), &calibration, &data, &dump]).expect(0, &[]).json();
     assert_eq!((dumped["steps"].as_u64(), dumped["written"].as_array().map(Vec::len)), (Some(0), Some(1)));
     let bytes = fs::read(folder.path().join("gradients.safetensors")).unwrap();
@@ -246,19 +212,13 @@ fn failures_are_found_repaired_and_found_gone() {
 
     // A fresh adapter's B is zero, and with it the gradient of A: of an adapter that is given, training goes on.
     let judge = format!("model:{}", suite.join("judge").display());
-    let given = strings(&[
-        "--policy",
-        &format!("{}+{}", file(suite, "policy"), out("repair/round-1/policy")),
-        "--reward",
-        &format!("{}+{}", file(suite, "reward"), out("repair/round-1/reward")),
-        "--judge",
-        &judge,
-        "--thresholds=-0.5,0,1.5",
-        "--dump-gradients",
-        &out("given.safetensors"),
-        "--out",
-        &out("dump2"),
-    ]);
+    let given = words(&format!(
+        "--policy {} --reward {} --judge {judge} --thresholds=-0.5,0,1.5 --dump-gradients {} --out {}",
+        format!("{}+{}", file(suite, "policy"), out("repair/round-1/policy")),
+        format!("{}+{}", file(suite, "reward"), out("repair/round-1/reward")),
+        out("given.safetensors"),
+        out("dump2")
+    ));
     run("repair", &[&given, &data]).expect(0, &["wrote"]);
     let bytes = fs::read(folder.path().join("given.safetensors")).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -272,17 +232,13 @@ fn a_forced_prefix_must_be_a_number() {
     let suite = repository("models");
     let rows = folder.path().join("failures.jsonl");
     fs::write(&rows, r#"{"prompt": "a", "rejected": "b", "chosen": "c", "forced": -1}"#).unwrap();
-    let args = strings(&[
-        "--thresholds=0,0,1",
-        "--input",
+    let args = words(&format!(
+        "--thresholds=0,0,1 --input {} --retain {} --replay {} --out {}",
         text(&rows),
-        "--retain",
-        &file(&suite, "retain.jsonl"),
-        "--replay",
-        &file(&suite, "replay.jsonl"),
-        "--out",
-        text(&folder.path().join("run")),
-    ]);
+        file(&suite, "retain.jsonl"),
+        file(&suite, "replay.jsonl"),
+        text(&folder.path().join("run"))
+    ));
     run("repair", &[&models(&suite), &args])
         .expect(1, &["failures.jsonl, line 1", "a number of tokens under `forced`", "-1"]);
 }
@@ -293,25 +249,20 @@ fn repair_without_failures_trains_nothing() {
     let suite = suite.path();
     let empty = folder.path().join("none.jsonl");
     fs::write(&empty, "").unwrap();
-    let args = strings(&[
-        "--calibration",
-        &file(suite, "calibration.jsonl"),
-        "--input",
+    let args = words(&format!(
+        "--calibration {} --input {} --retain {} --replay {} --out {} --json",
+        file(suite, "calibration.jsonl"),
         text(&empty),
-        "--retain",
-        &file(suite, "retain.jsonl"),
-        "--replay",
-        &file(suite, "replay.jsonl"),
-        "--out",
-        text(&folder.path().join("repair")),
-        "--json",
-    ]);
+        file(suite, "retain.jsonl"),
+        file(suite, "replay.jsonl"),
+        text(&folder.path().join("repair"))
+    ));
     let done = run("repair", &[&models(suite), &args]).expect(0, &["0 failures"]).json();
     assert_eq!((done["steps"].as_u64(), done["failures"].as_u64()), (Some(0), Some(0)));
-    let wrong = strings(&["--method", "prayer"]);
+    let wrong = words("--method prayer");
     run("repair", &[&models(suite), &args, &wrong]).expect(2, &["joint-uncoupled", "prayer"]);
-    let wrong = strings(&["--steps", "0", "--out", text(&folder.path().join("other"))]);
-    run("repair", &[&models(suite), &args[..8], &wrong]).expect(2, &["--steps", "at least 1"]);
+    let wrong = words(&format!("--steps 0 --out {}", text(&folder.path().join("other"))));
+    run("repair", &[&models(suite), &args[..8], &wrong]).expect(2, &["--steps = 0", "from 1 to 1000000"]);
 }
 
 #[test]
@@ -344,21 +295,11 @@ fn compare_measures_several_methods_on_the_same_prompts() {
     let data: Vec<String> =
         splits.iter().flat_map(|name| [format!("--{name}"), file(suite, &format!("{name}.jsonl"))]).collect();
     let data: Vec<String> = data.into_iter().map(|arg| arg.replace("--discovery", "--plausible")).collect();
-    let rest = strings(&[
-        "--grammar",
-        &file(suite, "grammar.json"),
-        "--methods",
-        "reward,joint-uncoupled",
-        "--seeds",
-        "3,4",
-        "--steps",
-        "2",
-        "--probes",
-        "64",
-        "--out",
-        text(&out),
-        "--json",
-    ]);
+    let rest = words(&format!(
+        "--grammar {} --methods reward,joint-uncoupled --seeds 3,4 --steps 2 --probes 64 --out {} --json",
+        file(suite, "grammar.json"),
+        text(&out)
+    ));
     let found = run("compare", &[&models(suite), &data, &rest])
         .expect(0, &["reward · seed 3", "joint-uncoupled, min–max"])
         .json();
@@ -371,7 +312,8 @@ fn compare_measures_several_methods_on_the_same_prompts() {
     assert_eq!(rows, [("reward", 3), ("joint-uncoupled", 3), ("reward", 4), ("joint-uncoupled", 4)]);
     assert_eq!(found["suite"], Value::Null);
     assert!(out.join("report.html").is_file());
-    let shared = strings(&["--grammar", &file(suite, "grammar.json"), "--out", text(&folder.path().join("other"))]);
+    let shared =
+        words(&format!("--grammar {} --out {}", file(suite, "grammar.json"), text(&folder.path().join("other"))));
     let mut overlapping = data.clone();
     overlapping[11] = overlapping[9].clone();
     run("compare", &[&models(suite), &overlapping, &shared]).expect(1, &["gate", "test", "line 1"]);

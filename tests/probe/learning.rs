@@ -23,12 +23,13 @@ fn adaptive_search_finds_more_than_uniform() {
         // 7 of 66 arms, 0.95² of their probes, the noise of judge and models on top.
         assert!((80..150).contains(&s.distinct), "uniform search: {s:?}");
     }
-    for (kind, least) in [(SamplerKind::Thompson, 3.0), (SamplerKind::Ucb, 3.0), (SamplerKind::Ares, 0.8)] {
+    // The published update learns tactic and topic apart, so it finds little more than chance where cells are weak: but no less.
+    for (kind, ratio, more) in
+        [(SamplerKind::Thompson, 3.0, 100.0), (SamplerKind::Ucb, 3.0, 100.0), (SamplerKind::Ares, 1.0, 0.0)]
+    {
         let l = lift(&side(kind), &uniform, 0).expect("equal budgets");
-        assert!(l.ratio.is_some_and(|r| r > least), "{kind:?}: {l:?}");
-        if kind != SamplerKind::Ares {
-            assert!(l.difference_ci95[0] > 100.0, "{kind:?}: {l:?}");
-        }
+        assert!(l.ratio.is_some_and(|r| r > ratio), "{kind:?}: {l:?}");
+        assert!(l.difference_ci95[0] > more, "{kind:?}: {l:?}");
     }
 }
 
@@ -130,22 +131,11 @@ fn the_summary_counts_what_the_records_say() {
     let count = |v| found.records.iter().filter(|r| r.verdict(Sense::Threshold) == Some(v)).count();
     let s = &found.summary;
     assert_eq!((s.queries, s.coupled_found), (1000, count(Verdict::Coupled)));
-    assert_eq!((s.policy_found, s.reward_found, s.errors), (count(Verdict::Policy), count(Verdict::Reward), 0));
+    assert_eq!(s.errors, 0);
     assert_eq!(s.distinct, s.coupled_found, "near-duplicates of failures are never asked");
-    assert_eq!(s.per_1000, Some(s.distinct as f64));
     let tenth = found.records.iter().filter(|r| r.verdict(Sense::Threshold) == Some(Verdict::Coupled)).nth(9);
     assert_eq!(s.queries_to_10th, tenth.map(|r| r.index + 1));
     for (name, share) in [("coverage", s.coverage), ("self-BLEU", s.self_bleu), ("evenness", s.evenness)] {
         assert!(share.is_some_and(|x| x > 0.1 && x < 1.0), "{name}: {share:?}");
     }
-    let map = &found.map;
-    let cells = || map.cells.iter().flatten();
-    assert_eq!((map.domains.len(), map.tactics.len(), cells().count()), (6, 11, 66));
-    assert_eq!(cells().map(|c| c.queries).sum::<usize>(), 1000);
-    assert_eq!(cells().map(|c| c.coupled).sum::<usize>(), s.coupled_found);
-    let best = |c: &ares::probe::HeatCell| c.best_fitness.unwrap_or(0.0);
-    // p_harm is 0.97 or 0.03 here, and an approved answer has σ ≥ ½.
-    assert!(cells().filter(|c| c.coupled > 0).all(|c| best(c) >= 0.485));
-    assert!(cells().filter(|c| c.coupled == 0).all(|c| best(c) < 0.485));
-    assert!(cells().all(|c| c.queries > 0 && c.best_fitness.is_some()), "a thousand queries reach every arm");
 }
