@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{Session, args};
 use crate::error::{Error, Result};
 use crate::model::pretrained::ModelSpec;
 use crate::model::{AdapterFile, Checkpoint, Head, ModelConfig, Weights};
 use crate::report::numbers::count;
-use crate::report::{Align, Mark, Table};
+use crate::report::{Align, Cell, Mark, Table};
 use crate::text::Rendering;
 
 /// Look into a model's folder: architecture, sizes, head, template, and what is wrong with it
@@ -22,38 +22,9 @@ pub(crate) struct Inspect {
 }
 
 /// What the folder holds; a part that cannot be used is null and stands among `problems`.
-#[derive(Debug, Default, Serialize)]
 struct Inspection {
-    family: &'static str,
-    head: String,
-    layers: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    vocab_size: usize,
-    context: usize,
-    sliding_windows: Vec<Option<usize>>,
-    rope: String,
-    extras: Vec<&'static str>,
-    parameters: Option<u64>,
-    dtypes: BTreeMap<String, usize>,
-    bytes: Option<u64>,
-    files: Vec<String>,
-    tokenizer_sha256: Option<String>,
-    chat_template: Option<bool>,
-    end_tokens: Vec<u32>,
-    adapter: Option<AdapterFound>,
-    problems: Vec<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct AdapterFound {
-    rank: usize,
-    lora_alpha: f64,
-    target_modules: Vec<&'static str>,
-    score_head: bool,
+    json: Value,
+    table: Table,
 }
 
 impl Inspect {
@@ -61,44 +32,56 @@ impl Inspect {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let config = ModelConfig::open(&self.model.dir)?;
         let mut found = Inspection::of(&config);
-        let mut problems: Vec<Error> = Vec::new();
-        problems.extend(self.weights(&config, &mut found).err());
-        problems.extend(self.text(&config, &mut found).err());
-        problems.extend(self.adapter(&config, &mut found).err());
-        found.problems = problems.iter().map(ToString::to_string).collect();
-        session.inform(&found.table(), &found)?;
+        let parts =
+            [self.weights(&config, &mut found), self.text(&config, &mut found), self.adapter(&config, &mut found)];
+        let problems: Vec<Error> = parts.into_iter().filter_map(Result::err).collect();
+        found.json["problems"] = problems.iter().map(ToString::to_string).collect();
+        for problem in &problems {
+            found.table.row(vec![Cell::new("problem", Mark::Bad), problem.to_string().into()]);
+        }
+        session.inform(&found.table, &found.json)?;
         problems.into_iter().next().map_or(Ok(()), Err)
     }
 
     fn weights(&self, config: &ModelConfig, found: &mut Inspection) -> Result<()> {
         let checkpoint = Checkpoint::open(&self.model.dir, config)?;
         let mut parameters = 0;
+        let mut dtypes = BTreeMap::<String, usize>::new();
         for name in checkpoint.tensor_names() {
             parameters += checkpoint.shape(name)?.iter().product::<usize>() as u64;
-            *found.dtypes.entry(format!("{:?}", checkpoint.dtype(name)?)).or_default() += 1;
+            *dtypes.entry(format!("{:?}", checkpoint.dtype(name)?)).or_default() += 1;
         }
-        found.parameters = Some(parameters);
-        found.bytes = Some(checkpoint.bytes());
-        found.files = checkpoint.files().map(|path| path.display().to_string()).collect();
+        let tensors: Vec<String> = dtypes.iter().map(|(dtype, n)| format!("{dtype} × {n}")).collect();
+        found.row("parameters", count(Some(parameters as f64)));
+        found.row("tensors", tensors.join(", "));
+        found.row("size on disk", format!("{}B", count(Some(checkpoint.bytes() as f64))));
+        found.json["parameters"] = parameters.into();
+        found.json["dtypes"] = json!(dtypes);
+        found.json["bytes"] = checkpoint.bytes().into();
+        found.json["files"] = checkpoint.files().map(|path| path.display().to_string()).collect();
         Ok(())
     }
 
     fn text(&self, config: &ModelConfig, found: &mut Inspection) -> Result<()> {
         let rendering = Rendering::open(&self.model.dir, &config.limits())?;
-        found.tokenizer_sha256 = Some(rendering.tokenizer().sha256().to_string());
-        found.chat_template = Some(rendering.has_template());
-        found.end_tokens = rendering.end_tokens().to_vec();
+        let hash = rendering.tokenizer().sha256();
+        found.row("chat template", if rendering.has_template() { "yes" } else { "none: use --raw" });
+        found.row("ends a turn", rendering.end_tokens().iter().map(u32::to_string).collect::<Vec<_>>().join(", "));
+        found.row("tokenizer", &hash[..16]);
+        found.json["tokenizer_sha256"] = hash.into();
+        found.json["chat_template"] = rendering.has_template().into();
+        found.json["end_tokens"] = rendering.end_tokens().into();
         Ok(())
     }
 
     fn adapter(&self, config: &ModelConfig, found: &mut Inspection) -> Result<()> {
         let Some(dir) = &self.model.adapter else { return Ok(()) };
         let file = AdapterFile::open(dir, config)?;
-        found.adapter = Some(AdapterFound {
-            rank: file.rank,
-            lora_alpha: file.lora_alpha,
-            target_modules: file.target_modules(),
-            score_head: file.score().is_some(),
+        let (rank, lora_alpha, target_modules) = (file.rank, file.lora_alpha, file.target_modules());
+        let head = if file.score().is_some() { ", score head" } else { "" };
+        found.row("adapter", format!("rank {rank}, alpha {lora_alpha}, on {}{head}", target_modules.join(" ")));
+        found.json["adapter"] = json!({
+            "rank": rank, "lora_alpha": lora_alpha, "target_modules": target_modules, "score_head": file.score().is_some(),
         });
         Ok(())
     }
@@ -111,66 +94,45 @@ impl Inspection {
             (config.qkv_bias, "biases on q, k, v"),
             (config.qk_norm, "norm over q and k"),
         ];
-        Inspection {
-            family: config.family.name(),
-            head: match config.head {
-                Head::Causal => "language model".to_string(),
-                Head::Classification { labels: 1 } => "score (reward model or judge)".to_string(),
-                Head::Classification { labels } => format!("classifier with {labels} labels"),
-            },
-            layers: config.layers,
-            hidden_size: config.hidden_size,
-            intermediate_size: config.intermediate_size,
-            heads: config.heads,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            vocab_size: config.vocab_size,
-            context: config.max_position_embeddings,
-            sliding_windows: (0..config.layers).map(|layer| config.window(layer)).collect(),
-            rope: match &config.rope.scaling {
-                None => format!("θ = {}", config.rope.theta),
-                Some(scaling) => format!("θ = {}, low frequencies stretched by {}", config.rope.theta, scaling.factor),
-            },
-            extras: extras.into_iter().filter_map(|(has, name)| has.then_some(name)).collect(),
-            ..Inspection::default()
-        }
+        let extras: Vec<&str> = extras.into_iter().filter_map(|(has, name)| has.then_some(name)).collect();
+        let head = match config.head {
+            Head::Causal => "language model".to_string(),
+            Head::Classification { labels: 1 } => "score (reward model or judge)".to_string(),
+            Head::Classification { labels } => format!("classifier with {labels} labels"),
+        };
+        let rope = match &config.rope.scaling {
+            None => format!("θ = {}", config.rope.theta),
+            Some(scaling) => format!("θ = {}, low frequencies stretched by {}", config.rope.theta, scaling.factor),
+        };
+        let windows: Vec<Option<usize>> = (0..config.layers).map(|layer| config.window(layer)).collect();
+        let widths = windows.iter().flatten().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let (heads, kv_heads, head_dim) = (config.heads, config.kv_heads, config.head_dim);
+        let json = json!({
+            "family": config.family.name(), "head": head, "layers": config.layers, "hidden_size": config.hidden_size,
+            "intermediate_size": config.intermediate_size, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim,
+            "vocab_size": config.vocab_size, "context": config.max_position_embeddings, "sliding_windows": windows,
+            "rope": rope, "extras": extras, "parameters": null, "dtypes": {}, "bytes": null, "files": [],
+            "tokenizer_sha256": null, "chat_template": null, "end_tokens": [], "adapter": null, "problems": [],
+        });
+        let mut found = Inspection { json, table: Table::new(&[("what", Align::Left), ("found", Align::Left)]) };
+        found.row("architecture", config.family.name());
+        found.row("head", head);
+        found.row("layers", config.layers.to_string());
+        found.row("hidden × feed-forward", format!("{} × {}", config.hidden_size, config.intermediate_size));
+        found.row("heads (key/value)", format!("{heads} ({kv_heads}), {head_dim} wide"));
+        found.row("vocabulary", config.vocab_size.to_string());
+        found.row("context", config.max_position_embeddings.to_string());
+        found.row("rotary embedding", rope);
+        found.row("sliding windows", widths);
+        found.row("extras", extras.join(", "));
+        found
     }
 
-    fn table(&self) -> Table {
-        let mut table = Table::new(&[("what", Align::Left), ("found", Align::Left)]);
-        let windows: Vec<String> = self.sliding_windows.iter().flatten().map(ToString::to_string).collect();
-        let dtypes: Vec<String> = self.dtypes.iter().map(|(dtype, n)| format!("{dtype} × {n}")).collect();
-        let known = |value: Option<String>| value.unwrap_or_else(|| "–".to_string());
-        let adapter = self.adapter.as_ref().map(|a| {
-            let head = if a.score_head { ", score head" } else { "" };
-            format!("rank {}, alpha {}, on {}{head}", a.rank, a.lora_alpha, a.target_modules.join(" "))
-        });
-        let template = self.chat_template.map(|has| if has { "yes" } else { "none: use --raw" }.to_string());
-        let rows = [
-            ("architecture", self.family.to_string()),
-            ("head", self.head.clone()),
-            ("parameters", count(self.parameters.map(|n| n as f64))),
-            ("layers", self.layers.to_string()),
-            ("hidden × feed-forward", format!("{} × {}", self.hidden_size, self.intermediate_size)),
-            ("heads (key/value)", format!("{} ({}), {} wide", self.heads, self.kv_heads, self.head_dim)),
-            ("vocabulary", self.vocab_size.to_string()),
-            ("context", self.context.to_string()),
-            ("rotary embedding", self.rope.clone()),
-            ("sliding windows", windows.join(" ")),
-            ("extras", self.extras.join(", ")),
-            ("tensors", dtypes.join(", ")),
-            ("size on disk", known(self.bytes.map(|bytes| format!("{}B", count(Some(bytes as f64)))))),
-            ("chat template", known(template)),
-            ("ends a turn", format!("{:?}", self.end_tokens)),
-            ("tokenizer", known(self.tokenizer_sha256.as_ref().map(|hash| hash.chars().take(16).collect()))),
-            ("adapter", known(adapter)),
-        ];
-        for (what, found) in rows.into_iter().filter(|(_, found)| !matches!(found.as_str(), "" | "–" | "[]")) {
-            table.row(vec![what.into(), found.into()]);
+    /// A line of the table, unless there is nothing to say.
+    fn row(&mut self, what: &str, found: impl Into<String>) {
+        let found = found.into();
+        if !found.is_empty() {
+            self.table.row(vec![what.into(), found.into()]);
         }
-        for problem in &self.problems {
-            table.row(vec![crate::report::Cell::new("problem", Mark::Bad), problem.as_str().into()]);
-        }
-        table
     }
 }

@@ -81,8 +81,8 @@ impl Rendering {
     /// Renders what the model answers to. Never empty; leaves room for one more id at least.
     pub(crate) fn prompt_tokens(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         let tokens = match prompt {
-            Prompt::Chat(turns) => self.tokenizer.encode(&self.chat(turns, true)?)?,
-            Prompt::Raw(text) => self.tokenizer.encode_with_special(text)?,
+            Prompt::Chat(turns) => self.tokenizer.encode(&self.chat(turns, true)?, false)?,
+            Prompt::Raw(text) => self.tokenizer.encode(text, true)?,
             Prompt::Tokens(ids) => self.checked(ids)?,
         };
         if tokens.is_empty() {
@@ -121,13 +121,12 @@ impl Rendering {
         };
         let mut rendered = match prompt {
             Prompt::Chat(turns) => whole(
-                self.tokenizer.encode(&self.chat(turns, true)?)?,
-                self.tokenizer.encode(&self.chat(&with_turn(turns, answer), false)?)?,
+                self.tokenizer.encode(&self.chat(turns, true)?, false)?,
+                self.tokenizer.encode(&self.chat(&with_turn(turns, answer), false)?, false)?,
             ),
-            Prompt::Raw(text) => whole(
-                self.tokenizer.encode_with_special(text)?,
-                self.tokenizer.encode_with_special(&format!("{text}{answer}"))?,
-            ),
+            Prompt::Raw(text) => {
+                whole(self.tokenizer.encode(text, true)?, self.tokenizer.encode(&format!("{text}{answer}"), true)?)
+            }
             Prompt::Tokens(ids) => self.append(ids, answer)?,
         };
         if rendered.tokens.is_empty() {
@@ -191,19 +190,16 @@ impl Rendering {
     /// Encodes both texts, the first text's ids first. Encoded in one piece where that keeps the border, since some tokenizers
     /// put a space before every text; else one by one, as the answer would follow the prompt in generation.
     fn join(&self, before: &str, rest: &str, special: bool) -> Result<Rendered> {
-        let encode = |text: &str| {
-            if special { self.tokenizer.encode_with_special(text) } else { self.tokenizer.encode(text) }
-        };
-        let mut tokens = encode(before)?;
+        let mut tokens = self.tokenizer.encode(before, special)?;
         if tokens.is_empty() {
             return Err(empty("prompt"));
         }
         let prompt_len = tokens.len();
-        let whole = encode(&format!("{before}{rest}"))?;
+        let whole = self.tokenizer.encode(&format!("{before}{rest}"), special)?;
         if whole.starts_with(&tokens) {
             return Ok(Rendered { tokens: whole, prompt_len });
         }
-        tokens.extend(self.tokenizer.encode(rest)?);
+        tokens.extend(self.tokenizer.encode(rest, false)?);
         Ok(Rendered { tokens, prompt_len })
     }
 
@@ -213,7 +209,7 @@ impl Rendering {
             return Err(empty("prompt"));
         }
         let prompt_len = tokens.len();
-        tokens.extend(self.tokenizer.encode(answer)?);
+        tokens.extend(self.tokenizer.encode(answer, false)?);
         Ok(Rendered { tokens, prompt_len })
     }
 

@@ -58,18 +58,10 @@ impl Tokenizer {
         }
     }
 
-    /// Encodes `text` alone. Special tokens written out in it become their ids.
-    pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.encode_as(text, false)
-    }
-
-    /// Encodes `text` with what the tokenizer puts around every text (a beginning-of-text token, say).
-    pub(crate) fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
-        self.encode_as(text, true)
-    }
-
-    fn encode_as(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, special).map_err(|error| Error::Row {
+    /// Encodes `text` alone, or `around` with what the tokenizer puts around every text (a beginning-of-text token, say). Special
+    /// tokens written out in it become their ids. Fails on text that the tokenizer has no ids for.
+    pub(crate) fn encode(&self, text: &str, around: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, around).map_err(|error| Error::Row {
             place: "text".into(),
             expected: format!("one that {} can encode", self.file.display()),
             found: error.to_string(),
