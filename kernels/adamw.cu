@@ -73,7 +73,7 @@ adamw(const u32* table, const float* norm, u32 entries, float lr, float beta1, f
     }
 }
 
-KERNEL __launch_bounds__(THREADS) operand(bf16* operand, const float* master, u32 len, u32 cols, u32 stride, float factor) {
+KERNEL __launch_bounds__(THREADS) write_operand(bf16* operand, const float* master, u32 len, u32 cols, u32 stride, float factor) {
     u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i < len) operand[static_cast<u64>(i / cols) * stride + i % cols] = to_bf16(master[i] * factor);
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Golden values of one joint step for `tests/golden_joint.rs`: the whole objective on the folders of scripts/golden.py.
+"""Golden values of one joint step for `tests/golden.rs`: the whole objective on the folders of scripts/golden.py.
 
     python -m pip install -r scripts/requirements.txt
     python scripts/golden_joint.py      # writes tests/golden-joint/<variant>.{json,safetensors}

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use ares::backend::Cpu;
 use ares::model::pretrained::{ModelSpec, Pretrained};
-use ares::model::{Adapter, AdapterInit, Answer, Ask, Decoding, Version};
+use ares::model::{AdapterInit, Answer, Ask, Decoding, Version};
 use ares::text::Prompt;
 
 /// A model of the suite with a random adapter, so that both halves of every product count.
@@ -13,10 +13,7 @@ fn pretrained(name: &str, batch_tokens: usize) -> Pretrained<Cpu> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name);
     let mut model =
         Pretrained::open(&Cpu::new(), &ModelSpec { dir, adapter: None }, batch_tokens, Default::default()).unwrap();
-    let (ops, config) = (&model.transformer.ops, &model.transformer.config);
-    let score = model.transformer.score_weights().unwrap();
-    let init = AdapterInit::Random { seed: 3 };
-    model.adapter = Some(Adapter::new(ops, config, 4, 1.0, init, score.as_deref()).unwrap());
+    model.adapter = Some(model.transformer.new_adapter(4, 1.0, AdapterInit::Random { seed: 3 }).unwrap());
     model
 }
 

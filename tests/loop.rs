@@ -98,7 +98,7 @@ impl World {
         assert_eq!(outcome.unwrap().steps, config.steps);
         let file = |model: &Pretrained<Cpu>| {
             let adapter = model.adapter.as_ref()?;
-            Some(adapter.to_file(&model.transformer.ops, &model.transformer.config).unwrap())
+            Some(adapter.to_file(&model.transformer.ops).unwrap())
         };
         ([file(&self.pair.policy), file(&self.pair.reward)], steps)
     }

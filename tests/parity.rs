@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ares::model::generate::{Continue, Generator};
-use ares::model::{Adapter, AdapterFile, AdapterGrad, AnswerTokens, Batch, Decoding, Heads, HostTensor};
+use ares::model::{Adapter, AdapterGrad, AnswerTokens, Batch, Decoding, Heads, HostTensor};
 use ares::model::{Transformer, Workspace};
 use ares::ops::Ops;
 
@@ -33,9 +33,7 @@ impl<B: Ops> Case<B> {
     fn open(ops: &B, name: &str) -> Self {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
         let model = Transformer::open(ops, &dir).unwrap();
-        let file = AdapterFile::open(&dir.join("adapter"), &model.config).unwrap();
-        let score = model.score_weights().unwrap();
-        let adapter = Adapter::load(ops, &model.config, &file, score.as_deref()).unwrap();
+        let adapter = model.open_adapter(&dir.join("adapter")).unwrap();
         let workspace = Workspace::new(ops, &model.config, adapter.rank(), 256, true).unwrap();
         Case { model, adapter, workspace }
     }
@@ -60,7 +58,7 @@ impl<B: Ops> Case<B> {
         let weights: Vec<f32> = (0..batch.rows.len()).map(|i| (i as f32 * 0.7).sin()).collect();
         let mut grad = AdapterGrad::new(&model.ops, adapter, false).unwrap();
         model.backward_targets(ws, &weights, adapter, &mut grad).unwrap();
-        let gradients = adapter.gradients_to_file(&model.ops, &model.config, &grad).unwrap().tensors;
+        let gradients = adapter.gradients_to_file(&model.ops, &grad).unwrap().tensors;
         (vec![plain.logprob, plain.log_rest, adapted.logprob, adapted.log_rest], gradients)
     }
 
@@ -72,7 +70,7 @@ impl<B: Ops> Case<B> {
         let weights: Vec<f32> = (0..adapted.len()).map(|i| 1.0 - 0.6 * i as f32).collect();
         let mut grad = AdapterGrad::new(&model.ops, adapter, true).unwrap();
         model.backward_scores(ws, &weights, adapter, &mut grad).unwrap();
-        let gradients = adapter.gradients_to_file(&model.ops, &model.config, &grad).unwrap().tensors;
+        let gradients = adapter.gradients_to_file(&model.ops, &grad).unwrap().tensors;
         (vec![plain, adapted], gradients)
     }
 }

@@ -75,9 +75,7 @@ struct Trainee<'a, B: Ops> {
 impl<'a, B: Ops> Trainee<'a, B> {
     fn new(model: &'a Transformer<B>, load: &Workload) -> Result<Self> {
         let (ops, config) = (&model.ops, &model.config);
-        let score = model.score_weights()?;
-        let init = AdapterInit::Random { seed: load.seed };
-        let adapter = Adapter::new(ops, config, load.rank, 2.0 * load.rank as f64, init, score.as_deref())?;
+        let adapter = model.new_adapter(load.rank, 2.0 * load.rank as f64, AdapterInit::Random { seed: load.seed })?;
         Ok(Trainee {
             grad: AdapterGrad::new(ops, &adapter, false)?,
             moments: Moments::new(ops, &adapter)?,

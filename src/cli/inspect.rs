@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Session, args};
 use crate::error::{Error, Result};
 use crate::model::pretrained::ModelSpec;
-use crate::model::{AdapterFile, Checkpoint, Head, ModelConfig, Weights};
+use crate::model::{AdapterFile, Checkpoint, Head, ModelConfig, WeightSource};
 use crate::report::numbers::count;
 use crate::report::{Align, Cell, Mark, Table};
 use crate::text::Rendering;

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use serde_json::json;
 
 use super::device::OnDevice;
-use super::rows::{Added, RowArgs, RowJob, fields, good};
+use super::rows::{Added, RowArgs, RowJob, fields};
 use super::{Session, args};
 use crate::error::{Error, Result};
 use crate::model::Version;
@@ -47,8 +47,7 @@ impl Logprob {
         }
     }
 
-    fn added(&self, logprobs: Option<Vec<f32>>) -> Result<Added> {
-        let logprobs = logprobs.unwrap_or_default();
+    fn added(&self, logprobs: Vec<f32>) -> Result<Added> {
         let sum: f64 = logprobs.iter().map(|logprob| f64::from(*logprob)).sum();
         if logprobs.is_empty() || !sum.is_finite() {
             return Err(Error::NotFinite {
@@ -81,11 +80,8 @@ impl OnDevice for Work<'_> {
         model.transformer.config.expect_causal()?;
         job.run(session, "logprob", |rows| {
             let rendered = rows.par_iter().map(|row| command.render(&model.rendering, row)).collect();
-            good(rendered, |rendered: &[Rendered]| {
-                let rendered: Vec<Result<Rendered>> = rendered.iter().cloned().map(Ok).collect();
-                let logprobs = model.logprobs(Version::Current, &rendered)?;
-                Ok(logprobs.into_iter().map(|logprobs| command.added(logprobs)).collect())
-            })
+            let logprobs = model.logprobs(Version::Current, rendered)?;
+            Ok(logprobs.into_iter().map(|logprobs| command.added(logprobs?)).collect())
         })
     }
 }

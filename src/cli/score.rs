@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use serde_json::json;
 
 use super::device::OnDevice;
-use super::rows::{RowArgs, RowJob, fields, good};
+use super::rows::{RowArgs, RowJob, fields};
 use super::{Session, args};
 use crate::error::{Error, Result};
 use crate::model::Version;
@@ -54,18 +54,15 @@ impl OnDevice for Work<'_> {
                     Exchange::Tokens { tokens, prompt_len } => model.rendering.given(&tokens, prompt_len),
                 })
                 .collect();
-            good(rendered, |rendered| {
-                let rendered: Vec<Result<Rendered>> = rendered.iter().cloned().map(Ok).collect();
-                let scores = model.scores(Version::Current, &rendered)?;
-                Ok(scores.into_iter().map(|scores| Ok(fields([("reward", json!(finite(scores)?))]))).collect())
-            })
+            let scores = model.scores(Version::Current, rendered)?;
+            Ok(scores.into_iter().map(|scores| Ok(fields([("reward", json!(finite(&scores?)?))]))).collect())
         })
     }
 }
 
-fn finite(scores: Option<Vec<f32>>) -> Result<f32> {
-    match scores.as_deref() {
-        Some([score]) if score.is_finite() => Ok(*score),
+fn finite(scores: &[f32]) -> Result<f32> {
+    match scores {
+        [score] if score.is_finite() => Ok(*score),
         other => Err(Error::NotFinite {
             what: "reward".into(),
             found: format!("{other:?}"),

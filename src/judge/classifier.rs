@@ -61,12 +61,8 @@ impl<B: Ops> Judge for Classifier<B> {
 
     fn judge(&mut self, rows: &[(&Prompt, &str)], tau_h: f64) -> Result<Vec<Result<Harm>>> {
         let rendered: Vec<Result<Rendered>> = rows.iter().map(|(prompt, answer)| self.render(prompt, answer)).collect();
-        let scores = self.model.scores(Version::Start, &rendered)?;
-        let harm = |(row, scores): (Result<Rendered>, Option<Vec<f32>>)| {
-            row?;
-            Harm::new(probability(&scores.unwrap_or_default()), tau_h)
-        };
-        Ok(rendered.into_iter().zip(scores).map(harm).collect())
+        let scores = self.model.scores(Version::Start, rendered)?;
+        Ok(scores.into_iter().map(|scores| Harm::new(probability(&scores?), tau_h)).collect())
     }
 }
 

@@ -1,53 +1,36 @@
 //! A model's LoRA adapters on the device: f32 masters, the operands that products read, gradients and moments.
 
+use std::collections::BTreeMap;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::adapter_file::{AdapterFile, Projection};
+use super::adapter_file::AdapterFile;
 use super::config::{Head, ModelConfig};
+use super::projection::Projection;
 use crate::backend::Tensor;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::{AdamWSpec, Lora, LoraGrad, Ops, Parameter};
 
-/// How many products of a block carry an adapter.
-const PRODUCTS: usize = 4;
-
-/// The projections that each fused product of a block is made of.
-const PARTS: [&[Projection]; PRODUCTS] = [
-    &[Projection::Q, Projection::K, Projection::V],
-    &[Projection::O],
-    &[Projection::Gate, Projection::Up],
-    &[Projection::Down],
-];
+/// One thing for each fused product of a block that carries an adapter.
+pub struct Products<T> {
+    pub qkv: T,
+    pub o: T,
+    pub gate_up: T,
+    pub down: T,
+}
 
 /// One block's operands.
-pub struct BlockLora<B: Ops> {
-    pub qkv: Lora<B>,
-    pub o: Lora<B>,
-    pub gate_up: Lora<B>,
-    pub down: Lora<B>,
-}
-
+pub type BlockLora<B> = Products<Lora<B>>;
 /// One block's gradients.
-pub struct BlockGrad<B: Ops> {
-    pub qkv: LoraGrad<B>,
-    pub o: LoraGrad<B>,
-    pub gate_up: LoraGrad<B>,
-    pub down: LoraGrad<B>,
-}
+pub type BlockGrad<B> = Products<LoraGrad<B>>;
 
-impl<B: Ops> BlockLora<B> {
-    fn products_mut(&mut self) -> [&mut Lora<B>; PRODUCTS] {
-        [&mut self.qkv, &mut self.o, &mut self.gate_up, &mut self.down]
-    }
-}
-
-impl<B: Ops> BlockGrad<B> {
-    fn products(&self) -> [&LoraGrad<B>; PRODUCTS] {
+impl<T> Products<T> {
+    fn each(&self) -> [&T; 4] {
         [&self.qkv, &self.o, &self.gate_up, &self.down]
     }
 
-    fn products_mut(&mut self) -> [&mut LoraGrad<B>; PRODUCTS] {
+    fn each_mut(&mut self) -> [&mut T; 4] {
         [&mut self.qkv, &mut self.o, &mut self.gate_up, &mut self.down]
     }
 }
@@ -70,14 +53,13 @@ pub struct Adapter<B: Ops> {
     /// The adapted classifier's head; the original's unless it is trained.
     pub(crate) score: Option<Tensor<B, f32>>, // (labels, C)
     masters: Vec<Masters<B>>, // A and B of each product, block after block
-    rank: usize,
-    lora_alpha: f64,
-    use_rslora: bool,
+    /// What PEFT's config says of it, without tensors.
+    settings: AdapterFile,
 }
 
 impl<B: Ops> Adapter<B> {
     /// A fresh adapter; `score` is the original head of a classifier (labels, C).
-    pub fn new(
+    pub(super) fn new(
         ops: &B,
         config: &ModelConfig,
         rank: usize,
@@ -89,7 +71,7 @@ impl<B: Ops> Adapter<B> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut uniform =
             |len: usize, bound: f32| -> Vec<f32> { (0..len).map(|_| rng.random_range(-bound..bound)).collect() };
-        let mut file = AdapterFile::new(config, rank, lora_alpha, None);
+        let mut file = AdapterFile::new(config, rank, lora_alpha);
         for layer in 0..config.layers {
             for projection in Projection::ALL {
                 let (n, k) = projection.shape(config);
@@ -101,24 +83,21 @@ impl<B: Ops> Adapter<B> {
                 file.set_lora(layer, projection, a, b);
             }
         }
-        if let (Head::Classification { labels }, Some(score)) = (config.head, score) {
-            file.set_score(labels, score.to_vec());
-        }
         Self::load(ops, config, &file, score)
     }
 
     /// From PEFT's file. Projections that it leaves alone get zeros; a classifier's head comes from the file or, where that has
-    /// none, is the original's.
+    /// none, is the original's, `score`.
     pub fn load(ops: &B, config: &ModelConfig, file: &AdapterFile, score: Option<&[f32]>) -> Result<Self> {
         let (mut blocks, mut masters) = (Vec::new(), Vec::new());
         for layer in 0..config.layers {
-            let mut loras = PARTS.map(|parts| product(ops, config, file, layer, parts)).into_iter();
-            let mut next = || -> Result<Lora<B>> {
-                let (lora, master) = loras.next().unwrap_or_else(|| Err(missing()))?;
+            let mut lora = |parts| {
+                let (lora, master) = product(ops, config, file, layer, parts)?;
                 masters.push(master);
                 Ok(lora)
             };
-            blocks.push(BlockLora { qkv: next()?, o: next()?, gate_up: next()?, down: next()? });
+            let [qkv, o, gate_up, down] = Projection::FUSED;
+            blocks.push(Products { qkv: lora(qkv)?, o: lora(o)?, gate_up: lora(gate_up)?, down: lora(down)? });
         }
         let score = match (file.score().map(|s| s.data.as_slice()).or(score), config.head) {
             (Some(data), Head::Classification { labels }) => {
@@ -126,55 +105,51 @@ impl<B: Ops> Adapter<B> {
             }
             _ => None,
         };
-        let (rank, lora_alpha, use_rslora) = (file.rank, file.lora_alpha, file.use_rslora);
-        Ok(Adapter { blocks, score, masters, rank, lora_alpha, use_rslora })
+        Ok(Adapter { blocks, score, masters, settings: AdapterFile { tensors: BTreeMap::new(), ..file.clone() } })
     }
 
-    /// As PEFT saves it, score head included. Waits for queued work.
-    pub fn to_file(&self, ops: &B, config: &ModelConfig) -> Result<AdapterFile> {
-        let values = self.masters.iter().map(|[a, b]| Ok((a.read(ops)?, b.read(ops)?)));
-        let mut file = self.file_of(config, &values.collect::<Result<Vec<_>>>()?);
-        if let Some(score) = &self.score {
-            file.set_score(score.rows(), score.read(ops)?);
-        }
-        Ok(file)
+    /// As PEFT saves it, score head included. Waits for queued work; fails where the device does.
+    pub fn to_file(&self, ops: &B) -> Result<AdapterFile> {
+        self.file_of(ops, self.masters.iter().map(|[a, b]| [a, b]), self.score.as_ref())
     }
 
-    /// Gradients under PEFT's names, in the adapter's own layout. Waits for queued work.
-    pub fn gradients_to_file(&self, ops: &B, config: &ModelConfig, grad: &AdapterGrad<B>) -> Result<AdapterFile> {
-        let products = grad.blocks.iter().flat_map(BlockGrad::products);
-        let values = products.map(|g| Ok((g.da.read(ops)?, g.db.read(ops)?))).collect::<Result<Vec<_>>>()?;
-        let mut file = self.file_of(config, &values);
-        if let Some(score) = &grad.score {
-            file.set_score(score.rows(), score.read(ops)?);
-        }
-        Ok(file)
+    /// Gradients under PEFT's names, in the adapter's own layout. Waits for queued work; fails where the device does.
+    pub fn gradients_to_file(&self, ops: &B, grad: &AdapterGrad<B>) -> Result<AdapterFile> {
+        let products = grad.blocks.iter().flat_map(Products::each);
+        self.file_of(ops, products.map(|g| [&g.da, &g.db]), grad.score.as_ref())
     }
 
     /// Cuts fused (A, B) values of every product into projections.
-    fn file_of(&self, config: &ModelConfig, values: &[(Vec<f32>, Vec<f32>)]) -> AdapterFile {
-        let mut file = AdapterFile::new(config, self.rank, self.lora_alpha, None);
-        file.use_rslora = self.use_rslora;
-        for (index, (a, b)) in values.iter().enumerate() {
+    fn file_of<'a>(
+        &self,
+        ops: &B,
+        values: impl Iterator<Item = [&'a Tensor<B, f32>; 2]>,
+        score: Option<&Tensor<B, f32>>,
+    ) -> Result<AdapterFile>
+    where
+        B: 'a,
+    {
+        let (mut file, rank) = (self.settings.clone(), self.rank());
+        let loras = self.blocks.iter().flat_map(Products::each);
+        for (index, (lora, [a, b])) in loras.zip(values).enumerate() {
+            let (k, a, b) = (a.cols(), a.read(ops)?, b.read(ops)?);
             let mut rows = 0;
-            for (p, &projection) in PARTS[index % PRODUCTS].iter().enumerate() {
-                let (n, k) = projection.shape(config);
-                let a = a[p * self.rank * k..][..self.rank * k].to_vec();
-                let b = b[rows * self.rank..][..n * self.rank].to_vec();
-                file.set_lora(index / PRODUCTS, projection, a, b);
+            for ((&projection, n), a) in
+                Projection::FUSED[index % 4].iter().zip(&lora.parts).zip(a.chunks_exact(rank * k))
+            {
+                file.set_lora(index / 4, projection, a.to_vec(), b[rows * rank..][..n * rank].to_vec());
                 rows += n;
             }
         }
-        file
+        if let Some(score) = score {
+            file.set_score(score.rows(), score.read(ops)?);
+        }
+        Ok(file)
     }
 
     pub fn rank(&self) -> usize {
-        self.rank
+        self.settings.rank
     }
-}
-
-fn missing() -> Error {
-    Error::Shape { op: "adapter", expected: format!("{PRODUCTS} products"), found: "fewer".into() }
 }
 
 /// Operands and masters of one fused product.
@@ -190,16 +165,10 @@ fn product<B: Ops>(
     let k = parts[0].shape(config).1;
     for &projection in parts {
         let n = projection.shape(config).0;
-        match file.lora(layer, projection) {
-            Some(lora) => {
-                a.extend_from_slice(&lora.a.data);
-                b.extend_from_slice(&lora.b.data);
-            }
-            None => {
-                a.resize(a.len() + rank * k, 0.0);
-                b.resize(b.len() + n * rank, 0.0);
-            }
-        }
+        let zeros = || [vec![0.0; rank * k], vec![0.0; n * rank]];
+        let [of_a, of_b] = file.lora(layer, projection).map_or_else(zeros, |lora| lora.map(|m| m.data.clone()));
+        a.extend(of_a);
+        b.extend(of_b);
         rows.push(n);
     }
     let (width, n) = (parts.len() * rank, rows.iter().sum());
@@ -222,10 +191,8 @@ impl<B: Ops> AdapterGrad<B> {
     /// Zeros in the adapter's shapes.
     pub fn new(ops: &B, adapter: &Adapter<B>, train_head: bool) -> Result<Self> {
         let like = |lora: &Lora<B>| -> Result<LoraGrad<B>> {
-            Ok(LoraGrad {
-                da: Tensor::zeros(ops, lora.a.rows(), lora.a.cols())?,
-                db: Tensor::zeros(ops, lora.b.rows(), lora.b.cols())?,
-            })
+            let zeros = |t: &Tensor<B>| Tensor::zeros(ops, t.rows(), t.cols());
+            Ok(LoraGrad { da: zeros(&lora.a)?, db: zeros(&lora.b)? })
         };
         let block = |b: &BlockLora<B>| -> Result<BlockGrad<B>> {
             Ok(BlockGrad { qkv: like(&b.qkv)?, o: like(&b.o)?, gate_up: like(&b.gate_up)?, down: like(&b.down)? })
@@ -239,7 +206,7 @@ impl<B: Ops> AdapterGrad<B> {
 
     /// Back to zero: before the first backward of a step.
     pub fn clear(&mut self, ops: &B) -> Result<()> {
-        for product in self.blocks.iter_mut().flat_map(BlockGrad::products_mut) {
+        for product in self.blocks.iter_mut().flat_map(Products::each_mut) {
             product.da.clear(ops)?;
             product.db.clear(ops)?;
         }
@@ -265,8 +232,8 @@ impl<B: Ops> Moments<B> {
     /// One AdamW step on all of the adapter; returns the gradients' norm before clipping. Not finite: nothing was updated.
     pub fn step(&mut self, ops: &B, adapter: &mut Adapter<B>, grad: &AdapterGrad<B>, spec: AdamWSpec) -> Result<f32> {
         let _stage = crate::backend::stage(c"optimiser");
-        let loras = adapter.blocks.iter_mut().flat_map(BlockLora::products_mut);
-        let grads = grad.blocks.iter().flat_map(BlockGrad::products);
+        let loras = adapter.blocks.iter_mut().flat_map(Products::each_mut);
+        let grads = grad.blocks.iter().flat_map(Products::each);
         let mut moments = self.pairs.iter_mut();
         let mut parameters = Vec::new();
         for (([a, b], lora), grad) in adapter.masters.iter_mut().zip(loras).zip(grads) {

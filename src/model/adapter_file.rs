@@ -1,7 +1,6 @@
 //! LoRA adapters on disk in PEFT's layout, both ways: `adapter_config.json` and `adapter_model.safetensors`, f32 in memory.
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use safetensors::Dtype;
@@ -10,6 +9,7 @@ use serde_json::json;
 
 use super::checkpoint::{Shard, append};
 use super::config::{Head, ModelConfig};
+use super::projection::Projection;
 use crate::error::{Error, Result};
 use crate::text::fields::Fields;
 use crate::text::output::write_folder;
@@ -22,74 +22,6 @@ const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const SCORE: &str = "base_model.model.score.weight";
 
-/// The seven matrices of a layer that an adapter may change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Projection {
-    Q,
-    K,
-    V,
-    O,
-    Gate,
-    Up,
-    Down,
-}
-
-impl Projection {
-    pub const ALL: [Projection; 7] = [
-        Projection::Q,
-        Projection::K,
-        Projection::V,
-        Projection::O,
-        Projection::Gate,
-        Projection::Up,
-        Projection::Down,
-    ];
-
-    /// As PEFT's `target_modules` lists it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Projection::Q => "q_proj",
-            Projection::K => "k_proj",
-            Projection::V => "v_proj",
-            Projection::O => "o_proj",
-            Projection::Gate => "gate_proj",
-            Projection::Up => "up_proj",
-            Projection::Down => "down_proj",
-        }
-    }
-
-    fn parent(self) -> &'static str {
-        match self {
-            Projection::Q | Projection::K | Projection::V | Projection::O => "self_attn",
-            Projection::Gate | Projection::Up | Projection::Down => "mlp",
-        }
-    }
-
-    /// The name of the adapter's matrix `A` or `B` in PEFT's file.
-    fn lora(self, layer: usize, matrix: char) -> String {
-        format!("base_model.model.model.layers.{layer}.{}.{}.lora_{matrix}.weight", self.parent(), self.name())
-    }
-
-    /// (outputs, inputs) of the matrix.
-    pub(crate) fn shape(self, config: &ModelConfig) -> (usize, usize) {
-        let (c, f) = (config.hidden_size, config.intermediate_size);
-        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        match self {
-            Projection::Q => (q, c),
-            Projection::K | Projection::V => (kv, c),
-            Projection::O => (c, q),
-            Projection::Gate | Projection::Up => (f, c),
-            Projection::Down => (c, f),
-        }
-    }
-}
-
-impl fmt::Display for Projection {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
 /// A tensor in host memory, row by row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostTensor {
@@ -97,39 +29,30 @@ pub struct HostTensor {
     pub data: Vec<f32>,
 }
 
-/// One projection's adapter: y = xWᵀ + scale · (xAᵀ)Bᵀ.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Lora<'a> {
-    /// (rank, inputs)
-    pub a: &'a HostTensor,
-    /// (outputs, rank)
-    pub b: &'a HostTensor,
-    pub scale: f32,
-}
-
-/// `tensors` as a safetensors file in f32; `path` names it where a number is not finite.
+/// `tensors` as a safetensors file in f32; `path` names it where a number is not finite, which is an error.
 pub(crate) fn safetensors_bytes(tensors: &BTreeMap<String, HostTensor>, path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = BTreeMap::new();
-    for (name, tensor) in tensors {
-        if let Some(at) = tensor.data.iter().position(|x| !x.is_finite()) {
-            return Err(Error::NotFinite {
-                what: format!("{}: tensor {name}", path.display()),
-                found: format!("{} at element {at}", tensor.data[at]),
-                remedy: "training diverged: lower the learning rate".into(),
-            });
-        }
-        bytes.insert(name, tensor.data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
-    }
     let broken = |error: safetensors::SafeTensorError| Error::Shape {
         op: "adapter file",
         expected: "data of the tensor's shape".into(),
         found: error.to_string(),
     };
-    let views = tensors.iter().zip(bytes.values()).map(|((name, tensor), bytes)| {
-        Ok((name, TensorView::new(Dtype::F32, tensor.shape.clone(), bytes).map_err(broken)?))
-    });
-    let metadata = Some([("format".to_string(), "pt".to_string())].into());
-    safetensors::serialize(views.collect::<Result<Vec<_>>>()?, metadata).map_err(broken)
+    let mut views = Vec::new();
+    for (name, HostTensor { shape, data }) in tensors {
+        if let Some(at) = data.iter().position(|x| !x.is_finite()) {
+            return Err(Error::NotFinite {
+                what: format!("{}: tensor {name}", path.display()),
+                found: format!("{} at element {at}", data[at]),
+                remedy: "training diverged: lower the learning rate".into(),
+            });
+        }
+        views.push((name, TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(data)).map_err(broken)?));
+    }
+    safetensors::serialize(views, Some([("format".to_string(), "pt".to_string())].into())).map_err(broken)
+}
+
+/// The name of matrix `A` or `B` of a projection's adapter in PEFT's file.
+fn matrix_name(layer: usize, projection: Projection, matrix: char) -> String {
+    format!("base_model.model.model.layers.{layer}.{}.lora_{matrix}.weight", projection.path())
 }
 
 /// An adapter as PEFT saves it. Read ones fit the model they were opened for.
@@ -148,18 +71,10 @@ pub struct AdapterFile {
 
 impl AdapterFile {
     /// An adapter without matrices yet, for the model of `config`.
-    pub(crate) fn new(
-        config: &ModelConfig,
-        rank: usize,
-        lora_alpha: f64,
-        base_model_name: Option<String>,
-    ) -> AdapterFile {
-        let task_type = match config.head {
-            Head::Causal => "CAUSAL_LM",
-            Head::Classification { .. } => "SEQ_CLS",
-        };
-        let (task_type, tensors) = (task_type.to_string(), BTreeMap::new());
-        AdapterFile { rank, lora_alpha, use_rslora: false, task_type, base_model_name, tensors }
+    pub(crate) fn new(config: &ModelConfig, rank: usize, lora_alpha: f64) -> AdapterFile {
+        let task_type = if config.is_causal() { "CAUSAL_LM" } else { "SEQ_CLS" }.to_string();
+        let tensors = BTreeMap::new();
+        AdapterFile { rank, lora_alpha, use_rslora: false, task_type, base_model_name: None, tensors }
     }
 
     /// What the low-rank product is multiplied with.
@@ -168,19 +83,18 @@ impl AdapterFile {
         (self.lora_alpha / if self.use_rslora { rank.sqrt() } else { rank }) as f32
     }
 
-    /// The matrices of one projection, if the adapter changes it.
-    pub fn lora(&self, layer: usize, projection: Projection) -> Option<Lora<'_>> {
-        let find = |matrix| self.tensors.get(&projection.lora(layer, matrix));
-        Some(Lora { a: find('A')?, b: find('B')?, scale: self.scale() })
+    /// A (rank, inputs) and B (outputs, rank) of one projection, if the adapter changes it.
+    pub fn lora(&self, layer: usize, projection: Projection) -> Option<[&HostTensor; 2]> {
+        let find = |matrix| self.tensors.get(&matrix_name(layer, projection, matrix));
+        Some([find('A')?, find('B')?])
     }
 
     /// A (rank, inputs) and B (outputs, rank), row by row, replace those of this projection.
     pub(crate) fn set_lora(&mut self, layer: usize, projection: Projection, a: Vec<f32>, b: Vec<f32>) {
         let rank = self.rank.max(1);
-        for (matrix, data) in [('A', a), ('B', b)] {
-            let other = data.len() / rank;
-            let shape = if matrix == 'A' { vec![rank, other] } else { vec![other, rank] };
-            self.tensors.insert(projection.lora(layer, matrix), HostTensor { shape, data });
+        let shapes = [vec![rank, a.len() / rank], vec![b.len() / rank, rank]];
+        for ((matrix, data), shape) in [('A', a), ('B', b)].into_iter().zip(shapes) {
+            self.tensors.insert(matrix_name(layer, projection, matrix), HostTensor { shape, data });
         }
     }
 
@@ -194,12 +108,11 @@ impl AdapterFile {
         self.tensors.insert(SCORE.to_string(), HostTensor { shape, data });
     }
 
-    /// The projections that have matrices in some layer, sorted by name as PEFT sorts them.
-    pub(crate) fn target_modules(&self) -> Vec<&'static str> {
-        let has = |p: &Projection| self.tensors.keys().any(|key| key.contains(&format!(".{}.lora_", p.name())));
-        let mut names: Vec<_> = Projection::ALL.into_iter().filter(has).map(Projection::name).collect();
-        names.sort_unstable();
-        names
+    /// The names of the projections that have matrices in some layer, sorted as PEFT sorts them.
+    pub(crate) fn target_modules(&self) -> Vec<String> {
+        let names = self.tensors.keys().filter_map(|key| key.split(".lora_").next()?.rsplit('.').next());
+        let names: BTreeSet<&str> = names.filter(|name| name.ends_with("_proj")).collect();
+        names.into_iter().map(str::to_string).collect()
     }
 
     /// Reads an adapter for the model of `config`: every tensor belongs to a projection (or is the score head) of that model and
@@ -217,8 +130,7 @@ impl AdapterFile {
         }
         let shard = Shard::open(&path)?;
         let mut promised = adapter.promised(config);
-        for name in shard.names() {
-            let Some(info) = shard.info(&name) else { continue };
+        for (name, info) in shard.tensors() {
             let found = format!("{:?} {}", info.shape, info.dtype);
             let wrong = |expected: String| Error::Weights {
                 file: path.clone(),
@@ -233,7 +145,7 @@ impl AdapterFile {
                 return Err(wrong(format!("{shape:?} (rank {})", adapter.rank)));
             }
             let mut data = Vec::with_capacity(shape.iter().product());
-            append(&shard, &name, info, &mut data)?;
+            append(&shard, &name, &info, &mut data)?;
             adapter.tensors.insert(name, HostTensor { shape, data });
         }
         adapter.check_pairs(&path)?;
@@ -246,8 +158,8 @@ impl AdapterFile {
         for layer in 0..config.layers {
             for projection in Projection::ALL {
                 let (outputs, inputs) = projection.shape(config);
-                all.insert(projection.lora(layer, 'A'), vec![self.rank, inputs]);
-                all.insert(projection.lora(layer, 'B'), vec![outputs, self.rank]);
+                all.insert(matrix_name(layer, projection, 'A'), vec![self.rank, inputs]);
+                all.insert(matrix_name(layer, projection, 'B'), vec![outputs, self.rank]);
             }
         }
         if let Head::Classification { labels } = config.head {
@@ -257,19 +169,13 @@ impl AdapterFile {
     }
 
     fn check_pairs(&self, path: &Path) -> Result<()> {
-        let twin = |name: &str| match name.strip_suffix("lora_A.weight") {
-            Some(stem) => Some(format!("{stem}lora_B.weight")),
-            None => Some(format!("{}lora_A.weight", name.strip_suffix("lora_B.weight")?)),
-        };
-        let alone = self.tensors.keys().filter_map(|name| twin(name)).find(|twin| !self.tensors.contains_key(twin));
-        let missing = match (alone, self.tensors.is_empty()) {
-            (Some(name), _) => name,
-            (None, true) => Projection::Q.lora(0, 'A'),
-            (None, false) => return Ok(()),
-        };
+        let twins = |name: &String| [name.replace(".lora_A.", ".lora_B."), name.replace(".lora_B.", ".lora_A.")];
+        let missing = self.tensors.keys().flat_map(twins).find(|twin| !self.tensors.contains_key(twin));
+        let first = || self.tensors.is_empty().then(|| matrix_name(0, Projection::Q, 'A'));
+        let Some(tensor) = missing.or_else(first) else { return Ok(()) };
         Err(Error::Weights {
             file: path.to_path_buf(),
-            tensor: missing,
+            tensor,
             expected: "both matrices of a pair".into(),
             found: "no such tensor".into(),
         })

@@ -1,4 +1,4 @@
-//! Packed batches: sequences one behind the other, prompts shared by their answers, no padding anywhere.
+//! Packed batches: sequences one after the other, prompts shared by their answers, no padding anywhere.
 //!
 //! A *group* is a prompt segment, directly followed by its answer segments. **An answer segment begins with the prompt's last
 //! token and the prompt segment ends before it**, so every target row belongs to one sequence and has one label: the prompt's
@@ -58,12 +58,30 @@ impl Batch {
         self.tokens.is_empty()
     }
 
-    /// Rows that `push` would add.
-    pub(crate) fn cost(prompt: &[u32], answers: &[AnswerTokens], heads: Heads) -> usize {
-        let own = |a: &AnswerTokens| {
-            (usize::from(!prompt.is_empty()) + a.tokens.len()).saturating_sub(usize::from(heads == Heads::Targets))
+    /// Packs `items`, each a group by `group`, in order into batches of at most `limit` rows; a larger one stands alone. With
+    /// each batch its items.
+    pub(crate) fn pack<'a, T>(
+        items: &'a [T],
+        heads: Heads,
+        limit: usize,
+        group: impl Fn(&'a T) -> (&'a [u32], Vec<AnswerTokens<'a>>),
+    ) -> Vec<(&'a [T], Batch)> {
+        let groups: Vec<_> = items.iter().map(group).collect();
+        let costs: Vec<usize> = groups.iter().map(|(prompt, answers)| Batch::cost(prompt, answers, heads)).collect();
+        let batch = |range: Range<usize>| {
+            let mut batch = Batch::default();
+            groups[range.clone()].iter().for_each(|(prompt, answers)| batch.push(prompt, answers, heads));
+            (&items[range], batch)
         };
-        prompt.len().saturating_sub(1) + answers.iter().map(own).sum::<usize>()
+        plan(&costs, limit).into_iter().map(batch).collect()
+    }
+
+    /// Rows that `push` would add.
+    fn cost(prompt: &[u32], answers: &[AnswerTokens], heads: Heads) -> usize {
+        let own = usize::from(!prompt.is_empty());
+        let unread = usize::from(heads == Heads::Targets);
+        let rows = |answer: &AnswerTokens| (own + answer.tokens.len()).saturating_sub(unread);
+        prompt.len().saturating_sub(1) + answers.iter().map(rows).sum::<usize>()
     }
 
     /// Adds a group. Token ids and lengths were checked where they came from.

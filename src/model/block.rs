@@ -1,6 +1,7 @@
-//! One transformer block: attention and feed-forward, each behind a norm and added to the residual stream.
+//! One transformer block: attention and feed-forward, each after a norm and added to the residual stream.
 
 use super::adapter::{BlockGrad, BlockLora};
+use super::tensors::tensors;
 use crate::backend::Tensor;
 use crate::error::Result;
 use crate::ops::{
@@ -26,35 +27,53 @@ pub struct BlockSpec {
     pub gate_up: GateUpSpec,
 }
 
-/// What backward needs of one block's forward: what is dear to recompute.
-pub struct Saved<B: Ops> {
-    pub x: Tensor<B>,                     // (T, C) block input
-    pub(crate) rstd_in: Tensor<B, f32>,   // (T, 1)
-    pub(crate) n_in: Tensor<B>,           // (T, C)
-    pub(crate) qkv: Tensor<B>,            // (T, (h+2k)·e) normed and rotated
-    pub(crate) qkv_xa: Tensor<B>,         // (T, 3r)
-    pub(crate) raw: Tensor<B>,            // (T, (h+k)·e) before norm and rotation; no columns without a q/k norm
-    pub(crate) o: Tensor<B>,              // (T, h·e)
-    pub(crate) lse: Tensor<B, f32>,       // (T, h) log-sum-exp of the attention rows
-    pub(crate) o_xa: Tensor<B>,           // (T, r)
-    pub(crate) mid: Tensor<B>,            // (T, C) residual stream between the halves
-    pub(crate) rstd_post: Tensor<B, f32>, // (T, 1)
-    pub(crate) n_post: Tensor<B>,         // (T, C)
-    pub(crate) gate_up: Tensor<B>,        // (T, 2F)
-    pub(crate) gate_up_xa: Tensor<B>,     // (T, 2r)
-    pub(crate) down_xa: Tensor<B>,        // (T, r)
+/// Columns of a block's tensors.
+#[derive(Debug, Clone, Copy)]
+pub struct Widths {
+    pub hidden: usize,
+    pub qkv: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+    /// q∣k where a q/k norm needs them raw, else 0.
+    pub raw: usize,
+    pub feed_forward: usize,
+    /// LoRA rank; 0 without an adapter.
+    pub rank: usize,
 }
 
-/// What lives only within one block's forward or backward.
-pub struct Scratch<B: Ops> {
-    pub(crate) act: Tensor<B>,          // (T, F)
-    pub(crate) d_act: Tensor<B>,        // (T, F)
-    pub(crate) d_n: Tensor<B>,          // (T, C)
-    pub(crate) d_o: Tensor<B>,          // (T, h·e)
-    pub(crate) d_qkv: Tensor<B>,        // (T, (h+2k)·e)
-    pub(crate) d_qkv_xa: Tensor<B>,     // (T, 3r)
-    pub(crate) d_gate_up_xa: Tensor<B>, // (T, 2r)
-    pub(crate) d_xa: Tensor<B>,         // (T, r)
+tensors! {
+    /// What backward needs of one block's forward: what is expensive to recompute.
+    pub struct Saved(rows: usize, w: &Widths) {
+        x: B::Act = [rows, w.hidden], // block input
+        rstd_in: f32 = [rows, 1],
+        n_in: B::Act = [rows, w.hidden],
+        qkv: B::Act = [rows, w.qkv], // normed and rotated
+        qkv_xa: B::Act = [rows, 3 * w.rank],
+        raw: B::Act = [rows, w.raw], // q∣k before norm and rotation
+        o: B::Act = [rows, w.heads * w.head_dim],
+        lse: f32 = [rows, w.heads], // log-sum-exp of the attention rows
+        o_xa: B::Act = [rows, w.rank],
+        mid: B::Act = [rows, w.hidden], // residual stream between the halves
+        rstd_post: f32 = [rows, 1],
+        n_post: B::Act = [rows, w.hidden],
+        gate_up: B::Act = [rows, 2 * w.feed_forward],
+        gate_up_xa: B::Act = [rows, 2 * w.rank],
+        down_xa: B::Act = [rows, w.rank],
+    }
+}
+
+tensors! {
+    /// What lives only within one block's forward, and within its backward where `back` has rows.
+    pub struct BlockScratch(rows: usize, back: usize, w: &Widths) {
+        act: B::Act = [rows, w.feed_forward],
+        d_act: B::Act = [back, w.feed_forward],
+        d_n: B::Act = [back, w.hidden],
+        d_o: B::Act = [back, w.heads * w.head_dim],
+        d_qkv: B::Act = [back, w.qkv],
+        d_qkv_xa: B::Act = [back, 3 * w.rank],
+        d_gate_up_xa: B::Act = [back, 2 * w.rank],
+        d_xa: B::Act = [back, w.rank],
+    }
 }
 
 impl<B: Ops> Block<B> {
@@ -64,7 +83,7 @@ impl<B: Ops> Block<B> {
         ops: &B,
         out: &mut Tensor<B>,
         s: &mut Saved<B>,
-        t: &mut Scratch<B>,
+        t: &mut BlockScratch<B>,
         lora: Option<&BlockLora<B>>,
         rope: &Rope<B>,
         packing: &Packing<B>,
@@ -81,7 +100,7 @@ impl<B: Ops> Block<B> {
         ops: &B,
         out: &mut Tensor<B>,
         s: &mut Saved<B>,
-        t: &mut Scratch<B>,
+        t: &mut BlockScratch<B>,
         cache: &mut KvCache<B>,
         lora: Option<&BlockLora<B>>,
         rope: &Rope<B>,
@@ -114,7 +133,7 @@ impl<B: Ops> Block<B> {
         ops: &B,
         out: &mut Tensor<B>,
         s: &mut Saved<B>,
-        t: &mut Scratch<B>,
+        t: &mut BlockScratch<B>,
         lora: Option<&BlockLora<B>>,
     ) -> Result<()> {
         let spec = &self.spec;
@@ -134,7 +153,7 @@ impl<B: Ops> Block<B> {
         dx: &mut Tensor<B>,
         mut grad: Option<&mut BlockGrad<B>>,
         s: &mut Saved<B>,
-        t: &mut Scratch<B>,
+        t: &mut BlockScratch<B>,
         lora: Option<&BlockLora<B>>,
         rope: &Rope<B>,
         packing: &Packing<B>,
@@ -156,79 +175,5 @@ impl<B: Ops> Block<B> {
         let (d_xa, n, xa, p) = (&mut t.d_qkv_xa, &s.n_in, &s.qkv_xa, &packing.positions);
         ops.qkv_backward(&mut t.d_n, g, &mut t.d_qkv, d_xa, n, xa, &s.raw, &self.qkv, qkv, p, rope, spec.qkv)?; // 2
         ops.norm_backward(dx, &t.d_n, &s.x, &s.rstd_in, &self.input_norm, spec.norm) // 1
-    }
-}
-
-/// Columns of a block's tensors.
-#[derive(Debug, Clone, Copy)]
-pub struct Widths {
-    pub hidden: usize,
-    pub qkv: usize,
-    pub heads: usize,
-    pub head_dim: usize,
-    /// q∣k where a q/k norm needs them raw, else 0.
-    pub raw: usize,
-    pub feed_forward: usize,
-    /// LoRA rank; 0 without an adapter.
-    pub rank: usize,
-}
-
-impl<B: Ops> Saved<B> {
-    /// Room for `rows` rows.
-    pub fn with_capacity(ops: &B, rows: usize, w: &Widths) -> Result<Self> {
-        let act = |cols| Tensor::zeros(ops, rows, cols);
-        let stat = |cols| Tensor::zeros(ops, rows, cols);
-        Ok(Saved {
-            x: act(w.hidden)?,
-            rstd_in: stat(1)?,
-            n_in: act(w.hidden)?,
-            qkv: act(w.qkv)?,
-            qkv_xa: act(3 * w.rank)?,
-            raw: act(w.raw)?,
-            o: act(w.heads * w.head_dim)?,
-            lse: stat(w.heads)?,
-            o_xa: act(w.rank)?,
-            mid: act(w.hidden)?,
-            rstd_post: stat(1)?,
-            n_post: act(w.hidden)?,
-            gate_up: act(2 * w.feed_forward)?,
-            gate_up_xa: act(2 * w.rank)?,
-            down_xa: act(w.rank)?,
-        })
-    }
-
-    pub(crate) fn set_rows(&mut self, rows: usize) -> Result<()> {
-        for tensor in [&mut self.rstd_in, &mut self.lse, &mut self.rstd_post] {
-            tensor.set_rows(rows)?;
-        }
-        let streams = [&mut self.x, &mut self.n_in, &mut self.mid, &mut self.n_post];
-        let attention = [&mut self.qkv, &mut self.qkv_xa, &mut self.raw, &mut self.o, &mut self.o_xa];
-        let feed_forward = [&mut self.gate_up, &mut self.gate_up_xa, &mut self.down_xa];
-        streams.into_iter().chain(attention).chain(feed_forward).try_for_each(|tensor| tensor.set_rows(rows))
-    }
-}
-
-impl<B: Ops> Scratch<B> {
-    /// Room for `rows` rows; without `backward` only what forward uses.
-    pub fn with_capacity(ops: &B, rows: usize, w: &Widths, backward: bool) -> Result<Self> {
-        let act = |cols| Tensor::zeros(ops, rows, cols);
-        let back = |cols| Tensor::zeros(ops, if backward { rows } else { 0 }, cols);
-        Ok(Scratch {
-            act: act(w.feed_forward)?,
-            d_act: back(w.feed_forward)?,
-            d_n: back(w.hidden)?,
-            d_o: back(w.heads * w.head_dim)?,
-            d_qkv: back(w.qkv)?,
-            d_qkv_xa: back(3 * w.rank)?,
-            d_gate_up_xa: back(2 * w.rank)?,
-            d_xa: back(w.rank)?,
-        })
-    }
-
-    pub(crate) fn set_rows(&mut self, rows: usize) -> Result<()> {
-        self.act.set_rows(rows)?;
-        let back = [&mut self.d_act, &mut self.d_n, &mut self.d_o, &mut self.d_qkv];
-        let thin = [&mut self.d_qkv_xa, &mut self.d_gate_up_xa, &mut self.d_xa];
-        back.into_iter().chain(thin).filter(|t| t.capacity() > 0).try_for_each(|tensor| tensor.set_rows(rows))
     }
 }

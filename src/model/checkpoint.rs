@@ -1,15 +1,16 @@
 //! Weights on disk: one safetensors file, or several under an index, mapped into memory. Opening reads headers only and
 //! compares every name, dtype and shape with what the config promises; numbers are read, and looked at, on demand.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use half::slice::HalfFloatSliceExt;
+use half::{f16, slice::HalfFloatSliceExt};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use sha2::{Digest, Sha256};
 
 use super::config::{Head, ModelConfig};
+use super::projection::Projection;
 use crate::error::{Error, Result};
 use crate::text::fields::Fields;
 
@@ -23,7 +24,7 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Where a model's numbers come from.
-pub trait Weights {
+pub trait WeightSource {
     fn shape(&self, name: &str) -> Result<&[usize]>;
 
     /// Appends the tensor's numbers to `out`, row by row.
@@ -34,8 +35,8 @@ pub trait Weights {
 /// also where the file holds a bare transformer, whose names lack `model.`.
 pub struct Checkpoint {
     shards: Vec<Shard>,
-    /// Name → (shard, name in that shard).
-    tensors: BTreeMap<String, (usize, String)>,
+    /// Under each name the shard that holds it, and where in that shard.
+    tensors: BTreeMap<String, (usize, TensorInfo)>,
 }
 
 impl Checkpoint {
@@ -43,17 +44,18 @@ impl Checkpoint {
     /// beyond these are left alone.
     pub fn open(dir: &Path, config: &ModelConfig) -> Result<Checkpoint> {
         let (index, single) = (dir.join(INDEX), dir.join(SINGLE));
-        let found = if index.exists() && !single.exists() {
-            Checkpoint::open_sharded(dir, &index)?
+        let mut found = Checkpoint { shards: Vec::new(), tensors: BTreeMap::new() };
+        if index.exists() && !single.exists() {
+            found.open_shards(dir, &Fields::open(&index)?)?;
         } else {
             // `symlink_metadata` also sees a link into nothing or in a circle: opening it then says what is wrong.
             if single.symlink_metadata().is_err() {
                 return Err(no_weights(dir));
             }
             let shard = Shard::open(&single)?;
-            let tensors = shard.names().into_iter().map(|name| (name.clone(), (0, name))).collect();
-            Checkpoint { shards: vec![shard], tensors }
-        };
+            found.tensors = shard.tensors().map(|(name, info)| (name, (0, info))).collect();
+            found.shards.push(shard);
+        }
         let checkpoint = found.with_canonical_names();
         for (name, shape) in promised(config) {
             checkpoint.check(dir, &name, &shape)?;
@@ -61,31 +63,26 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn open_sharded(dir: &Path, index: &Path) -> Result<Checkpoint> {
-        let fields = Fields::open(index)?;
-        let map =
-            fields.object("weight_map")?.ok_or_else(|| fields.wrong("weight_map", "an object", "no such field"))?;
-        let mut home = BTreeMap::new();
+    fn open_shards(&mut self, dir: &Path, index: &Fields) -> Result<()> {
+        let map = index.object("weight_map")?.ok_or_else(|| index.wrong("weight_map", "an object", "no such field"))?;
+        let mut files: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (name, file) in map.iter() {
             let inside = |file: &&str| Path::new(*file).components().all(|part| matches!(part, Component::Normal(_)));
             let file = file.as_str().filter(|file| !file.is_empty()).filter(inside).ok_or_else(|| {
                 let remedy = "shards lie in the checkpoint's own folder: correct the index";
                 map.refuse(name, "the name of a file inside the folder", &file.to_string(), remedy)
             })?;
-            home.insert(name.clone(), file.to_string());
+            files.entry(file).or_default().push(name);
         }
-        let files: BTreeSet<String> = home.values().cloned().collect();
-        let files: Vec<String> = files.into_iter().collect();
-        let shards = files.iter().map(|file| Shard::open(&dir.join(file))).collect::<Result<Vec<_>>>()?;
-        let mut tensors = BTreeMap::new();
-        for (name, file) in home {
-            let at = files.partition_point(|other| *other < file);
-            if shards[at].info(&name).is_none() {
-                return Err(missing(shards[at].path(), &name, "a tensor, as the index says"));
+        for (file, names) in files {
+            let shard = Shard::open(&dir.join(file))?;
+            for name in names {
+                let lacks = || missing(shard.path(), name, "a tensor, as the index says");
+                self.tensors.insert(name.into(), (self.shards.len(), shard.info(name).ok_or_else(lacks)?.clone()));
             }
-            tensors.insert(name.clone(), (at, name));
+            self.shards.push(shard);
         }
-        Ok(Checkpoint { shards, tensors })
+        Ok(())
     }
 
     /// Puts `model.` before the names of a bare transformer.
@@ -102,7 +99,7 @@ impl Checkpoint {
     fn check(&self, dir: &Path, name: &str, expected: &[usize]) -> Result<()> {
         let Some((shard, info)) = self.find(name) else {
             let file = if self.shards.len() == 1 { self.shards[0].path().to_path_buf() } else { dir.join(INDEX) };
-            return Err(missing(&file, name, &shape_text(expected)));
+            return Err(missing(&file, name, &format!("{expected:?}")));
         };
         let known = matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
         if known && info.shape == expected {
@@ -112,15 +109,14 @@ impl Checkpoint {
         Err(Error::Weights {
             file: shard.path().to_path_buf(),
             tensor: name.to_string(),
-            expected: format!("{} {dtype}", shape_text(expected)),
-            found: format!("{} {}", shape_text(&info.shape), info.dtype),
+            expected: format!("{expected:?} {dtype}"),
+            found: format!("{:?} {}", info.shape, info.dtype),
         })
     }
 
     fn find(&self, name: &str) -> Option<(&Shard, &TensorInfo)> {
-        let (shard, inner) = self.tensors.get(name)?;
-        let shard = self.shards.get(*shard)?;
-        Some((shard, shard.info(inner)?))
+        let (shard, info) = self.tensors.get(name)?;
+        Some((self.shards.get(*shard)?, info))
     }
 
     fn require(&self, name: &str) -> Result<(&Shard, &TensorInfo)> {
@@ -154,7 +150,7 @@ impl Checkpoint {
     }
 }
 
-impl Weights for Checkpoint {
+impl WeightSource for Checkpoint {
     fn shape(&self, name: &str) -> Result<&[usize]> {
         Ok(&self.require(name)?.1.shape)
     }
@@ -170,26 +166,20 @@ pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// Every tensor that the config promises, with its shape.
 pub(crate) fn promised(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    let ModelConfig { vocab_size: v, hidden_size: c, intermediate_size: f, head_dim: d, .. } = *config;
-    let (q, kv) = (config.heads * d, config.kv_heads * d);
-    let mut layer = vec![
-        ("input_layernorm.weight", vec![c]),
-        ("self_attn.q_proj.weight", vec![q, c]),
-        ("self_attn.k_proj.weight", vec![kv, c]),
-        ("self_attn.v_proj.weight", vec![kv, c]),
-        ("self_attn.o_proj.weight", vec![c, q]),
-        ("post_attention_layernorm.weight", vec![c]),
-        ("mlp.gate_proj.weight", vec![f, c]),
-        ("mlp.up_proj.weight", vec![f, c]),
-        ("mlp.down_proj.weight", vec![c, f]),
-    ];
-    if config.qkv_bias {
-        layer.push(("self_attn.q_proj.bias", vec![q]));
-        layer.push(("self_attn.k_proj.bias", vec![kv]));
-        layer.push(("self_attn.v_proj.bias", vec![kv]));
+    let ModelConfig { vocab_size: v, hidden_size: c, head_dim: d, .. } = *config;
+    let mut layer: Vec<(String, Vec<usize>)> = Vec::new();
+    for norm in ["input_layernorm.weight", "post_attention_layernorm.weight"] {
+        layer.push((norm.into(), vec![c]));
+    }
+    for projection in Projection::ALL {
+        let (outputs, inputs) = projection.shape(config);
+        layer.push((format!("{}.weight", projection.path()), vec![outputs, inputs]));
+        if config.qkv_bias && Projection::FUSED[0].contains(&projection) {
+            layer.push((format!("{}.bias", projection.path()), vec![outputs]));
+        }
     }
     if config.qk_norm {
-        layer.extend([("self_attn.q_norm.weight", vec![d]), ("self_attn.k_norm.weight", vec![d])]);
+        layer.extend(["q", "k"].map(|x| (format!("self_attn.{x}_norm.weight"), vec![d])));
     }
     let mut all = vec![(EMBEDDING.to_string(), vec![v, c])];
     for at in 0..config.layers {
@@ -204,18 +194,24 @@ pub(crate) fn promised(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     all
 }
 
-/// Converts `info`'s numbers to f32 behind `out`, and fails on the first that is not finite.
+fn words(bytes: &[u8]) -> impl Iterator<Item = u16> {
+    bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]))
+}
+
+/// Appends `info`'s numbers to `out` as f32; fails on the first that is not finite.
 pub(crate) fn append(shard: &Shard, name: &str, info: &TensorInfo, out: &mut Vec<f32>) -> Result<()> {
     let bytes = shard.data(info)?;
     let before = out.len();
     match info.dtype {
         Dtype::F32 => out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
-        Dtype::BF16 => {
-            out.extend(
-                bytes.chunks_exact(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)),
-            );
-        }
-        Dtype::F16 => append_f16(bytes, out),
+        Dtype::BF16 => out.extend(words(bytes).map(|bits| f32::from_bits(u32::from(bits) << 16))),
+        // In pieces that fit the cache: `half` converts slices with the CPU's own instruction, single values without.
+        Dtype::F16 => bytes.chunks(8192).for_each(|piece| {
+            let halves: Vec<f16> = words(piece).map(f16::from_bits).collect();
+            let from = out.len();
+            out.resize(from + halves.len(), 0.0);
+            halves.convert_to_f32_slice(&mut out[from..]);
+        }),
         other => {
             return Err(Error::Weights {
                 file: shard.path().to_path_buf(),
@@ -225,39 +221,18 @@ pub(crate) fn append(shard: &Shard, name: &str, info: &TensorInfo, out: &mut Vec
             });
         }
     }
-    let Some(at) = first_not_finite(&out[before..]) else { return Ok(()) };
+    // All of them first, without a branch per value: that loop becomes vector instructions.
+    if out[before..].iter().fold(true, |finite, x| finite & x.is_finite()) {
+        return Ok(());
+    }
+    let at = out[before..].iter().position(|x| !x.is_finite()).unwrap_or_default();
     let value = out[before + at];
     out.truncate(before);
     Err(Error::NotFinite {
         what: format!("{}: tensor {name}", shard.path().display()),
-        found: format!("{value} at element {at} of {}", shape_text(&info.shape)),
+        found: format!("{value} at element {at} of {:?}", info.shape),
         remedy: "the checkpoint is damaged or its training diverged: take an earlier one".into(),
     })
-}
-
-/// In pieces that fit the cache: `half` converts slices with the CPU's own instruction, single values without.
-fn append_f16(bytes: &[u8], out: &mut Vec<f32>) {
-    const PIECE: usize = 4096;
-    let mut halves = Vec::with_capacity(PIECE);
-    for piece in bytes.chunks(2 * PIECE) {
-        halves.clear();
-        halves.extend(piece.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]])));
-        let from = out.len();
-        out.resize(from + halves.len(), 0.0);
-        halves.convert_to_f32_slice(&mut out[from..]);
-    }
-}
-
-fn first_not_finite(values: &[f32]) -> Option<usize> {
-    // Whole pieces first, without a branch per value: this loop becomes vector instructions.
-    const PIECE: usize = 1024;
-    let bad = values.chunks(PIECE).position(|piece| piece.iter().fold(false, |bad, x| bad | !x.is_finite()))?;
-    let from = bad * PIECE;
-    values[from..].iter().position(|x| !x.is_finite()).map(|at| from + at)
-}
-
-fn shape_text(shape: &[usize]) -> String {
-    format!("{shape:?}")
 }
 
 fn missing(file: &Path, tensor: &str, expected: &str) -> Error {

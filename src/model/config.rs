@@ -10,12 +10,13 @@ use crate::text::fields::{Fields, brief};
 
 mod rope;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
-pub use rope::Rope;
+pub(crate) use rope::RopeConfig;
 
-/// Deeper than any model there is; a damaged number must not ask for terabytes.
+/// Deeper than any model there is, and longer than any context: a damaged number must not ask for terabytes.
 const MAX_LAYERS: usize = 10_000;
+const MAX_POSITIONS: usize = 1 << 24;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
@@ -76,7 +77,7 @@ pub struct ModelConfig {
     pub(crate) qkv_bias: bool,
     /// RMSNorm over each head of q and k (Qwen3).
     pub(crate) qk_norm: bool,
-    pub(crate) rope: Rope,
+    pub(crate) rope: RopeConfig,
     /// What ends a turn: config.json's and generation_config.json's, each once. May be empty.
     pub eos_token_ids: Vec<u32>,
     pub(crate) bos_token_id: Option<u32>,
@@ -130,32 +131,42 @@ impl ModelConfig {
         }
     }
 
+    pub fn is_causal(&self) -> bool {
+        self.head == Head::Causal
+    }
+
+    /// Scores per sequence; 0 for a language model.
+    pub fn labels(&self) -> usize {
+        match self.head {
+            Head::Causal => 0,
+            Head::Classification { labels } => labels,
+        }
+    }
+
     /// Fails unless this is a causal language model.
     pub(crate) fn expect_causal(&self) -> Result<()> {
-        match self.head {
-            Head::Causal => Ok(()),
-            Head::Classification { .. } => Err(self.wrong_head("ForCausalLM", "a language model is wanted here")),
+        if self.is_causal() {
+            return Ok(());
         }
+        Err(self.wrong_head(Head::Causal, "a language model is wanted here"))
     }
 
     /// Fails unless this is a sequence classifier with one label: a reward model or a judge.
     pub(crate) fn expect_score(&self) -> Result<()> {
-        match self.head {
-            Head::Classification { labels: 1 } => Ok(()),
-            _ => {
-                Err(self
-                    .wrong_head("ForSequenceClassification with one label", "a reward model or judge is wanted here"))
-            }
+        if self.labels() == 1 {
+            return Ok(());
         }
+        Err(self.wrong_head(Head::Classification { labels: 1 }, "a reward model or judge is wanted here"))
     }
 
-    fn wrong_head(&self, expected: &str, remedy: &str) -> Error {
-        let name = self.family.name();
-        let found = match self.head {
-            Head::Causal => format!("{name}ForCausalLM"),
-            Head::Classification { labels } => format!("{name}ForSequenceClassification with {labels} labels"),
-        };
-        Error::File { file: self.file.clone(), expected: format!("{name}{expected}"), found, remedy: remedy.into() }
+    fn wrong_head(&self, expected: Head, remedy: &str) -> Error {
+        let family = self.family.name();
+        let [expected, found] = [expected, self.head].map(|head| match head {
+            Head::Causal => format!("{family}ForCausalLM"),
+            Head::Classification { labels: 1 } => format!("{family}ForSequenceClassification with one label"),
+            Head::Classification { labels } => format!("{family}ForSequenceClassification with {labels} labels"),
+        });
+        Error::File { file: self.file.clone(), expected, found, remedy: remedy.into() }
     }
 
     fn from_fields(fields: &Fields) -> Result<ModelConfig> {
@@ -163,11 +174,12 @@ impl ModelConfig {
         refuse_unsupported(fields, family)?;
         let hidden_size = fields.required_size("hidden_size")?;
         let (heads, kv_heads, head_dim) = attention_sizes(fields, family, hidden_size)?;
-        let layers = fields.required_size("num_hidden_layers")?;
-        if layers > MAX_LAYERS {
-            return Err(fields.wrong("num_hidden_layers", &format!("at most {MAX_LAYERS}"), &layers.to_string()));
-        }
-        let max_position_embeddings = fields.required_size("max_position_embeddings")?;
+        let at_most = |key, most| match fields.required_size(key)? {
+            size if size <= most => Ok(size),
+            size => Err(fields.wrong(key, &format!("at most {most}"), &size.to_string())),
+        };
+        let layers = at_most("num_hidden_layers", MAX_LAYERS)?;
+        let max_position_embeddings = at_most("max_position_embeddings", MAX_POSITIONS)?;
         let mut config = ModelConfig {
             file: fields.file().to_path_buf(),
             family,
@@ -184,7 +196,7 @@ impl ModelConfig {
             tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
             qkv_bias: family == Family::Qwen2,
             qk_norm: family == Family::Qwen3,
-            rope: Rope::read(fields, max_position_embeddings)?,
+            rope: RopeConfig::read(fields, max_position_embeddings)?,
             eos_token_ids: Vec::new(),
             bos_token_id: fields.token("bos_token_id")?,
             pad_token_id: fields.token("pad_token_id")?,

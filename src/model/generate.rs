@@ -8,7 +8,7 @@ use super::batch::{AnswerTokens, Batch, Heads};
 use super::config::ModelConfig;
 use super::subject::{Decoding, Finish};
 use super::transformer::Transformer;
-use super::workspace::Workspace;
+use super::workspace::{Stream, Workspace};
 use crate::backend::Tensor;
 use crate::error::Result;
 use crate::ops::{History, KvCache, Ops, SampleSpec, SampleTable, SlotTable};
@@ -48,8 +48,8 @@ pub struct Generator<B: Ops> {
 }
 
 /// A slot at work.
-struct Slot {
-    index: usize,
+struct Active {
+    request: usize,
     slot: u32,
     token: u32,
     position: u32,
@@ -96,180 +96,161 @@ impl<B: Ops> Transformer<B> {
         generator.graphs.clear();
         let start =
             |r: &Continue| Continued { tokens: r.tokens[r.tokens.len() - r.forced..].to_vec(), finish: Finish::Length };
-        let mut results: Vec<Continued> = requests.iter().map(start).collect();
         let room = |r: &Continue| r.forced < decoding.max_new_tokens && r.tokens.len() < generator.length;
-        let mut waiting: VecDeque<usize> = (0..requests.len()).filter(|&i| room(&requests[i])).collect();
-        let mut free: Vec<u32> = (0..generator.slots as u32).rev().collect();
-        let mut active: Vec<Slot> = Vec::new();
+        let waiting: VecDeque<usize> = (0..requests.len()).filter(|&i| room(&requests[i])).collect();
         let mut finished = requests.len() - waiting.len();
-        let length = generator.length;
-        let over = |result: &Continued, slot: &Slot| {
-            let full = result.tokens.len() >= decoding.max_new_tokens || slot.position as usize + 1 >= length;
-            result.finish == Finish::Stop || full
-        };
-        while !active.is_empty() || !waiting.is_empty() {
-            self.admit(ws, generator, requests, adapter, &mut waiting, &mut free, &mut active)?;
-            let missing = |slot: &Slot| decoding.max_new_tokens - results[slot.index].tokens.len();
-            let most = active.iter().map(missing).max().unwrap_or_default();
-            let columns = self.decode_burst(ws, generator, requests, adapter, decoding, &active, most)?;
-            for (slot, tokens) in active.iter_mut().zip(columns) {
-                let result = &mut results[slot.index];
-                for token in tokens {
-                    if over(result, slot) {
-                        break; // what ran on for nothing
-                    }
-                    result.tokens.push(token);
-                    (slot.token, slot.position) = (token, slot.position + 1);
-                    if self.config.eos_token_ids.contains(&token) && !decoding.ignore_eos {
-                        result.finish = Finish::Stop;
-                    }
-                }
-            }
-            active.retain(|slot| {
-                let over = over(&results[slot.index], slot);
-                if over {
-                    free.push(slot.slot);
-                    finished += 1;
-                }
-                !over
-            });
+        let (free, results) = ((0..generator.slots as u32).rev().collect(), requests.iter().map(start).collect());
+        let active = Vec::new();
+        let mut call = Call { model: self, ws, generator, requests, adapter, decoding, waiting, free, active, results };
+        while !call.active.is_empty() || !call.waiting.is_empty() {
+            call.admit()?;
+            let columns = call.decode()?;
+            finished += call.take(columns);
             done(finished)?;
         }
-        Ok(results)
+        Ok(call.results)
     }
+}
 
+/// One call of `generate`.
+struct Call<'a, B: Ops> {
+    model: &'a Transformer<B>,
+    ws: &'a mut Workspace<B>,
+    generator: &'a mut Generator<B>,
+    requests: &'a [Continue],
+    adapter: Option<&'a Adapter<B>>,
+    decoding: &'a Decoding,
+    /// Requests without a slot yet.
+    waiting: VecDeque<usize>,
+    free: Vec<u32>,
+    active: Vec<Active>,
+    results: Vec<Continued>,
+}
+
+impl<B: Ops> Call<'_, B> {
     /// Gives free slots to waiting requests and runs their prompts, all but the last token, into the caches.
-    fn admit(
-        &self,
-        ws: &mut Workspace<B>,
-        generator: &mut Generator<B>,
-        requests: &[Continue],
-        adapter: Option<&Adapter<B>>,
-        waiting: &mut VecDeque<usize>,
-        free: &mut Vec<u32>,
-        active: &mut Vec<Slot>,
-    ) -> Result<()> {
+    fn admit(&mut self) -> Result<()> {
         // A few newcomers at a time make poor products: wait until a quarter of the slots is free.
-        let enough = (generator.slots / 4).min(waiting.len()).max(1);
-        if !active.is_empty() && free.len() < enough {
+        let enough = (self.generator.slots / 4).min(self.waiting.len()).max(1);
+        if !self.active.is_empty() && self.free.len() < enough {
             return Ok(());
         }
-        let limit = ws.capacity().min(generator.prefill.slots.capacity());
-        while !waiting.is_empty() && !free.is_empty() {
+        let limit = self.ws.capacity().min(self.generator.prefill.slots.capacity());
+        while !self.waiting.is_empty() && !self.free.is_empty() {
             let mut batch = Batch::default();
             let (mut slots, mut positions) = (Vec::new(), Vec::new());
-            while let (Some(&index), false) = (waiting.front(), free.is_empty()) {
-                let tokens = &requests[index].tokens;
+            while let (Some(&request), Some(&slot)) = (self.waiting.front(), self.free.last()) {
+                let tokens = &self.requests[request].tokens;
                 let rows = tokens.len() - 1;
                 if !batch.is_empty() && batch.len() + rows > limit {
                     break;
                 }
-                waiting.pop_front();
-                let slot = free.pop().unwrap_or_default();
+                (self.waiting.pop_front(), self.free.pop());
                 batch.push(&[], &[AnswerTokens::new(&tokens[..rows])], Heads::Ends);
                 slots.extend(std::iter::repeat_n(slot, rows));
                 positions.extend(0..rows as u32);
-                active.push(Slot { index, slot, token: tokens[rows], position: rows as u32 });
+                self.active.push(Active { request, slot, token: tokens[rows], position: rows as u32 });
             }
-            if batch.is_empty() {
-                continue;
+            if !batch.is_empty() {
+                self.generator.prefill.set(&self.model.ops, &slots, &positions)?;
+                self.prefill(&batch)?;
             }
-            generator.prefill.set(&self.ops, &slots, &positions)?;
-            self.prefill(ws, &mut generator.caches, &generator.prefill, &batch, adapter)?;
         }
         // Rows in order of slots: a captured graph would find the same layout again.
-        active.sort_by_key(|slot| slot.slot);
+        self.active.sort_by_key(|active| active.slot);
         Ok(())
     }
 
     /// Packed forward that fills the caches: of the last block nothing but keys and values is wanted.
-    fn prefill(
-        &self,
-        ws: &mut Workspace<B>,
-        caches: &mut [KvCache<B>],
-        table: &SlotTable<B>,
-        batch: &Batch,
-        adapter: Option<&Adapter<B>>,
-    ) -> Result<()> {
-        ws.load(&self.ops, batch)?;
-        let Workspace { batch, saved, scratch, last, .. } = ws;
+    fn prefill(&mut self, batch: &Batch) -> Result<()> {
+        let Transformer { ops, embed, blocks, rope, .. } = self.model;
+        self.ws.load(ops, batch)?;
+        let Workspace { batch, saved, scratch, stream: Stream { last, .. }, .. } = &mut *self.ws;
+        let Generator { caches, prefill, .. } = &mut *self.generator;
         let s = &mut saved[0];
-        self.ops.embed(&mut s.x, &batch.tokens, &self.embed)?;
-        for (l, (block, cache)) in self.blocks.iter().zip(caches).enumerate() {
-            let lora = adapter.map(|a| &a.blocks[l]);
-            if l + 1 < self.blocks.len() {
-                block.forward(&self.ops, last, s, scratch, lora, &self.rope, &batch.packing)?;
+        ops.embed(&mut s.x, &batch.tokens, embed)?;
+        for (l, (block, cache)) in blocks.iter().zip(caches).enumerate() {
+            let lora = self.adapter.map(|a| &a.blocks[l]);
+            if l + 1 < blocks.len() {
+                block.forward(ops, last, s, scratch, lora, rope, &batch.packing)?;
             } else {
-                block.qkv_forward(&self.ops, s, lora, &batch.packing.positions, &self.rope)?;
+                block.qkv_forward(ops, s, lora, &batch.packing.positions, rope)?;
             }
-            self.ops.cache_append(cache, &s.qkv, table, block.spec.attention)?;
+            ops.cache_append(cache, &s.qkv, prefill, block.spec.attention)?;
             std::mem::swap(last, &mut s.x);
         }
         Ok(())
     }
 
-    /// The next tokens of every active slot, as many steps as the backend takes at once, the caches have room for and anybody wants
-    /// (`most`).
-    fn decode_burst(
-        &self,
-        ws: &mut Workspace<B>,
-        generator: &mut Generator<B>,
-        requests: &[Continue],
-        adapter: Option<&Adapter<B>>,
-        decoding: &Decoding,
-        active: &[Slot],
-        most: usize,
-    ) -> Result<Vec<Vec<u32>>> {
-        let ops = &self.ops;
-        let column = |f: fn(&Slot) -> u32| active.iter().map(f).collect::<Vec<u32>>();
-        let positions = column(|s| s.position);
-        let ids: Vec<u64> = active.iter().map(|s| requests[s.index].id).collect();
-        let drawn: Vec<u32> = positions.iter().map(|p| p + 1).collect();
-        generator.table.set(ops, &column(|s| s.slot), &positions)?;
-        generator.keys.set(ops, &ids, &drawn)?;
-        generator.logits.set_rows(active.len())?;
-        generator.next.set_rows(active.len())?;
-        generator.history.clear(ops, active.len())?;
-        ws.batch.tokens.refill(ops, &column(|s| s.token))?;
-        ws.set_rows(active.len())?;
-        ws.head.set_rows(active.len())?;
-        let furthest = positions.iter().max().map_or(0, |p| *p as usize);
+    /// The next tokens of every active slot, as many steps as the backend takes at once, the caches have room for and anybody
+    /// wants.
+    fn decode(&mut self) -> Result<Vec<Vec<u32>>> {
+        let Call { model: Transformer { ops, .. }, ws, generator, requests, decoding, active, results, .. } = self;
+        let (count, column) = (active.len(), |f: fn(&Active) -> u32| active.iter().map(f).collect::<Vec<u32>>());
+        let ids: Vec<u64> = active.iter().map(|a| requests[a.request].id).collect();
+        generator.table.set(ops, &column(|a| a.slot), &column(|a| a.position))?;
+        generator.keys.set(ops, &ids, &column(|a| a.position + 1))?;
+        generator.logits.set_rows(count)?;
+        generator.next.set_rows(count)?;
+        generator.history.clear(ops, count)?;
+        ws.batch.tokens.refill(ops, &column(|a| a.token))?;
+        ws.set_rows(count, count)?;
+        let wanted = |a: &Active| decoding.max_new_tokens - results[a.request].tokens.len();
+        let most = active.iter().map(wanted).max().unwrap_or_default();
+        let furthest = active.iter().map(|a| a.position as usize).max().unwrap_or_default();
         let steps = B::BURST.min(most).min(generator.length.saturating_sub(furthest)).max(1);
         for _ in 0..steps {
-            self.decode_step(ws, generator, adapter, decoding, active.len())?;
+            self.step()?;
         }
-        let history = generator.history.tokens.read(ops)?;
+        let history = self.generator.history.tokens.read(ops)?;
         Ok(history.chunks_exact(B::BURST).map(|row| row[..steps].to_vec()).collect())
     }
 
     /// One token for every active slot, left on the device. Everything that changes between steps lies in device memory, and
     /// buffers end where they began, so the step can be replayed.
-    fn decode_step(
-        &self,
-        ws: &mut Workspace<B>,
-        generator: &mut Generator<B>,
-        adapter: Option<&Adapter<B>>,
-        decoding: &Decoding,
-        active: usize,
-    ) -> Result<()> {
-        let (ops, w) = (&self.ops, self.lm_weight()?);
-        let Workspace { batch, saved, scratch, last, head, .. } = ws;
-        let Generator { caches, table, keys, logits, next, history, graphs, .. } = generator;
+    fn step(&mut self) -> Result<()> {
+        let (Transformer { ops, embed, blocks, norm, rope, config, .. }, w) = (self.model, self.model.lm_weight()?);
+        let Workspace { batch, saved, scratch, stream: Stream { last, .. }, head, .. } = &mut *self.ws;
+        let Generator { caches, table, keys, logits, next, history, graphs, .. } = &mut *self.generator;
         let s = &mut saved[0];
-        let Decoding { temperature, top_k, top_p, seed, .. } = *decoding;
-        ops.replay(graphs.entry(active).or_default(), || {
-            ops.embed(&mut s.x, &batch.tokens, &self.embed)?;
-            for (l, (block, cache)) in self.blocks.iter().zip(&mut *caches).enumerate() {
-                let lora = adapter.map(|a| &a.blocks[l]);
-                block.decode(ops, last, s, scratch, cache, lora, &self.rope, table)?;
+        let Decoding { temperature, top_k, top_p, seed, .. } = *self.decoding;
+        ops.replay(graphs.entry(self.active.len()).or_default(), || {
+            ops.embed(&mut s.x, &batch.tokens, embed)?;
+            for (l, (block, cache)) in blocks.iter().zip(&mut *caches).enumerate() {
+                let lora = self.adapter.map(|a| &a.blocks[l]);
+                block.decode(ops, last, s, scratch, cache, lora, rope, table)?;
                 std::mem::swap(last, &mut s.x);
             }
-            ops.norm_forward(&mut head.h, &mut head.rstd, &s.x, &self.norm, self.config.norm_spec())?;
-            if self.blocks.len() % 2 == 1 {
+            ops.norm_forward(&mut head.h, &mut head.rstd, &s.x, norm, config.norm_spec())?;
+            if blocks.len() % 2 == 1 {
                 std::mem::swap(last, &mut s.x);
             }
             ops.sample(next, logits, &head.h, keys, w, SampleSpec { temperature, top_k, top_p, seed })?;
             ops.advance(history, &mut batch.tokens, &mut table.positions, &mut keys.positions, next)
         })
+    }
+
+    /// Gives every active request its new tokens and frees the slots of those that ended; returns how many did.
+    fn take(&mut self, columns: Vec<Vec<u32>>) -> usize {
+        let (decoding, length, before) = (self.decoding, self.generator.length, self.active.len());
+        let over = |result: &Continued, at: &Active| {
+            let full = result.tokens.len() >= decoding.max_new_tokens || at.position as usize + 1 >= length;
+            result.finish == Finish::Stop || full
+        };
+        for (mut at, tokens) in std::mem::take(&mut self.active).into_iter().zip(columns) {
+            let result = &mut self.results[at.request];
+            for token in tokens {
+                if over(result, &at) {
+                    break; // what ran on for nothing
+                }
+                result.tokens.push(token);
+                (at.token, at.position) = (token, at.position + 1);
+                if self.model.config.eos_token_ids.contains(&token) && !decoding.ignore_eos {
+                    result.finish = Finish::Stop;
+                }
+            }
+            if over(result, &at) { self.free.push(at.slot) } else { self.active.push(at) }
+        }
+        before - self.active.len()
     }
 }

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::Checkpoint;
 use super::adapter::Adapter;
 use super::adapter_file::AdapterFile;
-use super::batch::{AnswerTokens, Batch, Heads, plan};
+use super::batch::{AnswerTokens, Batch, Heads};
 use super::config::ModelConfig;
 use super::generate::{Continue, Continued, Generator};
 use super::subject::{Answer, Ask, Decoding, Version};
@@ -18,7 +18,7 @@ use super::workspace::Workspace;
 use crate::error::{Error, Result};
 use crate::ops::Ops;
 use crate::text::Prompt;
-use crate::text::rendering::{IdLimits, Rendered, Rendering};
+use crate::text::rendering::{Rendered, Rendering};
 
 /// Sequences generated side by side: one block of the CPU's products.
 const SLOTS: usize = 64;
@@ -38,7 +38,7 @@ impl From<ModelSpec> for String {
     }
 }
 
-/// A model that answers, and scores or tells log-probabilities.
+/// A model that answers, scores, or gives log-probabilities.
 pub struct Pretrained<B: Ops> {
     pub transformer: Transformer<B>,
     pub rendering: Rendering,
@@ -58,24 +58,15 @@ impl<B: Ops> Pretrained<B> {
     pub fn open(ops: &B, spec: &ModelSpec, batch_tokens: usize, interrupt: Arc<AtomicBool>) -> Result<Self> {
         let mut config = ModelConfig::open(&spec.dir)?;
         let checkpoint = Checkpoint::open(&spec.dir, &config)?;
-        let rendering = Rendering::open(
-            &spec.dir,
-            &IdLimits {
-                vocab_size: config.vocab_size,
-                context: config.max_position_embeddings,
-                eos_token_ids: &config.eos_token_ids,
-                tokenizer_sha256: config.tokenizer_sha256.as_deref(),
-            },
-        )?;
+        let rendering = Rendering::open(&spec.dir, &config.limits())?;
         config.eos_token_ids = rendering.end_tokens().to_vec();
         let transformer = Transformer::load(ops, config, &checkpoint)?;
-        let adapter = spec.adapter.as_deref().map(|dir| load_adapter(&transformer, dir)).transpose()?;
-        let dir = spec.dir.clone();
+        let adapter = spec.adapter.as_deref().map(|dir| transformer.open_adapter(dir)).transpose()?;
         Ok(Pretrained {
             transformer,
             rendering,
             adapter,
-            dir,
+            dir: spec.dir.clone(),
             batch_tokens,
             workspace: None,
             generator: None,
@@ -95,8 +86,13 @@ impl<B: Ops> Pretrained<B> {
         (self.workspace, self.generator) = (None, None);
     }
 
-    fn check_interrupt(&self) -> Result<()> {
-        interrupted(&self.interrupt)
+    /// Writes the adapter into the folder `dir`, as PEFT does; nothing, and false, where there is none. Fails where the device
+    /// does, where a number is not finite, and where the folder cannot be written.
+    pub(crate) fn save_adapter(&self, dir: &Path) -> Result<bool> {
+        let Some(adapter) = &self.adapter else { return Ok(false) };
+        let base_model_name = Some(self.dir.display().to_string());
+        AdapterFile { base_model_name, ..adapter.to_file(&self.transformer.ops)? }.save(dir)?;
+        Ok(true)
     }
 
     /// Memory for at least `rows` packed rows.
@@ -125,24 +121,23 @@ impl<B: Ops> Pretrained<B> {
             _ => Generator::new(&self.transformer.ops, &self.transformer.config, SLOTS, length, ws.capacity())?,
         };
         let adapter = self.version(version);
-        let interrupt = |_| self.check_interrupt();
+        let interrupt = |_| interrupted(&self.interrupt);
         let answers = self.transformer.generate(&mut ws, &mut generator, &good, adapter, decoding, interrupt);
         (self.workspace, self.generator) = (Some(ws), Some(generator));
-        let mut answers = answers?.into_iter();
         let text = |Continued { tokens, finish }| Ok(Answer { text: self.rendering.decode(&tokens)?, tokens, finish });
-        Ok(requests.into_iter().map(|r| r.and_then(|_| answers.next().map_or_else(|| Err(lost()), text))).collect())
+        Ok(fill(requests, answers?, text))
     }
 
-    /// Log-probability of every token of each answer, in order.
-    pub(crate) fn logprobs(&mut self, version: Version, rows: &[Result<Rendered>]) -> Result<Vec<Option<Vec<f32>>>> {
+    /// Log-probabilities of each answer's tokens, in order; an inner error is that row's own.
+    pub(crate) fn logprobs(&mut self, version: Version, rows: Vec<Result<Rendered>>) -> Result<Vec<Result<Vec<f32>>>> {
         self.packed(version, rows, Heads::Targets, |model, ws, batch, adapter| {
             let rows = model.forward_targets(ws, batch, adapter, false)?.logprob;
             Ok(batch.sequences.iter().map(|range| rows[range.clone()].to_vec()).collect())
         })
     }
 
-    /// Raw scores (one per label) of each row, read at its last token.
-    pub(crate) fn scores(&mut self, version: Version, rows: &[Result<Rendered>]) -> Result<Vec<Option<Vec<f32>>>> {
+    /// Raw scores (one per label) of each row, read at its last token; an inner error is that row's own.
+    pub(crate) fn scores(&mut self, version: Version, rows: Vec<Result<Rendered>>) -> Result<Vec<Result<Vec<f32>>>> {
         let labels = self.transformer.config.labels();
         self.packed(version, rows, Heads::Ends, |model, ws, batch, adapter| {
             let scores = model.forward_scores(ws, batch, adapter)?;
@@ -150,51 +145,44 @@ impl<B: Ops> Pretrained<B> {
         })
     }
 
-    /// Runs `rows` packed, at most `batch_tokens` at a time; `None` where the row was an error. Neighbours with the same prompt
-    /// share its rows: their bits do not depend on it.
+    /// Runs `rows` packed, at most `batch_tokens` at a time. Neighbours with the same prompt share its rows: their bits do not
+    /// depend on it.
     fn packed(
         &mut self,
         version: Version,
-        rows: &[Result<Rendered>],
+        rows: Vec<Result<Rendered>>,
         heads: Heads,
-        mut run: impl FnMut(&Transformer<B>, &mut Workspace<B>, &Batch, Option<&Adapter<B>>) -> Result<Vec<Vec<f32>>>,
-    ) -> Result<Vec<Option<Vec<f32>>>> {
+        run: impl Fn(&Transformer<B>, &mut Workspace<B>, &Batch, Option<&Adapter<B>>) -> Result<Vec<Vec<f32>>>,
+    ) -> Result<Vec<Result<Vec<f32>>>> {
         let good: Vec<&Rendered> = rows.iter().flatten().collect();
-        let groups: Vec<&[&Rendered]> = good.chunk_by(|a, b| a.prompt_len > 0 && prompt(a) == prompt(b)).collect();
-        let owned = |group: &&[&Rendered]| -> (Vec<u32>, Vec<Vec<u32>>) {
-            let prompt = group.first().map_or(&[][..], |r| prompt(r));
-            (prompt.to_vec(), group.iter().map(|r| r.answer().to_vec()).collect())
-        };
-        let groups: Vec<(Vec<u32>, Vec<Vec<u32>>)> = groups.iter().map(owned).collect();
-
-        let costs: Vec<usize> = groups.iter().map(|(p, answers)| Batch::cost(p, &views(answers), heads)).collect();
-        let mut ws = self.take_workspace(costs.iter().copied().max().unwrap_or(0).max(1))?;
-        let mut results = Vec::with_capacity(good.len());
-        for range in plan(&costs, self.batch_tokens) {
-            self.check_interrupt()?;
-            let mut batch = Batch::default();
-            for (prompt, answers) in &groups[range] {
-                batch.push(prompt, &views(answers), heads);
-            }
-            results.extend(run(&self.transformer, &mut ws, &batch, self.version(version))?);
+        let groups: Vec<_> = good.chunk_by(|a, b| a.prompt_len > 0 && prompt(a) == prompt(b)).collect();
+        let batches = Batch::pack(&groups, heads, self.batch_tokens, |group| {
+            (prompt(group[0]), group.iter().map(|row| AnswerTokens::new(row.answer())).collect())
+        });
+        let mut ws = self.take_workspace(batches.iter().map(|(_, batch)| batch.len()).max().unwrap_or(1))?;
+        let mut values = Vec::with_capacity(good.len());
+        for (_, batch) in batches {
+            interrupted(&self.interrupt)?;
+            values.extend(run(&self.transformer, &mut ws, &batch, self.version(version))?);
         }
         self.workspace = Some(ws);
-        let mut results = results.into_iter();
-        Ok(rows.iter().map(|row| row.as_ref().ok().and_then(|_| results.next())).collect())
+        Ok(fill(rows, values, Ok))
     }
 
     /// Reward r(x, y) per row: the first label's score.
     pub fn rewards(&mut self, version: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<f32>>> {
         let rendering = &self.rendering;
         let rendered: Vec<Result<Rendered>> = rows.par_iter().map(|(p, a)| rendering.full(p, a)).collect();
-        let scores = self.scores(version, &rendered)?;
-        let place = || self.dir.display().to_string();
-        Ok(join(rendered, scores, |scores| match scores.first() {
+        let scores = self.scores(version, rendered)?;
+        let first = |scores: Vec<f32>| match scores.first() {
             Some(r) if r.is_finite() => Ok(*r),
-            other => {
-                Err(Error::Row { place: place(), expected: "a finite reward".into(), found: format!("{other:?}") })
-            }
-        }))
+            other => Err(Error::Row {
+                place: self.dir.display().to_string(),
+                expected: "a finite reward".into(),
+                found: format!("{other:?}"),
+            }),
+        };
+        Ok(scores.into_iter().map(|scores| scores.and_then(first)).collect())
     }
 
     /// (Σ log p, n) per row that was rendered.
@@ -203,8 +191,8 @@ impl<B: Ops> Pretrained<B> {
         version: Version,
         rendered: Vec<Result<Rendered>>,
     ) -> Result<Vec<Result<(f64, usize)>>> {
-        let logprobs = self.logprobs(version, &rendered)?;
-        Ok(join(rendered, logprobs, |l| Ok((l.iter().map(|&l| f64::from(l)).sum(), l.len()))))
+        let sum = |l: Vec<f32>| (l.iter().map(|&l| f64::from(l)).sum(), l.len());
+        Ok(self.logprobs(version, rendered)?.into_iter().map(|logprobs| logprobs.map(sum)).collect())
     }
 }
 
@@ -226,15 +214,8 @@ fn request(rendering: &Rendering, ask: &Ask, context: usize) -> Result<Continue>
     Ok(Continue { tokens, forced: forced.len(), id: ask.id })
 }
 
-/// Reads an adapter folder for the model, score head included.
-pub(crate) fn load_adapter<B: Ops>(transformer: &Transformer<B>, dir: &Path) -> Result<Adapter<B>> {
-    let file = AdapterFile::open(dir, &transformer.config)?;
-    let score = transformer.score_weights()?;
-    Adapter::load(&transformer.ops, &transformer.config, &file, score.as_deref())
-}
-
 /// Fails once the user asked to stop.
-pub(crate) fn interrupted(flag: &AtomicBool) -> Result<()> {
+fn interrupted(flag: &AtomicBool) -> Result<()> {
     if flag.load(Ordering::Relaxed) { Err(Error::Interrupted(String::new())) } else { Ok(()) }
 }
 
@@ -242,19 +223,9 @@ fn prompt(row: &Rendered) -> &[u32] {
     &row.tokens[..row.prompt_len]
 }
 
-fn join<T>(
-    rendered: Vec<Result<Rendered>>,
-    values: Vec<Option<Vec<f32>>>,
-    mut finish: impl FnMut(Vec<f32>) -> Result<T>,
-) -> Vec<Result<T>> {
-    let pairs = rendered.into_iter().zip(values);
-    pairs.map(|(row, value)| row.and_then(|_| value.map_or_else(|| Err(lost()), &mut finish))).collect()
-}
-
-fn lost() -> Error {
-    Error::Shape { op: "batch", expected: "a result per row".into(), found: "fewer".into() }
-}
-
-fn views(answers: &[Vec<u32>]) -> Vec<AnswerTokens<'_>> {
-    answers.iter().map(|tokens| AnswerTokens::new(tokens)).collect()
+/// Puts the results of the good rows into their places.
+fn fill<T, V, R>(rows: Vec<Result<T>>, values: Vec<V>, finish: impl Fn(V) -> Result<R>) -> Vec<Result<R>> {
+    let lost = || Error::Shape { op: "batch", expected: "a result per row".into(), found: "fewer".into() };
+    let mut values = values.into_iter();
+    rows.into_iter().map(|row| row.and_then(|_| finish(values.next().ok_or_else(lost)?))).collect()
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::checkpoint::{Weights, promised};
+use super::checkpoint::{WeightSource, promised};
 use super::config::ModelConfig;
 use crate::error::{Error, Result};
 
@@ -20,7 +20,7 @@ impl RandomWeights {
     }
 }
 
-impl Weights for RandomWeights {
+impl WeightSource for RandomWeights {
     fn shape(&self, name: &str) -> Result<&[usize]> {
         let missing =
             || Error::Shape { op: "random weights", expected: "a tensor of the config".into(), found: name.into() };

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use super::adapter::{Adapter, AdapterGrad};
+use super::adapter::{Adapter, AdapterGrad, AdapterInit};
+use super::adapter_file::AdapterFile;
 use super::batch::Batch;
 use super::block::{Block, BlockSpec};
-use super::checkpoint::{Checkpoint, EMBEDDING, Weights};
-use super::config::ModelConfig;
-use super::workspace::{KlSpace, Workspace};
+use super::checkpoint::{Checkpoint, EMBEDDING, WeightSource};
+use super::config::{Head, ModelConfig};
+use super::projection::Projection;
+use super::workspace::{Stream, Workspace};
 use crate::backend::Tensor;
 use crate::error::{Error, Result};
 use crate::ops::{Activation, AttentionSpec, GateUpSpec, NormSpec, Ops, QkvSpec, QkvWeights, Rope};
@@ -19,12 +21,12 @@ pub struct Transformer<B: Ops> {
     pub(super) embed: B::Weight, // (V, C)
     pub(super) blocks: Vec<Block<B>>,
     pub(super) norm: Tensor<B>, // (1, C)
-    pub(super) head: Head<B>,
+    pub(super) head: HeadWeight<B>,
     pub(super) rope: Rope<B>,
 }
 
 /// What stands on top.
-pub(super) enum Head<B: Ops> {
+pub(super) enum HeadWeight<B: Ops> {
     /// The embedding serves as head too.
     Tied,
     Untied(B::Weight),     // (V, C)
@@ -48,87 +50,94 @@ impl<B: Ops> Transformer<B> {
     }
 
     /// Uploads the weights of `checkpoint`, which fits `config`.
-    pub(crate) fn load(ops: &B, config: ModelConfig, checkpoint: &impl Weights) -> Result<Self> {
-        let c = config.hidden_size;
-        let matrix = |names: &[String]| -> Result<B::Weight> {
+    pub(crate) fn load(ops: &B, config: ModelConfig, checkpoint: &impl WeightSource) -> Result<Self> {
+        let read = |names: &[String]| -> Result<Vec<f32>> {
             let mut values = Vec::new();
-            for name in names {
-                checkpoint.read(name, &mut values)?;
-            }
-            let cols = checkpoint.shape(&names[0])?[1];
-            ops.weight(values.len() / cols, cols, values)
-        };
-        let read = |name: &str| -> Result<Vec<f32>> {
-            let mut values = Vec::new();
-            checkpoint.read(name, &mut values)?;
+            names.iter().try_for_each(|name| checkpoint.read(name, &mut values))?;
             Ok(values)
         };
-        let vector = |values: &[f32]| Tensor::from_host(ops, 1, values.len(), &ops.activations(values));
+        let matrix = |names: &[String]| -> Result<B::Weight> {
+            let (values, cols) = (read(names)?, checkpoint.shape(&names[0])?[1]);
+            ops.weight(values.len() / cols, cols, values)
+        };
+        let vector = |names: &[String]| -> Result<Tensor<B>> {
+            let values = read(names)?;
+            Tensor::from_host(ops, 1, values.len(), &ops.activations(&values))
+        };
         let head = match config.head {
-            super::config::Head::Causal if config.tie_word_embeddings => Head::Tied,
-            super::config::Head::Causal => Head::Untied(matrix(&["lm_head.weight".into()])?),
-            super::config::Head::Classification { labels } => {
-                Head::Score(Tensor::from_host(ops, labels, c, &read("score.weight")?)?)
+            Head::Causal if config.tie_word_embeddings => HeadWeight::Tied,
+            Head::Causal => HeadWeight::Untied(matrix(&["lm_head.weight".into()])?),
+            Head::Classification { labels } => {
+                let w = read(&["score.weight".into()])?;
+                HeadWeight::Score(Tensor::from_host(ops, labels, config.hidden_size, &w)?)
             }
         };
         let mut blocks = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
-            let name = |rest: &str| format!("model.layers.{layer}.{rest}.weight");
-            let qkv = ["q", "k", "v"].map(|p| name(&format!("self_attn.{p}_proj")));
-            let mut bias = Vec::new();
-            if config.qkv_bias {
-                for p in ["q", "k", "v"] {
-                    checkpoint.read(&format!("model.layers.{layer}.self_attn.{p}_proj.bias"), &mut bias)?;
-                }
-            }
-            let norm = |rest: &str| vector(&read(&name(rest))?);
-            let qk_norm = match config.qk_norm {
-                true => Some((norm("self_attn.q_norm")?, norm("self_attn.k_norm")?)),
-                false => None,
+            let name = |rest: &str| [format!("model.layers.{layer}.{rest}")];
+            let all = |parts: &[Projection], kind: &str| -> Vec<String> {
+                parts.iter().flat_map(|p| name(&format!("{}.{kind}", p.path()))).collect()
             };
-            let bias = if bias.is_empty() { None } else { Some(vector(&bias)?) };
+            let [qkv, o, gate_up, down] = Projection::FUSED;
+            let product = |parts| matrix(&all(parts, "weight"));
+            let head_norm = |which: &str| vector(&name(&format!("self_attn.{which}_norm.weight")));
+            let qkv = QkvWeights {
+                w: product(qkv)?,
+                bias: config.qkv_bias.then(|| vector(&all(qkv, "bias"))).transpose()?,
+                qk_norm: config.qk_norm.then(|| Ok((head_norm("q")?, head_norm("k")?))).transpose()?,
+            };
             blocks.push(Block {
-                input_norm: norm("input_layernorm")?,
-                qkv: QkvWeights { w: matrix(&qkv)?, bias, qk_norm },
-                o: matrix(&[name("self_attn.o_proj")])?,
-                post_norm: norm("post_attention_layernorm")?,
-                gate_up: matrix(&[name("mlp.gate_proj"), name("mlp.up_proj")])?,
-                down: matrix(&[name("mlp.down_proj")])?,
+                input_norm: vector(&name("input_layernorm.weight"))?,
+                qkv,
+                o: product(o)?,
+                post_norm: vector(&name("post_attention_layernorm.weight"))?,
+                gate_up: product(gate_up)?,
+                down: product(down)?,
                 spec: config.block_spec(layer),
             });
         }
-        let rope = Rope::new(ops, &config.rope.inv_freq(config.head_dim), config.max_position_embeddings)?;
         Ok(Transformer {
             ops: ops.clone(),
             embed: matrix(&[EMBEDDING.into()])?,
             blocks,
-            norm: vector(&read("model.norm.weight")?)?,
+            norm: vector(&["model.norm.weight".into()])?,
             head,
-            rope,
+            rope: Rope::new(ops, &config.rope.inv_freq(config.head_dim), config.max_position_embeddings)?,
             config,
         })
     }
 
+    /// A fresh adapter, with a classifier's own head.
+    pub fn new_adapter(&self, rank: usize, lora_alpha: f64, init: AdapterInit) -> Result<Adapter<B>> {
+        Adapter::new(&self.ops, &self.config, rank, lora_alpha, init, self.score_weights()?.as_deref())
+    }
+
+    /// Reads an adapter's folder, score head included; fails unless it fits this model.
+    pub fn open_adapter(&self, dir: &Path) -> Result<Adapter<B>> {
+        let file = AdapterFile::open(dir, &self.config)?;
+        Adapter::load(&self.ops, &self.config, &file, self.score_weights()?.as_deref())
+    }
+
     /// The classifier's original head (labels, C).
-    pub fn score_weights(&self) -> Result<Option<Vec<f32>>> {
+    fn score_weights(&self) -> Result<Option<Vec<f32>>> {
         match &self.head {
-            Head::Score(w) => w.read(&self.ops).map(Some),
-            Head::Tied | Head::Untied(_) => Ok(None),
+            HeadWeight::Score(w) => w.read(&self.ops).map(Some),
+            HeadWeight::Tied | HeadWeight::Untied(_) => Ok(None),
         }
     }
 
     pub(super) fn lm_weight(&self) -> Result<&B::Weight> {
         match &self.head {
-            Head::Tied => Ok(&self.embed),
-            Head::Untied(w) => Ok(w),
-            Head::Score(_) => Err(wrong_head("a language-model head", "a score head")),
+            HeadWeight::Tied => Ok(&self.embed),
+            HeadWeight::Untied(w) => Ok(w),
+            HeadWeight::Score(_) => Err(wrong_head("a language-model head", "a score head")),
         }
     }
 
     fn score_weight<'a>(&'a self, adapter: Option<&'a Adapter<B>>) -> Result<&'a Tensor<B, f32>> {
         match (adapter.and_then(|a| a.score.as_ref()), &self.head) {
             (Some(adapted), _) => Ok(adapted),
-            (None, Head::Score(w)) => Ok(w),
+            (None, HeadWeight::Score(w)) => Ok(w),
             (None, _) => Err(wrong_head("a score head", "a language-model head")),
         }
     }
@@ -144,12 +153,12 @@ impl<B: Ops> Transformer<B> {
         let _stage = crate::backend::stage(c"policy forward");
         let w = self.lm_weight()?;
         self.forward(ws, batch, adapter)?;
-        let head = &mut ws.head;
+        let Workspace { batch, head, head_rows, chunk, .. } = ws;
         let dh = if rows { Some(&mut head.dh) } else { None };
-        self.ops.lm_head_forward(&mut head.rows, dh, &mut head.chunk, &head.h, &ws.batch.targets, w)?;
+        self.ops.lm_head_forward(head_rows, dh, chunk, &head.h, &batch.targets, w)?;
         Ok(TargetLogprobs {
-            logprob: head.rows.logprob.read(&self.ops)?,
-            log_rest: head.rows.log_rest.read(&self.ops)?,
+            logprob: head_rows.logprob.read(&self.ops)?,
+            log_rest: head_rows.log_rest.read(&self.ops)?,
         })
     }
 
@@ -167,34 +176,25 @@ impl<B: Ops> Transformer<B> {
         self.backward(ws, adapter, grad)
     }
 
-    /// π_0's normed hidden rows behind head row `first`, kept for `kl_targets`. Overwrites the batch in `ws`.
+    /// Keeps π_0's normed hidden rows from head row `first` on for `kl_targets`. Overwrites the batch in `ws`.
     pub fn keep_start_rows(&self, ws: &mut Workspace<B>, batch: &Batch, first: usize) -> Result<()> {
         self.forward(ws, batch, None)?;
-        let (hidden, vocab, capacity) = (self.config.hidden_size, self.config.vocab_size, ws.capacity());
-        if ws.head.kl.is_none() {
-            ws.head.kl = Some(KlSpace::with_capacity(&self.ops, capacity, hidden, vocab)?);
-        }
-        let Some(kl) = &mut ws.head.kl else { return Ok(()) };
         let count = batch.rows.len() - first;
-        kl.h0.set_rows(count)?;
-        let stride = ws.head.h.stride();
-        self.ops.copy(&mut kl.h0.buffer, 0, &ws.head.h.buffer, first * stride, count * stride)
+        ws.set_kl_rows(&self.ops, &self.config, count)?;
+        let Workspace { head, kl: Some((kl, _)), .. } = ws else { return Ok(()) };
+        let stride = head.h.stride();
+        self.ops.copy(&mut kl.h0.buffer, 0, &head.h.buffer, first * stride, count * stride)
     }
 
-    /// KL(π_0‖π_θ) of each head row behind `first`, after `keep_start_rows` and `forward_targets` on the same batch; overwrites
+    /// Returns KL(π_0‖π_θ) of each head row from `first` on, after `keep_start_rows` and `forward_targets` on the same batch; overwrites
     /// their gradient rows with ∂KL/∂h, so that `backward_targets` weighs them like any other.
     pub fn kl_targets(&self, ws: &mut Workspace<B>, first: usize) -> Result<Vec<f32>> {
         let _stage = crate::backend::stage(c"policy divergence");
         let w = self.lm_weight()?;
-        let head = &mut ws.head;
-        let Some(kl) = &mut head.kl else { return Ok(Vec::new()) };
-        let count = kl.h0.rows();
-        kl.h.set_rows(count)?;
-        kl.dh.set_rows(count)?;
-        kl.kl.set_rows(count)?;
-        let stride = head.h.stride();
+        let Workspace { head, chunk, kl: Some((kl, chunk0)), .. } = ws else { return Ok(Vec::new()) };
+        let (count, stride) = (kl.h0.rows(), head.h.stride());
         self.ops.copy(&mut kl.h.buffer, 0, &head.h.buffer, first * stride, count * stride)?;
-        self.ops.lm_head_kl(&mut kl.kl, &mut kl.dh, &mut head.chunk, &mut kl.chunk0, &kl.h, &kl.h0, w)?;
+        self.ops.lm_head_kl(&mut kl.kl, &mut kl.dh, chunk, chunk0, &kl.h, &kl.h0, w)?;
         self.ops.copy(&mut head.dh.buffer, first * stride, &kl.dh.buffer, 0, count * stride)?;
         kl.kl.read(&self.ops)
     }
@@ -234,34 +234,31 @@ impl<B: Ops> Transformer<B> {
         ws.load(&self.ops, batch)?;
         self.blocks_forward(ws, adapter)?;
         let head = &mut ws.head;
-        self.ops.gather(&mut head.x, &ws.last, &ws.batch.rows)?;
+        self.ops.gather(&mut head.x, &ws.stream.last, &ws.batch.rows)?;
         self.ops.norm_forward(&mut head.h, &mut head.rstd, &head.x, &self.norm, self.config.norm_spec())
     }
 
-    /// Embedding and blocks; the result is in `ws.last`. Without backward all blocks share one set of activations.
-    pub(super) fn blocks_forward(&self, ws: &mut Workspace<B>, adapter: Option<&Adapter<B>>) -> Result<()> {
-        let Workspace { batch, saved, scratch, last, .. } = ws;
+    /// Embedding and blocks; the result is in `ws.stream`. Without backward all blocks share one set of activations.
+    fn blocks_forward(&self, ws: &mut Workspace<B>, adapter: Option<&Adapter<B>>) -> Result<()> {
+        let Workspace { batch, saved, scratch, stream: Stream { last, .. }, .. } = ws;
         self.ops.embed(&mut saved[0].x, &batch.tokens, &self.embed)?;
-        let keep = saved.len() > 1 || self.blocks.len() == 1;
+        let shared = saved.len() == 1;
         for (l, block) in self.blocks.iter().enumerate() {
-            let lora = adapter.map(|a| &a.blocks[l]);
-            if !keep {
-                block.forward(&self.ops, last, &mut saved[0], scratch, lora, &self.rope, &batch.packing)?;
-                if l + 1 < self.blocks.len() {
-                    std::mem::swap(last, &mut saved[0].x);
-                }
-                continue;
-            }
-            let (done, rest) = saved.split_at_mut(l + 1);
+            let at = if shared { 0 } else { l };
+            let (done, rest) = saved.split_at_mut(at + 1);
             let out = rest.first_mut().map_or(&mut *last, |next| &mut next.x);
-            block.forward(&self.ops, out, &mut done[l], scratch, lora, &self.rope, &batch.packing)?;
+            let lora = adapter.map(|a| &a.blocks[l]);
+            block.forward(&self.ops, out, &mut done[at], scratch, lora, &self.rope, &batch.packing)?;
+            if shared && l + 1 < self.blocks.len() {
+                std::mem::swap(last, &mut saved[0].x);
+            }
         }
         Ok(())
     }
 
     /// From the head's gradient rows down to the adapters.
     fn backward(&self, ws: &mut Workspace<B>, adapter: &Adapter<B>, grad: &mut AdapterGrad<B>) -> Result<()> {
-        let Workspace { batch, saved, scratch, dx, head, .. } = ws;
+        let Workspace { batch, saved, scratch, stream: Stream { dx, .. }, head, .. } = ws;
         head.dx.clear(&self.ops)?;
         self.ops.norm_backward(&mut head.dx, &head.dh, &head.x, &head.rstd, &self.norm, self.config.norm_spec())?;
         self.ops.scatter(dx, &head.dx, &batch.rows)?;
@@ -296,17 +293,5 @@ impl ModelConfig {
         };
         let gate_up = GateUpSpec { activation: Activation::Silu, gated: true };
         BlockSpec { norm, qkv: QkvSpec { heads, kv_heads, head_dim, norm }, attention, gate_up }
-    }
-
-    pub fn is_causal(&self) -> bool {
-        matches!(self.head, super::config::Head::Causal)
-    }
-
-    /// Scores per sequence; 0 for a language model.
-    pub fn labels(&self) -> usize {
-        match self.head {
-            super::config::Head::Causal => 0,
-            super::config::Head::Classification { labels } => labels,
-        }
     }
 }

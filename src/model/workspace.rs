@@ -1,8 +1,9 @@
 //! Everything a model writes while it runs: allocated once for `capacity` packed rows; a step uses as many as it needs.
 
 use super::batch::{Batch, DeviceBatch};
-use super::block::{Saved, Scratch, Widths};
+use super::block::{BlockScratch, Saved, Widths};
 use super::config::ModelConfig;
+use super::tensors::tensors;
 use crate::backend::Tensor;
 use crate::error::Result;
 use crate::ops::{HeadRows, Ops};
@@ -12,44 +13,46 @@ pub struct Workspace<B: Ops> {
     pub(super) batch: DeviceBatch<B>,
     /// One per block where backward will need them, else one for all.
     pub(super) saved: Vec<Saved<B>>,
-    pub(super) scratch: Scratch<B>,
-    pub(super) last: Tensor<B>, // (T, C) residual stream behind the last block
-    pub(super) dx: Tensor<B>,   // (T, C) its gradient
+    pub(super) scratch: BlockScratch<B>,
+    pub(super) stream: Stream<B>,
     pub(super) head: HeadSpace<B>,
+    pub(super) head_rows: HeadRows<B>,
+    pub(super) chunk: Tensor<B>, // (chunk rows, V)
+    /// For KL(π_0‖π_θ) only, allocated at its first use: with a second chunk, of π_0's logits.
+    pub(super) kl: Option<(KlSpace<B>, Tensor<B>)>,
     capacity: usize,
     rank: usize,
 }
 
-/// What the heads write.
-pub(super) struct HeadSpace<B: Ops> {
-    pub(crate) x: Tensor<B>,            // (R, C) gathered rows of the residual stream
-    pub(crate) rstd: Tensor<B, f32>,    // (R, 1)
-    pub(crate) h: Tensor<B>,            // (R, C) normed
-    pub(crate) dh: Tensor<B>,           // (R, C)
-    pub(crate) dx: Tensor<B>,           // (R, C)
-    pub(crate) weights: Tensor<B, f32>, // (R, 1)
-    pub(crate) rows: HeadRows<B>,
-    pub(crate) chunk: Tensor<B>,         // (chunk rows, V)
-    pub(crate) scores: Tensor<B, f32>,   // (R, labels)
-    pub(crate) d_scores: Tensor<B, f32>, // (R, labels)
-    /// For KL(π_0‖π_θ) only, allocated at its first use.
-    pub(crate) kl: Option<KlSpace<B>>,
+tensors! {
+    /// The residual stream past the last block.
+    pub(super) struct Stream(rows: usize, back: usize, hidden: usize) {
+        last: B::Act = [rows, hidden],
+        dx: B::Act = [back, hidden], // its gradient
+    }
 }
 
-/// What the KL term needs besides.
-pub(super) struct KlSpace<B: Ops> {
-    pub(crate) h: Tensor<B>,       // (R, C) π_θ's normed rows
-    pub(crate) h0: Tensor<B>,      // (R, C) π_0's
-    pub(crate) dh: Tensor<B>,      // (R, C)
-    pub(crate) kl: Tensor<B, f32>, // (R, 1)
-    pub(crate) chunk0: Tensor<B>,  // (chunk rows, V)
+tensors! {
+    /// What the heads write.
+    pub(super) struct HeadSpace(rows: usize, back: usize, hidden: usize, labels: usize) {
+        x: B::Act = [rows, hidden], // gathered rows of the residual stream
+        rstd: f32 = [rows, 1],
+        h: B::Act = [rows, hidden], // normed
+        scores: f32 = [rows, labels],
+        dh: B::Act = [back, hidden],
+        dx: B::Act = [back, hidden],
+        weights: f32 = [back, 1],
+        d_scores: f32 = [back, labels],
+    }
 }
 
-impl<B: Ops> KlSpace<B> {
-    pub(crate) fn with_capacity(ops: &B, rows: usize, hidden: usize, vocab: usize) -> Result<Self> {
-        let act = || Tensor::zeros(ops, rows, hidden);
-        let chunk0 = Tensor::zeros(ops, B::lm_head_chunk(vocab).min(rows), vocab)?;
-        Ok(KlSpace { h: act()?, h0: act()?, dh: act()?, kl: Tensor::zeros(ops, rows, 1)?, chunk0 })
+tensors! {
+    /// What the KL term needs beside the head's tensors.
+    pub(super) struct KlSpace(rows: usize, hidden: usize) {
+        h: B::Act = [rows, hidden], // π_θ's normed rows
+        h0: B::Act = [rows, hidden], // π_0's
+        dh: B::Act = [rows, hidden],
+        kl: f32 = [rows, 1],
     }
 }
 
@@ -73,33 +76,17 @@ impl<B: Ops> Workspace<B> {
     /// Room for `capacity` packed rows of a model with adapters of `rank` (0: none). With `backward` every block's activations
     /// are kept.
     pub fn new(ops: &B, config: &ModelConfig, rank: usize, capacity: usize, backward: bool) -> Result<Self> {
-        let widths = config.widths(rank);
-        let blocks = if backward { config.layers } else { 1 };
-        let hidden = config.hidden_size;
-        let (labels, vocab) = (config.labels(), config.vocab_size);
-        let act = |rows| Tensor::zeros(ops, rows, hidden);
-        let back = if backward { capacity } else { 0 };
-        let chunk = if config.is_causal() { B::lm_head_chunk(vocab).min(capacity) } else { 0 };
-        let head = HeadSpace {
-            x: act(capacity)?,
-            rstd: Tensor::zeros(ops, capacity, 1)?,
-            h: act(capacity)?,
-            dh: act(back)?,
-            dx: act(back)?,
-            weights: Tensor::zeros(ops, back, 1)?,
-            rows: HeadRows::with_capacity(ops, capacity)?,
-            chunk: Tensor::zeros(ops, chunk, vocab)?,
-            scores: Tensor::zeros(ops, capacity, labels)?,
-            d_scores: Tensor::zeros(ops, back, labels)?,
-            kl: None,
-        };
+        let (widths, hidden) = (config.widths(rank), config.hidden_size);
+        let (blocks, back) = if backward { (config.layers, capacity) } else { (1, 0) };
         Ok(Workspace {
             batch: DeviceBatch::with_capacity(ops, capacity)?,
-            saved: (0..blocks).map(|_| Saved::with_capacity(ops, capacity, &widths)).collect::<Result<_>>()?,
-            scratch: Scratch::with_capacity(ops, capacity, &widths, backward)?,
-            last: act(capacity)?,
-            dx: act(back)?,
-            head,
+            saved: (0..blocks).map(|_| Saved::new(ops, capacity, &widths)).collect::<Result<_>>()?,
+            scratch: BlockScratch::new(ops, capacity, back, &widths)?,
+            stream: Stream::new(ops, capacity, back, hidden)?,
+            head: HeadSpace::new(ops, capacity, back, hidden, config.labels())?,
+            head_rows: HeadRows::with_capacity(ops, capacity)?,
+            chunk: if config.is_causal() { chunk(ops, config, capacity)? } else { Tensor::zeros(ops, 0, 0)? },
+            kl: None,
             capacity,
             rank,
         })
@@ -117,27 +104,31 @@ impl<B: Ops> Workspace<B> {
     /// Loads a batch's tables and sets every tensor to its rows.
     pub(super) fn load(&mut self, ops: &B, batch: &Batch) -> Result<()> {
         self.batch.set(ops, batch)?;
-        self.set_rows(batch.len())?;
-        self.head.set_rows(batch.rows.len())
+        self.set_rows(batch.len(), batch.rows.len())
     }
 
-    pub(super) fn set_rows(&mut self, rows: usize) -> Result<()> {
+    /// `rows` packed ones, `read` of which a head reads.
+    pub(super) fn set_rows(&mut self, rows: usize, read: usize) -> Result<()> {
         self.saved.iter_mut().try_for_each(|saved| saved.set_rows(rows))?;
         self.scratch.set_rows(rows)?;
-        self.last.set_rows(rows)?;
-        if self.dx.capacity() > 0 { self.dx.set_rows(rows) } else { Ok(()) }
+        self.stream.set_rows(rows)?;
+        self.head_rows.set_rows(read)?;
+        self.head.set_rows(read)
+    }
+
+    /// Makes space for the KL term of `rows` head rows.
+    pub(super) fn set_kl_rows(&mut self, ops: &B, config: &ModelConfig, rows: usize) -> Result<()> {
+        let (mut space, chunk) = match self.kl.take() {
+            Some(kl) => kl,
+            None => (KlSpace::new(ops, self.capacity, config.hidden_size)?, chunk(ops, config, self.capacity)?),
+        };
+        space.set_rows(rows)?;
+        self.kl = Some((space, chunk));
+        Ok(())
     }
 }
 
-impl<B: Ops> HeadSpace<B> {
-    pub(crate) fn set_rows(&mut self, rows: usize) -> Result<()> {
-        [&mut self.x, &mut self.h].into_iter().try_for_each(|t| t.set_rows(rows))?;
-        [&mut self.rstd, &mut self.scores].into_iter().try_for_each(|t| t.set_rows(rows))?;
-        self.rows.set_rows(rows)?;
-        if self.dh.capacity() == 0 {
-            return Ok(());
-        }
-        [&mut self.dh, &mut self.dx].into_iter().try_for_each(|t| t.set_rows(rows))?;
-        [&mut self.weights, &mut self.d_scores].into_iter().try_for_each(|t| t.set_rows(rows))
-    }
+/// Logits of as many rows as the head takes at once.
+fn chunk<B: Ops>(ops: &B, config: &ModelConfig, capacity: usize) -> Result<Tensor<B>> {
+    Tensor::zeros(ops, B::lm_head_chunk(config.vocab_size).min(capacity), config.vocab_size)
 }

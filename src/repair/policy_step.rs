@@ -61,10 +61,10 @@ pub fn policy_step<B: Ops>(half: &mut Half<'_, B>, items: &[PolicyItem], config:
     // Retained answers last: KL needs their head rows in one piece.
     let mut ordered: Vec<&PolicyItem> = items.iter().collect();
     ordered.sort_by_key(|item| item.retain.is_some());
-    let costs: Vec<usize> =
-        ordered.iter().map(|item| Batch::cost(&item.prompt, &answers(item), Heads::Targets)).collect();
-    for range in crate::model::batch::plan(&costs, config.batch_tokens) {
-        piece(half, &ordered[range], config, &counts, &mut terms)?;
+    for (items, batch) in
+        Batch::pack(&ordered, Heads::Targets, config.batch_tokens, |item| (&item.prompt, answers(item)))
+    {
+        piece(half, items, &batch, config, &counts, &mut terms)?;
     }
     Ok(terms)
 }
@@ -78,20 +78,19 @@ fn answers(item: &PolicyItem) -> Vec<AnswerTokens<'_>> {
 fn piece<B: Ops>(
     half: &mut Half<'_, B>,
     items: &[&PolicyItem],
+    batch: &Batch,
     config: &RepairConfig,
     counts: &Counts,
     terms: &mut PolicyTerms,
 ) -> Result<()> {
-    let mut batch = Batch::default();
-    items.iter().for_each(|item| batch.push(&item.prompt, &answers(item), Heads::Targets));
     let before_retain: usize = items.iter().filter(|i| i.retain.is_none()).map(|i| answers(i).len()).sum();
     let kl_from = batch.sequences.get(before_retain).map_or(batch.rows.len(), |range| range.start);
     let kl = config.retain == RetainLoss::Kl && kl_from < batch.rows.len();
     half.reserve(batch.len())?;
     if kl {
-        half.model.keep_start_rows(half.workspace, &batch, kl_from)?;
+        half.model.keep_start_rows(half.workspace, batch, kl_from)?;
     }
-    let read = half.model.forward_targets(half.workspace, &batch, Some(half.adapter), true)?;
+    let read = half.model.forward_targets(half.workspace, batch, Some(half.adapter), true)?;
     let kls = if kl { half.model.kl_targets(half.workspace, kl_from)? } else { Vec::new() };
     let mut weights = vec![0.0f32; batch.rows.len()];
     let mut sequences = batch.sequences.iter().cloned();

@@ -72,16 +72,13 @@ pub fn reward_step<B: Ops>(
         replay: items.iter().filter(|i| matches!(i.kind, RewardKind::Replay { .. })).count() as f64,
         anchors: items.iter().map(anchors).sum::<usize>() as f64,
     };
-    let costs: Vec<usize> = items.iter().map(|item| Batch::cost(&item.prompt, &answers(item), Heads::Ends)).collect();
     let (mut terms, mut rejected) = (RewardTerms::default(), Vec::with_capacity(items.len()));
-    for range in crate::model::batch::plan(&costs, config.batch_tokens) {
-        let mut batch = Batch::default();
-        items[range.clone()].iter().for_each(|item| batch.push(&item.prompt, &answers(item), Heads::Ends));
+    for (items, batch) in Batch::pack(items, Heads::Ends, config.batch_tokens, |item| (&item.prompt, answers(item))) {
         half.reserve(batch.len())?;
         let scores = half.model.forward_scores(half.workspace, &batch, Some(half.adapter))?;
         let mut slopes = vec![0.0f32; scores.len()];
         let mut at = 0;
-        for item in &items[range] {
+        for item in items {
             let r_rejected = f64::from(scores[at]);
             rejected.push(r_rejected);
             let Some(_) = item.chosen else {

@@ -16,7 +16,7 @@ use super::reward_step::{RewardItem, RewardKind, RewardTerms, reward_step};
 use super::side::{Half, Side};
 use crate::error::Result;
 use crate::judge::{Judge, Thresholds};
-use crate::model::{Adapter, AdapterInit, Decoding, Pair, Pretrained, Transformer};
+use crate::model::{Adapter, AdapterInit, Decoding, Pair, Pretrained};
 use crate::ops::Ops;
 
 /// Tokens of y⁻ that may stand before y⁺ at most.
@@ -274,10 +274,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
     /// Gradients of the last `forward_backward` under PEFT's names: (policy, reward model).
     pub(crate) fn gradients(&self) -> Result<[Option<crate::model::AdapterFile>; 2]> {
         let file = |side: &Option<Side<B>>, model: &Pretrained<B>| match (side, &model.adapter) {
-            (Some(side), Some(adapter)) => {
-                let Transformer { ops, config, .. } = &model.transformer;
-                adapter.gradients_to_file(ops, config, &side.grad).map(Some)
-            }
+            (Some(side), Some(adapter)) => adapter.gradients_to_file(&model.transformer.ops, &side.grad).map(Some),
             _ => Ok(None),
         };
         Ok([file(&self.policy, &self.pair.policy)?, file(&self.reward, &self.pair.reward)?])
@@ -290,9 +287,7 @@ fn fresh<B: Ops>(model: &Pretrained<B>, config: &Recipe, init: AdapterInit, salt
         AdapterInit::Zero { seed } => AdapterInit::Zero { seed: seed.wrapping_mul(2).wrapping_add(salt) },
         AdapterInit::Random { seed } => AdapterInit::Random { seed: seed.wrapping_mul(2).wrapping_add(salt) },
     };
-    let score = model.transformer.score_weights()?;
-    let Transformer { ops, config: shape, .. } = &model.transformer;
-    Adapter::new(ops, shape, config.rank, config.alpha, init, score.as_deref())
+    model.transformer.new_adapter(config.rank, config.alpha, init)
 }
 
 /// Both ℓ(y⁺) and ℓ(y⁻) falling from the first to the last quarter: probability mass went elsewhere.

@@ -115,11 +115,9 @@ pub(super) fn pairs(path: &Path) -> Result<Vec<PairRow>> {
 pub(super) fn save_adapters<B: Ops>(pair: &Pair<B>, place: &Path) -> Result<Vec<PathBuf>> {
     let mut written = Vec::new();
     for (role, model) in [("policy", &pair.policy), ("reward", &pair.reward)] {
-        let Some(adapter) = &model.adapter else { continue };
-        let mut file = adapter.to_file(&model.transformer.ops, &model.transformer.config)?;
-        file.base_model_name = Some(model.dir.display().to_string());
-        written.push(place.join(role));
-        file.save(&place.join(role))?;
+        if model.save_adapter(&place.join(role))? {
+            written.push(place.join(role));
+        }
     }
     Ok(written)
 }

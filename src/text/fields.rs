@@ -102,9 +102,10 @@ impl Fields {
         self.read(key, "a number", |value| value.as_f64().filter(|n| n.is_finite()))
     }
 
-    /// Reads a finite number above zero.
+    /// Reads a number above zero, in single precision too.
     pub(crate) fn positive(&self, key: &str) -> Result<Option<f64>> {
-        self.read(key, "a number above 0", |value| value.as_f64().filter(|n| n.is_finite() && *n > 0.0))
+        let holds = |n: &f64| (*n as f32).is_finite() && *n as f32 > 0.0;
+        self.read(key, "a number above 0 that f32 holds", |value| value.as_f64().filter(holds))
     }
 
     pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool> {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ares::judge::Thresholds;
-use ares::model::{Adapter, AdapterFile, AdapterGrad, HostTensor, Transformer, Workspace};
+use ares::model::{Adapter, AdapterGrad, HostTensor, Transformer, Workspace};
 use ares::ops::Ops;
 use ares::repair::objective::coupling;
 use ares::repair::policy_step::{PolicyItem, PolicyTerms, policy_step};
@@ -82,9 +82,7 @@ impl<B: Ops> Side<B> {
     fn open(ops: &B, name: &str, capacity: usize) -> Self {
         let dir = tests().join("golden").join(name);
         let model = Transformer::open(ops, &dir).unwrap();
-        let file = AdapterFile::open(&dir.join("adapter"), &model.config).unwrap();
-        let score = model.score_weights().unwrap();
-        let adapter = Adapter::load(&model.ops, &model.config, &file, score.as_deref()).unwrap();
+        let adapter = model.open_adapter(&dir.join("adapter")).unwrap();
         let grad = AdapterGrad::new(&model.ops, &adapter, false).unwrap();
         let workspace = Workspace::new(&model.ops, &model.config, adapter.rank(), capacity, true).unwrap();
         Side { model, adapter, grad, workspace, tokens: 0 }
@@ -96,7 +94,7 @@ impl<B: Ops> Side<B> {
     }
 
     pub fn gradients(&self) -> BTreeMap<String, HostTensor> {
-        self.adapter.gradients_to_file(&self.model.ops, &self.model.config, &self.grad).unwrap().tensors
+        self.adapter.gradients_to_file(&self.model.ops, &self.grad).unwrap().tensors
     }
 }
 

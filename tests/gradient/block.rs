@@ -2,7 +2,7 @@
 
 use ares::backend::{Backend, Cpu};
 use ares::model::adapter::{BlockGrad, BlockLora};
-use ares::model::block::{Block, BlockSpec, Saved, Scratch, Widths};
+use ares::model::block::{Block, BlockScratch, BlockSpec, Saved, Widths};
 use ares::ops::*;
 
 use crate::toolkit::*;
@@ -59,10 +59,10 @@ impl Case {
     }
 
     /// The block's output and all that backward needs.
-    fn forward(&self, x: &[f32], masters: &[Masters; 4]) -> (Vec<f32>, Saved<Cpu>, Scratch<Cpu>) {
+    fn forward(&self, x: &[f32], masters: &[Masters; 4]) -> (Vec<f32>, Saved<Cpu>, BlockScratch<Cpu>) {
         let cpu = Cpu::new();
-        let mut saved = Saved::with_capacity(&cpu, ROWS, &W).unwrap();
-        let mut scratch = Scratch::with_capacity(&cpu, ROWS, &W, true).unwrap();
+        let mut saved = Saved::new(&cpu, ROWS, &W).unwrap();
+        let mut scratch = BlockScratch::new(&cpu, ROWS, ROWS, &W).unwrap();
         let mut out = unwritten(&cpu, ROWS, W.hidden);
         saved.x.write(&cpu, x).unwrap();
         let lora = lora(masters);

@@ -43,10 +43,8 @@ struct Case {
 impl Case {
     fn new(name: &str, heads: Heads) -> Case {
         let model = Transformer::open(&Cpu::new(), &folder(name)).unwrap();
-        let score = model.score_weights().unwrap();
-        let init = AdapterInit::Random { seed: 9 };
-        let adapter = Adapter::new(&model.ops, &model.config, RANK, 5.0, init, score.as_deref()).unwrap();
-        let file = adapter.to_file(&model.ops, &model.config).unwrap();
+        let adapter = model.new_adapter(RANK, 5.0, AdapterInit::Random { seed: 9 }).unwrap();
+        let file = adapter.to_file(&model.ops).unwrap();
         let batch = batch(heads);
         let outputs = batch.rows.len() * model.config.labels().max(1);
         Case { file, weights: noise(11, outputs), kl_from: batch.rows.len() * 2 / 3, batch, model }
@@ -99,7 +97,7 @@ fn check(name: &str, heads: Heads) {
     let adapter = Adapter::load(ops, config, &case.file, None).unwrap();
     let mut grad = AdapterGrad::new(ops, &adapter, true).unwrap();
     case.run(&mut ws, &case.file, Some(&mut grad));
-    let found = adapter.gradients_to_file(ops, config, &grad).unwrap();
+    let found = adapter.gradients_to_file(ops, &grad).unwrap();
     assert_eq!(found.tensors.len(), case.file.tensors.len(), "{name}: a gradient for every tensor");
     for (i, (tensor, gradient)) in found.tensors.iter().enumerate() {
         let gradient = &gradient.data;

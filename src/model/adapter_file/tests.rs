@@ -3,16 +3,15 @@ use std::fs;
 use serde_json::Value;
 
 use super::*;
+use crate::model::config::tests::tiny_weights;
 
 fn model(class: &str) -> ModelConfig {
-    let text = json!({"architectures": [format!("Llama{class}")], "hidden_size": 8, "intermediate_size": 6, "vocab_size": 5,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16, "num_labels": 1});
-    ModelConfig::parse(Path::new("config.json"), &text.to_string()).unwrap()
+    tiny_weights(&format!("Llama{class}"))
 }
 
 /// All projections of layer 1, and the score head where the model has one.
 fn adapter(model: &ModelConfig) -> AdapterFile {
-    let mut adapter = AdapterFile::new(model, 2, 3.0, Some("models/x".into()));
+    let mut adapter = AdapterFile { base_model_name: Some("models/x".into()), ..AdapterFile::new(model, 2, 3.0) };
     for projection in Projection::ALL {
         let (outputs, inputs) = projection.shape(model);
         let ramp = |n: usize| (0..n).map(|i| i as f32 - 1.5).collect();
@@ -44,10 +43,7 @@ fn what_is_saved_opens_the_same() {
         assert_eq!(opened, saved);
         assert_eq!(opened.lora(0, Projection::Q), None);
         let down = opened.lora(1, Projection::Down).unwrap();
-        assert_eq!(
-            (down.a.shape.as_slice(), down.b.shape.as_slice(), down.scale),
-            ([2, 6].as_slice(), [8, 2].as_slice(), 1.5)
-        );
+        assert_eq!((down.map(|m| m.shape.clone()), opened.scale()), ([vec![2, 6], vec![8, 2]], 1.5));
         assert_eq!(opened.score().is_some(), class == "ForSequenceClassification");
         let modules = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"];
         assert_eq!(opened.target_modules(), modules);
@@ -95,7 +91,7 @@ fn tensors_that_do_not_fit_the_model_are_named() {
         "{found}"
     );
     let mut alone = adapter(&causal);
-    alone.tensors.remove(&Projection::O.lora(1, 'B'));
+    alone.tensors.remove(&matrix_name(1, Projection::O, 'B'));
     let found = message(&causal, &alone);
     assert!(
         found.contains("layers.1.self_attn.o_proj.lora_B.weight: expected both matrices of a pair, found no such"),
@@ -104,7 +100,7 @@ fn tensors_that_do_not_fit_the_model_are_named() {
     let mut deep = adapter(&causal);
     deep.set_lora(2, Projection::Q, vec![0.0; 16], vec![0.0; 16]);
     assert!(message(&causal, &deep).contains("tensor base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"));
-    let empty = AdapterFile::new(&causal, 2, 3.0, None);
+    let empty = AdapterFile::new(&causal, 2, 3.0);
     assert!(message(&causal, &empty).contains("found no such tensor"));
 }
 

@@ -22,7 +22,7 @@ pub(crate) struct Shard {
 impl Shard {
     pub(crate) fn open(path: &Path) -> Result<Shard> {
         let found = std::fs::metadata(path).map_err(Error::read(path))?;
-        // Asked before opening: opening a named pipe would wait for ever.
+        // Asked before opening: opening a named pipe would wait forever.
         if !found.is_file() {
             return Err(refuse(path, "no regular file"));
         }
@@ -51,9 +51,9 @@ impl Shard {
         self.header.info(name)
     }
 
-    /// All names, in the order of the file.
-    pub(crate) fn names(&self) -> Vec<String> {
-        self.header.offset_keys()
+    /// All tensors with their names, in the order of the file.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (String, TensorInfo)> {
+        self.header.offset_keys().into_iter().filter_map(|name| Some((name.clone(), self.info(&name)?.clone())))
     }
 
     /// The tensor's bytes, little-endian, row by row.
@@ -75,11 +75,8 @@ fn refuse(path: &Path, found: &str) -> Error {
 
 /// The crate's message, with the two lengths that tell a truncated file from a foreign one.
 fn explain(error: &safetensors::SafeTensorError, bytes: &[u8]) -> String {
-    let head: Option<[u8; 8]> = bytes.get(..8).and_then(|head| head.try_into().ok());
-    match head {
-        Some(head) => {
-            format!("{} bytes whose header claims {}: {error}", bytes.len(), u64::from_le_bytes(head))
-        }
+    match bytes.first_chunk() {
+        Some(head) => format!("{} bytes whose header claims {}: {error}", bytes.len(), u64::from_le_bytes(*head)),
         None => format!("{} bytes: {error}", bytes.len()),
     }
 }

@@ -7,14 +7,12 @@ use safetensors::tensor::TensorView;
 use serde_json::json;
 
 use super::*;
+use crate::model::config::tests::tiny_weights;
 
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 fn config(family: &str, class: &str) -> ModelConfig {
-    let text = json!({"architectures": [format!("{family}{class}")], "hidden_size": 8, "intermediate_size": 6,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 5, "head_dim": 4,
-        "max_position_embeddings": 16, "num_labels": 1});
-    ModelConfig::parse(Path::new("config.json"), &text.to_string()).unwrap()
+    tiny_weights(&format!("{family}{class}"))
 }
 
 /// What `config` promises, as F32, each value its own index.
@@ -31,6 +29,19 @@ fn bytes(tensors: &Tensors) -> Vec<u8> {
         .iter()
         .map(|(name, (dtype, shape, data))| (name.clone(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
     safetensors::serialize(views, None).unwrap()
+}
+
+/// A folder whose model file holds `tensors`, opened.
+fn opened(config: &ModelConfig, tensors: &Tensors) -> Checkpoint {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(SINGLE), bytes(tensors)).unwrap();
+    Checkpoint::open(dir.path(), config).unwrap()
+}
+
+fn read(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
+    let mut out = Vec::new();
+    checkpoint.read(name, &mut out).unwrap();
+    out
 }
 
 /// The error that opening (or, when it opens, reading everything) gives for a folder whose model file holds `bytes`.
@@ -60,9 +71,7 @@ fn every_family_and_head_opens_and_reads() {
             let mut all = tensors(&config);
             all.insert("model.rotary_emb.inv_freq".into(), (Dtype::F32, vec![2], vec![0; 8]));
             all.insert("position_ids".into(), (Dtype::I64, vec![1], vec![0; 8]));
-            let dir = tempfile::tempdir().unwrap();
-            fs::write(dir.path().join(SINGLE), bytes(&all)).unwrap();
-            let checkpoint = Checkpoint::open(dir.path(), &config).unwrap();
+            let checkpoint = opened(&config, &all);
             let mut out = vec![-1.0];
             checkpoint.read("model.layers.1.mlp.up_proj.weight", &mut out).unwrap();
             assert_eq!((out.len(), out[0], out[1], out[48]), (49, -1.0, 0.0, 47.0), "{family}{class}");
@@ -85,40 +94,28 @@ fn halves_are_converted_exactly() {
     let brains: Vec<u8> = values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
     all.insert("score.weight".into(), (Dtype::F16, vec![1, 8], halves));
     all.insert("model.norm.weight".into(), (Dtype::BF16, vec![8], brains));
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join(SINGLE), bytes(&all)).unwrap();
-    let checkpoint = Checkpoint::open(dir.path(), &config).unwrap();
-    let read = |name| {
-        let mut out = Vec::new();
-        checkpoint.read(name, &mut out).unwrap();
-        out
-    };
-    assert_eq!(read("score.weight"), values.map(|x| f16::from_f32(x).to_f32()));
-    assert_eq!(read("model.norm.weight"), values.map(|x| bf16::from_f32(x).to_f32()));
+    let checkpoint = opened(&config, &all);
+    assert_eq!(read(&checkpoint, "score.weight"), values.map(|x| f16::from_f32(x).to_f32()));
+    assert_eq!(read(&checkpoint, "model.norm.weight"), values.map(|x| bf16::from_f32(x).to_f32()));
 }
 
 #[test]
 fn a_bare_transformer_and_a_tied_head_open_too() {
     let mut config = config("Llama", "ForCausalLM");
     config.tie_word_embeddings = true;
-    let bare =
-        tensors(&config).into_iter().map(|(name, tensor)| (name.trim_start_matches("model.").to_string(), tensor));
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join(SINGLE), bytes(&bare.collect())).unwrap();
-    let checkpoint = Checkpoint::open(dir.path(), &config).unwrap();
+    let bare = |(name, tensor): (String, _)| (name.trim_start_matches("model.").to_string(), tensor);
+    let checkpoint = opened(&config, &tensors(&config).into_iter().map(bare).collect());
     assert_eq!(checkpoint.shape("model.layers.0.self_attn.k_proj.weight").unwrap(), [4, 8]);
-    let mut out = Vec::new();
-    checkpoint.read("model.norm.weight", &mut out).unwrap();
-    assert_eq!(out.len(), 8);
+    assert_eq!(read(&checkpoint, "model.norm.weight").len(), 8);
 }
 
 #[test]
 fn tensors_that_differ_from_the_config_are_named() {
     let config = config("Qwen2", "ForCausalLM");
-    let change = |name: &str, dtype, shape: &[usize]| {
+    let change = |name: &str, dtype: Dtype, shape: &[usize]| {
         let mut all = tensors(&config);
-        let bits = shape.iter().product::<usize>() * dtype_bytes(dtype);
-        all.insert(name.into(), (dtype, shape.to_vec(), vec![0; bits]));
+        let length = shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        all.insert(name.into(), (dtype, shape.to_vec(), vec![0; length]));
         refusal(&config, &bytes(&all))
     };
     let found = change("model.layers.1.mlp.up_proj.weight", Dtype::BF16, &[5, 8]);
@@ -133,18 +130,12 @@ fn tensors_that_differ_from_the_config_are_named() {
         let mut all = tensors(&config);
         all.remove(name);
         let found = refusal(&config, &bytes(&all));
-        assert!(
-            found.contains(&format!("tensor {name}: expected [")) && found.ends_with("found no such tensor"),
-            "{found}"
-        );
+        assert!(found.contains(&format!("tensor {name}: expected [")), "{found}");
+        assert!(found.ends_with("found no such tensor"), "{found}");
     }
     let reward = self::config("Qwen2", "ForSequenceClassification");
     let found = refusal(&reward, &bytes(&tensors(&config)));
     assert!(found.contains("tensor score.weight: expected [1, 8], found no such tensor"), "{found}");
-}
-
-fn dtype_bytes(dtype: Dtype) -> usize {
-    dtype.bitsize() / 8
 }
 
 #[test]
@@ -158,7 +149,7 @@ fn numbers_that_are_none_are_found_and_named() {
     ];
     for (dtype, value) in bad {
         let mut all = tensors(&config);
-        let mut data = vec![0; 40 * dtype_bytes(dtype)];
+        let mut data = vec![0; 40 * value.len()];
         data[39 * value.len()..].copy_from_slice(&value);
         all.insert("lm_head.weight".into(), (dtype, vec![5, 8], data));
         let found = refusal(&config, &bytes(&all));
@@ -220,10 +211,8 @@ fn sharded(harm: impl Fn(&Path, &mut serde_json::Value)) -> Result<Checkpoint> {
 #[test]
 fn shards_open_as_one_checkpoint() {
     let checkpoint = sharded(|_, _| {}).unwrap();
-    let mut out = Vec::new();
-    checkpoint.read("model.layers.0.mlp.up_proj.weight", &mut out).unwrap();
-    checkpoint.read("model.layers.1.mlp.up_proj.weight", &mut out).unwrap();
-    assert_eq!((out.len(), checkpoint.files().count()), (96, 2));
+    let lengths = [0, 1].map(|l| read(&checkpoint, &format!("model.layers.{l}.mlp.up_proj.weight")).len());
+    assert_eq!((lengths, checkpoint.files().count()), ([48, 48], 2));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::text::fields::Fields;
 const DEFAULT_THETA: f64 = 10_000.0;
 
 #[derive(Debug, Clone, PartialEq)]
-pub struct Rope {
+pub(crate) struct RopeConfig {
     pub(crate) theta: f64,
     pub(crate) scaling: Option<Llama3Scaling>,
 }
@@ -15,16 +15,16 @@ pub struct Rope {
 /// Wavelengths longer than `original_max_position / low_freq_factor` are stretched by `factor`, those shorter than
 /// `original_max_position / high_freq_factor` are left, those between are interpolated.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Llama3Scaling {
+pub(crate) struct Llama3Scaling {
     pub(crate) factor: f64,
     pub(crate) low_freq_factor: f64,
     pub(crate) high_freq_factor: f64,
     pub(crate) original_max_position: usize,
 }
 
-impl Rope {
+impl RopeConfig {
     /// Reads transformers 5's `rope_parameters`, else transformers 4's `rope_theta` and `rope_scaling`.
-    pub(super) fn read(config: &Fields, max_position: usize) -> Result<Rope> {
+    pub(super) fn read(config: &Fields, max_position: usize) -> Result<RopeConfig> {
         let (scaling, theta) = match config.object("rope_parameters")? {
             Some(parameters) => {
                 let theta = parameters.positive("rope_theta")?;
@@ -34,7 +34,7 @@ impl Rope {
         };
         let theta = theta.or(config.positive("rope_theta")?).unwrap_or(DEFAULT_THETA);
         let scaling = scaling.map_or(Ok(None), |fields| Llama3Scaling::read(&fields, max_position))?;
-        Ok(Rope { theta, scaling })
+        Ok(RopeConfig { theta, scaling })
     }
 
     /// The `head_dim / 2` inverse frequencies, in f32 step by step as transformers computes them.

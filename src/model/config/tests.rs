@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 use super::*;
 use crate::model::config::rope::Llama3Scaling;
 
-/// A config of `family` with `changes` laid over it; a change to null removes nothing, it writes null.
-fn config(family: &str, changes: Value) -> Result<ModelConfig> {
+/// A small config of `class` with `changes` laid over it; a change to null removes nothing, it writes null.
+pub(crate) fn tiny(class: &str, changes: Value) -> Result<ModelConfig> {
     let mut config = json!({
-        "architectures": [format!("{family}ForCausalLM")], "hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 3,
+        "architectures": [class], "hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 3,
         "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 101, "max_position_embeddings": 256,
         "rms_norm_eps": 1e-5, "hidden_act": "silu", "eos_token_id": 2, "sliding_window": 7,
     });
@@ -18,8 +18,15 @@ fn config(family: &str, changes: Value) -> Result<ModelConfig> {
     ModelConfig::parse(Path::new("models/x/config.json"), &config.to_string())
 }
 
-fn message(family: &str, changes: Value) -> String {
-    config(family, changes).unwrap_err().to_string()
+/// Two layers of 8 columns with one key/value head, for tests of files with tensors; a classifier has one label.
+pub(crate) fn tiny_weights(class: &str) -> ModelConfig {
+    let sizes = json!({"hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "vocab_size": 5, "head_dim": 4, "num_labels": 1});
+    tiny(class, sizes).unwrap()
+}
+
+fn config(family: &str, changes: Value) -> Result<ModelConfig> {
+    tiny(&format!("{family}ForCausalLM"), changes)
 }
 
 #[test]
@@ -100,6 +107,9 @@ fn what_cannot_be_computed_is_refused_by_name() {
         ("Llama", json!({"hidden_size": -48}), "found -48"),
         ("Llama", json!({"hidden_size": 1u64 << 40}), "found 1099511627776"),
         ("Llama", json!({"num_hidden_layers": 1_000_000_000}), "num_hidden_layers to be at most 10000"),
+        ("Llama", json!({"max_position_embeddings": 1 << 30}), "max_position_embeddings to be at most 16777216"),
+        ("Llama", json!({"rope_theta": 1e308}), "rope_theta to be a number above 0 that f32 holds"),
+        ("Llama", json!({"rope_theta": 1e-308}), "rope_theta to be a number above 0 that f32 holds"),
         (
             "Llama",
             json!({"num_attention_heads": 7}),
@@ -137,7 +147,7 @@ fn what_cannot_be_computed_is_refused_by_name() {
         ("Llama", json!({"architectures": []}), "found none"),
     ];
     for (family, changes, expected) in cases {
-        let found = message(family, changes.clone());
+        let found = config(family, changes.clone()).unwrap_err().to_string();
         assert!(found.starts_with("models/x/config.json: expected "), "{changes}: {found}");
         assert!(found.contains(expected), "{changes}: expected `{expected}`, found `{found}`");
     }
@@ -159,9 +169,9 @@ fn what_is_no_config_is_refused() {
 /// Values of transformers 5.23 (`LlamaRotaryEmbedding`): head size 16, Llama-3 scaling of the plain base 10 000.
 #[test]
 fn inverse_frequencies_are_those_of_transformers() {
-    let plain = Rope { theta: 10_000.0, scaling: None };
+    let plain = RopeConfig { theta: 10_000.0, scaling: None };
     let scaling = Llama3Scaling { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position: 32 };
-    let scaled = Rope { theta: 10_000.0, scaling: Some(scaling) };
+    let scaled = RopeConfig { theta: 10_000.0, scaling: Some(scaling) };
     for (rope, expected) in [(plain, PLAIN), (scaled, SCALED)] {
         let found = rope.inv_freq(16);
         assert_eq!(found.len(), expected.len());

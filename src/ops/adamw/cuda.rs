@@ -125,7 +125,7 @@ impl AdamW for Cuda {
         let (operand, master) = (&mut operand.buffer, &master.buffer);
         self.charge(|| Cost { flops: len.into(), bytes: 6 * u64::from(len) });
         // SAFETY: equal shapes were just proved.
-        unsafe { kernels::operand(self, DEFINES, config, operand, master, len, cols as u32, stride, factor) }
+        unsafe { kernels::write_operand(self, DEFINES, config, operand, master, len, cols as u32, stride, factor) }
     }
 }
 
