@@ -62,7 +62,7 @@ fn kernels(root: &Path, out: &Path) -> Result<(), String> {
             code,
             "/// `kernels/{file}`\npub static {upper}: Source = Source {{ file: {file:?}, text: {inlined:?}, kernels: &{kernels:?} }};\n"
         );
-        signatures.iter().for_each(|s| code.push_str(&source::launcher(file, &upper, s)));
+        code.push_str(&source::launchers(file, &upper, &signatures));
         let _ = write!(list, "&{upper}, ");
     }
     let _ = writeln!(code, "/// Every file of `kernels/`, by name.\npub static SOURCES: &[&Source] = &[{list}];");

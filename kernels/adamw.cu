@@ -17,7 +17,7 @@ struct Shared {
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "as src/ops/adamw/cuda.rs says");
 
-/// The parameter that this block works on: the last whose first block is not behind it.
+/// The parameter that this block works on: the last whose first block is not past it.
 DEVICE const Entry& own_entry(const u32* table, u32 entries) {
     const Entry* all = reinterpret_cast<const Entry*>(table);
     u32 low = 0, high = entries;
@@ -46,12 +46,16 @@ KERNEL __launch_bounds__(WARP) gradient_norm(float* norm, const float* partial, 
     if (threadIdx.x == 0) norm[0] = sqrtf(sum);
 }
 
+struct AdamWParams {
+    float lr, beta1, beta2, eps, decay, clip;
+    float correct1, correct2;  // 1 / (1 - beta^step)
+};
+
 KERNEL __launch_bounds__(THREADS)
-adamw(const u32* table, const float* norm, u32 entries, float lr, float beta1, float beta2, float eps, float decay, float clip,
-      float correct1, float correct2) {
+adamw(const u32* table, const float* norm, u32 entries, const __grid_constant__ AdamWParams p) {
     float total = norm[0];
     if (!(total < INFINITE)) return;  // NaN too
-    float factor = total > clip ? clip / total : 1.0f;
+    float factor = total > p.clip ? p.clip / total : 1.0f;
     const Entry& entry = own_entry(table, entries);
     float* master = reinterpret_cast<float*>(entry.master);
     float* m = reinterpret_cast<float*>(entry.m);
@@ -61,11 +65,11 @@ adamw(const u32* table, const float* norm, u32 entries, float lr, float beta1, f
     u32 first = (blockIdx.x - entry.first_block) * CHUNK, last = minimum(first + CHUNK, entry.len);
     for (u32 i = first + threadIdx.x; i < last; i += THREADS) {
         float g = grad[i] * factor;
-        float mean = beta1 * m[i] + (1.0f - beta1) * g;
-        float square = beta2 * v[i] + (1.0f - beta2) * g * g;
+        float mean = p.beta1 * m[i] + (1.0f - p.beta1) * g;
+        float square = p.beta2 * v[i] + (1.0f - p.beta2) * g * g;
         float value = master[i];
-        float step = mean * correct1 / (sqrtf(square * correct2) + eps);
-        value -= lr * (step + decay * value);
+        float step = mean * p.correct1 / (sqrtf(square * p.correct2) + p.eps);
+        value -= p.lr * (step + p.decay * value);
         m[i] = mean;
         v[i] = square;
         master[i] = value;

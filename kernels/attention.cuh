@@ -125,14 +125,14 @@ DEVICE void soften(float (&s)[ROWS / 8][4], float (&y)[WIDE / 8][4], float (&top
 #pragma unroll
         for (u32 n = 0; n < ROWS / 8; n++) highest = maximum(highest, maximum(s[n][2 * r], s[n][2 * r + 1]));
         highest = row_maximum(highest);
-        float base = highest == -INFINITE ? 0.0f : highest;  // nothing seen yet
-        float shrink = exp2_fast(top[r] - base);
+        float shift = highest == -INFINITE ? 0.0f : highest;  // nothing seen yet
+        float shrink = exp2_fast(top[r] - shift);
         top[r] = highest;
         sum[r] *= shrink;
 #pragma unroll
         for (u32 n = 0; n < ROWS / 8; n++) {
 #pragma unroll
-            for (u32 i = 2 * r; i < 2 * r + 2; i++) sum[r] += s[n][i] = exp2_fast(s[n][i] - base);
+            for (u32 i = 2 * r; i < 2 * r + 2; i++) sum[r] += s[n][i] = exp2_fast(s[n][i] - shift);
         }
 #pragma unroll
         for (u32 n = 0; n < WIDE / 8; n++) {

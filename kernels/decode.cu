@@ -31,16 +31,23 @@ DEVICE Sight sight(u32 position, u32 length, u32 window) {
     return {end > window ? end - window : 0, end};
 }
 
+struct DecodeParams {
+    const u32* slots;
+    const u32* positions;
+    u32 rows, heads, kv_heads, length, window;
+    float scale, softcap;
+};
+
 // A thread: 16 bytes of a key or value.
 KERNEL __launch_bounds__(WARPS* WARP)
-cache_append(bf16* k, bf16* v, const bf16* qkv, const u32* slots, const u32* positions, u32 rows, u32 heads, u32 kv_heads,
-             u32 length) {
+cache_append(bf16* k, bf16* v, const bf16* qkv, const __grid_constant__ DecodeParams p) {
+    u32 heads = p.heads, kv_heads = p.kv_heads, length = p.length;
     u32 chunks = kv_heads * HEAD_DIM / 8, chunk = blockIdx.x * WARPS * WARP + threadIdx.x, row = chunk / (2 * chunks);
-    if (row >= rows || positions[row] >= length) return;
+    if (row >= p.rows || p.positions[row] >= length) return;
     bool value = chunk / chunks % 2 == 1;
     u32 at = chunk % chunks * 8, kv = at / HEAD_DIM;
     const bf16* from = qkv + static_cast<u64>(row) * (heads + 2 * kv_heads) * HEAD_DIM + (heads + (value ? kv_heads : 0)) * HEAD_DIM + at;
-    u64 place = static_cast<u64>(slots[row] * kv_heads + kv) * length + positions[row];
+    u64 place = static_cast<u64>(p.slots[row] * kv_heads + kv) * length + p.positions[row];
     bf16* to = (value ? v : k) + place * HEAD_DIM + at % HEAD_DIM;
     *reinterpret_cast<bf16x8*>(to) = *reinterpret_cast<const bf16x8*>(from);
 }
@@ -68,18 +75,18 @@ DEVICE void store_partial(float* partial, const Shared& shared, u64 first, u32 a
 }
 
 KERNEL __launch_bounds__(WARPS* WARP)
-decode_attention(float* partial, const bf16* qkv, const bf16* k, const bf16* v, const u32* slots, const u32* positions, u32 rows,
-                 u32 heads, u32 kv_heads, u32 length, u32 window, float scale, float softcap) {
+decode_attention(float* partial, const bf16* qkv, const bf16* k, const bf16* v, const __grid_constant__ DecodeParams p) {
     Shared& shared = shared_memory<Shared>();
+    u32 heads = p.heads, kv_heads = p.kv_heads, length = p.length;
     u32 splits = (length + SPLIT - 1) / SPLIT, group = heads / kv_heads, parts = (group + STRIP - 1) / STRIP;
     u32 split = blockIdx.x % splits, part = blockIdx.x / splits % parts, kv = blockIdx.x / (splits * parts) % kv_heads;
     u32 row = blockIdx.x / (splits * parts * kv_heads), head = kv * group + part * STRIP;
-    Sight seen = sight(positions[row], length, window);
+    Sight seen = sight(p.positions[row], length, p.window);
     if (split * SPLIT >= seen.end || (split + 1) * SPLIT <= seen.first) return;  // the whole block
 
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, have = minimum(STRIP, group - part * STRIP);
     u32 end = minimum((split + 1) * SPLIT, seen.end), strip = split * SPLIT + warp * STRIP;
-    u64 cache = static_cast<u64>(slots[row] * kv_heads + kv) * length * HEAD_DIM;
+    u64 cache = static_cast<u64>(p.slots[row] * kv_heads + kv) * length * HEAD_DIM;
     auto fetch = [&](u32 stage, u32 first) {
         load_rows<STRIP, WARP>(shared.kv[warp][stage][0], k + cache, HEAD_DIM, first, end);
         load_rows<STRIP, WARP>(shared.kv[warp][stage][1], v + cache, HEAD_DIM, first, end);
@@ -102,7 +109,7 @@ decode_attention(float* partial, const bf16* qkv, const bf16* k, const bf16* v, 
         for (u32 i = 0; i < STRIP / 2; i++) {
             u32 key = strip + i / 4 * 8 + lane % 4 * 2 + i % 2;
             float& x = s[0][i / 4][i % 4];
-            x = key >= seen.first && key < end ? score(x, scale, softcap) : -INFINITE;
+            x = key >= seen.first && key < end ? score(x, p.scale, p.softcap) : -INFINITE;
         }
         soften<STRIP>(s[0], y[0], top, sum);
         multiply<1, STRIP, WIDE>(y, s, shared.kv[warp][stage][1]);
@@ -121,17 +128,17 @@ decode_attention(float* partial, const bf16* qkv, const bf16* k, const bf16* v, 
     }
     block_barrier();
     u64 first = (static_cast<u64>(row) * heads + head) * splits + split;
-    store_partial(partial, shared, first, splits, static_cast<u64>(rows) * heads * splits, have);
+    store_partial(partial, shared, first, splits, static_cast<u64>(p.rows) * heads * splits, have);
 }
 
 // A warp: one row of one query head; the splits that it sees, in order.
 KERNEL __launch_bounds__(WARPS* WARP)
-decode_combine(bf16* o, const float* partial, const u32* positions, u32 rows, u32 heads, u32 length, u32 window) {
-    u32 index = blockIdx.x * WARPS + threadIdx.x / WARP, splits = (length + SPLIT - 1) / SPLIT;
-    if (index >= rows * heads) return;
-    Sight seen = sight(positions[index / heads], length, window);
+decode_combine(bf16* o, const float* partial, const __grid_constant__ DecodeParams p) {
+    u32 heads = p.heads, index = blockIdx.x * WARPS + threadIdx.x / WARP, splits = (p.length + SPLIT - 1) / SPLIT;
+    if (index >= p.rows * heads) return;
+    Sight seen = sight(p.positions[index / heads], p.length, p.window);
     u64 first = static_cast<u64>(index) * splits;
-    const float* tops = partial + (static_cast<u64>(rows) * heads * splits * HEAD_DIM + 2 * first);
+    const float* tops = partial + (static_cast<u64>(p.rows) * heads * splits * HEAD_DIM + 2 * first);
     float top = -INFINITE, sum = 0.0f;
     u32 begin = seen.first / SPLIT, end = (seen.end + SPLIT - 1) / SPLIT;
     for (u32 s = begin; s < end; s++) top = maximum(top, tops[2 * s]);

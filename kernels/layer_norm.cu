@@ -3,21 +3,27 @@
 //   backward  dx[t,c] += rstd * (g[t,c] - mean_k g - n[t,c] * mean_k(g*n)),  g = w * dy
 // dx is accumulated: x is the residual stream, which other branches also feed. The variance is summed from what is left after
 // the mean is taken off, in a pass of its own over a row that by then lies in cache: mean x^2 - mean^2 would be the small
-// difference of two large numbers where a row lies far from zero. Rows lie `stride` apart, a multiple of 8, zeros behind `cols`:
+// difference of two large numbers where a row lies far from zero. Rows lie `stride` apart, a multiple of 8, zeros past `cols`:
 // those are no part of a row's sums, and stay.
 #include "device.cuh"
 
-/// v = x - mean for the eight columns from `first` on; 0 behind `cols`, where the padding would be taken for a value.
+/// v = x - mean for the eight columns from `first` on; 0 past `cols`, where the padding would be taken for a value.
 DEVICE void centre(float (&v)[8], const bf16x8& x, float mean, u32 first, u32 cols) {
 #pragma unroll
     for (u32 j = 0; j < 8; j++) v[j] = first + j < cols ? to_float(x.v[j]) - mean : 0.0f;
 }
 
+struct LayerNormParams {
+    u32 rows, cols, stride;
+    float eps;
+};
+
 KERNEL __launch_bounds__(ROWS_PER_BLOCK* WARP)
-layer_norm_forward(bf16* y, float* mean, float* rstd, const bf16* x, const bf16* w, const bf16* /*or null*/ bias, u32 rows,
-                   u32 cols, u32 stride, float eps) {
+layer_norm_forward(bf16* y, float* mean, float* rstd, const bf16* x, const bf16* w, const bf16* /*or null*/ bias,
+                   const __grid_constant__ LayerNormParams p) {
+    u32 cols = p.cols, stride = p.stride;
     u32 row = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    if (row >= rows) return;  // whole warps leave: the shuffles below stay legal
+    if (row >= p.rows) return;  // whole warps leave: the shuffles below stay legal
     const bf16x8* from = reinterpret_cast<const bf16x8*>(x + static_cast<u64>(row) * stride);
     float sum = 0.0f, square = 0.0f;
     for (u32 i = lane; i < stride / 8; i += WARP) {
@@ -32,7 +38,7 @@ layer_norm_forward(bf16* y, float* mean, float* rstd, const bf16* x, const bf16*
 #pragma unroll
         for (u32 j = 0; j < 8; j++) square += v[j] * v[j];
     }
-    float scale = rsqrtf(warp_sum(square) / cols + eps);
+    float scale = rsqrtf(warp_sum(square) / cols + p.eps);
     if (lane == 0) mean[row] = middle, rstd[row] = scale;
     bf16x8* to = reinterpret_cast<bf16x8*>(y + static_cast<u64>(row) * stride);
     for (u32 i = lane; i < stride / 8; i += WARP) {
@@ -47,10 +53,11 @@ layer_norm_forward(bf16* y, float* mean, float* rstd, const bf16* x, const bf16*
 }
 
 KERNEL __launch_bounds__(ROWS_PER_BLOCK* WARP)
-layer_norm_backward(bf16* dx, const bf16* dy, const bf16* x, const float* mean, const float* rstd, const bf16* w, u32 rows,
-                    u32 cols, u32 stride) {
+layer_norm_backward(bf16* dx, const bf16* dy, const bf16* x, const float* mean, const float* rstd, const bf16* w,
+                    const __grid_constant__ LayerNormParams p) {
+    u32 cols = p.cols, stride = p.stride;
     u32 row = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    if (row >= rows) return;
+    if (row >= p.rows) return;
     u64 first = static_cast<u64>(row) * stride;
     const bf16x8* upper = reinterpret_cast<const bf16x8*>(dy + first);
     const bf16x8* input = reinterpret_cast<const bf16x8*>(x + first);
@@ -66,15 +73,15 @@ layer_norm_backward(bf16* dx, const bf16* dy, const bf16* x, const float* mean, 
             along += g * v[j];
         }
     }
-    float level = warp_sum(plain) / cols;
-    float pull = scale * scale * warp_sum(along) / cols;
+    float mean_g = warp_sum(plain) / cols;
+    float projection = scale * scale * warp_sum(along) / cols;
     bf16x8* to = reinterpret_cast<bf16x8*>(dx + first);
     for (u32 i = lane; i < stride / 8; i += WARP) {
         bf16x8 dys = upper[i], gain = gains[i], old = to[i];
         centre(v, input[i], middle, i * 8, cols);
 #pragma unroll
         for (u32 j = 0; j < 8; j++) {
-            float own = to_float(gain.v[j]) * to_float(dys.v[j]) - level - v[j] * pull;
+            float own = to_float(gain.v[j]) * to_float(dys.v[j]) - mean_g - v[j] * projection;
             if (i * 8 + j < cols) old.v[j] = to_bf16(to_float(old.v[j]) + scale * own);
         }
         to[i] = old;

@@ -57,7 +57,7 @@ DEVICE void join_rows(Rows& rows, float (&shared)[WARPS_N][BLOCK_M]) {
         }
 }
 
-/// The largest logit of each row; what lies behind the vocabulary becomes −∞.
+/// The largest logit of each row; what lies past the vocabulary's end becomes −∞.
 DEVICE void largest(Rows& rows, Sums& logits, Shared& shared, u32 col, u32 vocab) {
 #pragma unroll
     for (u32 i = 0; i < WARP_M / 16; i++) {
@@ -104,26 +104,55 @@ DEVICE void copy_block(Stage& stage, const Heads& from, u32 block) {
     copy_operand<false, BLOCK_N>(stage.b, from.w, from.col, block * BLOCK_K);
 }
 
-DEVICE u32 tiles(u32 vocab) { return (vocab + BLOCK_N - 1) / BLOCK_N; }
+struct HeadParams {
+    bf16* chunk;
+    float* stats;
+    const bf16* h;
+    const bf16* w;
+    // Of one model's log-probabilities:
+    const u32* /*or null*/ targets;
+    float* /*or null*/ logprob;
+    float* /*or null*/ lse;
+    float* /*or null*/ log_rest;
+    // Of two models' divergence:
+    const bf16* /*or null*/ h0;
+    bf16* /*or null*/ chunk0;
+    float* /*or null*/ kl;
+    u32 first, rows;  // the chunk's among all
+    u32 vocab, cols, tiles;
+    u32 chunk_stride, h_stride, w_stride;
+};
 
-KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM)
-lm_head_logits(bf16* chunk, float* stats, const bf16* h, const u32* targets, const bf16* w, u64 first, u32 rows, u32 vocab,
-               u32 cols, u32 chunk_stride, u32 h_stride, u32 w_stride) {
+/// The block's first row and column, and its tile of columns. All rows of the chunk meet one tile of W before the next: W is
+/// read once.
+struct Place {
+    u32 row, col, tile;
+};
+
+/// This block's logits and the largest of each row; with PAIRS of h and h0 alternately.
+template <bool PAIRS>
+DEVICE Place tile_logits(Sums& sums, Rows& most, Shared& shared, const HeadParams& p) {
+    constexpr u32 HEIGHT = PAIRS ? BLOCK_M / 2 : BLOCK_M;
+    u32 down = (p.rows + HEIGHT - 1) / HEIGHT, tile = blockIdx.x / down;
+    u32 row = blockIdx.x % down * HEIGHT, col = tile * BLOCK_N;
+    u64 at = static_cast<u64>(p.first) * p.h_stride;
+    Heads from = {{p.h + at, p.h_stride, 0, p.rows, p.cols}, {p.w, p.w_stride, 0, p.vocab, p.cols}, PAIRS ? p.h0 + at : nullptr, row, col};
+    multiply<false, false>(sums, shared.stages, from, (p.cols + BLOCK_K - 1) / BLOCK_K);
+    largest(most, sums, shared, col, p.vocab);
+    return {row, col, tile};
+}
+
+KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) lm_head_logits(const __grid_constant__ HeadParams p) {
     Shared& shared = shared_memory<Shared>();
-    // All rows of the chunk meet one tile of W before the next: W is read once.
-    u32 down = (rows + BLOCK_M - 1) / BLOCK_M, tile = blockIdx.x / down;
-    u32 row = blockIdx.x % down * BLOCK_M, col = tile * BLOCK_N;
-    Heads from = {{h + first * h_stride, h_stride, 0, rows, cols}, {w, w_stride, 0, vocab, cols}, nullptr, row, col};
     Sums sums;
-    multiply<false, false>(sums, shared.stages, from, (cols + BLOCK_K - 1) / BLOCK_K);
     Rows most, rest;
-    largest(most, sums, shared, col, vocab);
+    auto [row, col, tile] = tile_logits<false>(sums, most, shared, p);
 #pragma unroll
     for (u32 i = 0; i < WARP_M / 16; i++)
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
             u32 r = row + warp_row() + i * 16 + half * 8 + lane_row();
-            u32 target = r < rows ? targets[first + r] : vocab;
+            u32 target = r < p.rows ? p.targets[p.first + r] : p.vocab;
             rest[i][half] = 0.0f;
 #pragma unroll
             for (u32 j = 0; j < WARP_N / 8; j++)
@@ -131,7 +160,7 @@ lm_head_logits(bf16* chunk, float* stats, const bf16* h, const u32* targets, con
                 for (u32 e = 2 * half; e < 2 * half + 2; e++) {
                     u32 v = col + warp_col() + j * 8 + lane_col() + e % 2;
                     float logit = sums[i][j][e];
-                    if (v == target && r < rows) stats[static_cast<u64>(2) * rows * tiles(vocab) + r] = logit;
+                    if (v == target && r < p.rows) p.stats[static_cast<u64>(2) * p.rows * p.tiles + r] = logit;
                     sums[i][j][e] = exp_fast(logit - most[i][half]);
                     rest[i][half] += v == target ? 0.0f : sums[i][j][e];
                 }
@@ -142,12 +171,12 @@ lm_head_logits(bf16* chunk, float* stats, const bf16* h, const u32* targets, con
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
             u32 r = row + warp_row() + i * 16 + half * 8 + lane_row();
-            if (r >= rows || warp_col() + lane_col() > 0) continue;
-            float* mine = stats + (static_cast<u64>(r) * tiles(vocab) + tile) * 2;
+            if (r >= p.rows || warp_col() + lane_col() > 0) continue;
+            float* mine = p.stats + (static_cast<u64>(r) * p.tiles + tile) * 2;
             mine[0] = most[i][half], mine[1] = rest[i][half];
         }
-    store_tile(sums, shared.out.tile, col, vocab, [&](u32 r) -> bf16* {
-        return row + r < rows ? chunk + static_cast<u64>(row + r) * chunk_stride : nullptr;
+    store_tile(sums, shared.out.tile, col, p.vocab, [&, row = row](u32 r) -> bf16* {
+        return row + r < p.rows ? p.chunk + static_cast<u64>(row + r) * p.chunk_stride : nullptr;
     });
 }
 
@@ -166,33 +195,30 @@ DEVICE float log_sum(const float* stats, u32 count, u32 step, float extra, float
     return most + logf(whole);
 }
 
-KERNEL __launch_bounds__(THREADS)
-lm_head_combine(float* logprob, float* lse, float* log_rest, const float* stats, u32 first, u32 rows, u32 count) {
+KERNEL __launch_bounds__(THREADS) lm_head_combine(const __grid_constant__ HeadParams p) {
     u32 row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
-    if (row >= rows) return;  // whole warps leave
-    float logit = stats[static_cast<u64>(2) * rows * count + row], rest;
-    float log = log_sum(stats + static_cast<u64>(row) * count * 2, count, 2, logit, rest);
+    if (row >= p.rows) return;  // whole warps leave
+    float logit = p.stats[static_cast<u64>(2) * p.rows * p.tiles + row], rest;
+    float log = log_sum(p.stats + static_cast<u64>(row) * p.tiles * 2, p.tiles, 2, logit, rest);
     if (threadIdx.x % WARP > 0) return;
-    logprob[first + row] = logit - log;
-    lse[first + row] = log;
-    log_rest[first + row] = logf(rest);
+    p.logprob[p.first + row] = logit - log;
+    p.lse[p.first + row] = log;
+    p.log_rest[p.first + row] = logf(rest);
 }
 
-KERNEL __launch_bounds__(THREADS)
-lm_head_gradient(bf16* chunk, const float* stats, const float* lse, const float* log_rest, const u32* targets, u32 first,
-                 u32 vocab, u32 stride) {
-    u32 row = first + blockIdx.x, target = targets[row];
-    bf16x8* mine = reinterpret_cast<bf16x8*>(chunk + static_cast<u64>(blockIdx.x) * stride);
-    const float* maxima = stats + static_cast<u64>(blockIdx.x) * tiles(vocab) * 2;
-    for (u32 i = threadIdx.x; i < stride / CHUNK; i += THREADS) {
-        float scale = -exp_fast(maxima[i * CHUNK / BLOCK_N * 2] - lse[row]);
+KERNEL __launch_bounds__(THREADS) lm_head_gradient(const __grid_constant__ HeadParams p) {
+    u32 row = p.first + blockIdx.x, target = p.targets[row];
+    bf16x8* mine = reinterpret_cast<bf16x8*>(p.chunk + static_cast<u64>(blockIdx.x) * p.chunk_stride);
+    const float* maxima = p.stats + static_cast<u64>(blockIdx.x) * p.tiles * 2;
+    for (u32 i = threadIdx.x; i < p.chunk_stride / CHUNK; i += THREADS) {
+        float scale = -exp_fast(maxima[i * CHUNK / BLOCK_N * 2] - p.lse[row]);
         bf16x8 part = mine[i];
 #pragma unroll
         for (u32 j = 0; j < CHUNK; j++) {
             float value = to_float(part.v[j]) * scale;
             // 1 − p from the other tokens' sum: nothing is lost where p is nearly 1.
-            if (i * CHUNK + j == target) value = exp_fast(log_rest[row]);
-            part.v[j] = i * CHUNK + j < vocab ? to_bf16(value) : bf16{0};
+            if (i * CHUNK + j == target) value = exp_fast(p.log_rest[row]);
+            part.v[j] = i * CHUNK + j < p.vocab ? to_bf16(value) : bf16{0};
         }
         mine[i] = part;
     }
@@ -203,25 +229,18 @@ lm_head_gradient(bf16* chunk, const float* stats, const float* lse, const float*
 // m, m0 the tile's maxima, e0 = exp(l0 − m0) and y = exp((l − m) − (l0 − m0)) − 1:
 //   p_0 = e0·exp(m0 − lse_0),  p − p_0 = p_0·(y·k + (k − 1)),  k = exp((m − m0) − (lse − lse_0))
 // Both are small where the models agree, so rounding y to bf16 costs the difference an ulp, not the probabilities.
-// chunk = y, chunk0 = e0, then chunk = p − p_0; stats[r, tile] = (m, s, m0, s0, Σ e0·(l − l0)), behind them (lse, lse_0).
+// chunk = y, chunk0 = e0, then chunk = p − p_0; stats[r, tile] = (m, s, m0, s0, Σ e0·(l − l0)), after them (lse, lse_0).
 
 constexpr u32 KL_STATS = 5;
 
 /// y's exponent at most; beyond it e0 has become zero.
 constexpr float LARGEST_EXPONENT = 80.0f;
 
-KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM)
-lm_head_kl_logits(bf16* chunk, bf16* chunk0, float* stats, const bf16* h, const bf16* h0, const bf16* w, u64 first, u32 rows,
-                  u32 vocab, u32 cols, u32 chunk_stride, u32 h_stride, u32 w_stride) {
+KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) lm_head_kl_logits(const __grid_constant__ HeadParams p) {
     Shared& shared = shared_memory<Shared>();
-    u32 down = (rows + BLOCK_M / 2 - 1) / (BLOCK_M / 2), tile = blockIdx.x / down;
-    u32 row = blockIdx.x % down * (BLOCK_M / 2), col = tile * BLOCK_N;
-    u64 at = first * h_stride;
-    Heads from = {{h + at, h_stride, 0, rows, cols}, {w, w_stride, 0, vocab, cols}, h0 + at, row, col};
     Sums sums;
-    multiply<false, false>(sums, shared.stages, from, (cols + BLOCK_K - 1) / BLOCK_K);
     Rows most, total, cross;
-    largest(most, sums, shared, col, vocab);
+    auto [row, col, tile] = tile_logits<true>(sums, most, shared, p);
 #pragma unroll
     for (u32 i = 0; i < WARP_M / 16; i += 2)
 #pragma unroll
@@ -232,7 +251,7 @@ lm_head_kl_logits(bf16* chunk, bf16* chunk0, float* stats, const bf16* h, const 
 #pragma unroll
                 for (u32 e = 2 * half; e < 2 * half + 2; e++) {
                     float &logit = sums[i][j][e], &logit0 = sums[i + 1][j][e];
-                    bool inside = col + warp_col() + j * 8 + lane_col() + e % 2 < vocab;
+                    bool inside = col + warp_col() + j * 8 + lane_col() + e % 2 < p.vocab;
                     float apart = inside ? logit - logit0 : 0.0f;
                     float ratio = apart - (most[i][half] - most[i + 1][half]);
                     total[i][half] += exp_fast(logit - most[i][half]);
@@ -249,50 +268,50 @@ lm_head_kl_logits(bf16* chunk, bf16* chunk0, float* stats, const bf16* h, const 
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
             u32 r = warp_row() + i * 16 + half * 8 + lane_row();
-            if (row + pair_row(r) >= rows || warp_col() + lane_col() > 0) continue;
-            float* mine = stats + (static_cast<u64>(row + pair_row(r)) * tiles(vocab) + tile) * KL_STATS;
+            if (row + pair_row(r) >= p.rows || warp_col() + lane_col() > 0) continue;
+            float* mine = p.stats + (static_cast<u64>(row + pair_row(r)) * p.tiles + tile) * KL_STATS;
             u32 side = is_second(r) ? 2 : 0;
             mine[side] = most[i][half], mine[side + 1] = total[i][half];
             if (side == 0) mine[4] = cross[i][half];
         }
-    store_tile(sums, shared.out.tile, col, vocab, [&](u32 r) -> bf16* {
-        u64 to = static_cast<u64>(row + pair_row(r)) * chunk_stride;
-        return row + pair_row(r) < rows ? (is_second(r) ? chunk0 : chunk) + to : nullptr;
+    store_tile(sums, shared.out.tile, col, p.vocab, [&, row = row](u32 r) -> bf16* {
+        u64 to = static_cast<u64>(row + pair_row(r)) * p.chunk_stride;
+        return row + pair_row(r) < p.rows ? (is_second(r) ? p.chunk0 : p.chunk) + to : nullptr;
     });
 }
 
-KERNEL __launch_bounds__(THREADS) lm_head_kl_combine(float* kl, float* stats, u32 first, u32 rows, u32 count) {
+KERNEL __launch_bounds__(THREADS) lm_head_kl_combine(const __grid_constant__ HeadParams p) {
     u32 row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
-    if (row >= rows) return;  // whole warps leave
-    const float* mine = stats + static_cast<u64>(row) * count * KL_STATS;
+    if (row >= p.rows) return;  // whole warps leave
+    const float* mine = p.stats + static_cast<u64>(row) * p.tiles * KL_STATS;
     float unused, cross = 0.0f;
-    float lse = log_sum(mine, count, KL_STATS, -INFINITE, unused);
-    float lse0 = log_sum(mine + 2, count, KL_STATS, -INFINITE, unused);
-    for (u32 t = threadIdx.x % WARP; t < count; t += WARP) {
+    float lse = log_sum(mine, p.tiles, KL_STATS, -INFINITE, unused);
+    float lse0 = log_sum(mine + 2, p.tiles, KL_STATS, -INFINITE, unused);
+    for (u32 t = threadIdx.x % WARP; t < p.tiles; t += WARP) {
         const float* tile = mine + t * KL_STATS;
         cross += tile[4] * exp_fast(tile[2] - lse0);
     }
     cross = warp_sum(cross);
     if (threadIdx.x % WARP > 0) return;
-    kl[first + row] = (lse - lse0) - cross;
-    float* logs = stats + static_cast<u64>(rows) * count * KL_STATS + row * 2;
+    p.kl[p.first + row] = (lse - lse0) - cross;
+    float* logs = p.stats + static_cast<u64>(p.rows) * p.tiles * KL_STATS + row * 2;
     logs[0] = lse, logs[1] = lse0;
 }
 
-KERNEL __launch_bounds__(THREADS)
-lm_head_kl_gradient(bf16* chunk, const bf16* chunk0, const float* stats, u32 rows, u32 vocab, u32 stride) {
-    const float* mine = stats + static_cast<u64>(blockIdx.x) * tiles(vocab) * KL_STATS;
-    const float* logs = stats + static_cast<u64>(rows) * tiles(vocab) * KL_STATS + blockIdx.x * 2;
-    bf16x8* to = reinterpret_cast<bf16x8*>(chunk + static_cast<u64>(blockIdx.x) * stride);
-    const bf16x8* from = reinterpret_cast<const bf16x8*>(chunk0 + static_cast<u64>(blockIdx.x) * stride);
-    for (u32 i = threadIdx.x; i < stride / CHUNK; i += THREADS) {
+KERNEL __launch_bounds__(THREADS) lm_head_kl_gradient(const __grid_constant__ HeadParams p) {
+    const float* mine = p.stats + static_cast<u64>(blockIdx.x) * p.tiles * KL_STATS;
+    const float* logs = p.stats + static_cast<u64>(p.rows) * p.tiles * KL_STATS + blockIdx.x * 2;
+    u64 at = static_cast<u64>(blockIdx.x) * p.chunk_stride;
+    bf16x8* to = reinterpret_cast<bf16x8*>(p.chunk + at);
+    const bf16x8* from = reinterpret_cast<const bf16x8*>(p.chunk0 + at);
+    for (u32 i = threadIdx.x; i < p.chunk_stride / CHUNK; i += THREADS) {
         const float* tile = mine + i * CHUNK / BLOCK_N * KL_STATS;
         float shift = exp_minus_one((tile[0] - tile[2]) - (logs[0] - logs[1])), scale = exp_fast(tile[2] - logs[1]);
         bf16x8 part = to[i], other = from[i];
 #pragma unroll
         for (u32 j = 0; j < CHUNK; j++) {
             float y = to_float(part.v[j]), p0 = to_float(other.v[j]) * scale;
-            part.v[j] = i * CHUNK + j < vocab ? to_bf16(p0 * (y * shift + (y + shift))) : bf16{0};
+            part.v[j] = i * CHUNK + j < p.vocab ? to_bf16(p0 * (y * shift + (y + shift))) : bf16{0};
         }
         to[i] = part;
     }

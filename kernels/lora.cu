@@ -25,31 +25,40 @@ DEVICE void copy_block(Stage& stage, const Slice& from, u32 block) {
     copy_operand<true, BLOCK_N>(stage.b, from.wide, from.col, k);
 }
 
+struct LoraParams {
+    float* partial;
+    const bf16* narrow;
+    const bf16* wide;
+    u32 rows, width, cols;
+    u32 narrow_stride, wide_stride;
+    u32 end_0, end_1;         // where parts of the columns end
+    u32 slice;                // rows of a block
+    u32 row_step, col_step;  // how the sums lie
+};
+
 DEVICE u32 tiles(u32 cols) { return (cols + BLOCK_N - 1) / BLOCK_N; }
 
-KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM)
-lora_partial(float* partial, const bf16* narrow, const bf16* wide, u32 rows, u32 width, u32 cols, u32 narrow_stride,
-             u32 wide_stride, u32 end_0, u32 end_1, u32 slice, u32 row_step, u32 col_step) {
+KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) lora_partial(const __grid_constant__ LoraParams p) {
     Shared& shared = shared_memory<Shared>();
-    u32 part = 0, begin = 0, end = end_0, tile = blockIdx.x;
-    if (tile >= tiles(end_0)) {
-        tile -= tiles(end_0);
-        part = 1, begin = end_0, end = end_1;
-        if (tile >= tiles(end_1 - end_0)) {
-            tile -= tiles(end_1 - end_0);
-            part = 2, begin = end_1, end = cols;
+    u32 part = 0, begin = 0, end = p.end_0, tile = blockIdx.x;
+    if (tile >= tiles(p.end_0)) {
+        tile -= tiles(p.end_0);
+        part = 1, begin = p.end_0, end = p.end_1;
+        if (tile >= tiles(p.end_1 - p.end_0)) {
+            tile -= tiles(p.end_1 - p.end_0);
+            part = 2, begin = p.end_1, end = p.cols;
         }
     }
-    u32 first = blockIdx.z * slice, count = minimum(slice, rows - first);
+    u32 first = blockIdx.z * p.slice, count = minimum(p.slice, p.rows - first), width = p.width;
     u32 row = blockIdx.y * BLOCK_M, col = begin + tile * BLOCK_N;
-    Slice from = {{narrow + part * width, narrow_stride, first, count, width},
-                  {wide, wide_stride, first, count, end},
+    Slice from = {{p.narrow + part * width, p.narrow_stride, first, count, width},
+                  {p.wide, p.wide_stride, first, count, end},
                   row,
                   col,
                   first};
     Sums sums;
     multiply<true, true>(sums, shared.stages, from, (count + BLOCK_K - 1) / BLOCK_K);
-    float* mine = partial + static_cast<u64>(blockIdx.z) * width * cols;
+    float* mine = p.partial + static_cast<u64>(blockIdx.z) * width * p.cols;
 #pragma unroll
     for (u32 m = 0; m < WARP_M / 16; m++)
 #pragma unroll
@@ -58,7 +67,7 @@ lora_partial(float* partial, const bf16* narrow, const bf16* wide, u32 rows, u32
             for (u32 e = 0; e < 4; e++) {
                 u32 j = row + warp_row() + m * 16 + e / 2 * 8 + lane_row();
                 u32 c = col + warp_col() + n * 8 + lane_col() + e % 2;
-                if (j < width && c < end) mine[static_cast<u64>(j) * row_step + static_cast<u64>(c) * col_step] = sums[m][n][e];
+                if (j < width && c < end) mine[static_cast<u64>(j) * p.row_step + static_cast<u64>(c) * p.col_step] = sums[m][n][e];
             }
 }
 

@@ -49,30 +49,46 @@ DEVICE void copy_block(Stage& stage, const Blocks& from, u32 block) {
     copy_operand<W_ACROSS, BLOCK_N>(stage.b, right, from.col, k);
 }
 
+struct ProductParams {
+    bf16* /*or null*/ y;  // from y_first on; or
+    float* /*or null*/ wide;
+    const bf16* x;  // from x_first on
+    const bf16* w;  // from w_first on
+    const bf16* /*or null*/ xa;
+    const bf16* /*or null*/ b;
+    const bf16* /*or null*/ bias;
+    const bf16* /*or null*/ residual;  // rows y_stride apart
+    u64 y_first, x_first, w_first;
+    u32 m, n, k, rank;
+    u32 y_stride, x_stride, w_stride, xa_stride, b_stride;
+    u32 end_0, end_1;  // where parts end
+    u32 raster;        // tiles walked downwards before the next to the right
+};
+
 /// + bias + residual, where there are such.
-DEVICE void add_terms(Sums& sums, const bf16* bias, const bf16* residual, u32 stride, u32 row, u32 col, u32 m, u32 n) {
+DEVICE void add_terms(Sums& sums, const ProductParams& p, u32 row, u32 col) {
 #pragma unroll
     for (u32 i = 0; i < WARP_M / 16; i++)
 #pragma unroll
         for (u32 j = 0; j < WARP_N / 8; j++) {
             u32 c = col + warp_col() + j * 8 + lane_col();
-            if (c >= n) continue;
-            u32 pair = bias != nullptr ? *reinterpret_cast<const u32*>(bias + c) : 0;
+            if (c >= p.n) continue;
+            u32 pair = p.bias != nullptr ? *reinterpret_cast<const u32*>(p.bias + c) : 0;
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
                 u32 r = row + warp_row() + i * 16 + half * 8 + lane_row();
                 float& low = sums[i][j][2 * half];
                 float& high = sums[i][j][2 * half + 1];
                 low += low_float(pair), high += high_float(pair);
-                if (residual == nullptr || r >= m) continue;
-                u32 old = *reinterpret_cast<const u32*>(residual + static_cast<u64>(r) * stride + c);
+                if (p.residual == nullptr || r >= p.m) continue;
+                u32 old = *reinterpret_cast<const u32*>(p.residual + static_cast<u64>(r) * p.y_stride + c);
                 low += low_float(old), high += high_float(old);
             }
         }
 }
 
 /// The tile in f32, rows n apart.
-DEVICE void store_wide(const Sums& sums, float* wide, u32 row, u32 col, u32 m, u32 n) {
+DEVICE void store_wide(const Sums& sums, const ProductParams& p, u32 row, u32 col) {
 #pragma unroll
     for (u32 i = 0; i < WARP_M / 16; i++)
 #pragma unroll
@@ -80,37 +96,33 @@ DEVICE void store_wide(const Sums& sums, float* wide, u32 row, u32 col, u32 m, u
 #pragma unroll
             for (u32 e = 0; e < 4; e++) {
                 u32 r = row + warp_row() + i * 16 + e / 2 * 8 + lane_row(), c = col + warp_col() + j * 8 + lane_col() + e % 2;
-                if (r < m && c < n) wide[static_cast<u64>(r) * n + c] = sums[i][j][e];
+                if (r < p.m && c < p.n) p.wide[static_cast<u64>(r) * p.n + c] = sums[i][j][e];
             }
 }
 
-KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM)
-product(bf16* /*or null*/ y, float* /*or null*/ wide, const bf16* x, const bf16* w, const bf16* /*or null*/ xa,
-        const bf16* /*or null*/ b, const bf16* /*or null*/ bias, const bf16* /*or null*/ residual, u64 y_first, u64 x_first,
-        u64 w_first, u32 m, u32 n, u32 k, u32 y_stride, u32 x_stride, u32 w_stride, u32 xa_stride, u32 b_stride, u32 rank,
-        u32 end_0, u32 end_1, u32 raster) {
+KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) product(const __grid_constant__ ProductParams p) {
     Shared& shared = shared_memory<Shared>();
     // Neighbours in time share rows of x and of w: `raster` tiles down, then one to the right.
-    u32 tiles_m = (m + BLOCK_M - 1) / BLOCK_M, tiles_n = (n + BLOCK_N - 1) / BLOCK_N;
-    u32 top = blockIdx.x / (raster * tiles_n) * raster, height = minimum(raster, tiles_m - top);
-    u32 inside = blockIdx.x % (raster * tiles_n);
+    u32 tiles_m = (p.m + BLOCK_M - 1) / BLOCK_M, tiles_n = (p.n + BLOCK_N - 1) / BLOCK_N;
+    u32 top = blockIdx.x / (p.raster * tiles_n) * p.raster, height = minimum(p.raster, tiles_m - top);
+    u32 inside = blockIdx.x % (p.raster * tiles_n);
     u32 row = (top + inside % height) * BLOCK_M, col = inside / height * BLOCK_N;
 
-    Blocks from = {{x + x_first, x_stride, 0, m, k},
-                   {w + w_first, w_stride, 0, W_ACROSS ? k : n, W_ACROSS ? n : k},
-                   {xa, xa_stride, 0, m, rank},
-                   {b, b_stride, 0, rank, W_ACROSS ? n : rank}};
-    from.row = row, from.col = col, from.rank = rank;
-    from.own = (k + BLOCK_K - 1) / BLOCK_K, from.more = (rank + BLOCK_K - 1) / BLOCK_K;
-    from.end_0 = end_0, from.end_1 = end_1, from.end_2 = n;
+    Blocks from = {{p.x + p.x_first, p.x_stride, 0, p.m, p.k},
+                   {p.w + p.w_first, p.w_stride, 0, W_ACROSS ? p.k : p.n, W_ACROSS ? p.n : p.k},
+                   {p.xa, p.xa_stride, 0, p.m, p.rank},
+                   {p.b, p.b_stride, 0, p.rank, W_ACROSS ? p.n : p.rank}};
+    from.row = row, from.col = col, from.rank = p.rank;
+    from.own = (p.k + BLOCK_K - 1) / BLOCK_K, from.more = (p.rank + BLOCK_K - 1) / BLOCK_K;
+    from.end_0 = p.end_0, from.end_1 = p.end_1, from.end_2 = p.n;
     from.part = W_ACROSS ? 0 : part_of(from, col);
-    u32 parts = W_ACROSS ? 1 : part_of(from, minimum(col + BLOCK_N, n) - 1) - from.part + 1;
+    u32 parts = W_ACROSS ? 1 : part_of(from, minimum(col + BLOCK_N, p.n) - 1) - from.part + 1;
 
     Sums sums;
     multiply<false, W_ACROSS>(sums, shared.stages, from, from.own + parts * from.more);
-    add_terms(sums, bias, residual, y_stride, row, col, m, n);
-    if (wide != nullptr) return store_wide(sums, wide, row, col, m, n);
-    store_tile(sums, shared.out, col, n, [&](u32 r) -> bf16* {
-        return row + r < m ? y + y_first + static_cast<u64>(row + r) * y_stride : nullptr;
+    add_terms(sums, p, row, col);
+    if (p.wide != nullptr) return store_wide(sums, p, row, col);
+    store_tile(sums, shared.out, col, p.n, [&](u32 r) -> bf16* {
+        return row + r < p.m ? p.y + p.y_first + static_cast<u64>(row + r) * p.y_stride : nullptr;
     });
 }

@@ -53,61 +53,78 @@ DEVICE float head_rstd(const bf16* x, u32 lane, u32 half, float eps) {
     return rsqrtf(warp_sum(square) / (2 * half) + eps);
 }
 
+struct RotationParams {
+    const u32* positions;
+    const float* cosine;
+    const float* sine;
+    const bf16* /*or null*/ q_norm;
+    const bf16* /*or null*/ k_norm;
+    u32 rows, heads, kv_heads, half, stride, raw_stride;
+    float eps, offset;
+};
+
+/// What a warp works on.
+struct Head {
+    u32 row, column;
+    const bf16* w;  // null without a norm
+    const float *cosine, *sine;
+};
+
+/// This warp's head; row `rows` or beyond for one that has none.
+DEVICE Head own_head(const RotationParams& p) {
+    u32 warp = blockIdx.x * HEADS_PER_BLOCK + threadIdx.x / WARP;
+    u32 row = warp / (p.heads + p.kv_heads), head = warp % (p.heads + p.kv_heads);
+    u64 angle = row < p.rows ? static_cast<u64>(p.positions[row]) * p.half : 0;
+    return {row, head * 2 * p.half, head < p.heads ? p.q_norm : p.k_norm, p.cosine + angle, p.sine + angle};
+}
+
 KERNEL __launch_bounds__(HEADS_PER_BLOCK* WARP)
-rotate_forward(bf16* qkv, bf16* /*or null*/ raw, const u32* positions, const float* cosine, const float* sine,
-               const bf16* /*or null*/ q_norm, const bf16* /*or null*/ k_norm, u32 rows, u32 heads, u32 kv_heads, u32 half,
-               u32 stride, u32 raw_stride, float eps, float offset) {
-    u32 warp = blockIdx.x * HEADS_PER_BLOCK + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    u32 row = warp / (heads + kv_heads), head = warp % (heads + kv_heads);
-    if (row >= rows) return;  // whole warps leave: the sums stay legal
-    bf16* x = qkv + static_cast<u64>(row) * stride + head * 2 * half;
-    const bf16* w = head < heads ? q_norm : k_norm;
-    float scale = w ? head_rstd(x, lane, half, eps) : 1.0f;
-    u64 angle = static_cast<u64>(positions[row]) * half;
+rotate_forward(bf16* qkv, bf16* /*or null*/ raw, const __grid_constant__ RotationParams p) {
+    u32 lane = threadIdx.x % WARP, half = p.half;
+    Head own = own_head(p);
+    if (own.row >= p.rows) return;  // whole warps leave: the sums stay legal
+    bf16* x = qkv + static_cast<u64>(own.row) * p.stride + own.column;
+    float scale = own.w ? head_rstd(x, lane, half, p.eps) : 1.0f;
     for (u32 i = 2 * lane; i < half; i += 2 * WARP) {
-        Pair p = load_pair(x, i, half);
-        if (w) {
-            store_pair(raw + static_cast<u64>(row) * raw_stride + head * 2 * half, i, half, p);
-            p = gained(p, w, i, half, offset);
+        Pair pair = load_pair(x, i, half);
+        if (own.w) {
+            store_pair(raw + static_cast<u64>(own.row) * p.raw_stride + own.column, i, half, pair);
+            pair = gained(pair, own.w, i, half, p.offset);
 #pragma unroll
             for (u32 j = 0; j < 2; j++) {
-                p.a[j] *= scale;
-                p.b[j] *= scale;
+                pair.a[j] *= scale;
+                pair.b[j] *= scale;
             }
         }
-        store_pair(x, i, half, rotated(p, cosine + angle + i, sine + angle + i, 1.0f));
+        store_pair(x, i, half, rotated(pair, own.cosine + i, own.sine + i, 1.0f));
     }
 }
 
 KERNEL __launch_bounds__(HEADS_PER_BLOCK* WARP)
-rotate_backward(bf16* dqkv, const bf16* /*or null*/ raw, const u32* positions, const float* cosine, const float* sine,
-                const bf16* /*or null*/ q_norm, const bf16* /*or null*/ k_norm, u32 rows, u32 heads, u32 kv_heads, u32 half,
-                u32 stride, u32 raw_stride, float eps, float offset) {
-    u32 warp = blockIdx.x * HEADS_PER_BLOCK + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    u32 row = warp / (heads + kv_heads), head = warp % (heads + kv_heads);
-    if (row >= rows) return;
-    bf16* dy = dqkv + static_cast<u64>(row) * stride + head * 2 * half;
-    const bf16* w = head < heads ? q_norm : k_norm;
-    const bf16* x = w ? raw + static_cast<u64>(row) * raw_stride + head * 2 * half : dy;
-    u64 angle = static_cast<u64>(positions[row]) * half;
-    float scale = 1.0f, pull = 0.0f;
-    if (w) {
-        scale = head_rstd(x, lane, half, eps);
+rotate_backward(bf16* dqkv, const bf16* /*or null*/ raw, const __grid_constant__ RotationParams p) {
+    u32 lane = threadIdx.x % WARP, half = p.half;
+    Head own = own_head(p);
+    if (own.row >= p.rows) return;
+    bf16* dy = dqkv + static_cast<u64>(own.row) * p.stride + own.column;
+    const bf16* x = own.w ? raw + static_cast<u64>(own.row) * p.raw_stride + own.column : dy;
+    float scale = 1.0f, projection = 0.0f;
+    if (own.w) {
+        scale = head_rstd(x, lane, half, p.eps);
         float sum = 0.0f;
         for (u32 i = 2 * lane; i < half; i += 2 * WARP) {
-            Pair d = rotated(load_pair(dy, i, half), cosine + angle + i, sine + angle + i, -1.0f);
-            sum += dot(gained(d, w, i, half, offset), load_pair(x, i, half));
+            Pair d = rotated(load_pair(dy, i, half), own.cosine + i, own.sine + i, -1.0f);
+            sum += dot(gained(d, own.w, i, half, p.offset), load_pair(x, i, half));
         }
-        pull = scale * scale * warp_sum(sum) / (2 * half);
+        projection = scale * scale * warp_sum(sum) / (2 * half);
     }
     for (u32 i = 2 * lane; i < half; i += 2 * WARP) {
-        Pair d = rotated(load_pair(dy, i, half), cosine + angle + i, sine + angle + i, -1.0f);
-        if (w) {
-            Pair own = gained(d, w, i, half, offset), input = load_pair(x, i, half);
+        Pair d = rotated(load_pair(dy, i, half), own.cosine + i, own.sine + i, -1.0f);
+        if (own.w) {
+            Pair g = gained(d, own.w, i, half, p.offset), input = load_pair(x, i, half);
 #pragma unroll
             for (u32 j = 0; j < 2; j++) {
-                d.a[j] = scale * (own.a[j] - input.a[j] * pull);
-                d.b[j] = scale * (own.b[j] - input.b[j] * pull);
+                d.a[j] = scale * (g.a[j] - input.a[j] * projection);
+                d.b[j] = scale * (g.b[j] - input.b[j] * projection);
             }
         }
         store_pair(dy, i, half, d);

@@ -37,26 +37,15 @@ DEVICE float uniform(u64 seed, u32 id_low, u32 id_high, u32 position) {
 }
 
 /// Sum over the block in order of threads, the same in all; also what stands before this thread.
-DEVICE double ordered_sum(Shared& shared, double own, double& before) {
+template <typename T>
+DEVICE T ordered_sum(T (&shared)[THREADS], T own, T& before) {
     block_barrier();
-    shared.sums[threadIdx.x] = own;
+    shared[threadIdx.x] = own;
     block_barrier();
-    double sum = 0.0;
+    T sum = 0;
     for (u32 t = 0; t < THREADS; t++) {
         if (t == threadIdx.x) before = sum;
-        sum += shared.sums[t];
-    }
-    return sum;
-}
-
-DEVICE u32 ordered_count(Shared& shared, u32 own, u32& before) {
-    block_barrier();
-    shared.counts[threadIdx.x] = own;
-    block_barrier();
-    u32 sum = 0;
-    for (u32 t = 0; t < THREADS; t++) {
-        if (t == threadIdx.x) before = sum;
-        sum += shared.counts[t];
+        sum += shared[t];
     }
     return sum;
 }
@@ -83,7 +72,7 @@ DEVICE Tail tail(Shared& shared, const float* weights, Run run, u32 bits) {
             count++;
         }
     }
-    return {ordered_sum(shared, sum, unused), ordered_count(shared, count, none)};
+    return {ordered_sum(shared.sums, sum, unused), ordered_sum(shared.counts, count, none)};
 }
 
 /// The smallest border above which fewer than `limit` stand: the value of the limit-th largest weight.
@@ -138,34 +127,42 @@ KERNEL __launch_bounds__(THREADS) sample_greedy(u32* tokens, const float* logits
     }
 }
 
-KERNEL __launch_bounds__(THREADS)
-sample_draw(u32* tokens, float* logits, const u32* ids, const u32* positions, u32 vocab, float temperature, u32 top_k,
-            float top_p, u64 seed) {
+struct DrawParams {
+    const u32* ids;  // low and high half
+    const u32* positions;
+    u64 seed;
+    u32 vocab, top_k;
+    float temperature, top_p;
+};
+
+KERNEL __launch_bounds__(THREADS) sample_draw(u32* tokens, float* logits, const __grid_constant__ DrawParams p) {
     Shared& shared = shared_memory<Shared>();
+    u32 vocab = p.vocab;
     float* row = logits + static_cast<u64>(blockIdx.x) * vocab;
     Run run = own_run(vocab);
     float best = -INFINITE;
     for (u32 i = run.first; i < run.last; i++) best = maximum(best, row[i]);
     best = block_maximum<THREADS / WARP>(best, shared.floats);
-    float inverse = 1.0f / temperature;
+    float inverse = 1.0f / p.temperature;
     for (u32 i = run.first; i < run.last; i++) row[i] = exp2_fast((row[i] - best) * inverse * LOG2_E);
     Kept kept = {0, 0xffffffffu};
-    if (top_k > 0 && top_k < vocab) kept = keep_count(shared, row, run, top_k);
-    if (top_p < 1.0f) {
+    if (p.top_k > 0 && p.top_k < vocab) kept = keep_count(shared, row, run, p.top_k);
+    if (p.top_p < 1.0f) {
         if (kept.ties == 0xffffffffu) kept.ties = 0;  // all of weight zero add nothing
-        kept = keep_share(shared, row, run, kept, top_p);
+        kept = keep_share(shared, row, run, kept, p.top_p);
     }
     u32 ties = 0, rank;
     for (u32 i = run.first; i < run.last; i++) ties += float_bits(row[i]) == kept.bits;
-    ordered_count(shared, ties, rank);
+    ordered_sum(shared.counts, ties, rank);
     double own = 0.0, before;
     for (u32 i = run.first; i < run.last; i++) {
         bool stays = above(row[i], kept.bits) || (float_bits(row[i]) == kept.bits && rank++ < kept.ties);
         if (stays) own += row[i];
         else row[i] = 0.0f;
     }
-    double total = ordered_sum(shared, own, before);
-    double left = static_cast<double>(uniform(seed, ids[2 * blockIdx.x], ids[2 * blockIdx.x + 1], positions[blockIdx.x])) * total;
+    double total = ordered_sum(shared.sums, own, before);
+    u32 low = p.ids[2 * blockIdx.x], high = p.ids[2 * blockIdx.x + 1];
+    double left = static_cast<double>(uniform(p.seed, low, high, p.positions[blockIdx.x])) * total;
     // The token lies with the last thread whose run begins at or before `left` and holds weight.
     u32 mine = own > 0.0 && before <= left ? threadIdx.x + 1 : 0;
     block_barrier();
@@ -185,18 +182,27 @@ sample_draw(u32* tokens, float* logits, const u32* ids, const u32* positions, u3
     tokens[blockIdx.x] = token;
 }
 
+struct AdvanceParams {
+    u32* history;
+    u32* step;
+    u32* tokens;
+    u32* positions;
+    u32* drawn;
+    const u32* next;
+    u32 rows, columns, bound;
+};
+
 /// What follows a drawn token, without the host: it is noted in column step[0] of `history`, becomes the row's next input, and
-/// all positions grow by one. One block.
-KERNEL __launch_bounds__(THREADS)
-advance(u32* history, u32* step, u32* tokens, u32* positions, u32* drawn, const u32* next, u32 rows, u32 columns) {
-    u32 column = step[0];
+/// all positions grow by one, those that index memory up to the last below `bound`. One block.
+KERNEL __launch_bounds__(THREADS) advance(const __grid_constant__ AdvanceParams p) {
+    u32 column = p.step[0];
     block_barrier();
-    for (u32 i = threadIdx.x; i < rows; i += THREADS) {
-        u32 token = next[i];
-        if (column < columns) history[i * columns + column] = token;
-        tokens[i] = token;
-        positions[i] += 1;
-        drawn[i] += 1;
+    for (u32 i = threadIdx.x; i < p.rows; i += THREADS) {
+        u32 token = p.next[i];
+        if (column < p.columns) p.history[i * p.columns + column] = token;
+        p.tokens[i] = token;
+        p.positions[i] = minimum(p.positions[i] + 1, p.bound - 1);
+        p.drawn[i] += 1;
     }
-    if (threadIdx.x == 0) step[0] = column + 1;
+    if (threadIdx.x == 0) p.step[0] = column + 1;
 }

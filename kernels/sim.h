@@ -33,6 +33,7 @@ void sim_copy_wait(u32 pending) noexcept;
 #define KERNEL extern "C" __attribute__((visibility("hidden"))) void
 #define DEVICE static inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __restrict__ __restrict
 #define __align__(bytes) alignas(bytes)
 

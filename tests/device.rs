@@ -194,9 +194,9 @@ impl Gather {
     }
 
     fn launch(&self, driver: &Arc<dyn Driver>) -> ares::Result<()> {
-        let mut words = [self.y, self.x, self.rows, 8];
+        let words = [self.y, self.x, self.rows, 8];
         // SAFETY: three rows of eight.
-        unsafe { driver.launch(self.function, LaunchConfig::linear(3, 128), &mut words) }
+        unsafe { driver.launch(self.function, LaunchConfig::linear(3, 128), &words.each_ref().map(bytemuck::bytes_of)) }
     }
 
     fn read(&self, driver: &Arc<dyn Driver>) -> ares::Result<Vec<u8>> {
@@ -254,8 +254,9 @@ fn inner_kernels() {
     let error = driver.load(&ROWS, &[("THREADS", 64)], "gather").unwrap_err().to_string();
     assert!(error.contains("rows.cu for sm_90a with THREADS=64"), "{error}");
     // SAFETY: refused before anything is touched.
-    let refused =
-        unsafe { driver.launch(gather.function, LaunchConfig::linear(3, 128).with_shared(1 << 20), &mut [0; 4]) };
+    let refused = unsafe {
+        driver.launch(gather.function, LaunchConfig::linear(3, 128).with_shared(1 << 20), &[&[0u8; 8][..]; 4])
+    };
     assert!(refused.unwrap_err().to_string().contains("cannot launch gather"), "the device is named");
 }
 
@@ -296,7 +297,7 @@ fn inner_fault() {
     let launch = |name| {
         let function = driver.load(&ROWS, DEFINES, name)?;
         // SAFETY: the fake does not touch memory for these.
-        unsafe { driver.launch(function, LaunchConfig::linear(1, 128), &mut [0; 4]) }
+        unsafe { driver.launch(function, LaunchConfig::linear(1, 128), &[&[0u8; 8][..]; 4]) }
     };
     let outcome = launch("scale_rows")
         .and_then(|()| launch("scatter"))

@@ -7,6 +7,7 @@ pub(crate) mod cost;
 pub(crate) mod cpu;
 pub mod cuda;
 pub(crate) mod element;
+pub(crate) mod indices;
 mod nvtx;
 pub mod pages;
 pub(crate) mod tensor;
@@ -14,6 +15,7 @@ pub(crate) mod tensor;
 pub use cpu::Cpu;
 pub use cuda::Cuda;
 pub use element::{Element, Real};
+pub use indices::Indices;
 pub(crate) use nvtx::{Stage, stage};
 pub use tensor::Tensor;
 

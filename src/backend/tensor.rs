@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 /// `rows` × `cols` values, row-major, `stride` elements from row to row. Allocated once for `capacity` rows; a step sets
 /// `rows` to what it needs.
 pub struct Tensor<B: Backend, T: Element = <B as Backend>::Act> {
-    pub buffer: B::Buffer<T>,
+    pub(crate) buffer: B::Buffer<T>,
     rows: usize,
     cols: usize,
     stride: usize,
@@ -37,6 +37,11 @@ impl<B: Backend, T: Element> Tensor<B, T> {
 
     pub fn stride(&self) -> usize {
         self.stride
+    }
+
+    /// All of the allocation, padding and rows out of use included.
+    pub fn buffer(&self) -> &B::Buffer<T> {
+        &self.buffer
     }
 
     pub(crate) fn capacity(&self) -> usize {

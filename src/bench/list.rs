@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use super::{Workload, tokens};
-use crate::backend::Tensor;
 use crate::backend::cost::Cost;
+use crate::backend::{Indices, Tensor};
 use crate::error::Result;
 use crate::model::batch::DeviceBatch;
 use crate::model::{AnswerTokens, Batch, Heads, ModelConfig};
@@ -320,7 +320,7 @@ impl<B: Ops> List<'_, '_, B> {
         let (h, w, mut logits) = (self.act(rows, c)?, self.weight(vocab, c)?, Tensor::zeros(ops, rows, vocab)?);
         let mut keys = SampleTable::with_capacity(ops, rows)?;
         keys.set(ops, &(0..rows as u64).collect::<Vec<_>>(), &vec![length as u32; rows])?;
-        let mut next = Tensor::zeros(ops, rows, 1)?;
+        let mut next = Indices::from_host(ops, &vec![0; rows], vocab)?;
         let written = Cost { flops: 0, bytes: 8 * (rows * vocab) as u64 };
         let cost = lm_head::forward_cost(rows as u64, vocab as u64, c as u64, act) + written;
         for (name, temperature, top_k, top_p) in

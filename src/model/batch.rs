@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use crate::backend::{Backend, Tensor};
+use crate::backend::{Backend, Indices, Tensor};
 use crate::error::Result;
 use crate::ops::{Packing, Segment};
 
@@ -140,20 +140,20 @@ impl Batch {
 /// The tables of a batch on the device.
 pub(crate) struct DeviceBatch<B: Backend> {
     pub(crate) packing: Packing<B>,
-    pub(crate) tokens: Tensor<B, u32>,  // (T, 1)
-    pub(crate) rows: Tensor<B, u32>,    // (R, 1)
+    pub(crate) tokens: Indices<B>,      // (T, 1)
+    pub(crate) rows: Indices<B>,        // (R, 1)
     pub(crate) targets: Tensor<B, u32>, // (R, 1)
 }
 
 impl<B: Backend> DeviceBatch<B> {
     /// Room for `rows` packed rows, any of which may be read by a head.
     pub(crate) fn with_capacity(backend: &B, rows: usize) -> Result<Self> {
-        let column = || Tensor::zeros(backend, rows, 1);
+        let column = || Indices::with_capacity(backend, rows);
         Ok(DeviceBatch {
             packing: Packing::with_capacity(backend, rows)?,
             tokens: column()?,
             rows: column()?,
-            targets: column()?,
+            targets: Tensor::zeros(backend, rows, 1)?,
         })
     }
 

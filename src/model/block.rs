@@ -2,7 +2,7 @@
 
 use super::adapter::{BlockGrad, BlockLora};
 use super::tensors::tensors;
-use crate::backend::Tensor;
+use crate::backend::{Indices, Tensor};
 use crate::error::Result;
 use crate::ops::{
     AttentionSpec, Decode, GateUpSpec, KvCache, NormSpec, Ops, Packing, QkvSpec, QkvWeights, Rope, SlotTable,
@@ -119,7 +119,7 @@ impl<B: Ops> Block<B> {
         ops: &B,
         s: &mut Saved<B>,
         lora: Option<&BlockLora<B>>,
-        positions: &Tensor<B, u32>,
+        positions: &Indices<B>,
         rope: &Rope<B>,
     ) -> Result<()> {
         let spec = &self.spec;

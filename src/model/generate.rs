@@ -9,7 +9,7 @@ use super::config::ModelConfig;
 use super::subject::{Decoding, Finish};
 use super::transformer::Transformer;
 use super::workspace::{Stream, Workspace};
-use crate::backend::Tensor;
+use crate::backend::{Indices, Tensor};
 use crate::error::Result;
 use crate::ops::{History, KvCache, Ops, SampleSpec, SampleTable, SlotTable};
 
@@ -38,7 +38,7 @@ pub struct Generator<B: Ops> {
     table: SlotTable<B>,
     keys: SampleTable<B>,
     logits: Tensor<B, f32>, // (S, V)
-    next: Tensor<B, u32>,   // (S, 1)
+    next: Indices<B>,       // (S, 1)
     history: History<B>,
     prefill: SlotTable<B>,
     /// One captured step per number of active slots, for one call of `generate`.
@@ -64,7 +64,7 @@ impl<B: Ops> Generator<B> {
             table: SlotTable::with_capacity(ops, slots)?,
             keys: SampleTable::with_capacity(ops, slots)?,
             logits: Tensor::zeros(ops, slots, config.vocab_size)?,
-            next: Tensor::zeros(ops, slots, 1)?,
+            next: Indices::with_capacity(ops, slots)?,
             history: History::with_capacity(ops, slots)?,
             prefill: SlotTable::with_capacity(ops, prefill)?,
             graphs: BTreeMap::new(),
@@ -185,15 +185,18 @@ impl<B: Ops> Call<'_, B> {
     /// The next tokens of every active slot, as many steps as the backend takes at once, the caches have room for and anybody
     /// wants.
     fn decode(&mut self) -> Result<Vec<Vec<u32>>> {
-        let Call { model: Transformer { ops, .. }, ws, generator, requests, decoding, active, results, .. } = self;
+        let Call { model: Transformer { ops, config, .. }, ws, generator, requests, decoding, active, results, .. } =
+            self;
         let (count, column) = (active.len(), |f: fn(&Active) -> u32| active.iter().map(f).collect::<Vec<u32>>());
         let ids: Vec<u64> = active.iter().map(|a| requests[a.request].id).collect();
-        generator.table.set(ops, &column(|a| a.slot), &column(|a| a.position))?;
+        generator.table.slots.set(ops, &column(|a| a.slot), generator.slots)?;
+        let length = generator.length.min(config.max_position_embeddings);
+        generator.table.positions.set(ops, &column(|a| a.position), length)?;
         generator.keys.set(ops, &ids, &column(|a| a.position + 1))?;
         generator.logits.set_rows(count)?;
-        generator.next.set_rows(count)?;
+        generator.next.set(ops, &vec![0; count], config.vocab_size)?;
         generator.history.clear(ops, count)?;
-        ws.batch.tokens.refill(ops, &column(|a| a.token))?;
+        ws.batch.tokens.set(ops, &column(|a| a.token), config.vocab_size)?;
         ws.set_rows(count, count)?;
         let wanted = |a: &Active| decoding.max_new_tokens - results[a.request].tokens.len();
         let most = active.iter().map(wanted).max().unwrap_or_default();

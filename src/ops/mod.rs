@@ -99,3 +99,63 @@ pub(crate) fn expect<T: PartialEq + std::fmt::Debug>(
     }
     Err(Error::Shape { op, expected: format!("{what} {expected:?}"), found: format!("{found:?}") })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Cpu, Indices, Tensor};
+
+    const SPEC: AttentionSpec =
+        AttentionSpec { heads: 1, kv_heads: 1, head_dim: 8, scale: 1.0, window: None, softcap: None, causal: true };
+
+    fn ids(id: u32) -> Indices<Cpu> {
+        Indices::from_host(&Cpu::new(), &[0, id], id as usize + 1).unwrap()
+    }
+
+    fn zeros(rows: usize, cols: usize) -> Tensor<Cpu> {
+        Tensor::zeros(&Cpu::new(), rows, cols).unwrap()
+    }
+
+    #[test]
+    fn an_id_at_the_bound_is_refused() {
+        let cpu = Cpu::new();
+        assert!(Indices::from_host(&cpu, &[2, 3], 4).is_ok());
+        let error = Indices::from_host(&cpu, &[2, 4], 4).err().expect("refused").to_string();
+        assert!(error.contains("ids below 4") && error.contains('4'), "{error}");
+        let table = cpu.weight(4, 8, vec![0.0; 32]).unwrap();
+        let rope = Rope::new(&cpu, &[1.0; 4], 4).unwrap();
+        let norm = NormSpec { eps: 1e-6, unit_offset: false };
+        let spec = QkvSpec { heads: 1, kv_heads: 1, head_dim: 8, norm };
+        let w = cpu.weight(24, 8, vec![0.0; 192]).unwrap();
+        let weights = QkvWeights { w, bias: None, qk_norm: None };
+        let mut cache = cpu.kv_cache(4, 4, SPEC).unwrap();
+        let qkv = zeros(2, 24);
+        for (id, allowed) in [(3, true), (4, false)] {
+            assert_eq!(cpu.gather(&mut zeros(2, 8), &zeros(4, 8), &ids(id)).is_ok(), allowed);
+            assert_eq!(cpu.scatter(&mut zeros(4, 8), &zeros(2, 8), &ids(id)).is_ok(), allowed);
+            assert_eq!(cpu.embed(&mut zeros(2, 8), &ids(id), &table).is_ok(), allowed);
+            let (mut y, mut xa, mut raw, p) = (zeros(2, 24), zeros(2, 0), zeros(2, 0), &ids(id));
+            let x = &zeros(2, 8);
+            let rotated = cpu.qkv_forward(&mut y, &mut xa, &mut raw, x, &weights, None, p, &rope, spec);
+            assert_eq!(rotated.is_ok(), allowed);
+            for slots in [[id, id], [0, 1]] {
+                let positions = if slots == [0, 1] { [id, id] } else { [0, 1] };
+                let mut at = SlotTable::with_capacity(&cpu, 2).unwrap();
+                at.set(&cpu, &slots, &positions).unwrap();
+                assert_eq!(cpu.cache_append(&mut cache, &qkv, &at, SPEC).is_ok(), allowed);
+                assert_eq!(cpu.decode_attention(&mut zeros(2, 8), &qkv, &cache, &at, SPEC).is_ok(), allowed);
+            }
+        }
+    }
+
+    #[test]
+    fn a_position_stays_below_its_bound() {
+        let cpu = Cpu::new();
+        let mut history = History::with_capacity(&cpu, 2).unwrap();
+        let (mut tokens, mut positions, next) = (ids(3), ids(3), ids(3));
+        let mut drawn = Tensor::zeros(&cpu, 2, 1).unwrap();
+        cpu.advance(&mut history, &mut tokens, &mut positions, &mut drawn, &next).unwrap();
+        assert_eq!(positions.read(&cpu).unwrap(), [1, 3]);
+        assert!(cpu.advance(&mut history, &mut tokens, &mut positions, &mut drawn, &ids(4)).is_err());
+    }
+}

@@ -97,7 +97,7 @@ impl Driver for Single {
         self.inner.load(source, defines, kernel)
     }
 
-    unsafe fn launch(&self, function: Function, config: LaunchConfig, args: &mut [u64]) -> Result<()> {
+    unsafe fn launch(&self, function: Function, config: LaunchConfig, args: &[&[u8]]) -> Result<()> {
         unsafe { self.inner.launch(function, config, args) }
     }
 

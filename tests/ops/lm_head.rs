@@ -1,6 +1,6 @@
 //! The language-model head: log-probabilities and gradient rows in one chunk and in several; KL between two models.
 
-use ares::backend::Cpu;
+use ares::backend::{Cpu, Tensor};
 use ares::ops::lm_head::naive;
 use ares::ops::{HeadRows, Ops};
 
@@ -60,7 +60,7 @@ impl toolkit::Case for Case {
     fn run<B: Ops>(&self, ops: &B) -> Outputs {
         let (rows, cols, vocab) = (self.targets.len(), self.cols, self.w.len() / self.cols);
         let [h, h1, h0] = [&self.h, &self.h1, &self.h0].map(|h| act(ops, cols, h));
-        let targets = indices(ops, &self.targets);
+        let targets = Tensor::from_host(ops, self.targets.len(), 1, &self.targets).unwrap();
         let w = ops.weight(vocab, cols, self.w.clone()).unwrap();
         let [mut chunk, mut chunk0] = [(); 2].map(|()| unwritten(ops, self.chunk, vocab));
         let [mut dh, mut dkl] = [(); 2].map(|()| unwritten(ops, rows, cols));

@@ -13,7 +13,7 @@ use ares::backend::cuda::compiler::KernelOptions;
 use ares::backend::cuda::device::GpuDriver;
 use ares::backend::cuda::driver::{Arch, Driver};
 use ares::backend::cuda::sim::SimDriver;
-use ares::backend::{Backend, Cpu, Cuda, Real, Tensor};
+use ares::backend::{Backend, Cpu, Cuda, Indices, Real, Tensor};
 use ares::ops::lora::naive::Adapter;
 use ares::ops::{Lora, LoraGrad, Ops, Packing, Segment};
 use half::bf16;
@@ -293,9 +293,9 @@ pub fn numbers<B: Backend>(ops: &B, cols: usize, values: &[f32]) -> Tensor<B, f3
     tensor
 }
 
-/// A column of indices.
-pub fn indices<B: Backend>(ops: &B, values: &[u32]) -> Tensor<B, u32> {
-    Tensor::from_host(ops, values.len(), 1, values).unwrap()
+/// Ids that index memory, under the least bound that holds.
+pub fn indices<B: Backend>(ops: &B, ids: &[u32]) -> Indices<B> {
+    Indices::from_host(ops, ids, ids.iter().max().map_or(0, |&id| id as usize + 1)).unwrap()
 }
 
 /// All that is in use, as f32. The spare rows must be unwritten, and the columns that pad a row zero: whoever reads it in whole
@@ -304,7 +304,7 @@ pub fn read<B: Backend, T: Real>(ops: &B, mut tensor: Tensor<B, T>) -> Vec<f32> 
     let ((rows, cols), stride) = (tensor.shape(), tensor.stride());
     tensor.set_rows(rows + SPARE).unwrap();
     let mut all = vec![T::default(); (rows + SPARE) * stride];
-    ops.download(&mut all, &tensor.buffer, 0).unwrap();
+    ops.download(&mut all, tensor.buffer(), 0).unwrap();
     let mut values = Vec::with_capacity(rows * cols);
     for (row, all) in all.chunks_exact(stride.max(1)).enumerate() {
         let (used, padding) = all.split_at(cols);

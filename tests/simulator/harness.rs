@@ -51,8 +51,9 @@ pub fn launch(
 ) -> Result<()> {
     let name = source.kernels.iter().find(|k| **k == kernel).expect("a kernel of this file");
     let function = driver.load(source, &[], name)?;
+    let args: Vec<&[u8]> = args.iter().map(bytemuck::bytes_of).collect();
     // SAFETY: memory is the simulator's, which looks at every access.
-    unsafe { driver.launch(function, config, &mut args.to_vec()) }
+    unsafe { driver.launch(function, config, &args) }
 }
 
 /// Device memory that holds `values`; never freed.

@@ -261,14 +261,14 @@ impl Driver for GpuDriver {
         Ok(Function { handle: function as u64, name: kernel })
     }
 
-    unsafe fn launch(&self, function: Function, config: LaunchConfig, args: &mut [u64]) -> Result<()> {
+    unsafe fn launch(&self, function: Function, config: LaunchConfig, args: &[&[u8]]) -> Result<()> {
         let Function { handle, name } = function;
-        let mut words: Vec<*mut c_void> = args.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
+        let mut args: Vec<*mut c_void> = args.iter().map(|bytes| bytes.as_ptr().cast_mut().cast()).collect();
         let ([x, y, z], [bx, by, bz]) = (config.grid, config.block);
-        // SAFETY: the handle came from `load`; each word holds an argument in its low bytes; the rest is the caller's promise.
+        // SAFETY: the handle came from `load`; the driver only reads the arguments; the rest is the caller's promise.
         let launched = self.context.bind().and_then(|()| unsafe {
             let function = handle as sys::CUfunction;
-            result::launch_kernel(function, (x, y, z), (bx, by, bz), config.shared, self.stream, &mut words)
+            result::launch_kernel(function, (x, y, z), (bx, by, bz), config.shared, self.stream, &mut args)
         });
         launched.map_err(|error| self.fault(&format!("launch {name} with {config:?}"), error))?;
         if self.capturing.load(Ordering::Acquire) {

@@ -158,11 +158,11 @@ pub trait Driver: Send + Sync {
     /// Compiles (or finds in the cache) and loads one kernel of a source; modules are kept by (source, defines).
     fn load(&self, source: &'static Source, defines: &[Define], kernel: &'static str) -> Result<Function>;
 
-    /// Each argument is an address or a number in the low bytes of its word.
+    /// Each argument as it lies in memory: an address, a number or a struct, aligned as its type.
     ///
     /// # Safety
     /// The arguments fit the kernel's signature, and the kernel stays within their memory.
-    unsafe fn launch(&self, function: Function, config: LaunchConfig, args: &mut [u64]) -> Result<()>;
+    unsafe fn launch(&self, function: Function, config: LaunchConfig, args: &[&[u8]]) -> Result<()>;
 
     /// From here on work is recorded, not run.
     fn capture_begin(&self) -> Result<()>;

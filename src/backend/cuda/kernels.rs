@@ -1,10 +1,17 @@
 //! The embedded kernels, one typed launcher each; written by `build.rs` from the signatures in `kernels/`.
 
+use bytemuck::bytes_of;
 use half::bf16;
 
 use super::driver::{Define, LaunchConfig};
 use super::source::Source;
 use super::{Cuda, DeviceBuffer};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// A count as kernels take it.
+fn narrow(name: &str, value: usize) -> Result<u32> {
+    let fault = |_| Error::Shape { op: "launch", expected: format!("`{name}` below 2^32"), found: value.to_string() };
+    u32::try_from(value).map_err(fault)
+}

@@ -115,14 +115,14 @@ impl Cuda {
     /// Queues one kernel; compiles and loads it at its first use. An empty grid is no launch.
     ///
     /// # Safety
-    /// The words fit the kernel's signature, and the kernel stays within their memory.
+    /// The arguments fit the kernel's signature, and the kernel stays within their memory.
     pub(crate) unsafe fn launch(
         &self,
         source: &'static Source,
         kernel: &'static str,
         defines: &[Define],
         config: LaunchConfig,
-        args: &mut [u64],
+        args: &[&[u8]],
     ) -> Result<()> {
         if config.grid.contains(&0) {
             self.charge(Cost::default);

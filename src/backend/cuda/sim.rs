@@ -237,9 +237,14 @@ impl Driver for SimDriver {
         Ok(Function { handle: state.functions.len() as u64 - 1, name: kernel })
     }
 
-    unsafe fn launch(&self, function: Function, config: LaunchConfig, args: &mut [u64]) -> Result<()> {
+    unsafe fn launch(&self, function: Function, config: LaunchConfig, args: &[&[u8]]) -> Result<()> {
+        let args = args.iter().flat_map(|bytes| {
+            let mut words = vec![0u64; bytes.len().div_ceil(8)];
+            bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
+            words
+        });
         // SAFETY: the caller's promise.
-        unsafe { self.queue(Work::Launch { function, config, args: args.to_vec() }) }
+        unsafe { self.queue(Work::Launch { function, config, args: args.collect() }) }
     }
 
     fn capture_begin(&self) -> Result<()> {

@@ -34,13 +34,22 @@ pub enum Kind {
     Pointer { element: String, mutable: bool, nullable: bool },
     /// A number by value.
     Number(String),
+    /// `const __grid_constant__ P`, a struct of the same file.
+    Struct(Params),
+}
+
+/// A struct that a kernel takes by value: pointers and numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Params {
+    name: String,
+    fields: Vec<Parameter>,
 }
 
 /// C++ name and Rust name of what a pointer may point to.
 const ELEMENTS: &[(&str, &str)] = &[("bf16", "bf16"), ("float", "f32"), ("u32", "u32")];
-/// C++ name, Rust name, and how it becomes an argument word.
-const NUMBERS: &[(&str, &str, &str)] =
-    &[("u32", "u32", "u64::from({})"), ("u64", "u64", "{}"), ("float", "f32", "u64::from({}.to_bits())")];
+/// C++ name, what the caller gives, what the kernel gets, and its bytes.
+const NUMBERS: &[(&str, &str, &str, usize)] =
+    &[("u32", "usize", "u32", 4), ("u64", "u64", "u64", 8), ("float", "f32", "f32", 4)];
 
 /// `text` with every `#include "name"` replaced by what `read` gives for it, once; `#line` keeps messages true.
 pub fn inline(file: &str, text: &str, read: &mut dyn FnMut(&str) -> Result<String, String>) -> Result<String, String> {
@@ -87,7 +96,7 @@ pub fn signatures(file: &str, text: &str) -> Result<Vec<Signature>, String> {
     while let Some(at) = rest.find("KERNEL ") {
         rest = &rest[at + "KERNEL ".len()..];
         let end = rest.find('{').ok_or_else(|| format!("kernels/{file}: a KERNEL without a body"))?;
-        found.push(signature(&rest[..end]).map_err(|e| format!("kernels/{file}: {e}"))?);
+        found.push(signature(&rest[..end], &clean).map_err(|e| format!("kernels/{file}: {e}"))?);
         rest = &rest[end..];
     }
     Ok(found)
@@ -113,8 +122,8 @@ fn without_comments(text: &str) -> String {
     clean + rest
 }
 
-/// `[__launch_bounds__(…)] name(type name, …)`
-fn signature(text: &str) -> Result<Signature, String> {
+/// `[__launch_bounds__(…)] name(type name, …)`; `file` holds the structs that it takes.
+fn signature(text: &str, file: &str) -> Result<Signature, String> {
     let mut head = text.trim();
     if let Some(rest) = head.strip_prefix("__launch_bounds__(") {
         let mut depth = 1;
@@ -130,12 +139,36 @@ fn signature(text: &str) -> Result<Signature, String> {
     if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
         return Err(format!("`{name}` is no kernel's name"));
     }
-    let parameters = inner.split(',').map(|p| parameter(p.trim()).map_err(|e| format!("{name}: {e}")));
+    let parameters = inner.split(',').map(|p| parameter(p.trim(), file).map_err(|e| format!("{name}: {e}")));
     Ok(Signature { name: name.to_string(), parameters: parameters.collect::<Result<_, _>>()? })
 }
 
-fn parameter(text: &str) -> Result<Parameter, String> {
-    let fault = || format!("`{text}`: expected `const T* name`, `T* name`, `T* /*or null*/ name` or `number name`");
+fn parameter(text: &str, file: &str) -> Result<Parameter, String> {
+    let Some(of_struct) = text.strip_prefix("const __grid_constant__ ") else { return field(text) };
+    let (kind, name) = of_struct.split_once(' ').ok_or_else(|| format!("`{text}`: expected a struct and a name"))?;
+    let body = file.split_once(&format!("struct {kind} {{")).and_then(|(_, rest)| rest.split_once('}'));
+    let (body, _) = body.ok_or_else(|| format!("`{text}`: expected `struct {kind} {{` in the same file"))?;
+    let mut fields: Vec<Parameter> = Vec::new();
+    for declaration in body.split(';').map(str::trim).filter(|declaration| !declaration.is_empty()) {
+        // `u32 m, n`: the further names have the first one's type, which must be a number's.
+        for (i, part) in declaration.split(',').enumerate() {
+            let number =
+                fields.last().and_then(|field| matches!(&field.kind, Kind::Number(_)).then(|| field.kind.clone()));
+            fields.push(match number {
+                Some(kind) if i > 0 => Parameter { name: part.trim().into(), kind },
+                _ => field(part.trim()).map_err(|e| format!("{kind}: {e}"))?,
+            });
+        }
+    }
+    Ok(Parameter { name: name.trim().into(), kind: Kind::Struct(Params { name: kind.into(), fields }) })
+}
+
+fn field(text: &str) -> Result<Parameter, String> {
+    let fault = || {
+        format!(
+            "`{text}`: expected `const T* name`, `T* name`, `T* /*or null*/ name`, `number name` or `const __grid_constant__ Struct name`"
+        )
+    };
     let spaced = text.replace('*', " * ");
     let mut words: Vec<&str> = spaced.split_whitespace().collect();
     let name = words.pop().ok_or_else(fault)?.to_string();
@@ -158,53 +191,155 @@ fn known(element: &str) -> bool {
     ELEMENTS.iter().any(|e| e.0 == element)
 }
 
-/// What the simulator calls: one function per kernel that unpacks the argument words.
+impl Kind {
+    /// As C++ spells it.
+    fn spelled(&self) -> String {
+        match self {
+            Kind::Pointer { element, mutable, .. } => format!("{}{element}*", if *mutable { "" } else { "const " }),
+            Kind::Number(number) => number.clone(),
+            Kind::Struct(params) => params.name.clone(),
+        }
+    }
+
+    /// Bytes and, of a single value, alignment.
+    fn bytes(&self) -> usize {
+        match self {
+            Kind::Pointer { .. } => 8,
+            Kind::Number(number) => NUMBERS.iter().find(|n| n.0 == number).map_or(0, |n| n.3),
+            Kind::Struct(params) => params.layout().1,
+        }
+    }
+
+    /// What the caller gives.
+    fn given(&self, lifetime: &str) -> String {
+        match self {
+            Kind::Pointer { element, mutable, nullable } => {
+                let element = ELEMENTS.iter().find(|e| e.0 == element).map_or("", |e| e.1);
+                let buffer = format!("&{lifetime}{}DeviceBuffer<{element}>", if *mutable { "mut " } else { "" });
+                if *nullable { format!("Option<{buffer}>") } else { buffer }
+            }
+            Kind::Number(number) => NUMBERS.iter().find(|n| n.0 == number).map_or("", |n| n.1).into(),
+            Kind::Struct(params) => format!("&{}", params.name),
+        }
+    }
+
+    /// What the kernel gets, and how it is made of `value`, which messages call `name`.
+    fn taken(&self, value: &str, name: &str) -> (&'static str, String) {
+        match self {
+            Kind::Pointer { nullable: true, .. } => ("u64", format!("{value}.as_ref().map_or(0, |b| b.address())")),
+            Kind::Pointer { .. } => ("u64", format!("{value}.address()")),
+            Kind::Number(number) if number == "u32" => ("u32", format!("narrow({name:?}, {value})?")),
+            Kind::Number(number) => (NUMBERS.iter().find(|n| n.0 == number).map_or("", |n| n.2), value.into()),
+            Kind::Struct(_) => ("", format!("{value}.words()?")),
+        }
+    }
+}
+
+impl Params {
+    /// Where each field lies, and bytes in all: as C++ and `repr(C)` have it.
+    fn layout(&self) -> (Vec<usize>, usize) {
+        let (mut at, mut most) = (0usize, 1);
+        let mut place = |bytes: usize| {
+            let offset = at.next_multiple_of(bytes);
+            (at, most) = (offset + bytes, most.max(bytes));
+            offset
+        };
+        let offsets = self.fields.iter().map(|field| place(field.kind.bytes())).collect();
+        (offsets, at.next_multiple_of(most))
+    }
+
+    /// Holds both C++ compilers to `layout`: the size, and each place where `offsetof` is known (not to NVRTC).
+    fn assertions(&self) -> (String, String) {
+        let (name, (offsets, bytes)) = (&self.name, self.layout());
+        let places = self.fields.iter().zip(offsets);
+        let place = |(field, at): (&Parameter, usize)| {
+            format!("static_assert(__builtin_offsetof({name}, {0}) == {at}, \"{name}.{0}\");\n", field.name)
+        };
+        (format!("static_assert(sizeof({name}) == {bytes}, \"{name}\");\n"), places.map(place).collect())
+    }
+
+    /// The struct with named, typed fields that callers fill in, and the one that is copied to the device.
+    fn structs(&self, file: &str) -> String {
+        let (name, (offsets, bytes)) = (&self.name, self.layout());
+        let (mut given, mut taken, mut made, mut at) = (String::new(), String::new(), String::new(), 0);
+        let pad = |taken: &mut String, made: &mut String, at: usize, to: usize| {
+            for at in (at..to).step_by(4) {
+                // Writing to a String cannot fail.
+                let _ = writeln!(taken, "    pad_{at}: u32,");
+                let _ = writeln!(made, "            pad_{at}: 0,");
+            }
+        };
+        for (Parameter { name, kind }, offset) in self.fields.iter().zip(offsets) {
+            pad(&mut taken, &mut made, at, offset);
+            let (word, value) = kind.taken(&format!("self.{name}"), name);
+            let _ = writeln!(given, "    pub(crate) {name}: {},", kind.given("'a "));
+            let _ = writeln!(taken, "    {name}: {word},");
+            let _ = writeln!(made, "            {name}: {value},");
+            at = offset + kind.bytes();
+        }
+        pad(&mut taken, &mut made, at, bytes);
+        let (generic, any) = if given.contains("'a") { ("<'a>", "<'_>") } else { ("", "") };
+        format!(
+            "/// `{name}` of `kernels/{file}`.\npub(crate) struct {name}{generic} {{\n{given}}}\n\n\
+             #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]\n#[repr(C)]\nstruct {name}Words {{\n{taken}}}\n\n\
+             impl {name}{any} {{\n    fn words(&self) -> Result<{name}Words> {{\n        Ok({name}Words {{\n{made}        }})\n    }}\n}}\n\n"
+        )
+    }
+}
+
+/// The structs that a file's kernels take, each once.
+fn params(signatures: &[Signature]) -> Vec<&Params> {
+    let mut all: Vec<&Params> = Vec::new();
+    for parameter in signatures.iter().flat_map(|s| &s.parameters) {
+        match &parameter.kind {
+            Kind::Struct(params) if !all.contains(&params) => all.push(params),
+            _ => {}
+        }
+    }
+    all
+}
+
+/// What is appended to a file: checks that its structs lie as Rust lays them out and, for the simulator, one function per
+/// kernel that unpacks the arguments, each of which begins at a word.
 pub fn trampolines(signatures: &[Signature]) -> String {
-    let mut out = String::from("#ifdef ARES_SIM\n");
-    for s in signatures {
-        let unpack = s.parameters.iter().enumerate().map(|(i, p)| match &p.kind {
-            Kind::Pointer { element, mutable: true, .. } => format!("*reinterpret_cast<{element}**>(args + {i})"),
-            Kind::Pointer { element, .. } => format!("*reinterpret_cast<const {element}**>(args + {i})"),
-            Kind::Number(number) => format!("*reinterpret_cast<{number}*>(args + {i})"),
+    let (mut out, places): (String, String) = params(signatures).into_iter().map(Params::assertions).unzip();
+    out.push_str("#ifdef ARES_SIM\n");
+    out.push_str(&places);
+    for Signature { name, parameters } in signatures {
+        let mut at = 0;
+        let unpack = parameters.iter().map(|p| {
+            let value = format!("*reinterpret_cast<{}*>(args + {at})", p.kind.spelled());
+            at += p.kind.bytes().div_ceil(8);
+            value
         });
         let list = unpack.collect::<Vec<_>>().join(", ");
         // Writing to a String cannot fail.
-        let _ = writeln!(out, "extern \"C\" void sim_{}(u64* args) {{ {}({list}); }}", s.name, s.name);
+        let _ = writeln!(out, "extern \"C\" void sim_{name}(u64* args) {{ {name}({list}); }}");
     }
     out.push_str("#endif\n");
     out
 }
 
-/// The typed Rust launcher of one kernel; `SOURCE` is the name of its file's static.
-pub fn launcher(file: &str, source: &str, s: &Signature) -> String {
-    let rust = |element: &str| ELEMENTS.iter().find(|e| e.0 == element).map_or("", |e| e.1).to_string();
-    let (mut parameters, mut words) = (String::new(), String::new());
-    for p in &s.parameters {
-        let name = &p.name;
-        let (kind, word) = match &p.kind {
-            Kind::Pointer { element, mutable, nullable } => {
-                let buffer = format!("&{}DeviceBuffer<{}>", if *mutable { "mut " } else { "" }, rust(element));
-                if *nullable {
-                    (format!("Option<{buffer}>"), format!("{name}.map_or(0, |b| b.address())"))
-                } else {
-                    (buffer, format!("{name}.address()"))
-                }
-            }
-            Kind::Number(number) => {
-                let (_, kind, word) = NUMBERS.iter().find(|n| n.0 == number).copied().unwrap_or_default();
-                (kind.to_string(), word.replace("{}", name))
-            }
-        };
-        let _ = writeln!(parameters, "    {name}: {kind},");
-        let _ = writeln!(words, "        {word},");
+/// The typed Rust launchers of one file's kernels and the structs that they take; `source` is the name of the file's static.
+pub fn launchers(file: &str, source: &str, signatures: &[Signature]) -> String {
+    let mut out: String = params(signatures).iter().map(|params| params.structs(file)).collect();
+    for Signature { name, parameters } in signatures {
+        let (mut list, mut taken, mut bytes) = (String::new(), String::new(), String::new());
+        for Parameter { name, kind } in parameters {
+            // Writing to a String cannot fail.
+            let _ = writeln!(list, "    {name}: {},", kind.given(""));
+            let _ = writeln!(taken, "    let {name} = {};", kind.taken(name, name).1);
+            let _ = write!(bytes, "bytes_of(&{name}), ");
+        }
+        let _ = write!(
+            out,
+            "/// `{name}` of `kernels/{file}`.\n///\n/// # Safety\n/// Shapes were checked: the kernel stays within every buffer.\n\
+             pub(crate) unsafe fn {name}(\n    cuda: &Cuda,\n    defines: &[Define],\n    config: LaunchConfig,\n{list}) -> Result<()> {{\n\
+             {taken}    // SAFETY: the arguments are this signature's, in its order; the rest is the caller's promise.\n    \
+             unsafe {{ cuda.launch(&{source}, \"{name}\", defines, config, &[{bytes}]) }}\n}}\n"
+        );
     }
-    let name = &s.name;
-    format!(
-        "/// `{name}` of `kernels/{file}`.\n///\n/// # Safety\n/// Shapes were checked: the kernel stays within every buffer.\n\
-         pub(crate) unsafe fn {name}(\n    cuda: &Cuda,\n    defines: &[Define],\n    config: LaunchConfig,\n{parameters}) -> Result<()> {{\n    \
-         let mut args = [\n{words}    ];\n    // SAFETY: the words are this signature's, in its order; the rest is the caller's promise.\n    \
-         unsafe {{ cuda.launch(&{source}, \"{name}\", defines, config, &mut args) }}\n}}\n"
-    )
+    out
 }
 
 #[cfg(test)]
@@ -228,9 +363,30 @@ mod tests {
                 ("eps", Kind::Number("float".into())),
             ]
         );
-        let launcher = launcher("f.cu", "F", &found[0]);
+        let launcher = launchers("f.cu", "F", &found);
         assert!(launcher.contains("b: Option<&DeviceBuffer<f32>>") && launcher.contains("y: &mut DeviceBuffer<bf16>"));
-        assert!(trampolines(&found).contains("f(*reinterpret_cast<bf16**>(args + 0), "));
+        assert!(
+            trampolines(&found)
+                .contains("f(*reinterpret_cast<bf16**>(args + 0), *reinterpret_cast<const float**>(args + 1)")
+        );
+    }
+
+    #[test]
+    fn a_struct_is_taken_by_name_and_lies_as_in_c() {
+        let text = "struct P {\n    u32 rows; // before a pointer\n    bf16* /*or null*/ y;\n    const float* x;\n    u32 m, n;\n    float eps;\n};\n\
+                    KERNEL f(const __grid_constant__ P p, u32 k) {}\nKERNEL g(const __grid_constant__ P p) {}";
+        let found = signatures("f.cu", text).unwrap();
+        let trampolines = trampolines(&found);
+        let places = [("rows", 0), ("y", 8), ("x", 16), ("m", 24), ("n", 28), ("eps", 32)];
+        assert_eq!(trampolines.matches("sizeof(P) == 40").count(), 1);
+        for (field, at) in places {
+            assert!(trampolines.contains(&format!("__builtin_offsetof(P, {field}) == {at}")), "{trampolines}");
+        }
+        assert!(trampolines.contains("f(*reinterpret_cast<P*>(args + 0), *reinterpret_cast<u32*>(args + 5))"));
+        let launchers = launchers("f.cu", "F", &found);
+        assert!(launchers.contains("rows: u32,\n    pad_4: u32,\n    y: u64,\n    x: u64,\n    m: u32,\n    n: u32,\n    eps: f32,\n    pad_36: u32,"));
+        assert!(launchers.contains("y: Option<&'a mut DeviceBuffer<bf16>>") && launchers.contains("m: usize,"));
+        assert_eq!(launchers.matches("struct P<'a>").count(), 1);
     }
 
     #[test]
@@ -241,6 +397,9 @@ mod tests {
             "KERNEL f(bf16 x) {}",
             "KERNEL f(u32 n",
             "KERNEL (u32 n) {}",
+            "KERNEL f(const __grid_constant__ P p) {}",
+            "struct P { int n; }; KERNEL f(const __grid_constant__ P p) {}",
+            "struct P { bf16* y, z; }; KERNEL f(const __grid_constant__ P p) {}",
         ] {
             assert!(signatures("f.cu", wrong).is_err(), "{wrong}");
         }

@@ -1,8 +1,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{AdamW, AdamWSpec, Parameter, cost};
+use crate::backend::cuda::Build;
 use crate::backend::cuda::driver::{Define, LaunchConfig};
-use crate::backend::cuda::{Build, kernels};
+use crate::backend::cuda::kernels::{self, AdamWParams};
 use crate::backend::{Backend, Cuda, Tensor};
 use crate::error::Result;
 use crate::ops::{Cost, expect};
@@ -89,7 +90,6 @@ impl AdamW for Cuda {
         spec: AdamWSpec,
     ) -> Result<()> {
         let (entries, blocks) = table(parameters)?;
-        let count = entries.len() as u32;
         let words: &[u32] = bytemuck::cast_slice(&entries);
         let mut tables = self.table(entries.len() * WORDS)?;
         self.upload(tables.buffer()?, 0, words)?;
@@ -99,33 +99,32 @@ impl AdamW for Cuda {
         let correct1 = 1.0 / (1.0 - spec.beta1.powi(spec.step as i32));
         let correct2 = 1.0 / (1.0 - spec.beta2.powi(spec.step as i32));
         let AdamWSpec { lr, beta1, beta2, eps, decay, clip, .. } = spec;
+        let params = AdamWParams { lr, beta1, beta2, eps, decay, clip, correct1, correct2 };
         let values = entries.iter().map(|entry| u64::from(entry.len)).sum();
         // Each gradient is squared and added.
         let squares = Cost { flops: 2 * values, bytes: 4 * values };
         self.charge(|| squares);
         // SAFETY: `table` proved equal shapes and knows every length; one partial sum per block was just allocated.
         unsafe {
-            kernels::gradient_squares(self, DEFINES, each, partial, table, count)?;
+            kernels::gradient_squares(self, DEFINES, each, partial, table, entries.len())?;
             let norm = &mut norm.buffer;
-            kernels::gradient_norm(self, DEFINES, LaunchConfig::linear(1, 32), norm, partial, blocks)?;
+            kernels::gradient_norm(self, DEFINES, LaunchConfig::linear(1, 32), norm, partial, blocks as usize)?;
             let each = LaunchConfig::linear(blocks, THREADS);
             let Cost { flops, bytes } = cost(values, 2);
             self.charge(|| Cost { flops: flops - squares.flops, bytes: bytes - squares.bytes });
-            kernels::adamw(
-                self, DEFINES, each, table, norm, count, lr, beta1, beta2, eps, decay, clip, correct1, correct2,
-            )
+            kernels::adamw(self, DEFINES, each, table, norm, entries.len(), &params)
         }
     }
 
     fn write_operand(&self, operand: &mut Tensor<Self>, master: &Tensor<Self, f32>, factor: f32) -> Result<()> {
         expect("adamw", "operand", operand.shape(), master.shape())?;
         let (rows, cols) = master.shape();
-        let (len, stride) = ((rows * cols) as u32, operand.stride() as u32);
-        let config = LaunchConfig::linear(len.div_ceil(THREADS), THREADS);
+        let (len, stride) = (rows * cols, operand.stride());
+        let config = LaunchConfig::linear((len as u32).div_ceil(THREADS), THREADS);
         let (operand, master) = (&mut operand.buffer, &master.buffer);
-        self.charge(|| Cost { flops: len.into(), bytes: 6 * u64::from(len) });
+        self.charge(|| Cost { flops: len as u64, bytes: 6 * len as u64 });
         // SAFETY: equal shapes were just proved.
-        unsafe { kernels::write_operand(self, DEFINES, config, operand, master, len, cols as u32, stride, factor) }
+        unsafe { kernels::write_operand(self, DEFINES, config, operand, master, len, cols, stride, factor) }
     }
 }
 

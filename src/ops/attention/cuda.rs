@@ -1,7 +1,7 @@
 use super::tables::{TILE, WHOLE};
 use super::{Attention, AttentionSpec, Packing, backward_cost, check, forward_cost};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
-use crate::backend::cuda::kernels;
+use crate::backend::cuda::kernels::{self, AttentionBackwardParams, AttentionParams};
 use crate::backend::cuda::usage::Build;
 use crate::backend::{Cuda, Tensor};
 use crate::error::{Error, Result};
@@ -137,8 +137,8 @@ pub(crate) fn builds() -> Vec<Build> {
 }
 
 /// A window of no end leaves room to add positions to it.
-pub(crate) fn window(spec: &AttentionSpec) -> u32 {
-    spec.window.map_or(1 << 30, |window| window.min(1 << 30) as u32)
+pub(crate) fn window(spec: &AttentionSpec) -> usize {
+    spec.window.map_or(1 << 30, |window| window.min(1 << 30))
 }
 
 /// Rows, pairs, heads, key/value heads and head size, as costs count them.
@@ -167,16 +167,23 @@ impl Attention for Cuda {
         check(o, lse, qkv, packing, &spec)?;
         let plan = Plan::new(&spec)?;
         let (config, defines) = (plan.forward(packing.tiles.queries.rows(), &spec), plan.defines(&spec));
-        let (h, k, cap) = (spec.heads as u32, spec.kv_heads as u32, spec.softcap.unwrap_or(0.0));
-        let (o, lse, qkv, tiles) = (&mut o.buffer, &mut lse.buffer, &qkv.buffer, &packing.tiles.queries.buffer);
         self.charge(|| {
             let [t, pairs, h, kv, e] = sizes(packing, &spec);
             forward_cost(t, pairs, h, kv, e, 2)
         });
+        let params = AttentionParams {
+            o: &mut o.buffer,
+            lse: &mut lse.buffer,
+            qkv: &qkv.buffer,
+            tiles: &packing.tiles.queries.buffer,
+            heads: spec.heads,
+            kv_heads: spec.kv_heads,
+            window: window(&spec),
+            scale: spec.scale,
+            softcap: spec.softcap.unwrap_or(0.0),
+        };
         // SAFETY: `check` proved the shapes, and that the segments, from which the tiles were made, tile the rows.
-        unsafe {
-            kernels::attention_forward(self, &defines, config, o, lse, qkv, tiles, h, k, window(&spec), spec.scale, cap)
-        }
+        unsafe { kernels::attention_forward(self, &defines, config, &params) }
     }
 
     fn attention_backward(
@@ -197,30 +204,37 @@ impl Attention for Cuda {
         let queries = plan.backward(tiles.queries.rows(), spec.heads, THREADS);
         let keys = plan.backward(tiles.keys.rows(), spec.kv_heads, plan.key_threads);
         let sum = LaunchConfig::linear((tiles.shared.rows() * spec.kv_heads) as u32, THREADS);
-        // lse and δ, (h, T) each, then the sums of shared tiles.
-        let sums = 2 * spec.heads * rows;
-        let mut scratch = self.scratch(sums + tiles.slots * spec.kv_heads * 2 * TILE * spec.head_dim)?;
-        let (planes, sums, n) = (scratch.buffer()?, sums as u64, rows as u32);
-        let (h, k, window, cap) = (spec.heads as u32, spec.kv_heads as u32, window(&spec), spec.softcap.unwrap_or(0.0));
-        let (dqkv, d_o, o, lse, qkv) = (&mut dqkv.buffer, &d_o.buffer, &o.buffer, &lse.buffer, &qkv.buffer);
-        let (q_tiles, k_tiles, shared) = (&tiles.queries.buffer, &tiles.keys.buffer, &tiles.shared.buffer);
-        let positions = &packing.positions.buffer;
+        let (planes, sums) = (2 * spec.heads * rows, tiles.slots * spec.kv_heads * 2 * TILE * spec.head_dim);
+        let mut scratch = self.scratch(planes + sums)?;
+        let params = AttentionBackwardParams {
+            dqkv: &mut dqkv.buffer,
+            planes: scratch.buffer()?,
+            d_o: &d_o.buffer,
+            o: &o.buffer,
+            lse: &lse.buffer,
+            qkv: &qkv.buffer,
+            query_tiles: &tiles.queries.buffer,
+            key_tiles: &tiles.keys.buffer,
+            split_tiles: &tiles.shared.buffer,
+            positions: packing.positions.buffer(),
+            sums: planes as u64,
+            rows,
+            heads: spec.heads,
+            kv_heads: spec.kv_heads,
+            window: window(&spec),
+            scale: spec.scale,
+            softcap: spec.softcap.unwrap_or(0.0),
+        };
         let shares = || backward_shares(sizes(packing, &spec));
-        let shared_sums = (tiles.slots * spec.kv_heads * 2 * TILE * spec.head_dim) as u64;
         self.charge(|| shares()[0]);
         // SAFETY: `check` and `expect` proved the shapes, and that the segments, from which the tiles were made, tile the
         // rows; the scratch was just made as large as the planes and the slots.
         unsafe {
-            kernels::attention_backward_queries(
-                self, &defines, queries, dqkv, planes, d_o, o, lse, qkv, q_tiles, n, h, k, window, spec.scale, cap,
-            )?;
+            kernels::attention_backward_queries(self, &defines, queries, &params)?;
             self.charge(|| shares()[1]);
-            kernels::attention_backward_keys(
-                self, &defines, keys, dqkv, planes, d_o, qkv, k_tiles, positions, sums, n, h, k, window, spec.scale,
-                cap,
-            )?;
-            self.charge(|| Cost { flops: shared_sums, bytes: 4 * shared_sums });
-            kernels::attention_backward_sum(self, &defines, sum, dqkv, planes, shared, sums, h, k)
+            kernels::attention_backward_keys(self, &defines, keys, &params)?;
+            self.charge(|| Cost { flops: sums as u64, bytes: 4 * sums as u64 });
+            kernels::attention_backward_sum(self, &defines, sum, &params)
         }
     }
 }

@@ -15,7 +15,7 @@ use std::ops::Range;
 pub(crate) use tables::Tiles;
 
 use super::{Cost, expect};
-use crate::backend::{Backend, Tensor};
+use crate::backend::{Backend, Indices, Tensor};
 use crate::error::Result;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -69,10 +69,10 @@ impl Segment {
 /// by the contiguous rows j..seen_until. Where not causal j ≤ i falls away for keys of the own segment.
 pub struct Packing<B: Backend> {
     /// In packed order; they tile the rows.
-    pub segments: Vec<Segment>,
+    pub(crate) segments: Vec<Segment>,
     /// Segments of each group: a prompt, directly followed by its answers.
-    pub groups: Vec<Range<usize>>,
-    pub positions: Tensor<B, u32>, // (T, 1) position of each row in its own sequence
+    pub(crate) groups: Vec<Range<usize>>,
+    pub(crate) positions: Indices<B>, // of each row in its own sequence
     pub(crate) tiles: Tiles<B>,
 }
 
@@ -82,7 +82,7 @@ impl<B: Backend> Packing<B> {
         Ok(Packing {
             segments: Vec::new(),
             groups: Vec::new(),
-            positions: Tensor::zeros(backend, rows, 1)?,
+            positions: Indices::with_capacity(backend, rows)?,
             tiles: Tiles::with_capacity(backend, rows)?,
         })
     }
@@ -104,6 +104,18 @@ impl<B: Backend> Packing<B> {
     /// (row, key) pairs of all segments.
     pub(crate) fn pairs(&self, spec: &AttentionSpec) -> u64 {
         self.segments.iter().map(|segment| segment.pairs(spec.window, spec.causal)).sum()
+    }
+
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    pub fn groups(&self) -> &[Range<usize>] {
+        &self.groups
+    }
+
+    pub fn positions(&self) -> &Indices<B> {
+        &self.positions
     }
 
     pub fn rows(&self) -> usize {

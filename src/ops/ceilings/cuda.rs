@@ -102,7 +102,7 @@ fn mma(cuda: &Cuda, size: &Size) -> Result<f64> {
     let mut y = cuda.alloc::<f32>((size.mma_blocks * THREADS) as usize)?;
     let config = LaunchConfig::linear(size.mma_blocks, THREADS);
     // SAFETY: y holds one value per thread.
-    best(cuda, size.repeats, || unsafe { kernels::mma_rate(cuda, DEFINES, config, &mut y, size.steps) })
+    best(cuda, size.repeats, || unsafe { kernels::mma_rate(cuda, DEFINES, config, &mut y, size.steps as usize) })
 }
 
 fn launches(cuda: &Cuda, count: usize) -> Result<()> {

@@ -36,15 +36,15 @@ impl Decode for Cpu {
         table: &SlotTable<Self>,
         spec: AttentionSpec,
     ) -> Result<()> {
-        check(qkv, table, &spec)?;
+        check(qkv, cache, table, &spec)?;
         let (e, (n, wide), width) = (spec.head_dim, strides(cache.length, &spec), spec.width());
-        let rows = runs(&table.slots.buffer[..qkv.rows()], cache.slots)?;
+        let rows = runs(&table.slots.buffer()[..qkv.rows()], cache.slots)?;
         // Slot by slot: what a thread writes, channels far apart, is its own; and first writes to fresh memory are expensive.
         let (keys, values) = (spec.kv_heads * n * e, spec.kv_heads * n * wide);
         let slots = cache.k.buffer.par_chunks_exact_mut(keys).zip(cache.v.buffer.par_chunks_exact_mut(values));
         let least = SMALL.div_ceil((qkv.rows() * width).div_ceil(cache.slots).max(1));
         slots.zip(rows).with_min_len(least).for_each(|((keys, values), rows)| {
-            let positions = &table.positions.buffer[rows.clone()];
+            let positions = &table.positions.buffer()[rows.clone()];
             let rows = &qkv.buffer[rows.start * width..rows.end * width];
             let rows = || rows.chunks_exact(width).zip(positions.iter().map(|&position| position as usize));
             for kv in 0..spec.kv_heads {
@@ -67,10 +67,10 @@ impl Decode for Cpu {
         table: &SlotTable<Self>,
         spec: AttentionSpec,
     ) -> Result<()> {
-        check(qkv, table, &spec)?;
+        check(qkv, cache, table, &spec)?;
         expect("decode", "o", o.shape(), (qkv.rows(), spec.heads * spec.head_dim))?;
         let (rows, width) = (qkv.rows(), spec.heads * spec.head_dim);
-        let slots = table.slots.buffer[..rows].par_iter().zip(&table.positions.buffer[..rows]);
+        let slots = table.slots.buffer()[..rows].par_iter().zip(&table.positions.buffer()[..rows]);
         let tasks = o.buffer[..rows * width].par_chunks_exact_mut(width).zip(slots).enumerate();
         tasks.with_min_len(4).for_each_init(Vec::new, |scratch, (t, (o, (&slot, &position)))| {
             let q = &qkv.buffer[t * spec.width()..][..width];

@@ -1,6 +1,6 @@
 use super::{Decode, KvCache, SlotTable, check, cost};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
-use crate::backend::cuda::kernels;
+use crate::backend::cuda::kernels::{self, DecodeParams};
 use crate::backend::cuda::usage::Build;
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
@@ -99,17 +99,18 @@ impl Decode for Cuda {
         table: &SlotTable<Self>,
         spec: AttentionSpec,
     ) -> Result<()> {
-        check(qkv, table, &spec)?;
-        expect("decode", "cache", cache.k.shape(), (cache.slots * spec.kv_heads, cache.length * spec.head_dim))?;
+        check(qkv, cache, table, &spec)?;
+        let shape = (cache.slots * spec.kv_heads, cache.length * spec.head_dim);
+        expect("decode", "cache", (cache.k.shape(), cache.v.shape()), (shape, shape))?;
         let plan = Plan::new(&spec)?;
-        let (rows, h, kv, length) = (qkv.rows() as u32, spec.heads as u32, spec.kv_heads as u32, cache.length as u32);
-        let (k, v, qkv) = (&mut cache.k.buffer, &mut cache.v.buffer, &qkv.buffer);
-        let (slots, positions) = (&table.slots.buffer, &table.positions.buffer);
-        let (defines, config) = (plan.defines(&spec), plan.append(rows as usize, &spec));
-        self.charge(|| Cost { flops: 0, bytes: 4 * 2 * u64::from(rows * kv) * spec.head_dim as u64 });
-        // SAFETY: `check` and `expect` proved the shapes; slots are the caller's, below `cache.slots`; the kernel leaves out
-        // positions behind the cache.
-        unsafe { kernels::cache_append(self, &defines, config, k, v, qkv, slots, positions, rows, h, kv, length) }
+        let (defines, config) = (plan.defines(&spec), plan.append(qkv.rows(), &spec));
+        self.charge(|| Cost { flops: 0, bytes: 4 * 2 * (qkv.rows() * spec.kv_heads * spec.head_dim) as u64 });
+        let params = params(table, cache.length, &spec);
+        // SAFETY: `check` and `expect` proved the shapes, and that slots and positions lie within the cache.
+        unsafe {
+            let (k, v) = (&mut cache.k.buffer, &mut cache.v.buffer);
+            kernels::cache_append(self, &defines, config, k, v, &qkv.buffer, &params)
+        }
     }
 
     fn decode_attention(
@@ -120,32 +121,43 @@ impl Decode for Cuda {
         table: &SlotTable<Self>,
         spec: AttentionSpec,
     ) -> Result<()> {
-        check(qkv, table, &spec)?;
+        check(qkv, cache, table, &spec)?;
         expect("decode", "o", o.shape(), (qkv.rows(), spec.heads * spec.head_dim))?;
-        expect("decode", "cache", cache.k.shape(), (cache.slots * spec.kv_heads, cache.length * spec.head_dim))?;
+        let shape = (cache.slots * spec.kv_heads, cache.length * spec.head_dim);
+        expect("decode", "cache", (cache.k.shape(), cache.v.shape()), (shape, shape))?;
         let (plan, n) = (Plan::new(&spec)?, qkv.rows());
         let (defines, attend) = (plan.defines(&spec), plan.attend(n, cache.length, &spec));
         // Per row, head and part: a column each, the maximum and the sum.
         let mut scratch = self.scratch(n * spec.heads * cache.length.div_ceil(SPLIT) * (spec.head_dim + 2))?;
-        let (rows, h, kv, length) = (n as u32, spec.heads as u32, spec.kv_heads as u32, cache.length as u32);
-        let (window, scale, cap) = (window(&spec), spec.scale, spec.softcap.unwrap_or(0.0));
+        let params = params(table, cache.length, &spec);
         if self.is_profiled() {
             // How much of the cache is read only the device knows.
-            let seen = table.positions.read(self)?.into_iter().map(|at| u64::from(at.saturating_add(1).min(window)));
-            let pairs = seen.sum();
+            let seen = |at: u32| (u64::from(at) + 1).min(params.window as u64);
+            let pairs = table.positions.read(self)?.into_iter().map(seen).sum();
             self.charge(|| cost(n as u64, pairs, &spec, 2));
         }
-        let (partial, o, qkv) = (scratch.buffer()?, &mut o.buffer, &qkv.buffer);
-        let (k, v, slots, positions) = (&cache.k.buffer, &cache.v.buffer, &table.slots.buffer, &table.positions.buffer);
-        // SAFETY: `check` and `expect` proved the shapes; slots are the caller's, below `cache.slots`; the scratch was just
-        // made as large as all parts.
+        let partial = scratch.buffer()?;
+        // SAFETY: `check` and `expect` proved the shapes, and that slots and positions lie within the cache; the scratch was
+        // just made as large as all parts.
         unsafe {
-            kernels::decode_attention(
-                self, &defines, attend, partial, qkv, k, v, slots, positions, rows, h, kv, length, window, scale, cap,
-            )?;
-            let combine = plan.combine(n, &spec);
-            kernels::decode_combine(self, &defines, combine, o, partial, positions, rows, h, length, window)
+            let (k, v) = (&cache.k.buffer, &cache.v.buffer);
+            kernels::decode_attention(self, &defines, attend, partial, &qkv.buffer, k, v, &params)?;
+            kernels::decode_combine(self, &defines, plan.combine(n, &spec), &mut o.buffer, partial, &params)
         }
+    }
+}
+
+fn params<'a>(table: &'a SlotTable<Cuda>, length: usize, spec: &AttentionSpec) -> DecodeParams<'a> {
+    DecodeParams {
+        slots: table.slots.buffer(),
+        positions: table.positions.buffer(),
+        rows: table.slots.rows(),
+        heads: spec.heads,
+        kv_heads: spec.kv_heads,
+        length,
+        window: window(spec),
+        scale: spec.scale,
+        softcap: spec.softcap.unwrap_or(0.0),
     }
 }
 

@@ -5,7 +5,7 @@ pub(crate) mod cuda;
 pub mod naive;
 
 use super::{AttentionSpec, Cost, expect};
-use crate::backend::{Backend, Tensor};
+use crate::backend::{Backend, Indices, Tensor};
 use crate::error::Result;
 
 /// Keys and values of one layer for a fixed number of slots; how they lie in memory is the backend's own affair.
@@ -19,14 +19,15 @@ pub struct KvCache<B: Backend> {
 
 /// Where rows go: which slot, at which position.
 pub struct SlotTable<B: Backend> {
-    pub(crate) slots: Tensor<B, u32>,     // (T, 1)
-    pub(crate) positions: Tensor<B, u32>, // (T, 1)
+    pub(crate) slots: Indices<B>,
+    pub(crate) positions: Indices<B>,
 }
 
 impl<B: Backend> SlotTable<B> {
     /// Room for `rows` rows.
     pub fn with_capacity(backend: &B, rows: usize) -> Result<Self> {
-        Ok(SlotTable { slots: Tensor::zeros(backend, rows, 1)?, positions: Tensor::zeros(backend, rows, 1)? })
+        let column = || Indices::with_capacity(backend, rows);
+        Ok(SlotTable { slots: column()?, positions: column()? })
     }
 
     /// Overwrites both columns.
@@ -61,7 +62,14 @@ pub trait Decode: Backend {
     ) -> Result<()>;
 }
 
-pub(crate) fn check<B: Backend>(qkv: &Tensor<B>, table: &SlotTable<B>, spec: &AttentionSpec) -> Result<()> {
+pub(crate) fn check<B: Backend>(
+    qkv: &Tensor<B>,
+    cache: &KvCache<B>,
+    table: &SlotTable<B>,
+    spec: &AttentionSpec,
+) -> Result<()> {
+    let (slots, positions) = (table.slots.bound(), table.positions.bound());
+    expect("decode", "slots and positions within the cache", slots <= cache.slots && positions <= cache.length, true)?;
     expect("decode", "qkv columns", qkv.cols(), spec.width())?;
     expect("decode", "table", (table.slots.rows(), table.positions.rows()), (qkv.rows(), qkv.rows()))
 }

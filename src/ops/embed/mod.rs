@@ -5,17 +5,18 @@ mod cuda;
 pub mod naive;
 
 use super::{Cost, expect};
-use crate::backend::{Backend, Matrix, Tensor};
+use crate::backend::{Backend, Indices, Matrix, Tensor};
 use crate::error::Result;
 
 /// Forward only: the embedding is frozen, and nothing below it takes a gradient.
 pub trait Embed: Backend {
-    /// Overwrites `x` (T, C) with rows of `table` (V, C). Every token is below V: the batch's maker checked it.
-    fn embed(&self, x: &mut Tensor<Self>, tokens: &Tensor<Self, u32>, table: &Self::Weight) -> Result<()>;
+    /// Overwrites `x` (T, C) with rows of `table` (V, C).
+    fn embed(&self, x: &mut Tensor<Self>, tokens: &Indices<Self>, table: &Self::Weight) -> Result<()>;
 }
 
-pub(crate) fn check<B: Backend>(x: &Tensor<B>, tokens: &Tensor<B, u32>, table: &B::Weight) -> Result<()> {
-    expect("embed", "tokens", tokens.shape(), (x.rows(), 1))?;
+pub(crate) fn check<B: Backend>(x: &Tensor<B>, tokens: &Indices<B>, table: &B::Weight) -> Result<()> {
+    expect("embed", "tokens", tokens.rows(), x.rows())?;
+    expect("embed", "tokens within the vocabulary", tokens.bound() <= table.rows(), true)?;
     expect("embed", "columns", x.cols(), table.cols())
 }
 

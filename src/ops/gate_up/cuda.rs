@@ -63,11 +63,11 @@ impl GateUp for Cuda {
     fn activate(&self, act: &mut Tensor<Self>, gate_up: &Tensor<Self>, spec: GateUpSpec) -> Result<()> {
         let (rows, f) = check(act, gate_up, spec)?;
         let (defines, config) = launch(rows, f, spec);
-        let (n, f, act_stride, stride) = (rows as u32, f as u32, act.stride() as u32, gate_up.stride() as u32);
-        self.charge(|| activate_cost(n.into(), f.into(), spec, 2));
+        let (act_stride, stride) = (act.stride(), gate_up.stride());
+        self.charge(|| activate_cost(rows as u64, f as u64, spec, 2));
         let (act, gate_up) = (&mut act.buffer, &gate_up.buffer);
         // SAFETY: `check` proved act (rows, f) and gate_up (rows, 2f or, ungated, f).
-        unsafe { kernels::activate_forward(self, &defines, config, act, gate_up, n, f, act_stride, stride) }
+        unsafe { kernels::activate_forward(self, &defines, config, act, gate_up, rows, f, act_stride, stride) }
     }
 
     fn gate_up_backward(
@@ -85,12 +85,12 @@ impl GateUp for Cuda {
     ) -> Result<()> {
         let (rows, f) = check(dact, gate_up, spec)?;
         let (defines, config) = launch(rows, f, spec);
-        let (n, f, act_stride, stride) = (rows as u32, f as u32, dact.stride() as u32, gate_up.stride() as u32);
-        self.charge(|| activate_backward_cost(n.into(), f.into(), spec, 2));
+        let (act_stride, stride) = (dact.stride(), gate_up.stride());
+        self.charge(|| activate_backward_cost(rows as u64, f as u64, spec, 2));
         // SAFETY: `check` proved dact (rows, f) and gate_up (rows, 2f or, ungated, f).
         unsafe {
             let (gate_up, dact) = (&mut gate_up.buffer, &dact.buffer);
-            kernels::activate_backward(self, &defines, config, gate_up, dact, n, f, act_stride, stride)?;
+            kernels::activate_backward(self, &defines, config, gate_up, dact, rows, f, act_stride, stride)?;
         }
         linear_backward(self, "gate_up", dx, grad, dxa, gate_up, x, xa, w, lora)
     }

@@ -1,6 +1,7 @@
 use super::{LayerNorm, backward_cost, check, forward_cost};
+use crate::backend::cuda::Build;
 use crate::backend::cuda::driver::{Define, LaunchConfig};
-use crate::backend::cuda::{Build, kernels};
+use crate::backend::cuda::kernels::{self, LayerNormParams};
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
 
@@ -30,14 +31,12 @@ impl LayerNorm for Cuda {
     ) -> Result<()> {
         let gains: Vec<&Tensor<Self>> = bias.into_iter().chain([w]).collect();
         let (rows, cols) = check(&[x, y], mean, rstd, &gains)?;
-        let (n, c, stride) = (rows as u32, cols as u32, x.stride() as u32);
+        let params = LayerNormParams { rows, cols, stride: x.stride(), eps };
         self.charge(|| forward_cost(rows as u64, cols as u64, 2));
         let (y, mean, rstd) = (&mut y.buffer, &mut mean.buffer, &mut rstd.buffer);
         let (x, w, bias) = (&x.buffer, &w.buffer, bias.map(|bias| &bias.buffer));
         // SAFETY: `check` proved that x and y hold rows × cols, mean and rstd rows, w and the bias cols values.
-        unsafe {
-            kernels::layer_norm_forward(self, DEFINES, launch(rows), y, mean, rstd, x, w, bias, n, c, stride, eps)
-        }
+        unsafe { kernels::layer_norm_forward(self, DEFINES, launch(rows), y, mean, rstd, x, w, bias, &params) }
     }
 
     fn layer_norm_backward(
@@ -50,11 +49,11 @@ impl LayerNorm for Cuda {
         w: &Tensor<Self>,
     ) -> Result<()> {
         let (rows, cols) = check(&[x, dx, dy], mean, rstd, &[w])?;
-        let (n, c, stride) = (rows as u32, cols as u32, x.stride() as u32);
+        let params = LayerNormParams { rows, cols, stride: x.stride(), eps: 0.0 };
         self.charge(|| backward_cost(rows as u64, cols as u64, 2));
         let (dx, dy, x) = (&mut dx.buffer, &dy.buffer, &x.buffer);
         let (mean, rstd, w) = (&mean.buffer, &rstd.buffer, &w.buffer);
         // SAFETY: `check` proved that x, dx and dy hold rows × cols, mean and rstd rows and w cols values.
-        unsafe { kernels::layer_norm_backward(self, DEFINES, launch(rows), dx, dy, x, mean, rstd, w, n, c, stride) }
+        unsafe { kernels::layer_norm_backward(self, DEFINES, launch(rows), dx, dy, x, mean, rstd, w, &params) }
     }
 }

@@ -1,6 +1,7 @@
 use super::{HeadRows, LmHead, check};
 use crate::backend::cuda::driver::{Define, DeviceInfo, LaunchConfig};
-use crate::backend::cuda::{Build, DeviceBuffer, DeviceMatrix, kernels};
+use crate::backend::cuda::kernels::{self, HeadParams};
+use crate::backend::cuda::{Build, DeviceBuffer, DeviceMatrix};
 use crate::backend::{Backend, Cuda, Matrix, Tensor};
 use crate::error::Result;
 use crate::ops::product::cuda::{Layout, Operand, Output, Product, TILES, Tile, fastest};
@@ -70,7 +71,66 @@ impl Launch {
             tiles,
         }
     }
+
+    /// Of rows first..first + count; what one or two models need besides is null.
+    fn params<'a>(
+        &self,
+        chunk: &'a mut Tensor<Cuda>,
+        stats: &'a mut DeviceBuffer<f32>,
+        h: &'a Tensor<Cuda>,
+        w: &'a DeviceMatrix,
+        first: usize,
+        count: usize,
+    ) -> HeadParams<'a> {
+        HeadParams {
+            chunk_stride: chunk.stride(),
+            chunk: &mut chunk.buffer,
+            stats,
+            h: &h.buffer,
+            w: &w.buffer,
+            targets: None,
+            logprob: None,
+            lse: None,
+            log_rest: None,
+            h0: None,
+            chunk0: None,
+            kl: None,
+            first,
+            rows: count,
+            vocab: w.rows(),
+            cols: w.cols(),
+            tiles: self.tiles,
+            h_stride: h.stride(),
+            w_stride: w.stride(),
+        }
+    }
+
+    /// Logits, then what each row is, then, with `gradient`, the gradient in place of the logits.
+    ///
+    /// # Safety
+    /// Those of `kernels`.
+    unsafe fn run(
+        &self,
+        cuda: &Cuda,
+        kernels: [Kernel; 3],
+        params: &HeadParams,
+        costs: [Cost; 3],
+        gradient: bool,
+    ) -> Result<()> {
+        let steps = kernels.into_iter().zip([self.logits, self.combine, self.gradient]).zip(costs);
+        for ((kernel, config), cost) in steps.take(if gradient { 3 } else { 2 }) {
+            cuda.charge(|| cost);
+            // SAFETY: the caller's promise.
+            unsafe { kernel(cuda, &self.defines, config, params)? };
+        }
+        Ok(())
+    }
 }
+
+type Kernel = unsafe fn(&Cuda, &[Define], LaunchConfig, &HeadParams<'_>) -> Result<()>;
+
+const ONE_MODEL: [Kernel; 3] = [kernels::lm_head_logits, kernels::lm_head_combine, kernels::lm_head_gradient];
+const TWO_MODELS: [Kernel; 3] = [kernels::lm_head_kl_logits, kernels::lm_head_kl_combine, kernels::lm_head_kl_gradient];
 
 /// Rows of each chunk, at most `capacity`: as many as let the second product, (rows, V)·(V, C), fill its waves best.
 fn chunk_rows(rows: usize, capacity: usize, vocab: usize, cols: usize, info: &DeviceInfo) -> usize {
@@ -135,8 +195,16 @@ impl LmHead for Cuda {
             let launch = Launch::new(count, vocab, cols, false, self.info());
             {
                 let mut scratch = self.scratch(count * (launch.tiles * STATS + 1))?;
-                let stats = scratch.buffer()?;
-                probabilities(self, &launch, out, chunk, stats, h, targets, w, first, count, dh.is_some())?;
+                let params = HeadParams {
+                    targets: Some(&targets.buffer),
+                    logprob: Some(&mut out.logprob.buffer),
+                    lse: Some(&mut out.lse.buffer),
+                    log_rest: Some(&mut out.log_rest.buffer),
+                    ..launch.params(chunk, scratch.buffer()?, h, w, first, count)
+                };
+                // SAFETY: `check` and the lines above proved h, W, targets and outputs; `count` rows fit the chunk, and the
+                // scratch was sized for them.
+                unsafe { launch.run(self, ONE_MODEL, &params, costs(count, launch.tiles, STATS, 1, w), dh.is_some())? };
             }
             if let Some(dh) = &mut dh {
                 back(self, dh, chunk, w, first, count)?;
@@ -165,120 +233,18 @@ impl LmHead for Cuda {
             let launch = Launch::new(count, vocab, cols, true, self.info());
             {
                 let mut scratch = self.scratch(count * (launch.tiles * KL_STATS + 2))?;
-                differences(self, &launch, kl, chunk, chunk0, scratch.buffer()?, [h, h0], w, first, count)?;
+                let params = HeadParams {
+                    h0: Some(&h0.buffer),
+                    chunk0: Some(&mut chunk0.buffer),
+                    kl: Some(&mut kl.buffer),
+                    ..launch.params(chunk, scratch.buffer()?, h, w, first, count)
+                };
+                // SAFETY: as in `lm_head_forward`; h0 has h's shape and chunk0 chunk's stride.
+                unsafe { launch.run(self, TWO_MODELS, &params, costs(count, launch.tiles, KL_STATS, 2, w), true)? };
             }
             back(self, dh, chunk, w, first, count)?;
         }
         Ok(())
-    }
-}
-
-/// `out` for the chunk's rows and, where asked, 1[target] − p in `chunk`.
-fn probabilities(
-    cuda: &Cuda,
-    launch: &Launch,
-    out: &mut HeadRows<Cuda>,
-    chunk: &mut Tensor<Cuda>,
-    stats: &mut DeviceBuffer<f32>,
-    h: &Tensor<Cuda>,
-    targets: &Tensor<Cuda, u32>,
-    w: &DeviceMatrix,
-    first: usize,
-    count: usize,
-    gradient: bool,
-) -> Result<()> {
-    let (stride, vocab, cols) = (chunk.stride() as u32, w.rows() as u32, w.cols() as u32);
-    let (chunk, targets, defines) = (&mut chunk.buffer, &targets.buffer, &launch.defines);
-    let (logprob, lse, rest) = (&mut out.logprob.buffer, &mut out.lse.buffer, &mut out.log_rest.buffer);
-    let (at, rows, tiles) = (first as u32, count as u32, launch.tiles as u32);
-    let (h_stride, w_stride) = (h.stride() as u32, w.stride() as u32);
-    let costs = costs(count, launch.tiles, STATS, 1, w);
-    cuda.charge(|| costs[0]);
-    // SAFETY: `check` and the caller proved h, W, targets and outputs; `count` rows fit the chunk, and `stats` was sized for
-    // them.
-    unsafe {
-        kernels::lm_head_logits(
-            cuda,
-            defines,
-            launch.logits,
-            chunk,
-            stats,
-            &h.buffer,
-            targets,
-            &w.buffer,
-            first as u64,
-            rows,
-            vocab,
-            cols,
-            stride,
-            h_stride,
-            w_stride,
-        )?;
-        cuda.charge(|| costs[1]);
-        kernels::lm_head_combine(cuda, defines, launch.combine, logprob, lse, rest, stats, at, rows, tiles)?;
-        if gradient {
-            cuda.charge(|| costs[2]);
-            kernels::lm_head_gradient(
-                cuda,
-                defines,
-                launch.gradient,
-                chunk,
-                stats,
-                lse,
-                rest,
-                targets,
-                at,
-                vocab,
-                stride,
-            )?;
-        }
-    }
-    Ok(())
-}
-
-/// `kl` for the chunk's rows and p − p_0 in `chunk`.
-fn differences(
-    cuda: &Cuda,
-    launch: &Launch,
-    kl: &mut Tensor<Cuda, f32>,
-    chunk: &mut Tensor<Cuda>,
-    chunk0: &mut Tensor<Cuda>,
-    stats: &mut DeviceBuffer<f32>,
-    [h, h0]: [&Tensor<Cuda>; 2],
-    w: &DeviceMatrix,
-    first: usize,
-    count: usize,
-) -> Result<()> {
-    let (stride, vocab, cols) = (chunk.stride() as u32, w.rows() as u32, w.cols() as u32);
-    let (chunk, chunk0, kl, defines) = (&mut chunk.buffer, &mut chunk0.buffer, &mut kl.buffer, &launch.defines);
-    let (at, rows, tiles) = (first as u32, count as u32, launch.tiles as u32);
-    let (h_stride, w_stride) = (h.stride() as u32, w.stride() as u32);
-    let costs = costs(count, launch.tiles, KL_STATS, 2, w);
-    cuda.charge(|| costs[0]);
-    // SAFETY: as in `probabilities`; h0 has h's shape and chunk0 chunk's stride.
-    unsafe {
-        kernels::lm_head_kl_logits(
-            cuda,
-            defines,
-            launch.logits,
-            chunk,
-            chunk0,
-            stats,
-            &h.buffer,
-            &h0.buffer,
-            &w.buffer,
-            first as u64,
-            rows,
-            vocab,
-            cols,
-            stride,
-            h_stride,
-            w_stride,
-        )?;
-        cuda.charge(|| costs[1]);
-        kernels::lm_head_kl_combine(cuda, defines, launch.combine, kl, stats, at, rows, tiles)?;
-        cuda.charge(|| costs[2]);
-        kernels::lm_head_kl_gradient(cuda, defines, launch.gradient, chunk, chunk0, stats, rows, vocab, stride)
     }
 }
 

@@ -1,6 +1,7 @@
 use super::{Lora, LoraGrad, check};
 use crate::backend::cuda::driver::{DeviceInfo, LaunchConfig};
-use crate::backend::cuda::{Build, DeviceBuffer, DeviceMatrix, kernels};
+use crate::backend::cuda::kernels::{self, LoraParams};
+use crate::backend::cuda::{Build, DeviceBuffer, DeviceMatrix};
 use crate::backend::{Cuda, Matrix, Tensor};
 use crate::error::Result;
 use crate::ops::product::cuda::{BLOCK_K, Extension, Layout, Operand, Output, Product, Tile};
@@ -138,32 +139,29 @@ fn accumulate(
     let config = LaunchConfig { grid: [across as u32, down as u32, slices as u32], block: [threads, 1, 1], shared };
     let (row_step, col_step) = if turned { (1, width) } else { (cols, 1) };
     let mut scratch = cuda.scratch(slices * count)?;
-    let partial = scratch.buffer()?;
     let [t, in_all, sums] = [rows, narrow.cols() + cols, slices * count].map(|n| n as u64);
     cuda.charge(|| Cost { flops: 2 * t * count as u64, bytes: 2 * t * in_all + 4 * sums });
+    let params = LoraParams {
+        partial: scratch.buffer()?,
+        narrow: &narrow.buffer,
+        wide: &wide.buffer,
+        rows,
+        width,
+        cols,
+        narrow_stride: narrow.stride(),
+        wide_stride: wide.stride(),
+        end_0: ends[0],
+        end_1: ends[1],
+        slice,
+        row_step,
+        col_step,
+    };
     // SAFETY: `check` proved the shapes of both operands and of the gradient; the scratch holds every slice's sums.
     unsafe {
-        kernels::lora_partial(
-            cuda,
-            &defines,
-            config,
-            partial,
-            &narrow.buffer,
-            &wide.buffer,
-            rows as u32,
-            width as u32,
-            cols as u32,
-            narrow.stride() as u32,
-            wide.stride() as u32,
-            ends[0] as u32,
-            ends[1] as u32,
-            slice as u32,
-            row_step as u32,
-            col_step as u32,
-        )?;
+        kernels::lora_partial(cuda, &defines, config, &params)?;
         let config = LaunchConfig::linear((count as u32).div_ceil(threads), threads);
         cuda.charge(|| Cost { flops: sums, bytes: 4 * (sums + 2 * count as u64) });
-        kernels::lora_sum(cuda, &defines, config, grad, partial, count as u32, slices as u32, scale)
+        kernels::lora_sum(cuda, &defines, config, grad, params.partial, count, slices, scale)
     }
 }
 

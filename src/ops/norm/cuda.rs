@@ -1,6 +1,7 @@
 use super::{Norm, NormSpec, backward_cost, check, forward_cost};
+use crate::backend::cuda::Build;
 use crate::backend::cuda::driver::{Define, LaunchConfig};
-use crate::backend::cuda::{Build, kernels};
+use crate::backend::cuda::kernels::{self, NormParams};
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
 
@@ -17,8 +18,9 @@ fn launch(rows: usize) -> LaunchConfig {
     LaunchConfig::linear((rows as u32).div_ceil(ROWS_PER_BLOCK), 32 * ROWS_PER_BLOCK)
 }
 
-fn offset(spec: NormSpec) -> f32 {
-    if spec.unit_offset { 1.0 } else { 0.0 }
+fn params(x: &Tensor<Cuda>, spec: NormSpec) -> NormParams {
+    let offset = if spec.unit_offset { 1.0 } else { 0.0 };
+    NormParams { rows: x.rows(), cols: x.cols(), stride: x.stride(), eps: spec.eps, offset }
 }
 
 impl Norm for Cuda {
@@ -31,13 +33,11 @@ impl Norm for Cuda {
         spec: NormSpec,
     ) -> Result<()> {
         let (rows, cols) = check(&[x, y], rstd, w)?;
-        let (n, c, stride) = (rows as u32, cols as u32, x.stride() as u32);
         self.charge(|| forward_cost(rows as u64, cols as u64, 2));
+        let params = params(x, spec);
         let (y, rstd, x, w) = (&mut y.buffer, &mut rstd.buffer, &x.buffer, &w.buffer);
         // SAFETY: `check` proved that x and y hold rows × cols, rstd rows and w cols values.
-        unsafe {
-            kernels::norm_forward(self, DEFINES, launch(rows), y, rstd, x, w, n, c, stride, spec.eps, offset(spec))
-        }
+        unsafe { kernels::norm_forward(self, DEFINES, launch(rows), y, rstd, x, w, &params) }
     }
 
     fn norm_backward(
@@ -50,10 +50,10 @@ impl Norm for Cuda {
         spec: NormSpec,
     ) -> Result<()> {
         let (rows, cols) = check(&[x, dx, dy], rstd, w)?;
-        let (n, c, stride) = (rows as u32, cols as u32, x.stride() as u32);
         self.charge(|| backward_cost(rows as u64, cols as u64, 2));
+        let params = params(x, spec);
         let (dx, dy, x, rstd, w) = (&mut dx.buffer, &dy.buffer, &x.buffer, &rstd.buffer, &w.buffer);
         // SAFETY: `check` proved that x, dx and dy hold rows × cols, rstd rows and w cols values.
-        unsafe { kernels::norm_backward(self, DEFINES, launch(rows), dx, dy, x, rstd, w, n, c, stride, offset(spec)) }
+        unsafe { kernels::norm_backward(self, DEFINES, launch(rows), dx, dy, x, rstd, w, &params) }
     }
 }

@@ -5,7 +5,8 @@ use std::fmt;
 use half::bf16;
 
 use crate::backend::cuda::driver::{Define, DeviceInfo, LaunchConfig};
-use crate::backend::cuda::{Build, DeviceBuffer, DeviceMatrix, kernels};
+use crate::backend::cuda::kernels::{self, ProductParams};
+use crate::backend::cuda::{Build, DeviceBuffer, DeviceMatrix};
 use crate::backend::{Cuda, Matrix, Tensor};
 use crate::error::Result;
 use crate::ops::{Cost, expect};
@@ -290,43 +291,36 @@ impl<'a> Product<'a> {
         }
         let defines = plan.defines(self.layout, self.ragged(first));
         let config = LaunchConfig::linear(plan.blocks, plan.tile.threads()).with_shared(plan.shared());
-        let (x, w, more) = (self.x, self.w, self.extension);
-        let (rank, ends) = more.map_or((0, [n, n]), |e| (e.rank, e.ends));
-        let stride_of = |tensor: Option<&Tensor<Cuda>>| tensor.map_or(0, Tensor::stride) as u32;
-        let buffer_of = |tensor: Option<&'a Tensor<Cuda>>| tensor.map(|t| &t.buffer);
-        let (xa, b) = (more.map(|e| e.xa), more.map(|e| e.b));
+        let Product { x, w, extension, bias, residual, .. } = *self;
+        let (rank, ends) = extension.map_or((0, [n, n]), |e| (e.rank, e.ends));
         cuda.charge(|| self.cost(if wide.is_some() { 4 } else { 2 }));
+        let params = ProductParams {
+            y,
+            wide,
+            x: x.buffer,
+            w: w.buffer,
+            xa: extension.map(|e| &e.xa.buffer),
+            b: extension.map(|e| &e.b.buffer),
+            bias: bias.map(|bias| &bias.buffer),
+            residual: residual.map(|residual| &residual.buffer),
+            y_first: first as u64,
+            x_first: x.first as u64,
+            w_first: w.first as u64,
+            m,
+            n,
+            k,
+            rank,
+            y_stride: stride,
+            x_stride: x.stride,
+            w_stride: w.stride,
+            xa_stride: extension.map_or(0, |e| e.xa.stride()),
+            b_stride: extension.map_or(0, |e| e.b.stride()),
+            end_0: ends[0],
+            end_1: ends[1],
+            raster: plan.raster as usize,
+        };
         // SAFETY: `check` and the two above proved that every operand lies within its buffer.
-        unsafe {
-            kernels::product(
-                cuda,
-                &defines,
-                config,
-                y,
-                wide,
-                x.buffer,
-                w.buffer,
-                buffer_of(xa),
-                buffer_of(b),
-                buffer_of(self.bias),
-                buffer_of(self.residual),
-                first as u64,
-                x.first as u64,
-                w.first as u64,
-                m as u32,
-                n as u32,
-                k as u32,
-                stride as u32,
-                x.stride as u32,
-                w.stride as u32,
-                stride_of(xa),
-                stride_of(b),
-                rank as u32,
-                ends[0] as u32,
-                ends[1] as u32,
-                plan.raster,
-            )
-        }
+        unsafe { kernels::product(cuda, &defines, config, &params) }
     }
 }
 

@@ -1,7 +1,7 @@
 use rayon::prelude::*;
 
 use super::{Qkv, QkvSpec, QkvWeights, Rope, check};
-use crate::backend::{Cpu, Tensor};
+use crate::backend::{Cpu, Indices, Tensor};
 use crate::error::Result;
 use crate::ops::lora::{linear_backward, linear_forward};
 use crate::ops::norm::{rms_backward_row, rms_row};
@@ -17,7 +17,7 @@ impl Qkv for Cpu {
         x: &Tensor<Self>,
         weights: &QkvWeights<Self>,
         lora: Option<&Lora<Self>>,
-        positions: &Tensor<Self, u32>,
+        positions: &Indices<Self>,
         rope: &Rope<Self>,
         spec: QkvSpec,
     ) -> Result<()> {
@@ -28,7 +28,7 @@ impl Qkv for Cpu {
         let tasks = qkv.buffer[..rows * width].par_chunks_exact_mut(width).with_min_len(32);
         if let Some(norms) = &weights.qk_norm {
             let raw = raw.buffer[..rows * rotated].par_chunks_exact_mut(rotated);
-            tasks.zip(raw).zip(&positions.buffer).for_each(|((row, raw), &position)| {
+            tasks.zip(raw).zip(positions.buffer()).for_each(|((row, raw), &position)| {
                 self.store(row);
                 raw.copy_from_slice(&row[..rotated]);
                 norm_heads(&mut row[..rotated], raw, norms, spec);
@@ -36,7 +36,7 @@ impl Qkv for Cpu {
                 self.store(&mut row[..rotated]);
             });
         } else {
-            tasks.zip(&positions.buffer).for_each(|(row, &position)| {
+            tasks.zip(positions.buffer()).for_each(|(row, &position)| {
                 self.store(row); // a GPU's product leaves its result in memory before it is rotated
                 rotate(&mut row[..rotated], position, rope, 1.0);
                 self.store(&mut row[..rotated]);
@@ -56,14 +56,14 @@ impl Qkv for Cpu {
         raw: &Tensor<Self>,
         weights: &QkvWeights<Self>,
         lora: Option<&Lora<Self>>,
-        positions: &Tensor<Self, u32>,
+        positions: &Indices<Self>,
         rope: &Rope<Self>,
         spec: QkvSpec,
     ) -> Result<()> {
         check(dqkv, raw, weights, positions, rope, spec)?;
         let (rows, width) = dqkv.shape();
         let rotated = spec.rotated();
-        let tasks = dqkv.buffer[..rows * width].par_chunks_exact_mut(width).with_min_len(32).zip(&positions.buffer);
+        let tasks = dqkv.buffer[..rows * width].par_chunks_exact_mut(width).with_min_len(32).zip(positions.buffer());
         tasks.enumerate().for_each(|(t, (row, &position))| {
             rotate(&mut row[..rotated], position, rope, -1.0);
             if let Some(norms) = &weights.qk_norm {

@@ -1,7 +1,8 @@
 use super::{Qkv, QkvSpec, QkvWeights, Rope, check, rotate_cost};
+use crate::backend::cuda::Build;
 use crate::backend::cuda::driver::{Define, LaunchConfig};
-use crate::backend::cuda::{Build, kernels};
-use crate::backend::{Cuda, Tensor};
+use crate::backend::cuda::kernels::{self, RotationParams};
+use crate::backend::{Cuda, Indices, Tensor};
 use crate::error::Result;
 use crate::ops::lora::cuda::{linear_backward, linear_forward};
 use crate::ops::{Lora, LoraGrad, expect};
@@ -29,28 +30,18 @@ impl Qkv for Cuda {
         x: &Tensor<Self>,
         weights: &QkvWeights<Self>,
         lora: Option<&Lora<Self>>,
-        positions: &Tensor<Self, u32>,
+        positions: &Indices<Self>,
         rope: &Rope<Self>,
         spec: QkvSpec,
     ) -> Result<()> {
         check(qkv, raw, weights, positions, rope, spec)?;
         expect("qkv", "head size, a multiple of 4", spec.head_dim % 4, 0)?;
         linear_forward(self, "qkv", qkv, xa, x, &weights.w, lora, weights.bias.as_ref(), None)?;
-        let (rows, config) = (qkv.rows() as u32, launch(qkv.rows(), spec));
-        let (heads, kv_heads, half) = (spec.heads as u32, spec.kv_heads as u32, spec.head_dim as u32 / 2);
-        let (stride, raw_stride) = (qkv.stride() as u32, raw.stride() as u32);
+        let params = rotation(weights, positions, rope, spec, qkv, raw);
         let raw = weights.qk_norm.is_some().then_some(&mut raw.buffer);
-        let (q, k) = norms(weights);
-        let (eps, offset) = (spec.norm.eps, if spec.norm.unit_offset { 1.0 } else { 0.0 });
-        let (qkv, positions, cos, sin) = (&mut qkv.buffer, &positions.buffer, &rope.cos.buffer, &rope.sin.buffer);
-        self.charge(|| rotate_cost(rows.into(), spec.rotated() as u64, 2));
-        // SAFETY: `check` proved qkv, raw, positions, norms and the width of the tables; positions lie within them.
-        unsafe {
-            kernels::rotate_forward(
-                self, DEFINES, config, qkv, raw, positions, cos, sin, q, k, rows, heads, kv_heads, half, stride,
-                raw_stride, eps, offset,
-            )
-        }
+        self.charge(|| rotate_cost(params.rows as u64, spec.rotated() as u64, 2));
+        // SAFETY: `check` proved qkv, raw, positions, norms, the width of the tables, and that positions lie within them.
+        unsafe { kernels::rotate_forward(self, DEFINES, launch(params.rows, spec), &mut qkv.buffer, raw, &params) }
     }
 
     fn qkv_backward(
@@ -64,37 +55,42 @@ impl Qkv for Cuda {
         raw: &Tensor<Self>,
         weights: &QkvWeights<Self>,
         lora: Option<&Lora<Self>>,
-        positions: &Tensor<Self, u32>,
+        positions: &Indices<Self>,
         rope: &Rope<Self>,
         spec: QkvSpec,
     ) -> Result<()> {
         check(dqkv, raw, weights, positions, rope, spec)?;
-        let (rows, config) = (dqkv.rows() as u32, launch(dqkv.rows(), spec));
-        let (heads, kv_heads, half) = (spec.heads as u32, spec.kv_heads as u32, spec.head_dim as u32 / 2);
-        let (stride, raw_stride) = (dqkv.stride() as u32, raw.stride() as u32);
+        let params = rotation(weights, positions, rope, spec, dqkv, raw);
         let raw = weights.qk_norm.is_some().then_some(&raw.buffer);
-        let (q, k) = norms(weights);
-        let (eps, offset) = (spec.norm.eps, if spec.norm.unit_offset { 1.0 } else { 0.0 });
-        let (positions, cos, sin) = (&positions.buffer, &rope.cos.buffer, &rope.sin.buffer);
-        self.charge(|| rotate_cost(rows.into(), spec.rotated() as u64, 2));
+        self.charge(|| rotate_cost(params.rows as u64, spec.rotated() as u64, 2));
         // SAFETY: as in forward.
-        unsafe {
-            let dqkv = &mut dqkv.buffer;
-            kernels::rotate_backward(
-                self, DEFINES, config, dqkv, raw, positions, cos, sin, q, k, rows, heads, kv_heads, half, stride,
-                raw_stride, eps, offset,
-            )?;
-        }
+        unsafe { kernels::rotate_backward(self, DEFINES, launch(params.rows, spec), &mut dqkv.buffer, raw, &params)? };
         linear_backward(self, "qkv", dx, grad, dxa, dqkv, x, xa, &weights.w, lora)
     }
 }
 
-type Gain<'a> = Option<&'a crate::backend::cuda::DeviceBuffer<half::bf16>>;
-
-/// Gains of the q/k norm, where the family has one.
-fn norms(weights: &QkvWeights<Cuda>) -> (Gain<'_>, Gain<'_>) {
-    match &weights.qk_norm {
-        Some((q, k)) => (Some(&q.buffer), Some(&k.buffer)),
-        None => (None, None),
+/// What both directions read; gains where the family has a q/k norm.
+fn rotation<'a>(
+    weights: &'a QkvWeights<Cuda>,
+    positions: &'a Indices<Cuda>,
+    rope: &'a Rope<Cuda>,
+    spec: QkvSpec,
+    qkv: &Tensor<Cuda>,
+    raw: &Tensor<Cuda>,
+) -> RotationParams<'a> {
+    RotationParams {
+        positions: positions.buffer(),
+        cosine: &rope.cos.buffer,
+        sine: &rope.sin.buffer,
+        q_norm: weights.qk_norm.as_ref().map(|(q, _)| &q.buffer),
+        k_norm: weights.qk_norm.as_ref().map(|(_, k)| &k.buffer),
+        rows: qkv.rows(),
+        heads: spec.heads,
+        kv_heads: spec.kv_heads,
+        half: spec.head_dim / 2,
+        stride: qkv.stride(),
+        raw_stride: raw.stride(),
+        eps: spec.norm.eps,
+        offset: if spec.norm.unit_offset { 1.0 } else { 0.0 },
     }
 }

@@ -7,7 +7,7 @@ pub(super) mod cuda;
 pub mod naive;
 
 use super::{Cost, Lora, LoraGrad, NormSpec, expect};
-use crate::backend::{Backend, Matrix, Tensor};
+use crate::backend::{Backend, Indices, Matrix, Tensor};
 use crate::error::Result;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,7 +68,7 @@ pub trait Qkv: Backend {
         x: &Tensor<Self>,
         weights: &QkvWeights<Self>,
         lora: Option<&Lora<Self>>,
-        positions: &Tensor<Self, u32>,
+        positions: &Indices<Self>,
         rope: &Rope<Self>,
         spec: QkvSpec,
     ) -> Result<()>;
@@ -86,7 +86,7 @@ pub trait Qkv: Backend {
         raw: &Tensor<Self>,
         weights: &QkvWeights<Self>,
         lora: Option<&Lora<Self>>,
-        positions: &Tensor<Self, u32>,
+        positions: &Indices<Self>,
         rope: &Rope<Self>,
         spec: QkvSpec,
     ) -> Result<()>;
@@ -96,13 +96,15 @@ pub(crate) fn check<B: Backend>(
     qkv: &Tensor<B>,
     raw: &Tensor<B>,
     weights: &QkvWeights<B>,
-    positions: &Tensor<B, u32>,
+    positions: &Indices<B>,
     rope: &Rope<B>,
     spec: QkvSpec,
 ) -> Result<()> {
     let rows = qkv.rows();
     expect("qkv", "columns", (qkv.cols(), weights.w.rows()), (spec.width(), spec.width()))?;
-    expect("qkv", "positions", positions.shape(), (rows, 1))?;
+    expect("qkv", "positions", positions.rows(), rows)?;
+    let known = rope.cos.rows().min(rope.sin.rows());
+    expect("qkv", "positions within the rotation tables", positions.bound() <= known, true)?;
     expect("qkv", "rotation", (rope.cos.cols(), rope.sin.cols()), (spec.head_dim / 2, spec.head_dim / 2))?;
     if let Some(bias) = &weights.bias {
         expect("qkv", "bias", bias.shape(), (1, spec.width()))?;

@@ -1,22 +1,22 @@
 use super::{Rows, check};
-use crate::backend::{Cpu, Tensor};
+use crate::backend::{Cpu, Indices, Tensor};
 use crate::error::Result;
 use crate::ops::expect;
 
 impl Rows for Cpu {
-    fn gather(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, rows: &Tensor<Self, u32>) -> Result<()> {
+    fn gather(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, rows: &Indices<Self>) -> Result<()> {
         let cols = check(y, x, rows)?;
         let count = y.rows();
-        for (y, &row) in y.buffer.chunks_exact_mut(cols).take(count).zip(&rows.buffer) {
+        for (y, &row) in y.buffer.chunks_exact_mut(cols).take(count).zip(rows.buffer()) {
             y.copy_from_slice(&x.buffer[row as usize * cols..][..cols]);
         }
         Ok(())
     }
 
-    fn scatter(&self, dx: &mut Tensor<Self>, dy: &Tensor<Self>, rows: &Tensor<Self, u32>) -> Result<()> {
+    fn scatter(&self, dx: &mut Tensor<Self>, dy: &Tensor<Self>, rows: &Indices<Self>) -> Result<()> {
         let cols = check(dy, dx, rows)?;
         dx.clear(self)?;
-        for (dy, &row) in dy.buffer.chunks_exact(cols).take(dy.rows()).zip(&rows.buffer) {
+        for (dy, &row) in dy.buffer.chunks_exact(cols).take(dy.rows()).zip(rows.buffer()) {
             dx.buffer[row as usize * cols..][..cols].copy_from_slice(dy);
         }
         Ok(())

@@ -1,7 +1,7 @@
 use super::{Rows, check};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::{Build, DeviceBuffer, kernels};
-use crate::backend::{Backend, Cuda, Tensor};
+use crate::backend::{Backend, Cuda, Indices, Tensor};
 use crate::error::Result;
 use crate::ops::{Cost, embed};
 
@@ -26,35 +26,35 @@ pub(crate) unsafe fn gather(
     cuda: &Cuda,
     y: &mut Tensor<Cuda>,
     x: &DeviceBuffer<half::bf16>,
-    rows: &Tensor<Cuda, u32>,
+    rows: &Indices<Cuda>,
 ) -> Result<()> {
-    let stride = y.stride() as u32;
+    let stride = y.stride();
     cuda.charge(|| embed::cost(rows.rows() as u64, y.cols() as u64, 2));
     // SAFETY: the caller's promise.
-    unsafe { kernels::gather(cuda, DEFINES, launch(rows.rows()), &mut y.buffer, x, &rows.buffer, stride) }
+    unsafe { kernels::gather(cuda, DEFINES, launch(rows.rows()), &mut y.buffer, x, rows.buffer(), stride) }
 }
 
 impl Rows for Cuda {
-    fn gather(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, rows: &Tensor<Self, u32>) -> Result<()> {
+    fn gather(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, rows: &Indices<Self>) -> Result<()> {
         check(y, x, rows)?;
-        // SAFETY: `check` proved one index per row of y; each is below T, as the trait demands.
+        // SAFETY: `check` proved one index per row of y, each a row of x.
         unsafe { gather(self, y, &x.buffer, rows) }
     }
 
-    fn scatter(&self, dx: &mut Tensor<Self>, dy: &Tensor<Self>, rows: &Tensor<Self, u32>) -> Result<()> {
+    fn scatter(&self, dx: &mut Tensor<Self>, dy: &Tensor<Self>, rows: &Indices<Self>) -> Result<()> {
         check(dy, dx, rows)?;
         dx.clear(self)?;
-        let stride = dy.stride() as u32;
+        let stride = dy.stride();
         self.charge(|| embed::cost(rows.rows() as u64, dy.cols() as u64, 2));
         let (dx, dy, config) = (&mut dx.buffer, &dy.buffer, launch(rows.rows()));
-        // SAFETY: `check` proved one index per row of dy; each is below T, as the trait demands.
-        unsafe { kernels::scatter(self, DEFINES, config, dx, dy, &rows.buffer, stride) }
+        // SAFETY: `check` proved one index per row of dy, each a row of dx.
+        unsafe { kernels::scatter(self, DEFINES, config, dx, dy, rows.buffer(), stride) }
     }
 
     fn scale_rows(&self, y: &mut Tensor<Self>, weights: &Tensor<Self, f32>) -> Result<()> {
         crate::ops::expect("rows", "weights", weights.shape(), (y.rows(), 1))?;
         debug_assert_eq!(Cuda::stride::<f32>(1), 1);
-        let (stride, config) = (y.stride() as u32, launch(y.rows()));
+        let (stride, config) = (y.stride(), launch(y.rows()));
         let values = (y.rows() * y.cols()) as u64;
         self.charge(|| Cost { flops: values, bytes: 4 * values });
         // SAFETY: one weight per row was just proved.

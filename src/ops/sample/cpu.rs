@@ -1,7 +1,7 @@
 use rayon::prelude::*;
 
 use super::{History, Sample, SampleSpec, SampleTable, check, check_advance, uniform};
-use crate::backend::{Cpu, Tensor};
+use crate::backend::{Cpu, Indices, Tensor};
 use crate::error::Result;
 use crate::ops::lm_head::cpu::multiply;
 use crate::ops::product::{exp, simd};
@@ -11,7 +11,7 @@ impl Sample for Cpu {
 
     fn sample(
         &self,
-        tokens: &mut Tensor<Self, u32>,
+        tokens: &mut Indices<Self>,
         logits: &mut Tensor<Self, f32>,
         h: &Tensor<Self>,
         table: &SampleTable<Self>,
@@ -22,7 +22,7 @@ impl Sample for Cpu {
         let (rows, vocab) = logits.shape();
         multiply(&mut logits.buffer, &h.buffer, w, rows);
         let keys = table.ids.buffer.par_chunks_exact(2).zip(&table.positions.buffer);
-        let tasks = logits.buffer[..rows * vocab].par_chunks_exact_mut(vocab).zip(&mut tokens.buffer).zip(keys);
+        let tasks = logits.buffer[..rows * vocab].par_chunks_exact_mut(vocab).zip(tokens.buffer_mut()).zip(keys);
         tasks.for_each(|((logits, token), (id, &position))| {
             *token = if spec.temperature > 0.0 {
                 let u = uniform(spec.seed, [id[0], id[1]], position);
@@ -37,19 +37,21 @@ impl Sample for Cpu {
     fn advance(
         &self,
         history: &mut History<Self>,
-        tokens: &mut Tensor<Self, u32>,
-        positions: &mut Tensor<Self, u32>,
+        tokens: &mut Indices<Self>,
+        positions: &mut Indices<Self>,
         drawn: &mut Tensor<Self, u32>,
-        next: &Tensor<Self, u32>,
+        next: &Indices<Self>,
     ) -> Result<()> {
-        let (rows, columns) = check_advance(history, [tokens, positions, drawn], next)?;
+        let (rows, columns) = check_advance(history, tokens, positions, drawn, next)?;
+        let last = (positions.bound() as u32).saturating_sub(1);
         let column = history.step.buffer[0] as usize;
         for i in 0..rows {
             if column < columns {
-                history.tokens.buffer[i * columns + column] = next.buffer[i];
+                history.tokens.buffer[i * columns + column] = next.buffer()[i];
             }
-            tokens.buffer[i] = next.buffer[i];
-            positions.buffer[i] += 1;
+            tokens.buffer_mut()[i] = next.buffer()[i];
+            let position = &mut positions.buffer_mut()[i];
+            *position = (*position + 1).min(last);
             drawn.buffer[i] += 1;
         }
         history.step.buffer[0] += 1;

@@ -1,7 +1,8 @@
 use super::{History, Sample, SampleSpec, SampleTable, check, check_advance};
+use crate::backend::cuda::Build;
 use crate::backend::cuda::driver::{Define, LaunchConfig};
-use crate::backend::cuda::{Build, kernels};
-use crate::backend::{Cuda, Tensor};
+use crate::backend::cuda::kernels::{self, AdvanceParams, DrawParams};
+use crate::backend::{Cuda, Indices, Tensor};
 use crate::error::Result;
 use crate::ops::Cost;
 use crate::ops::product::cuda::logits;
@@ -22,7 +23,7 @@ impl Sample for Cuda {
 
     fn sample(
         &self,
-        tokens: &mut Tensor<Self, u32>,
+        tokens: &mut Indices<Self>,
         scores: &mut Tensor<Self, f32>,
         h: &Tensor<Self>,
         table: &SampleTable<Self>,
@@ -31,19 +32,18 @@ impl Sample for Cuda {
     ) -> Result<()> {
         check(tokens, scores, h, table, w)?;
         logits(self, scores, h, w)?;
-        let vocab = scores.cols() as u32;
+        let vocab = scores.cols();
         let config = LaunchConfig::linear(h.rows() as u32, THREADS).with_shared(SHARED);
-        let (tokens, rows) = (&mut tokens.buffer, &mut scores.buffer);
-        let (ids, positions) = (&table.ids.buffer, &table.positions.buffer);
+        let (tokens, rows) = (tokens.buffer_mut(), &mut scores.buffer);
+        self.charge(|| Cost { flops: 0, bytes: 4 * (h.rows() * vocab) as u64 });
         let SampleSpec { temperature, top_k, top_p, seed } = spec;
-        self.charge(|| Cost { flops: 0, bytes: 4 * h.rows() as u64 * u64::from(vocab) });
+        let (ids, positions) = (&table.ids.buffer, &table.positions.buffer);
+        let params = DrawParams { ids, positions, seed, vocab, top_k, temperature, top_p };
         // SAFETY: `check` proved one row of logits, one token, one position and two halves of an id per row of h.
         unsafe {
-            if temperature > 0.0 {
-                let (k, t) = (top_k as u32, temperature);
-                kernels::sample_draw(self, DEFINES, config, tokens, rows, ids, positions, vocab, t, k, top_p, seed)
-            } else {
-                kernels::sample_greedy(self, DEFINES, config, tokens, rows, vocab)
+            match temperature > 0.0 {
+                true => kernels::sample_draw(self, DEFINES, config, tokens, rows, &params),
+                false => kernels::sample_greedy(self, DEFINES, config, tokens, rows, vocab),
             }
         }
     }
@@ -51,18 +51,24 @@ impl Sample for Cuda {
     fn advance(
         &self,
         history: &mut History<Self>,
-        tokens: &mut Tensor<Self, u32>,
-        positions: &mut Tensor<Self, u32>,
+        tokens: &mut Indices<Self>,
+        positions: &mut Indices<Self>,
         drawn: &mut Tensor<Self, u32>,
-        next: &Tensor<Self, u32>,
+        next: &Indices<Self>,
     ) -> Result<()> {
-        let (rows, columns) = check_advance(history, [tokens, positions, drawn], next)?;
-        let (n, columns, config) = (rows as u32, columns as u32, LaunchConfig::linear(1, THREADS));
-        let (history, step) = (&mut history.tokens.buffer, &mut history.step.buffer);
-        let (tokens, positions, drawn) = (&mut tokens.buffer, &mut positions.buffer, &mut drawn.buffer);
+        let (rows, columns) = check_advance(history, tokens, positions, drawn, next)?;
+        let params = AdvanceParams {
+            bound: positions.bound(),
+            history: &mut history.tokens.buffer,
+            step: &mut history.step.buffer,
+            tokens: tokens.buffer_mut(),
+            positions: positions.buffer_mut(),
+            drawn: &mut drawn.buffer,
+            next: next.buffer(),
+            rows,
+            columns,
+        };
         // SAFETY: `check_advance` proved one row of each column and of the history per sequence.
-        unsafe {
-            kernels::advance(self, DEFINES, config, history, step, tokens, positions, drawn, &next.buffer, n, columns)
-        }
+        unsafe { kernels::advance(self, DEFINES, LaunchConfig::linear(1, THREADS), &params) }
     }
 }

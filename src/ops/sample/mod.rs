@@ -8,7 +8,7 @@ pub(super) mod cuda;
 pub mod naive;
 
 use super::expect;
-use crate::backend::{Backend, Matrix, Tensor};
+use crate::backend::{Backend, Indices, Matrix, Tensor};
 use crate::error::Result;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -74,7 +74,7 @@ pub trait Sample: Backend {
     /// Overwrites `tokens` (S, 1). `h` (S, C) are normed hidden rows; `logits` (S, V) is scratch.
     fn sample(
         &self,
-        tokens: &mut Tensor<Self, u32>,
+        tokens: &mut Indices<Self>,
         logits: &mut Tensor<Self, f32>,
         h: &Tensor<Self>,
         table: &SampleTable<Self>,
@@ -83,26 +83,27 @@ pub trait Sample: Backend {
     ) -> Result<()>;
 
     /// Notes the drawn tokens in `history`, makes them the next step's input `tokens` (S, 1), and adds one to the positions of
-    /// both tables: a step that the host need not prepare.
+    /// both tables, which stay at the last that is allowed: a step that the host need not prepare.
     fn advance(
         &self,
         history: &mut History<Self>,
-        tokens: &mut Tensor<Self, u32>,
-        positions: &mut Tensor<Self, u32>,
+        tokens: &mut Indices<Self>,
+        positions: &mut Indices<Self>,
         drawn: &mut Tensor<Self, u32>,
-        next: &Tensor<Self, u32>,
+        next: &Indices<Self>,
     ) -> Result<()>;
 }
 
 pub(crate) fn check<B: Backend>(
-    tokens: &Tensor<B, u32>,
+    tokens: &Indices<B>,
     logits: &Tensor<B, f32>,
     h: &Tensor<B>,
     table: &SampleTable<B>,
     w: &B::Weight,
 ) -> Result<()> {
     let rows = h.rows();
-    expect("sample", "tokens", tokens.shape(), (rows, 1))?;
+    expect("sample", "tokens", tokens.rows(), rows)?;
+    expect("sample", "tokens of this vocabulary", tokens.bound() >= w.rows(), true)?;
     expect("sample", "logits", logits.shape(), (rows, w.rows()))?;
     expect("sample", "columns", h.cols(), w.cols())?;
     expect("sample", "table", (table.ids.shape(), table.positions.shape()), ((rows, 2), (rows, 1)))
@@ -110,13 +111,14 @@ pub(crate) fn check<B: Backend>(
 
 pub(crate) fn check_advance<B: Backend>(
     history: &History<B>,
-    columns: [&Tensor<B, u32>; 3],
-    next: &Tensor<B, u32>,
+    tokens: &Indices<B>,
+    positions: &Indices<B>,
+    drawn: &Tensor<B, u32>,
+    next: &Indices<B>,
 ) -> Result<(usize, usize)> {
     let rows = next.rows();
-    for column in columns {
-        expect("advance", "column", column.shape(), (rows, 1))?;
-    }
+    expect("advance", "columns", (tokens.rows(), positions.rows(), drawn.shape()), (rows, rows, (rows, 1)))?;
+    expect("advance", "tokens of this vocabulary", next.bound() <= tokens.bound(), true)?;
     expect("advance", "history", history.tokens.rows(), rows)?;
     Ok((rows, history.tokens.cols()))
 }

@@ -17,12 +17,12 @@ pub(crate) fn builds() -> Vec<Build> {
 impl ScoreHead for Cuda {
     fn score_forward(&self, r: &mut Tensor<Self, f32>, h: &Tensor<Self>, w: &Tensor<Self, f32>) -> Result<()> {
         check(r, h, w)?;
-        let (rows, labels, cols, stride) = (h.rows() as u32, w.rows() as u32, w.cols() as u32, h.stride() as u32);
-        let config = LaunchConfig::linear((rows * labels).div_ceil(THREADS / 32), THREADS);
-        let (r, h, w) = (&mut r.buffer, &h.buffer, &w.buffer);
-        self.charge(|| forward_cost(rows.into(), labels.into(), cols.into(), 2));
+        let (rows, labels, cols) = (h.rows(), w.rows(), w.cols());
+        let config = LaunchConfig::linear((rows * labels).div_ceil(THREADS as usize / 32) as u32, THREADS);
+        self.charge(|| forward_cost(rows as u64, labels as u64, cols as u64, 2));
+        let (r, stride) = (&mut r.buffer, h.stride());
         // SAFETY: `check` proved r (rows, labels), h (rows, cols) and w (labels, cols).
-        unsafe { kernels::score_forward(self, DEFINES, config, r, h, w, rows, labels, cols, stride) }
+        unsafe { kernels::score_forward(self, DEFINES, config, r, &h.buffer, &w.buffer, rows, labels, cols, stride) }
     }
 
     fn score_backward(
@@ -35,33 +35,21 @@ impl ScoreHead for Cuda {
     ) -> Result<()> {
         check(dr, h, w)?;
         expect("score_head", "dh", dh.shape(), h.shape())?;
-        let (rows, labels, cols, stride) = (h.rows() as u32, w.rows() as u32, w.cols() as u32, h.stride() as u32);
-        let config = LaunchConfig::linear(rows, THREADS);
-        let weights = forward_cost(rows.into(), labels.into(), cols.into(), 2);
+        let (rows, labels, cols, stride) = (h.rows(), w.rows(), w.cols(), h.stride());
+        let config = LaunchConfig::linear(rows as u32, THREADS);
+        let weights = forward_cost(rows as u64, labels as u64, cols as u64, 2);
         self.charge(|| {
-            let Cost { flops, bytes } = backward_cost(rows.into(), labels.into(), cols.into(), 2);
+            let Cost { flops, bytes } = backward_cost(rows as u64, labels as u64, cols as u64, 2);
             Cost { flops: flops - weights.flops, bytes: bytes - weights.bytes }
         });
+        let (dh, dr, h) = (&mut dh.buffer, &dr.buffer, &h.buffer);
         // SAFETY: `check` and `expect` proved dh and h (rows, cols), dr (rows, labels) and w (labels, cols).
-        unsafe {
-            kernels::score_backward(
-                self,
-                DEFINES,
-                config,
-                &mut dh.buffer,
-                &dr.buffer,
-                &w.buffer,
-                labels,
-                cols,
-                stride,
-            )?;
-        }
+        unsafe { kernels::score_backward(self, DEFINES, config, dh, dr, &w.buffer, labels, cols, stride)? };
         let Some(dw) = dw else { return Ok(()) };
         expect("score_head", "dw", dw.shape(), w.shape())?;
-        let config = LaunchConfig::linear((labels * cols).div_ceil(THREADS), THREADS);
-        let (dw, dr, h) = (&mut dw.buffer, &dr.buffer, &h.buffer);
+        let config = LaunchConfig::linear((labels * cols).div_ceil(THREADS as usize) as u32, THREADS);
         self.charge(|| weights);
         // SAFETY: as above, and dw (labels, cols).
-        unsafe { kernels::score_weights(self, DEFINES, config, dw, dr, h, rows, labels, cols, stride) }
+        unsafe { kernels::score_weights(self, DEFINES, config, &mut dw.buffer, dr, h, rows, labels, cols, stride) }
     }
 }
