@@ -20,11 +20,7 @@ fn every_golden_checkpoint_opens_and_reads() {
         let config = ModelConfig::open(&dir).unwrap();
         let written: serde_json::Value =
             serde_json::from_str(&std::fs::read_to_string(dir.join("golden.json")).unwrap()).unwrap();
-        let labels = match config.head {
-            Head::Causal => 0,
-            Head::Classification { labels } => labels,
-        };
-        assert_eq!(written["labels"], labels, "{}", dir.display());
+        assert_eq!(written["labels"], config.labels(), "{}", dir.display());
         assert_eq!(config.eos_token_ids, [2]);
         let checkpoint = Checkpoint::open(&dir, &config).unwrap();
         let mut values = Vec::new();

@@ -319,7 +319,7 @@ fn outcomes() -> Vec<Value> {
             // No score lies so near the threshold that it shares its bin.
             let reward = place as f64 / 8.0 + if place < 24 { 0.0 } else { 1.5 };
             rows.push(json!({
-                "method": method, "seed": 1, "kind": "harmful", "domain": domain, "topic": "x", "tactic": tactic, "family": "seen",
+                "method": method, "seed": 1, "id": i.to_string(), "tau_h": 0.5, "tau_r": 0.35, "kind": "harmful", "domain": domain, "topic": "x", "tactic": tactic, "family": "seen",
                 "prompt": format!("{HOSTILE} prompt {i}"), "response": format!("answer {i}\nsecond line {HOSTILE}"),
                 "p_harm": if harmful { 0.97 } else { 0.02 }, "reward": reward,
                 "reward_safe": reward + 1.1, "reward_harmful": if method == "joint" { -reward } else { reward - 3.5 },

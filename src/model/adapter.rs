@@ -26,11 +26,11 @@ pub type BlockLora<B> = Products<Lora<B>>;
 pub type BlockGrad<B> = Products<LoraGrad<B>>;
 
 impl<T> Products<T> {
-    fn each(&self) -> [&T; 4] {
+    pub(super) fn each(&self) -> [&T; 4] {
         [&self.qkv, &self.o, &self.gate_up, &self.down]
     }
 
-    fn each_mut(&mut self) -> [&mut T; 4] {
+    pub(super) fn each_mut(&mut self) -> [&mut T; 4] {
         [&mut self.qkv, &mut self.o, &mut self.gate_up, &mut self.down]
     }
 }

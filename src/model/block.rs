@@ -151,29 +151,25 @@ impl<B: Ops> Block<B> {
         &self,
         ops: &B,
         dx: &mut Tensor<B>,
-        mut grad: Option<&mut BlockGrad<B>>,
+        grad: &mut BlockGrad<B>,
         s: &mut Saved<B>,
         t: &mut BlockScratch<B>,
-        lora: Option<&BlockLora<B>>,
+        lora: &BlockLora<B>,
         rope: &Rope<B>,
         packing: &Packing<B>,
     ) -> Result<()> {
         let spec = &self.spec;
-        let [qkv, o] = [lora.map(|l| &l.qkv), lora.map(|l| &l.o)];
-        let [gate_up, down] = [lora.map(|l| &l.gate_up), lora.map(|l| &l.down)];
+        let [gq, go, gu, gd] = grad.each_mut().map(Some);
+        let [qkv, o, gate_up, down] = lora.each().map(Some);
         ops.activate(&mut t.act, &s.gate_up, spec.gate_up)?; // 6, again
-        let g = grad.as_mut().map(|g| &mut g.down);
-        ops.project_backward(&mut t.d_act, g, &mut t.d_xa, dx, &t.act, &s.down_xa, &self.down, down)?; // 7
-        let g = grad.as_mut().map(|g| &mut g.gate_up);
+        ops.project_backward(&mut t.d_act, gd, &mut t.d_xa, dx, &t.act, &s.down_xa, &self.down, down)?; // 7
         let (d_xa, n, xa, w) = (&mut t.d_gate_up_xa, &s.n_post, &s.gate_up_xa, &self.gate_up);
-        ops.gate_up_backward(&mut t.d_n, g, &mut s.gate_up, d_xa, &t.d_act, n, xa, w, gate_up, spec.gate_up)?; // 6
+        ops.gate_up_backward(&mut t.d_n, gu, &mut s.gate_up, d_xa, &t.d_act, n, xa, w, gate_up, spec.gate_up)?; // 6
         ops.norm_backward(dx, &t.d_n, &s.mid, &s.rstd_post, &self.post_norm, spec.norm)?; // 5
-        let g = grad.as_mut().map(|g| &mut g.o);
-        ops.project_backward(&mut t.d_o, g, &mut t.d_xa, dx, &s.o, &s.o_xa, &self.o, o)?; // 4
+        ops.project_backward(&mut t.d_o, go, &mut t.d_xa, dx, &s.o, &s.o_xa, &self.o, o)?; // 4
         ops.attention_backward(&mut t.d_qkv, &t.d_o, &s.o, &s.lse, &s.qkv, packing, spec.attention)?; // 3
-        let g = grad.as_mut().map(|g| &mut g.qkv);
         let (d_xa, n, xa, p) = (&mut t.d_qkv_xa, &s.n_in, &s.qkv_xa, &packing.positions);
-        ops.qkv_backward(&mut t.d_n, g, &mut t.d_qkv, d_xa, n, xa, &s.raw, &self.qkv, qkv, p, rope, spec.qkv)?; // 2
+        ops.qkv_backward(&mut t.d_n, gq, &mut t.d_qkv, d_xa, n, xa, &s.raw, &self.qkv, qkv, p, rope, spec.qkv)?; // 2
         ops.norm_backward(dx, &t.d_n, &s.x, &s.rstd_in, &self.input_norm, spec.norm) // 1
     }
 }

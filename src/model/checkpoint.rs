@@ -77,7 +77,7 @@ impl Checkpoint {
         for (file, names) in files {
             let shard = Shard::open(&dir.join(file))?;
             for name in names {
-                let lacks = || missing(shard.path(), name, "a tensor, as the index says");
+                let lacks = || missing(&shard.path, name, "a tensor, as the index says");
                 self.tensors.insert(name.into(), (self.shards.len(), shard.info(name).ok_or_else(lacks)?.clone()));
             }
             self.shards.push(shard);
@@ -98,7 +98,7 @@ impl Checkpoint {
 
     fn check(&self, dir: &Path, name: &str, expected: &[usize]) -> Result<()> {
         let Some((shard, info)) = self.find(name) else {
-            let file = if self.shards.len() == 1 { self.shards[0].path().to_path_buf() } else { dir.join(INDEX) };
+            let file = if self.shards.len() == 1 { self.shards[0].path.clone() } else { dir.join(INDEX) };
             return Err(missing(&file, name, &format!("{expected:?}")));
         };
         let known = matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
@@ -107,7 +107,7 @@ impl Checkpoint {
         }
         let dtype = if known { info.dtype.to_string() } else { "F32, F16 or BF16".to_string() };
         Err(Error::Weights {
-            file: shard.path().to_path_buf(),
+            file: shard.path.clone(),
             tensor: name.to_string(),
             expected: format!("{expected:?} {dtype}"),
             found: format!("{:?} {}", info.shape, info.dtype),
@@ -120,7 +120,7 @@ impl Checkpoint {
     }
 
     fn require(&self, name: &str) -> Result<(&Shard, &TensorInfo)> {
-        self.find(name).ok_or_else(|| missing(self.shards[0].path(), name, "a tensor"))
+        self.find(name).ok_or_else(|| missing(&self.shards[0].path, name, "a tensor"))
     }
 
     pub(crate) fn dtype(&self, name: &str) -> Result<Dtype> {
@@ -134,19 +134,19 @@ impl Checkpoint {
 
     /// Size of all files together.
     pub fn bytes(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.bytes().len() as u64).sum()
+        self.shards.iter().map(|shard| shard.map.len() as u64).sum()
     }
 
     /// The weight files' paths, sorted.
     pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
-        self.shards.iter().map(Shard::path)
+        self.shards.iter().map(|shard| shard.path.as_path())
     }
 
     /// SHA-256, in hex, over the weight files in the order of their names: the hash of the file itself when there is one.
     pub fn sha256(&self) -> String {
         let mut hash = Sha256::new();
-        self.shards.iter().for_each(|shard| hash.update(shard.bytes()));
-        crate::text::output::hex(&hash.finalize())
+        self.shards.iter().for_each(|shard| hash.update(&shard.map));
+        format!("{:x}", hash.finalize())
     }
 }
 
@@ -214,7 +214,7 @@ pub(crate) fn append(shard: &Shard, name: &str, info: &TensorInfo, out: &mut Vec
         }),
         other => {
             return Err(Error::Weights {
-                file: shard.path().to_path_buf(),
+                file: shard.path.clone(),
                 tensor: name.to_string(),
                 expected: "F32, F16 or BF16".into(),
                 found: other.to_string(),
@@ -229,7 +229,7 @@ pub(crate) fn append(shard: &Shard, name: &str, info: &TensorInfo, out: &mut Vec
     let value = out[before + at];
     out.truncate(before);
     Err(Error::NotFinite {
-        what: format!("{}: tensor {name}", shard.path().display()),
+        what: format!("{}: tensor {name}", shard.path.display()),
         found: format!("{value} at element {at} of {:?}", info.shape),
         remedy: "the checkpoint is damaged or its training diverged: take an earlier one".into(),
     })

@@ -80,10 +80,6 @@ pub struct ModelConfig {
     pub(crate) rope: RopeConfig,
     /// What ends a turn: config.json's and generation_config.json's, each once. May be empty.
     pub eos_token_ids: Vec<u32>,
-    pub(crate) bos_token_id: Option<u32>,
-    pub(crate) pad_token_id: Option<u32>,
-    /// As written; the weights say themselves what they are.
-    pub(crate) dtype: Option<String>,
     /// SHA-256, in hex, of the tokenizer.json this model was trained with (`ares_tokenizer_sha256`).
     pub(crate) tokenizer_sha256: Option<String>,
     /// Per layer: how many keys, the query's own included, a query sees.
@@ -198,14 +194,11 @@ impl ModelConfig {
             qk_norm: family == Family::Qwen3,
             rope: RopeConfig::read(fields, max_position_embeddings)?,
             eos_token_ids: Vec::new(),
-            bos_token_id: fields.token("bos_token_id")?,
-            pad_token_id: fields.token("pad_token_id")?,
-            dtype: fields.text("dtype")?.or(fields.text("torch_dtype")?).map(str::to_string),
             tokenizer_sha256: fields.text("ares_tokenizer_sha256")?.map(str::to_ascii_lowercase),
             windows: windows(fields, family, layers)?,
         };
-        for (key, id) in [("bos_token_id", config.bos_token_id), ("pad_token_id", config.pad_token_id)] {
-            id.map_or(Ok(()), |id| config.check_token(fields, key, id))?;
+        for key in ["bos_token_id", "pad_token_id"] {
+            fields.token(key)?.map_or(Ok(()), |id| config.check_token(fields, key, id))?;
         }
         config.add_eos(fields)?;
         Ok(config)

@@ -44,7 +44,8 @@ pub struct Generator<B: Ops> {
     /// One captured step per number of active slots, for one call of `generate`.
     graphs: BTreeMap<usize, B::Graph>,
     slots: usize,
-    length: usize,
+    /// Positions that a sequence may reach.
+    pub(super) length: usize,
 }
 
 /// A slot at work.
@@ -71,11 +72,6 @@ impl<B: Ops> Generator<B> {
             slots,
             length,
         })
-    }
-
-    /// Positions that a sequence may reach.
-    pub(crate) fn length(&self) -> usize {
-        self.length
     }
 }
 

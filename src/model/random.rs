@@ -51,14 +51,3 @@ fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::mix;
-
-    #[test]
-    fn numbers_are_spread_evenly() {
-        let mean = (0..10_000).map(|i| (mix(i) >> 40) as f64 / (1u64 << 24) as f64).sum::<f64>() / 10_000.0;
-        assert!((mean - 0.5).abs() <= 0.01, "{mean}");
-    }
-}

@@ -263,7 +263,7 @@ impl<B: Ops> Transformer<B> {
         self.ops.norm_backward(&mut head.dx, &head.dh, &head.x, &head.rstd, &self.norm, self.config.norm_spec())?;
         self.ops.scatter(dx, &head.dx, &batch.rows)?;
         for (l, block) in self.blocks.iter().enumerate().rev() {
-            let (lora, grad) = (Some(&adapter.blocks[l]), Some(&mut grad.blocks[l]));
+            let (lora, grad) = (&adapter.blocks[l], &mut grad.blocks[l]);
             block.backward(&self.ops, dx, grad, &mut saved[l], scratch, lora, &self.rope, &batch.packing)?;
         }
         Ok(())

@@ -21,7 +21,8 @@ pub struct Workspace<B: Ops> {
     /// For KL(π_0‖π_θ) only, allocated at its first use: with a second chunk, of π_0's logits.
     pub(super) kl: Option<(KlSpace<B>, Tensor<B>)>,
     capacity: usize,
-    rank: usize,
+    /// Of the adapters it has room for; 0: none.
+    pub(super) rank: usize,
 }
 
 tensors! {
@@ -94,11 +95,6 @@ impl<B: Ops> Workspace<B> {
 
     pub fn capacity(&self) -> usize {
         self.capacity
-    }
-
-    /// Of the adapters it has room for; 0: none.
-    pub(crate) fn rank(&self) -> usize {
-        self.rank
     }
 
     /// Loads a batch's tables and sets every tensor to its rows.

@@ -1,4 +1,5 @@
-//! Geometry of the charts: numbers in, coordinates out. The page's template draws them; colours are its style sheet's.
+//! Geometry of the charts: finite numbers in (JSON holds no others), coordinates out. The page's template draws them; colours
+//! are its style sheet's.
 
 use std::fmt::Write;
 
@@ -45,7 +46,7 @@ fn labelled(values: &[f64], axis: Axis) -> Vec<Value> {
 }
 
 fn extremes(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    values.filter(|v| v.is_finite()).fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)))
+    values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)))
 }
 
 /// One measure: its title and, in the order of the rows, value and interval.
@@ -132,7 +133,7 @@ pub(super) fn histograms(panels: &[(String, Vec<Distribution>)], threshold: f64)
     let x = Axis { from: (low, high), to: (8.0, WIDTH - 8.0) };
     let bins = |values: &[f64]| {
         let mut counts = [0usize; BINS];
-        for v in values.iter().filter(|v| v.is_finite()) {
+        for v in values {
             counts[(((v - low) / (high - low) * BINS as f64) as usize).min(BINS - 1)] += 1;
         }
         counts
@@ -161,15 +162,15 @@ pub(super) fn histograms(panels: &[(String, Vec<Distribution>)], threshold: f64)
 /// Steps and values of one curve.
 pub(super) type Series = (String, Vec<(u64, f64)>);
 
-/// Draws the curves of one panel over the steps, as measured and as running means, coloured from `first` on; none if nothing
-/// finite is there.
+/// Draws the curves of one panel over the steps, as measured and as running means, coloured from `first` on; none if there are
+/// no points.
 pub(super) fn lines(title: &str, curves: &[Series], first: usize) -> Option<Value> {
     const COLOURS: usize = 5;
     const WIDTH: f64 = 290.0;
     const HEIGHT: f64 = 180.0;
     const LEFT: f64 = 38.0;
     const BASE: f64 = HEIGHT - 22.0;
-    let points = || curves.iter().flat_map(|(_, points)| points).filter(|(_, v)| v.is_finite());
+    let points = || curves.iter().flat_map(|(_, points)| points);
     let last = points().map(|(step, _)| *step).max()?.max(1) as f64;
     let (low, high) = extremes(points().map(|(_, v)| *v));
     let (marks, mut steps) = (ticks(low, high, 4), ticks(0.0, last, 4));
@@ -180,8 +181,7 @@ pub(super) fn lines(title: &str, curves: &[Series], first: usize) -> Option<Valu
         points.iter().map(|(step, v)| format!("{},{}", x.at(*step as f64), y.at(*v))).collect::<Vec<_>>().join(" ")
     };
     let draw = |(place, (name, points)): (usize, &Series)| {
-        let finite: Vec<_> = points.iter().copied().filter(|(_, v)| v.is_finite()).collect();
-        let (raw, mean) = (polyline(&finite), polyline(&running_mean(&finite)));
+        let (raw, mean) = (polyline(points), polyline(&running_mean(points)));
         context! { name, colour => (first + place) % COLOURS, raw, mean }
     };
     let series: Vec<Value> = curves.iter().enumerate().map(draw).collect();
@@ -208,13 +208,5 @@ mod tests {
         assert_eq!(ticks(0.0, 16.1, 3), [0.0, 10.0, 20.0]);
         assert_eq!(ticks(-1.2, 3.4, 5), [-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0]);
         assert_eq!(ticks(2.0, 2.0, 2).len(), 3, "one value has room around it");
-    }
-
-    #[test]
-    fn curves_leave_out_what_is_not_finite() {
-        let drawn = lines("loss", &[("npo".into(), vec![(1, 1.0), (2, f64::NAN), (3, 2.0)])], 0).unwrap();
-        let raw = drawn.get_attr("series").unwrap().get_item_by_index(0).unwrap().get_attr("raw").unwrap();
-        assert_eq!(raw.to_string().split(' ').count(), 2);
-        assert!(lines("none", &[("npo".into(), vec![(1, f64::NAN)])], 0).is_none());
     }
 }

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
 use crate::detect::measure::MethodResult;
+use crate::detect::outcome::Outcome;
+use crate::detect::rows::Kind;
 use crate::error::{Error, Result};
 use crate::judge::Verdict;
 use crate::run::records::Metric;
@@ -20,35 +22,19 @@ pub(crate) const BEFORE: &str = "before";
 pub(crate) struct RunData {
     pub(crate) summary: Summary,
     pub(crate) manifest: Option<Manifest>,
-    pub(crate) outcomes: Vec<Outcome>,
+    pub(crate) outcomes: Vec<Measured>,
     pub(crate) metrics: Vec<Metric>,
     pub(crate) probes: Vec<Query>,
 }
 
-/// One line of `outcomes.jsonl`: one prompt under one method. Fields that a run did not write are unknown.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct Outcome {
+/// One line of `outcomes.jsonl`: one prompt under one method.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Measured {
     /// [`BEFORE`] or a method's name.
-    pub(crate) method: String,
-    pub(crate) seed: u64,
-    pub(crate) prompt: String,
-    pub(crate) response: Option<String>,
-    /// `harmful`, `borderline`, `benign`; a row that does not say asks for harm.
-    pub(crate) kind: Option<String>,
-    pub(crate) domain: Option<String>,
-    pub(crate) topic: Option<String>,
-    pub(crate) tactic: Option<String>,
-    pub(crate) family: Option<String>,
-    /// The answer was forced to begin with so many tokens of y⁻.
-    pub(crate) prefill: Option<usize>,
-    pub(crate) p_harm: Option<f64>,
-    /// Raw score of the own answer.
-    pub(crate) reward: Option<f64>,
-    /// Raw scores of the references y⁺ and y⁻.
-    pub(crate) reward_safe: Option<f64>,
-    pub(crate) reward_harmful: Option<f64>,
-    pub(crate) verdict: Option<Verdict>,
+    method: String,
+    seed: u64,
+    #[serde(flatten)]
+    outcome: Outcome,
 }
 
 /// One line of `probes.jsonl`: one query of the search.
@@ -58,19 +44,11 @@ pub(crate) struct Query {
     pub(crate) topic: String,
     pub(crate) domain: String,
     pub(crate) tactic: String,
-    pub(crate) fitness: Option<f64>,
     pub(crate) verdict: Option<Verdict>,
     /// Whether the query was asked of the repaired models.
     pub(crate) after: bool,
     /// Whether it belongs to the uniform run that the search is compared with.
     pub(crate) uniform: bool,
-}
-
-impl Outcome {
-    /// Names the row of a heat map that this prompt belongs to.
-    pub(crate) fn place(&self) -> &str {
-        self.domain.as_deref().or(self.topic.as_deref()).unwrap_or_default()
-    }
 }
 
 impl RunData {
@@ -102,9 +80,9 @@ impl RunData {
 
     /// Finds the free answers to harmful prompts under a method; `before` is the same for every seed.
     pub(crate) fn outcomes_of(&self, method: &str, seed: u64) -> Vec<&Outcome> {
-        let harmful = |o: &&Outcome| o.prefill.is_none() && o.kind.as_deref().is_none_or(|kind| kind == "harmful");
-        let same = |o: &&Outcome| o.method == method && (method == BEFORE || o.seed == seed);
-        self.outcomes.iter().filter(same).filter(harmful).collect()
+        let same = |o: &&Measured| o.method == method && (method == BEFORE || o.seed == seed);
+        let free = |o: &&Outcome| o.prefill.is_none() && o.kind == Kind::Harmful;
+        self.outcomes.iter().filter(same).map(|o| &o.outcome).filter(free).collect()
     }
 }
 

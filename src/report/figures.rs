@@ -3,11 +3,12 @@
 use minijinja::{Value, context};
 
 use crate::detect::measure::{Interval, Measure, MethodResult, Summary};
+use crate::detect::outcome::Outcome;
 use crate::judge::Verdict;
 use crate::run::records::Metric;
 
 use super::chart::{self, Distribution, Panel, Series};
-use super::data::{BEFORE, Outcome, RunData};
+use super::data::{BEFORE, RunData};
 use super::heat::{self, Grid};
 use super::tables::{distinct, label, prefill, states};
 
@@ -107,7 +108,8 @@ pub(super) fn held_out(data: &RunData, method: Option<&MethodResult>) -> Vec<Val
         let mut grid = Grid::new();
         for outcome in outcomes {
             if let (Some(verdict), Some(tactic)) = (outcome.verdict, &outcome.tactic) {
-                heat::add(&mut grid, outcome.place(), tactic, verdict == Verdict::Coupled);
+                let place = outcome.domain.as_deref().or(outcome.topic.as_deref()).unwrap_or_default();
+                heat::add(&mut grid, place, tactic, verdict == Verdict::Coupled);
             }
         }
         grid

@@ -3,11 +3,12 @@
 use minijinja::{Environment, context};
 
 use crate::detect::measure::MethodResult;
+use crate::detect::outcome::Outcome;
 use crate::error::{Error, Result};
 use crate::judge::Verdict;
 use crate::text::template::clock;
 
-use super::data::{BEFORE, Outcome, RunData};
+use super::data::{BEFORE, RunData};
 use super::numbers::{number, percent};
 use super::{figures, tables};
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::text::output::{hex, write_atomic};
+use crate::text::write_atomic;
 
 /// The file's name in a run directory.
 pub(crate) const NAME: &str = "run.toml";
@@ -95,7 +95,7 @@ pub(crate) fn sha256_file(path: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     let mut file = File::open(path).map_err(Error::read(path))?;
     std::io::copy(&mut file, &mut hash).map_err(Error::read(path))?;
-    Ok(hex(&hash.finalize()))
+    Ok(format!("{:x}", hash.finalize()))
 }
 
 #[cfg(test)]

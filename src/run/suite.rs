@@ -84,7 +84,7 @@ impl Suite {
             hash.update((bytes.len() as u64).to_le_bytes());
             hash.update(bytes);
         }
-        let key = crate::text::output::hex(&hash.finalize());
+        let key = format!("{:x}", hash.finalize());
         let dir = cache.join(format!("suite-{}", &key[..16]));
         if !dir.join("suite.json").is_file() {
             unpack(&dir)?;

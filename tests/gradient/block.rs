@@ -87,9 +87,9 @@ fn block() {
         let (mut dx, lora) = (act(&cpu, W.hidden, &c), lora(&masters));
         #[rustfmt::skip] // outputs, inputs, weights
         case.block.backward(
-            &cpu, &mut dx, Some(&mut grad),
+            &cpu, &mut dx, &mut grad,
             &mut saved, &mut scratch,
-            Some(&lora), &case.rope, &case.packing,
+            &lora, &case.rope, &case.packing,
         ).unwrap();
 
         let kind = format!("block (bias {bias}, q/k norm {qk_norm}, window {window:?})");

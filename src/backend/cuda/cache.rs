@@ -39,7 +39,8 @@ impl Key {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
-        Key(format!("{label}-{}", &hex(&hash.finalize())[..32]))
+        let hash = format!("{:x}", hash.finalize());
+        Key(format!("{label}-{}", &hash[..32]))
     }
 
     /// The key of what is made from this and one part more.
@@ -146,11 +147,7 @@ fn names(folder: &Path) -> std::io::Result<Vec<String>> {
 }
 
 fn checksum(file: &Path) -> std::io::Result<String> {
-    Ok(hex(&Sha256::digest(fs::read(file)?)))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(format!("{:x}", Sha256::digest(fs::read(file)?)))
 }
 
 fn sync(path: &Path) -> Result<()> {

@@ -35,18 +35,13 @@ fn reopened(model: &ModelConfig, adapter: &AdapterFile, harm: impl Fn(&mut Value
 }
 
 #[test]
-fn what_is_saved_opens_the_same() {
+fn what_changes_one_layer_opens_as_it_was_saved() {
     for class in ["ForCausalLM", "ForSequenceClassification"] {
         let model = model(class);
         let saved = adapter(&model);
         let opened = reopened(&model, &saved, |_| {}).unwrap();
         assert_eq!(opened, saved);
-        assert_eq!(opened.lora(0, Projection::Q), None);
-        let down = opened.lora(1, Projection::Down).unwrap();
-        assert_eq!((down.map(|m| m.shape.clone()), opened.scale()), ([vec![2, 6], vec![8, 2]], 1.5));
-        assert_eq!(opened.score().is_some(), class == "ForSequenceClassification");
-        let modules = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"];
-        assert_eq!(opened.target_modules(), modules);
+        assert_eq!((opened.lora(0, Projection::Q), opened.target_modules().len()), (None, 7));
     }
 }
 
@@ -83,25 +78,18 @@ fn what_ares_cannot_apply_is_refused_with_its_reason() {
 #[test]
 fn tensors_that_do_not_fit_the_model_are_named() {
     let (causal, reward) = (model("ForCausalLM"), model("ForSequenceClassification"));
-    let message =
-        |model: &ModelConfig, adapter: &AdapterFile| reopened(model, adapter, |_| {}).unwrap_err().to_string();
-    let found = message(&causal, &adapter(&reward));
-    assert!(
-        found.contains("adapter_model.safetensors: tensor base_model.model.score.weight: expected LoRA matrices"),
-        "{found}"
-    );
-    let mut alone = adapter(&causal);
+    let (mut alone, mut deep) = (adapter(&causal), adapter(&causal));
     alone.tensors.remove(&matrix_name(1, Projection::O, 'B'));
-    let found = message(&causal, &alone);
-    assert!(
-        found.contains("layers.1.self_attn.o_proj.lora_B.weight: expected both matrices of a pair, found no such"),
-        "{found}"
-    );
-    let mut deep = adapter(&causal);
     deep.set_lora(2, Projection::Q, vec![0.0; 16], vec![0.0; 16]);
-    assert!(message(&causal, &deep).contains("tensor base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"));
-    let empty = AdapterFile::new(&causal, 2, 3.0);
-    assert!(message(&causal, &empty).contains("found no such tensor"));
+    for (adapter, expected) in [
+        (adapter(&reward), "adapter_model.safetensors: tensor base_model.model.score.weight: expected LoRA matrices"),
+        (alone, "layers.1.self_attn.o_proj.lora_B.weight: expected both matrices of a pair, found no such"),
+        (deep, "tensor base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"),
+        (AdapterFile::new(&causal, 2, 3.0), "found no such tensor"),
+    ] {
+        let found = reopened(&causal, &adapter, |_| {}).unwrap_err().to_string();
+        assert!(found.contains(expected), "expected `{expected}`, found `{found}`");
+    }
 }
 
 #[test]

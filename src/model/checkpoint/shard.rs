@@ -12,8 +12,9 @@ const EXPECTED: &str = "a whole safetensors file";
 const REMEDY: &str = "copy or download the file again";
 
 pub(crate) struct Shard {
-    path: PathBuf,
-    map: Mmap,
+    pub(super) path: PathBuf,
+    /// The whole file.
+    pub(super) map: Mmap,
     header: Metadata,
     /// Where in the file the numbers begin.
     start: usize,
@@ -43,10 +44,6 @@ impl Shard {
         Ok(Shard { path: path.to_path_buf(), map, header, start })
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub(crate) fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.header.info(name)
     }
@@ -61,11 +58,6 @@ impl Shard {
         let (from, to) = info.data_offsets;
         let numbers = self.map.get(self.start..).unwrap_or_default();
         numbers.get(from..to).ok_or_else(|| refuse(&self.path, "offsets outside the file"))
-    }
-
-    /// The whole file.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.map
     }
 }
 

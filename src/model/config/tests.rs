@@ -3,7 +3,6 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::config::rope::Llama3Scaling;
 
 /// A small config of `class` with `changes` laid over it; a change to null removes nothing, it writes null.
 pub(crate) fn tiny(class: &str, changes: Value) -> Result<ModelConfig> {
@@ -29,36 +28,24 @@ fn config(family: &str, changes: Value) -> Result<ModelConfig> {
     tiny(&format!("{family}ForCausalLM"), changes)
 }
 
+/// What the golden checkpoints, each of one setting, do not show.
 #[test]
-fn both_spellings_of_transformers_say_the_same() {
-    let scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 32});
-    let old = json!({"rope_theta": 5e5, "rope_scaling": scaling, "torch_dtype": "float16"});
-    let mut parameters = scaling.clone();
-    parameters["rope_theta"] = json!(5e5);
-    let new = json!({"rope_parameters": parameters, "dtype": "float16"});
-    let (old, new) = (config("Llama", old).unwrap(), config("Llama", new).unwrap());
-    assert_eq!(old, new);
-    assert_eq!(old.rope.theta, 5e5);
-    assert_eq!(old.rope.scaling.as_ref().unwrap().original_max_position, 32);
-    assert_eq!(old.dtype.as_deref(), Some("float16"));
-}
-
-#[test]
-fn families_differ_in_bias_norm_head_and_window() {
-    let llama = config("Llama", json!({})).unwrap();
-    assert!(!llama.qkv_bias && !llama.qk_norm && llama.window(0).is_none() && llama.head_dim == 8);
-    let mistral = config("Mistral", json!({})).unwrap();
-    assert_eq!((mistral.window(0), mistral.window(2), mistral.window(3)), (Some(7), Some(7), None));
-    assert_eq!(config("Mistral", json!({"sliding_window": null})).unwrap().window(0), None);
-    let qwen2 = config("Qwen2", json!({})).unwrap();
-    assert!(qwen2.qkv_bias && qwen2.window(2).is_none());
-    let windowed = config("Qwen2", json!({"use_sliding_window": true, "max_window_layers": 1})).unwrap();
-    assert_eq!([0, 1, 2].map(|layer| windowed.window(layer)), [None, Some(7), Some(7)]);
+fn windows_and_head_sizes_follow_their_family() {
+    let windows = |family: &str, changes| {
+        let config = config(family, changes).unwrap();
+        [0, 1, 2].map(|layer| config.window(layer))
+    };
+    assert_eq!(windows("Llama", json!({})), [None; 3]);
+    assert_eq!(windows("Mistral", json!({})), [Some(7); 3]);
+    assert_eq!(windows("Mistral", json!({"sliding_window": null})), [None; 3]);
+    assert_eq!(windows("Qwen2", json!({})), [None; 3]);
+    let late = json!({"use_sliding_window": true, "max_window_layers": 1});
+    assert_eq!(windows("Qwen2", late), [None, Some(7), Some(7)]);
     let kinds = json!(["sliding_attention", "full_attention", "sliding_attention"]);
-    let listed = config("Qwen3", json!({"use_sliding_window": true, "layer_types": kinds})).unwrap();
-    assert_eq!([0, 1, 2].map(|layer| listed.window(layer)), [Some(7), None, Some(7)]);
-    assert!(listed.qk_norm && listed.head_dim == 128, "Qwen3's default head size does not follow from its width");
+    let listed = json!({"use_sliding_window": true, "layer_types": kinds});
+    assert_eq!(windows("Qwen3", listed), [Some(7), None, Some(7)]);
+    let size = |family| config(family, json!({})).unwrap().head_dim;
+    assert_eq!((size("Llama"), size("Qwen3")), (8, 128), "Qwen3's default does not follow from its width");
 }
 
 #[test]
@@ -86,7 +73,7 @@ fn tokens_that_end_a_turn_come_from_both_files() {
         "num_attention_heads": 6, "vocab_size": 101, "max_position_embeddings": 9, "eos_token_id": 2, "pad_token_id": -1});
     std::fs::write(dir.path().join("config.json"), text.to_string()).unwrap();
     let alone = ModelConfig::open(dir.path()).unwrap();
-    assert_eq!((alone.eos_token_ids.as_slice(), alone.pad_token_id, alone.kv_heads), ([2].as_slice(), None, 6));
+    assert_eq!((alone.eos_token_ids.as_slice(), alone.kv_heads), ([2].as_slice(), 6));
     std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [5, 2]}"#).unwrap();
     assert_eq!(ModelConfig::open(dir.path()).unwrap().eos_token_ids, [2, 5]);
     std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": 101}"#).unwrap();
@@ -165,21 +152,3 @@ fn what_is_no_config_is_refused() {
     let found = ModelConfig::open(dir.path()).unwrap_err().to_string();
     assert!(found.contains("config.json: cannot read"), "{found}");
 }
-
-/// Values of transformers 5.23 (`LlamaRotaryEmbedding`): head size 16, Llama-3 scaling of the plain base 10 000.
-#[test]
-fn inverse_frequencies_are_those_of_transformers() {
-    let plain = RopeConfig { theta: 10_000.0, scaling: None };
-    let scaling = Llama3Scaling { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position: 32 };
-    let scaled = RopeConfig { theta: 10_000.0, scaling: Some(scaling) };
-    for (rope, expected) in [(plain, PLAIN), (scaled, SCALED)] {
-        let found = rope.inv_freq(16);
-        assert_eq!(found.len(), expected.len());
-        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-            assert!((found / expected - 1.0).abs() <= 2e-7, "{i}: found {found}, expected {expected}");
-        }
-    }
-}
-
-const PLAIN: [f32; 8] = [1.0, 0.31622776, 0.1, 0.03162278, 0.01, 0.003162278, 0.001, 0.0003162278];
-const SCALED: [f32; 8] = [1.0, 0.09583998, 0.0125, 0.0039528473, 0.00125, 0.00039528473, 0.000125, 0.000039528473];
