@@ -40,12 +40,6 @@ impl AttentionSpec {
     }
 }
 
-impl From<&AttentionSpec> for (usize, usize, usize) {
-    fn from(spec: &AttentionSpec) -> Self {
-        (spec.heads, spec.kv_heads, spec.head_dim)
-    }
-}
-
 /// Rows of one packed segment. A prompt's own `prompt` range is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {

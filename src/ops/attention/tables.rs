@@ -108,63 +108,15 @@ mod tests {
         }
     }
 
-    fn ragged() -> Vec<Segment> {
-        let mut segments = Vec::new();
-        group(&mut segments, 130, &[65, 64, 1]);
-        group(&mut segments, 0, &[7]);
-        group(&mut segments, 70, &[9000]);
-        segments
-    }
-
     #[test]
-    fn query_tiles_cover_each_row_once_and_stay_in_their_segment() {
-        let segments = ragged();
-        let tables = Tables::of(&segments);
-        let mut covered = vec![0; segments.last().unwrap().rows.end];
-        for &[first, end, own, own_end, prompt, prompt_end] in &tables.queries {
-            assert!(end - first <= TILE as u32);
-            covered[first as usize..end as usize].iter_mut().for_each(|n| *n += 1);
-            let segment = segments.iter().find(|s| s.rows.start as u32 == own).unwrap();
-            assert_eq!(segment.rows, own as usize..own_end as usize);
-            assert_eq!(segment.prompt, prompt as usize..prompt_end as usize);
-            assert!(own <= first && end <= own_end && (first - own).is_multiple_of(TILE as u32));
-        }
-        assert!(covered.iter().all(|&n| n == 1));
-        let work: Vec<u32> = tables.queries.iter().map(|q| q[1] - q[2] + q[5] - q[4]).collect();
-        assert!(work.is_sorted_by(|a, b| a >= b));
-    }
-
-    #[test]
-    fn the_rows_that_see_a_key_tile_are_shared_out() {
-        let segments = ragged();
-        let tables = Tables::of(&segments);
-        let mut slots = vec![0; tables.slots];
-        for segment in &segments {
-            for first in segment.rows.clone().step_by(TILE) {
-                let mut blocks: Vec<_> = tables.keys.iter().filter(|k| k[0] as usize == first).collect();
-                blocks.sort_by_key(|k| k[2]);
-                assert_eq!((blocks[0][2] as usize, blocks.last().unwrap()[3] as usize), (first, segment.seen_until));
-                assert!(blocks.windows(2).all(|b| b[0][3] == b[1][2] && b[0][5] + 1 == b[1][5]));
-                assert!(blocks.iter().all(|b| b[4] as usize == segment.rows.start && b[3] - b[2] <= SHARE as u32));
-                let shared = tables.shared.iter().find(|s| s[0] as usize == first);
-                match shared {
-                    Some(s) => assert_eq!((s[1], s[2], s[3] as usize), (blocks[0][1], blocks[0][5], blocks.len())),
-                    None => assert_eq!((blocks.len(), blocks[0][5]), (1, WHOLE)),
-                }
-                blocks.iter().filter(|b| b[5] != WHOLE).for_each(|b| slots[b[5] as usize] += 1);
-            }
-        }
-        assert!(tables.slots > 2 && slots.iter().all(|&n| n == 1));
-    }
-
-    #[test]
-    fn the_capacity_holds_the_worst_batches() {
+    fn the_capacity_holds_the_worst_batches_whose_longest_work_comes_first() {
         for (prompt, answers) in [(0, vec![40_000]), (20_000, vec![20_000]), (12_345, vec![1; 9_000]), (1, vec![4096])]
         {
             let mut segments = Vec::new();
             group(&mut segments, prompt, &answers);
             let (rows, tables) = (segments.last().unwrap().rows.end, Tables::of(&segments));
-            assert!(tables.queries.len() <= rows);
+            let work = |q: &[u32; 6]| q[1] - q[2] + q[5] - q[4];
+            assert!(tables.queries.len() <= rows && tables.queries.is_sorted_by(|a, b| work(a) >= work(b)));
             assert!(tables.keys.len() <= rows + further(rows));
             assert!(tables.shared.len() <= further(rows), "{prompt}, {} answers", answers.len());
         }

@@ -56,18 +56,3 @@ pub trait Measured: Ops {
         Ok(Vec::new())
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_floor_is_what_takes_longer() {
-        let rates = Rates { matrix_flops_per_s: 100.0, copy_bytes_per_s: 10.0 };
-        assert_eq!(rates.floor(Cost { flops: 500, bytes: 20 }), 5.0);
-        assert_eq!(rates.floor(Cost { flops: 100, bytes: 20 }), 2.0);
-        assert_eq!(rates.floor(Cost::default()), 0.0);
-        let other = Rates { matrix_flops_per_s: 50.0, copy_bytes_per_s: 20.0 };
-        assert_eq!(rates.best(other), Rates { matrix_flops_per_s: 100.0, copy_bytes_per_s: 20.0 });
-    }
-}

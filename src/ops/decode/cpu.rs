@@ -81,16 +81,16 @@ impl Decode for Cpu {
     }
 }
 
-/// The rows of each slot, which lie next to each other.
+/// The rows of each of `count` slots, which lie next to each other; `slots` are below `count`. Fails where they lie apart.
 fn runs(slots: &[u32], count: usize) -> Result<Vec<Range<usize>>> {
     let mut runs = vec![0..0; count];
     for (t, &slot) in slots.iter().enumerate() {
-        match runs.get_mut(slot as usize) {
-            Some(run) if *run == (0..0) => *run = t..t + 1,
-            Some(run) if run.end == t => run.end += 1,
-            Some(run) => expect("decode", "rows of a slot: the next", t, run.end)?,
-            None => expect("decode", "slots", format!("more than {slot}"), count.to_string())?,
+        let run = &mut runs[slot as usize];
+        if *run == (0..0) {
+            *run = t..t;
         }
+        expect("decode", "rows of a slot: the next", t, run.end)?;
+        run.end += 1;
     }
     Ok(runs)
 }
