@@ -50,28 +50,25 @@ impl<B: Ops> Case<B> {
     }
 
     /// Values without and with the adapter, then the adapter's gradients.
-    fn targets(&mut self) -> (Vec<Vec<f32>>, BTreeMap<String, HostTensor>) {
-        let batch = self.batch(Heads::Targets);
+    fn outcome(&mut self) -> Outcome {
+        let causal = self.model.config.is_causal();
+        let batch = self.batch(if causal { Heads::Targets } else { Heads::Ends });
         let (model, adapter, ws) = (&self.model, &self.adapter, &mut self.workspace);
-        let plain = model.forward_targets(ws, &batch, None, false).unwrap();
-        let adapted = model.forward_targets(ws, &batch, Some(adapter), true).unwrap();
-        let weights: Vec<f32> = (0..batch.rows.len()).map(|i| (i as f32 * 0.7).sin()).collect();
-        let mut grad = AdapterGrad::new(&model.ops, adapter, false).unwrap();
-        model.backward_targets(ws, &weights, adapter, &mut grad).unwrap();
-        let gradients = adapter.gradients_to_file(&model.ops, &grad).unwrap().tensors;
-        (vec![plain.logprob, plain.log_rest, adapted.logprob, adapted.log_rest], gradients)
-    }
-
-    fn scores(&mut self) -> (Vec<Vec<f32>>, BTreeMap<String, HostTensor>) {
-        let batch = self.batch(Heads::Ends);
-        let (model, adapter, ws) = (&self.model, &self.adapter, &mut self.workspace);
-        let plain = model.forward_scores(ws, &batch, None).unwrap();
-        let adapted = model.forward_scores(ws, &batch, Some(adapter)).unwrap();
-        let weights: Vec<f32> = (0..adapted.len()).map(|i| 1.0 - 0.6 * i as f32).collect();
-        let mut grad = AdapterGrad::new(&model.ops, adapter, true).unwrap();
-        model.backward_scores(ws, &weights, adapter, &mut grad).unwrap();
-        let gradients = adapter.gradients_to_file(&model.ops, &grad).unwrap().tensors;
-        (vec![plain, adapted], gradients)
+        let mut grad = AdapterGrad::new(&model.ops, adapter, !causal).unwrap();
+        let values = if causal {
+            let plain = model.forward_targets(ws, &batch, None, false).unwrap();
+            let adapted = model.forward_targets(ws, &batch, Some(adapter), true).unwrap();
+            let weights: Vec<f32> = (0..batch.rows.len()).map(|i| (i as f32 * 0.7).sin()).collect();
+            model.backward_targets(ws, &weights, adapter, &mut grad).unwrap();
+            vec![plain.logprob, plain.log_rest, adapted.logprob, adapted.log_rest]
+        } else {
+            let plain = model.forward_scores(ws, &batch, None).unwrap();
+            let adapted = model.forward_scores(ws, &batch, Some(adapter)).unwrap();
+            let weights: Vec<f32> = (0..adapted.len()).map(|i| 1.0 - 0.6 * i as f32).collect();
+            model.backward_scores(ws, &weights, adapter, &mut grad).unwrap();
+            vec![plain, adapted]
+        };
+        (values, adapter.gradients_to_file(&model.ops, &grad).unwrap().tensors)
     }
 }
 
@@ -83,7 +80,8 @@ fn apart(found: &[f32], expected: &[f32]) -> f64 {
     (difference / square(&mut expected.iter().map(|&e| f64::from(e)))).sqrt()
 }
 
-type Outcome = (Vec<Vec<f32>>, BTreeMap<String, HostTensor>);
+type Gradients = BTreeMap<String, HostTensor>;
+type Outcome = (Vec<Vec<f32>>, Gradients);
 
 /// How far two ways of rounding to bf16 may lie apart, as a multiple of how far rounding itself lies from f32: two sums of equal
 /// and independent errors are apart by √2 of one of them, more over a handful of values; a term left out or misplaced is apart by tens.
@@ -106,8 +104,6 @@ fn assert_near(what: &str, found: &[f32], rounded: &[f32], exact: &[f32]) {
     assert!(distance <= limit, "{what}: relative distance {distance}, limit {limit}, bf16's own {own}");
 }
 
-type Gradients = BTreeMap<String, HostTensor>;
-
 fn gradients(what: &str, found: &Gradients, rounded: &Gradients, exact: &Gradients) {
     assert_eq!(found.keys().collect::<Vec<_>>(), rounded.keys().collect::<Vec<_>>(), "{what}");
     for (name, exact) in exact {
@@ -117,22 +113,14 @@ fn gradients(what: &str, found: &Gradients, rounded: &Gradients, exact: &Gradien
 }
 
 #[test]
-fn language_models_of_every_family() {
+fn models_of_every_family() {
     let Some(device) = device() else { return };
     for family in FOLDERS {
-        let name = format!("{family}-causal");
-        let (rounded, exact) = (Case::open(&Cpu::rounded(), &name).targets(), Case::open(&Cpu::new(), &name).targets());
-        compare(&name, &Case::open(&device, &name).targets(), &rounded, &exact);
-    }
-}
-
-#[test]
-fn classifiers_of_every_family() {
-    let Some(device) = device() else { return };
-    for family in FOLDERS {
-        let name = format!("{family}-reward");
-        let (rounded, exact) = (Case::open(&Cpu::rounded(), &name).scores(), Case::open(&Cpu::new(), &name).scores());
-        compare(&name, &Case::open(&device, &name).scores(), &rounded, &exact);
+        for head in ["causal", "reward"] {
+            let name = format!("{family}-{head}");
+            let [rounded, exact] = [Cpu::rounded(), Cpu::new()].map(|cpu| Case::open(&cpu, &name).outcome());
+            compare(&name, &Case::open(&device, &name).outcome(), &rounded, &exact);
+        }
     }
 }
 

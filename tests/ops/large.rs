@@ -1,5 +1,6 @@
-//! The tiles that large products take, at sizes that a simulator finishes: a device that says it has one multiprocessor makes
-//! every plan choose them. Which tile was compiled is read from the constants with which the kernel was loaded.
+//! The tile that large heads take, at sizes that a simulator finishes: a device that says it has one multiprocessor makes every
+//! plan choose it. Which tile was compiled is read from the constants with which the kernel was loaded. (Every tile of other
+//! products: `src/ops/product/cuda/tests.rs`.)
 
 use std::sync::{Arc, Mutex};
 
@@ -8,8 +9,8 @@ use ares::backend::cuda::driver::{Define, DeviceInfo, Driver, Event, Function, G
 use ares::backend::cuda::source::Source;
 use ares::error::Result;
 
+use crate::lm_head;
 use crate::toolkit::{assert_parity, driver};
-use crate::{lm_head, project};
 
 /// A device that passes for one with a single multiprocessor, and notes what it is asked to load.
 struct Single {
@@ -26,28 +27,14 @@ impl Single {
         Some((single.clone(), Cuda::new(single)))
     }
 
-    /// Fails unless `kernel` was loaded, with W read along or across where it says which, and never with another tile.
+    /// Fails unless `kernel` was loaded, and never with another tile.
     #[track_caller]
-    fn expect_only_large(&self, kernel: &str, across: Option<u64>) {
+    fn expect_only_large(&self, kernel: &str) {
         let loaded = self.loaded.lock().unwrap();
         let of = |defines: &[Define], name: &str| defines.iter().find(|d| d.0 == name).map(|d| d.1);
-        let builds = loaded.iter().filter(|(name, defines)| *name == kernel && of(defines, "W_ACROSS") == across);
+        let builds = loaded.iter().filter(|(name, _)| *name == kernel);
         let tiles: Vec<_> = builds.map(|(_, defines)| [of(defines, "BLOCK_M"), of(defines, "BLOCK_N")]).collect();
-        let large = [Some(128), Some(128)];
-        assert!(!tiles.is_empty() && tiles.iter().all(|tile| *tile == large), "{kernel} {across:?}: {tiles:?}");
-    }
-}
-
-/// Ragged and even edges, both wider than one tile.
-#[test]
-fn products() {
-    for (t, k, parts, rank) in [(150, 136, &[136][..], 8), (131, 133, &[70, 67], 5)] {
-        let Some((single, device)) = Single::open() else { return };
-        assert_parity("product", &device, &project::Case::new(t, k, parts, rank, false));
-        single.expect_only_large("product", Some(0));
-        single.expect_only_large("product", Some(1));
-        // The adapter's own products are narrow, and take a small tile.
-        assert_parity("product", &device, &project::Case::new(t, k, parts, rank, true));
+        assert!(!tiles.is_empty() && tiles.iter().all(|tile| *tile == [Some(128); 2]), "{kernel}: {tiles:?}");
     }
 }
 
@@ -57,8 +44,8 @@ fn heads() {
     for shape in [(150, 136, 136, 150), (140, 133, 301, 140)] {
         let Some((single, device)) = Single::open() else { return };
         assert_parity("head", &device, &lm_head::Case::new(shape, 0.2));
-        single.expect_only_large("lm_head_logits", None);
-        single.expect_only_large("lm_head_kl_logits", None);
+        single.expect_only_large("lm_head_logits");
+        single.expect_only_large("lm_head_kl_logits");
     }
 }
 

@@ -6,7 +6,7 @@ use ares::ops::project::naive;
 use crate::toolkit::{self, *};
 
 #[derive(Clone)]
-pub struct Case {
+struct Case {
     k: usize,
     x: Vec<f32>,
     residual: Vec<f32>,
@@ -17,7 +17,7 @@ pub struct Case {
 }
 
 impl Case {
-    pub fn new(t: usize, k: usize, parts: &[usize], rank: usize, adapted: bool) -> Case {
+    fn new(t: usize, k: usize, parts: &[usize], rank: usize, adapted: bool) -> Case {
         let n = parts.iter().sum::<usize>();
         let adapter = adapted.then(|| (Masters::new(4, parts, k, rank), random(9, n, 2.0)));
         let (x, residual, dy) = (random(1, t * k, 1.0), random(2, t * n, 3.0), random(3, t * n, 1.0));

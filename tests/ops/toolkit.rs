@@ -98,12 +98,7 @@ pub fn assert_naive(what: &str, case: &impl Case, limit: f64, absolute: f64) {
     for Output { name, values, .. } in &found.0 {
         let expected: Vec<f64> = expected[name].iter().map(|v| f64::from(*v)).collect();
         let scale = root_mean_square(&expected);
-        assert_eq!(values.len(), expected.len(), "{what}: {name}");
-        for (i, (&found, &expected)) in values.iter().zip(&expected).enumerate() {
-            let limit = limit * (scale + expected.abs()) + absolute;
-            let apart = (f64::from(found) - expected).abs();
-            assert!(apart <= limit, "{what}: {name}[{i}]: expected {expected}, found {found}, limit {limit:e}");
-        }
+        assert_within(&format!("{what}: {name}"), values, &expected, |x| limit * (scale + x.abs()) + absolute);
     }
 }
 
@@ -234,9 +229,14 @@ pub fn functional(c: &[f32], y: &[f32]) -> f64 {
 /// Every number within `limit` of what is expected; NaN fails.
 #[track_caller]
 pub fn assert_close(what: &str, found: &[f32], expected: &[f64], limit: f64) {
+    assert_within(what, found, expected, |_| limit);
+}
+
+#[track_caller]
+fn assert_within(what: &str, found: &[f32], expected: &[f64], limit: impl Fn(f64) -> f64) {
     assert_eq!(found.len(), expected.len(), "{what}: number of values");
     for (i, (&found, &expected)) in found.iter().zip(expected).enumerate() {
-        let apart = (f64::from(found) - expected).abs();
+        let (apart, limit) = ((f64::from(found) - expected).abs(), limit(expected));
         assert!(apart <= limit, "{what}, element {i}: found {found}, expected {expected} (limit {limit:e})");
     }
 }
