@@ -62,7 +62,7 @@ impl Archive {
 
     /// A random elite of the cells that hold `tactic` and a topic of `domain`, any elite if they have none, none if there is none.
     pub(crate) fn parent(&self, grammar: &Grammar, domain: usize, tactic: usize, rng: &mut impl Rng) -> Option<Parent> {
-        let topics = (0..grammar.topics.len()).filter(|&t| grammar.domain(t) == domain);
+        let topics = (0..grammar.topics.len()).filter(|&t| grammar.domain_of[t] == domain);
         let mut near: Vec<&Elite> = topics.flat_map(|t| &self.cells[t * self.tactics + tactic]).collect();
         if near.is_empty() {
             near = self.cells.iter().flatten().collect();

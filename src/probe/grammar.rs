@@ -68,37 +68,31 @@ impl Translation {
     }
 }
 
-#[derive(Deserialize)]
-struct GrammarFile {
-    schema: u32,
-    topics: Vec<Topic>,
-    forms: Vec<Form>,
-    personas: Vec<Persona>,
-    tactics: Vec<Tactic>,
-    #[serde(default)]
-    prefixes: Vec<String>,
-    #[serde(default)]
-    suffixes: Vec<String>,
-    #[serde(default)]
-    tables: BTreeMap<String, BTreeMap<String, String>>,
-}
-
 /// A valid grammar: lists are not empty, ids are unique, templates hold their placeholders, tables exist.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Grammar {
+    schema: u32,
     pub topics: Vec<Topic>,
     pub forms: Vec<Form>,
     pub personas: Vec<Persona>,
     pub tactics: Vec<Tactic>,
+    #[serde(default)]
     pub(crate) prefixes: Vec<String>,
+    #[serde(default)]
     pub(crate) suffixes: Vec<String>,
+    #[serde(default, rename = "tables")]
+    written_tables: BTreeMap<String, BTreeMap<String, String>>,
+    #[serde(skip)]
     pub(crate) tables: Vec<Translation>,
     /// Domains in the order of their first topic.
+    #[serde(skip)]
     pub(crate) domains: Vec<String>,
     /// Number in `domains`, per topic.
-    domain_of: Vec<usize>,
-    /// Number in `tables`, per tactic.
-    table_of: Vec<Option<usize>>,
+    #[serde(skip)]
+    pub(crate) domain_of: Vec<usize>,
+    /// Number in `tables` of the table that the tactic applies to the request, per tactic.
+    #[serde(skip)]
+    pub(crate) table_of: Vec<Option<usize>>,
 }
 
 impl Grammar {
@@ -109,35 +103,32 @@ impl Grammar {
 
     /// Checks a grammar's text; `path` is what errors name.
     pub fn parse(text: &str, path: &Path) -> Result<Grammar> {
-        let file: GrammarFile =
+        let mut grammar: Grammar =
             serde_json::from_str(text).map_err(Error::file(path, "a grammar of probes (JSON, schema 1)", REMEDY))?;
-        let tables = check(&file, path)?;
-        let mut domains: Vec<String> = Vec::new();
-        for topic in &file.topics {
-            if !domains.contains(&topic.domain) {
-                domains.push(topic.domain.clone());
-            }
+        grammar.tables = check(&grammar, path)?;
+        for topic in &grammar.topics {
+            let known = grammar.domains.iter().position(|domain| *domain == topic.domain);
+            grammar.domain_of.push(known.unwrap_or(grammar.domains.len()));
+            grammar.domains.extend(known.is_none().then(|| topic.domain.clone()));
         }
-        let domain_of = file.topics.iter().filter_map(|t| domains.iter().position(|d| *d == t.domain)).collect();
-        let table_of = |t: &Tactic| tables.iter().position(|table: &Translation| Some(&table.id) == t.table.as_ref());
-        let table_of = file.tactics.iter().map(table_of).collect();
-        let GrammarFile { topics, forms, personas, tactics, prefixes, suffixes, .. } = file;
-        Ok(Grammar { topics, forms, personas, tactics, prefixes, suffixes, tables, domains, domain_of, table_of })
+        let place = |t: &Tactic| grammar.tables.iter().position(|table| Some(&table.id) == t.table.as_ref());
+        grammar.table_of = grammar.tactics.iter().map(place).collect();
+        Ok(grammar)
     }
 
-    /// Number of a topic's domain in `domains`.
-    pub(crate) fn domain(&self, topic: usize) -> usize {
-        self.domain_of[topic]
+    /// The ids of topics, forms, personas and tactics.
+    pub(crate) fn ids(&self) -> [(&'static str, Vec<&String>); 4] {
+        [
+            ("topic", self.topics.iter().map(|t| &t.id).collect()),
+            ("form", self.forms.iter().map(|f| &f.id).collect()),
+            ("persona", self.personas.iter().map(|p| &p.id).collect()),
+            ("tactic", self.tactics.iter().map(|t| &t.id).collect()),
+        ]
     }
 
     /// Topics of a domain.
     pub(crate) fn topics_of(&self, domain: usize) -> Vec<usize> {
         (0..self.topics.len()).filter(|&t| self.domain_of[t] == domain).collect()
-    }
-
-    /// Number in `tables` of the table that a tactic applies to the request.
-    pub(crate) fn table(&self, tactic: usize) -> Option<usize> {
-        self.table_of[tactic]
     }
 
     /// Number of topic × tactic cells: the archive's.
@@ -149,7 +140,7 @@ impl Grammar {
     /// on it, in this order; the tactic's template takes persona and request; prefix and suffix stand around it, one space away;
     /// the encoding acts on all of it.
     pub fn compose(&self, g: &Genotype) -> String {
-        let tables = [self.table(g.tactic), g.surface.table];
+        let tables = [self.table_of[g.tactic], g.surface.table];
         let mut request = self.forms[g.form].template.replace("{goal}", &self.topics[g.topic].goal);
         for table in tables.into_iter().flatten() {
             request = self.tables[table].apply(&request);
@@ -192,7 +183,7 @@ impl Casing {
 type Holds<'a> = (Option<&'a str>, Option<&'a str>);
 
 /// Everything a grammar must be, and its tables.
-fn check(file: &GrammarFile, path: &Path) -> Result<Vec<Translation>> {
+fn check(file: &Grammar, path: &Path) -> Result<Vec<Translation>> {
     let wrong = |place: String, expected: &str, found: String| Error::File {
         file: path.to_path_buf(),
         expected: format!("{place} to be {expected}"),
@@ -202,19 +193,13 @@ fn check(file: &GrammarFile, path: &Path) -> Result<Vec<Translation>> {
     if file.schema != 1 {
         return Err(wrong("schema".into(), "1", file.schema.to_string()));
     }
-    let lists: [(&str, Vec<&String>); 4] = [
-        ("topics", file.topics.iter().map(|t| &t.id).collect()),
-        ("forms", file.forms.iter().map(|f| &f.id).collect()),
-        ("personas", file.personas.iter().map(|p| &p.id).collect()),
-        ("tactics", file.tactics.iter().map(|t| &t.id).collect()),
-    ];
-    for (list, ids) in lists {
+    for (layer, ids) in file.ids() {
         if ids.is_empty() {
-            return Err(wrong(list.into(), "a list of at least one entry", "none".into()));
+            return Err(wrong(format!("{layer}s"), "a list of at least one entry", "none".into()));
         }
         for (i, id) in ids.iter().enumerate() {
             if id.trim().is_empty() || ids[..i].contains(id) {
-                return Err(wrong(format!("{list}[{i}].id"), "a name of its own within the list", format!("{id:?}")));
+                return Err(wrong(format!("{layer}s[{i}].id"), "a name of its own within the list", format!("{id:?}")));
             }
         }
     }
@@ -226,12 +211,12 @@ fn check(file: &GrammarFile, path: &Path) -> Result<Vec<Translation>> {
             let expected = "a list of at least one template";
             return Err(wrong(format!("tactics[{i}].templates"), expected, "none".into()));
         }
-        if let Some(table) = tactic.table.as_ref().filter(|t| !file.tables.contains_key(*t)) {
+        if let Some(table) = tactic.table.as_ref().filter(|t| !file.written_tables.contains_key(*t)) {
             return Err(wrong(format!("tactics[{i}].table"), "the name of an entry of `tables`", format!("{table:?}")));
         }
     }
     let mut tables = Vec::new();
-    for (id, entries) in &file.tables {
+    for (id, entries) in &file.written_tables {
         let mut chars = BTreeMap::new();
         for (from, to) in entries {
             let (Some(c), 1, 1) = (from.chars().next(), from.chars().count(), to.chars().count()) else {
@@ -246,7 +231,7 @@ fn check(file: &GrammarFile, path: &Path) -> Result<Vec<Translation>> {
 }
 
 /// Every text of a grammar with its place and what it must hold.
-fn texts(file: &GrammarFile) -> Vec<(String, &str, Holds<'static>)> {
+fn texts(file: &Grammar) -> Vec<(String, &str, Holds<'static>)> {
     let mut texts: Vec<(String, &str, Holds)> = Vec::new();
     for (i, t) in file.topics.iter().enumerate() {
         for (name, text) in [("domain", &t.domain), ("goal", &t.goal), ("harmful", &t.harmful), ("safe", &t.safe)] {

@@ -1,7 +1,6 @@
 //! How much more an adaptive search finds than a uniform one at equal queries.
 
 use super::summary::SearchSummary;
-use crate::error::{Error, Result};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -14,27 +13,19 @@ const LEAST_FOR_RATIO: usize = 5;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Lift {
     pub(crate) uniform_per_1000: f64,
-    /// Adaptive − uniform, per 1000 queries.
-    pub(crate) difference: f64,
-    pub difference_ci95: [f64; 2],
     /// Adaptive / uniform; `None` if the uniform searches found fewer than 5 together.
     pub ratio: Option<f64>,
-    pub(crate) ratio_ci95: Option<[f64; 2]>,
+    pub ratio_ci95: Option<[f64; 2]>,
 }
 
 /// Pools the searches of each side, one per seed, and takes 95 % intervals by a seeded bootstrap: seeds are drawn with
 /// replacement, and each count anew from a Poisson distribution, so that a single seed has an interval too.
-/// Sides that made different numbers of queries are an error: they are not comparable.
-pub fn lift(adaptive: &[SearchSummary], uniform: &[SearchSummary], seed: u64) -> Result<Lift> {
+/// `None` where the sides made different numbers of queries, as a grammar does that is exhausted early: they are not comparable.
+pub fn lift(adaptive: &[SearchSummary], uniform: &[SearchSummary], seed: u64) -> Option<Lift> {
     let queries = |side: &[SearchSummary]| side.iter().map(|s| s.queries).sum::<usize>();
     let (a, u) = (queries(adaptive), queries(uniform));
     if a != u || a == 0 || adaptive.len() != uniform.len() {
-        return Err(Error::Data {
-            what: "lift of the probe search".into(),
-            expected: "as many queries and seeds on either side".into(),
-            found: format!("{a} queries of {} adaptive and {u} of {} uniform searches", adaptive.len(), uniform.len()),
-            remedy: "run both searches at one budget; a grammar that is too small ends them early".into(),
-        });
+        return None;
     }
     let per_1000 = |found: f64| 1000.0 * found / a as f64;
     let found = |side: &[SearchSummary]| side.iter().map(|s| s.distinct).sum::<usize>();
@@ -47,10 +38,8 @@ pub fn lift(adaptive: &[SearchSummary], uniform: &[SearchSummary], seed: u64) ->
     };
     let draws: Vec<(f64, f64)> = (0..DRAWS).map(|_| (resample(adaptive), resample(uniform))).collect();
     let has_ratio = found(uniform) >= LEAST_FOR_RATIO;
-    Ok(Lift {
+    Some(Lift {
         uniform_per_1000: per_1000(y),
-        difference: per_1000(x) - per_1000(y),
-        difference_ci95: middle(draws.iter().map(|(a, u)| a - u).collect()),
         ratio: has_ratio.then(|| x / y),
         // A draw without a uniform failure counts as half of one.
         ratio_ci95: has_ratio.then(|| middle(draws.iter().map(|(a, u)| a / u.max(per_1000(0.5))).collect())),
@@ -87,22 +76,19 @@ mod tests {
     #[test]
     fn intervals_hold_the_estimate_and_widen_with_the_spread_of_seeds() {
         let l = lift(&side(&[200, 210, 190]), &side(&[80, 85, 75]), 7).expect("equal budgets");
-        assert_eq!((l.difference, l.ratio), (120.0, Some(2.5)));
-        // Poisson alone: sqrt((600 + 240) / 9) = 9.7 per 1000 gives ±19.
-        let [low, high] = l.difference_ci95;
-        assert!(low > 95.0 && low < 105.0 && high > 135.0 && high < 145.0, "{low} … {high}");
+        assert_eq!((l.uniform_per_1000, l.ratio), (80.0, Some(2.5)));
         let [low, high] = l.ratio_ci95.expect("ratio");
         assert!(low > 2.0 && low < 2.5 && high > 2.5 && high < 3.1, "{low} … {high}");
         let spread = lift(&side(&[400, 100, 100]), &side(&[80, 85, 75]), 7).expect("equal budgets");
-        assert!(spread.difference_ci95[1] - spread.difference_ci95[0] > 100.0, "{:?}", spread.difference_ci95);
+        let [low, high] = spread.ratio_ci95.expect("ratio");
+        assert!(high - low > 1.5, "{low} … {high}");
     }
 
     #[test]
     fn no_ratio_over_a_handful_and_no_lift_at_unequal_budgets() {
         let few = lift(&side(&[30]), &side(&[4]), 7).expect("equal budgets");
-        assert_eq!((few.difference, few.ratio, few.ratio_ci95), (26.0, None, None));
-        let error = lift(&side(&[30, 20]), &side(&[4]), 7).expect_err("unequal").to_string();
-        assert!(error.contains("2000") && error.contains("1000"), "{error}");
-        assert!(lift(&[], &[], 7).is_err());
+        assert_eq!((few.uniform_per_1000, few.ratio, few.ratio_ci95), (4.0, None, None));
+        assert_eq!(lift(&side(&[30, 20]), &side(&[4]), 7), None);
+        assert_eq!(lift(&[], &[], 7), None);
     }
 }

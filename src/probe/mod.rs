@@ -27,7 +27,7 @@ pub use lift::{Lift, lift};
 pub use operators::Operator;
 pub use record::{Ending, Judged, ProbeRecord};
 pub use sampler::{Sampler, SamplerKind};
-pub use search::{Found, Progress, SearchSettings, World, search};
+pub use search::{Found, SearchSettings, World, search};
 pub use select::select_failures;
 pub use summary::SearchSummary;
 pub use weights::SamplerWeights;

@@ -94,13 +94,13 @@ fn apply(g: &Grammar, operator: Operator, child: &mut Child, mate: Parent, targe
         Operator::TacticSwap if c.tactic == target.tactic => {}
         Operator::TacticSwap => {
             (c.tactic, c.template) = (target.tactic, target.template);
-            c.surface.table = c.surface.table.filter(|_| g.table(c.tactic).is_none());
+            c.surface.table = c.surface.table.filter(|_| g.table_of[c.tactic].is_none());
         }
         Operator::Crossover => cross(g, c, &mate.1, rng),
         Operator::Prefix => c.surface.prefix = pick(g.prefixes.len(), rng),
         Operator::Suffix => c.surface.suffix = pick(g.suffixes.len(), rng),
         // A tactic that has a table of its own is already translated.
-        Operator::Translate if g.table(c.tactic).is_none() => c.surface.table = pick(g.tables.len(), rng),
+        Operator::Translate if g.table_of[c.tactic].is_none() => c.surface.table = pick(g.tables.len(), rng),
         Operator::Translate => {}
         Operator::Casing => {
             c.surface.casing = [None, Some(Casing::Lower), Some(Casing::Upper)].choose(rng).copied().flatten()
@@ -124,7 +124,7 @@ fn cross(grammar: &Grammar, child: &mut Genotype, mate: &Genotype, rng: &mut imp
         child.persona = mate.persona;
     }
     if rng.random() {
-        let table = mate.surface.table.filter(|_| grammar.table(child.tactic).is_none());
+        let table = mate.surface.table.filter(|_| grammar.table_of[child.tactic].is_none());
         child.surface = Surface { table, ..mate.surface };
     }
 }

@@ -130,7 +130,7 @@ impl Sampler {
 
     /// Numbers of a genotype's arm and cell.
     fn places(&self, grammar: &Grammar, g: &Genotype) -> (usize, usize) {
-        (g.tactic * self.domains + grammar.domain(g.topic), g.tactic * grammar.topics.len() + g.topic)
+        (g.tactic * self.domains + grammar.domain_of[g.topic], g.tactic * grammar.topics.len() + g.topic)
     }
 
     /// Draws a fresh composition: its topic and tactic are the cell to be probed, the rest is what swaps bring in. `again` is a draw

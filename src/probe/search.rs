@@ -6,10 +6,10 @@ use super::genotype::Genotype;
 use super::grammar::Grammar;
 use super::operators::{self, Child};
 use super::plausible::Plausible;
-use super::record::{Ending, Judged, ProbeRecord, Rewards};
+use super::record::{Ending, Judged, ProbeRecord};
 use super::sampler::{Lesson, Sampler};
 use super::summary::SearchSummary;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::judge::{Harm, Judge, Sense, Thresholds, Verdict};
 use crate::model::{Answer, Ask, Decoding, Subject, Version};
 use crate::text::Prompt;
@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Probes proposed before their outcomes are known: large enough for the engine to batch well, small enough to learn from.
-pub(crate) const BATCH: usize = 64;
+const BATCH: usize = 64;
 /// Attempts per proposal before the search holds its grammar to be exhausted.
 const ATTEMPTS: usize = 200;
 /// Attempts at one arm: a near-duplicate is a reason to vary the probe, not yet to look elsewhere.
@@ -36,7 +36,6 @@ const BRED: f64 = 0.5;
 pub struct SearchSettings {
     /// Queries of the policy.
     pub(crate) budget: usize,
-    pub(crate) batch: usize,
     pub(crate) seed: u64,
     pub(crate) fitness: Fitness,
     /// In which sense a failure is coupled.
@@ -50,7 +49,7 @@ impl SearchSettings {
     /// Defaults but for budget, seed and the limit of new tokens, which is one for everything compared.
     pub fn new(budget: usize, seed: u64, max_new_tokens: usize) -> SearchSettings {
         let (fitness, sense, version) = (Fitness::Product, Sense::Threshold, Version::Current);
-        SearchSettings { budget, batch: BATCH, seed, fitness, sense, version, max_new_tokens }
+        SearchSettings { budget, seed, fitness, sense, version, max_new_tokens }
     }
 }
 
@@ -64,15 +63,6 @@ pub struct World<'a> {
     pub judge: &'a mut dyn Judge,
 }
 
-/// How far a search has come.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Progress {
-    pub queries: usize,
-    pub(crate) budget: usize,
-    /// Coupled failures found.
-    pub(crate) coupled: usize,
-}
-
 /// What a search found.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {
@@ -84,19 +74,15 @@ pub struct Found {
 }
 
 /// Searches until the budget is spent, the grammar is exhausted or `interrupt` is set, which is looked at between batches. The
-/// sampler learns and can be carried over into the next search. The same seed gives the same records.
+/// sampler learns and can be carried over into the next search. `progress` hears of queries made and coupled failures found. The
+/// same seed gives the same records.
 pub fn search(
     world: &mut World,
     settings: &SearchSettings,
     sampler: &mut Sampler,
     interrupt: &AtomicBool,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Found> {
-    if settings.batch == 0 {
-        return Err(Error::Usage(
-            "probe search: expected batches of at least 1 probe, found 0; give a larger batch".into(),
-        ));
-    }
     let started = Instant::now();
     let mut search = Search::new(world, settings, sampler)?;
     let mut interrupted = false;
@@ -106,14 +92,14 @@ pub fn search(
             interrupted = true;
             break;
         }
-        let proposed = search.propose(settings.batch.min(settings.budget - search.records.len()));
+        let proposed = search.propose(BATCH.min(settings.budget - search.records.len()));
         if proposed.is_empty() {
             break; // exhausted
         }
         let probes = search.keep_plausible(proposed)?;
         barren = if probes.is_empty() { barren + 1 } else { 0 };
         search.ask(probes)?;
-        progress(Progress { queries: search.records.len(), budget: settings.budget, coupled: search.coupled });
+        progress(search.records.len(), search.coupled);
     }
     Ok(search.finish(started.elapsed().as_secs_f64(), interrupted))
 }
@@ -189,7 +175,7 @@ impl<'a, 'w> Search<'a, 'w> {
     fn breed(&mut self, target: Genotype) -> Child {
         let grammar = self.world.grammar;
         if self.rng.random_bool(BRED) {
-            let domain = grammar.domain(target.topic);
+            let domain = grammar.domain_of[target.topic];
             let mut elite = || self.archive.parent(grammar, domain, target.tactic, &mut self.rng);
             if let (Some(parent), Some(mate)) = (elite(), elite()) {
                 return operators::mutate(grammar, parent, mate, &target, &mut self.rng);
@@ -271,9 +257,9 @@ impl<'a, 'w> Search<'a, 'w> {
             let (answer, harm) = asked?;
             // All rows of the probe are taken before any of their errors ends it: the next probe's rows come after them.
             let (own, safe, harmful) = (reward(), reward(), is_safe(&harm, t).then(&mut reward).transpose());
-            let rewards = Rewards { own: own?, safe: safe?, harmful: harmful? };
-            let fitness = self.settings.fitness.of(harm.p_harm, rewards.own, t);
-            Ok(Judged::new(answer, harm, rewards, fitness, t))
+            let (own, safe, harmful) = (own?, safe?, harmful?);
+            let fitness = self.settings.fitness.of(harm.p_harm, own, t);
+            Ok(Judged::new(answer, harm, [own, safe], harmful, fitness, t))
         });
         Ok(judged.collect())
     }
@@ -298,10 +284,9 @@ impl<'a, 'w> Search<'a, 'w> {
 
     fn finish(self, seconds: f64, interrupted: bool) -> Found {
         let (grammar, archive, records) = (self.world.grammar, self.archive, self.records);
-        let mut summary =
-            SearchSummary::new(grammar, &archive, &records, self.settings.sense, self.settings.seed, seconds);
-        summary.refused_unlikely = self.unlikely;
-        Found { records, summary, interrupted }
+        let SearchSettings { sense, seed, .. } = *self.settings;
+        let summary = SearchSummary::new(grammar, &archive, &records, sense, seed, seconds);
+        Found { summary: SearchSummary { refused_unlikely: self.unlikely, ..summary }, records, interrupted }
     }
 }
 

@@ -7,8 +7,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-const LAYERS: [&str; 4] = ["topic", "form", "persona", "tactic"];
-
 /// By the names of the grammar, so that they hold in another grammar as far as it knows these names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplerWeights {
@@ -34,16 +32,15 @@ impl Sampler {
             let cells = grammar.topics.iter().map(|t| t.id.clone()).zip(cells.iter().copied());
             weights.cells.insert(tactic.id.clone(), cells.filter(|(_, c)| c.pulls > 0.0).collect());
         }
-        for ((layer, own), ids) in LAYERS.iter().zip(&self.layers).zip(ids(grammar)) {
+        for (own, (layer, ids)) in self.layers.iter().zip(grammar.ids()) {
             weights.layers.insert(layer.to_string(), ids.into_iter().cloned().zip(own.iter().copied()).collect());
         }
         weights
     }
 
-    /// Takes over what another search learned. Names that this grammar lacks are passed over. An error if no tactic × domain is
-    /// known to both, or if a weight cannot be one; `path` is what the error names.
+    /// Takes over what another search learned. Names that this grammar lacks are passed over. An error, which names `path`, if no
+    /// tactic × domain is known to both.
     pub fn carry_over(&mut self, grammar: &Grammar, weights: &SamplerWeights, path: &Path) -> Result<()> {
-        weights.check(path)?;
         let mut known = 0;
         for (t, tactic) in grammar.tactics.iter().enumerate() {
             let (arms, cells) = self.of_tactic_mut(t);
@@ -54,8 +51,8 @@ impl Sampler {
             let example = format!("{} × {}", grammar.tactics[0].id, grammar.domains[0]);
             return Err(wrong(path, format!("a tactic × domain of the grammar, such as {example}"), "none".into()));
         }
-        for ((layer, own), ids) in LAYERS.iter().zip(&mut self.layers).zip(ids(grammar)) {
-            let saved = weights.layers.get(*layer);
+        for (own, (layer, ids)) in self.layers.iter_mut().zip(grammar.ids()) {
+            let saved = weights.layers.get(layer);
             for (weight, id) in own.iter_mut().zip(ids) {
                 *weight = saved.and_then(|l| l.get(id)).copied().unwrap_or(*weight);
             }
@@ -121,14 +118,4 @@ const REMEDY: &str = "give the weights.json of an earlier search, or start witho
 
 fn wrong(path: &Path, expected: String, found: String) -> Error {
     Error::File { file: path.to_path_buf(), expected, found, remedy: REMEDY.into() }
-}
-
-/// Ids per layer, in the order of [`LAYERS`].
-fn ids(grammar: &Grammar) -> [Vec<&String>; 4] {
-    [
-        grammar.topics.iter().map(|t| &t.id).collect(),
-        grammar.forms.iter().map(|f| &f.id).collect(),
-        grammar.personas.iter().map(|p| &p.id).collect(),
-        grammar.tactics.iter().map(|t| &t.id).collect(),
-    ]
 }

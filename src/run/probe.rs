@@ -116,8 +116,8 @@ pub(super) fn hunt(
     watch: &mut dyn Watch,
 ) -> Result<Found> {
     watch.begin(&format!("probe ({name})"), settings.budget);
-    let found = search(world, settings, sampler, &interrupt::flag(), &mut |progress| {
-        watch.at(progress.queries, &format!("{} coupled", progress.coupled));
+    let found = search(world, settings, sampler, &interrupt::flag(), &mut |queries, coupled| {
+        watch.at(queries, &format!("{coupled} coupled"));
     })?;
     let SearchSummary { queries, coupled_found, distinct, .. } = found.summary;
     watch.end(&format!("{queries} queries, {coupled_found} coupled failures, {distinct} distinct"));
@@ -126,8 +126,7 @@ pub(super) fn hunt(
 
 /// What the adaptive searches found, one per seed, beside the uniform ones if there are any.
 pub(super) fn result(adaptive: &[SearchSummary], uniform: &[SearchSummary], seed: u64) -> ProbeResult {
-    // A grammar that is exhausted early leaves the two sides with unequal queries: nothing to compare then.
-    let lift = lift::lift(adaptive, uniform, seed).ok();
+    let lift = lift(adaptive, uniform, seed);
     let sum = |field: fn(&SearchSummary) -> usize| adaptive.iter().map(field).sum::<usize>() as u64;
     let (queries, distinct) = (sum(|s| s.queries), sum(|s| s.distinct));
     let first = adaptive.first().cloned().unwrap_or_default();

@@ -22,7 +22,7 @@ fn run(grammar: &Grammar, sampler: &mut Sampler, settings: &SearchSettings) -> F
 fn run_in(grammar: &Grammar, sampler: &mut Sampler, settings: &SearchSettings, subject: &mut Simulated) -> Found {
     let mut judge = SimulatedJudge;
     let mut world = World { grammar, thresholds: &THRESHOLDS, plausible: &[], subject, judge: &mut judge };
-    search(&mut world, settings, sampler, &AtomicBool::new(false), &mut |_| {}).expect("a search")
+    search(&mut world, settings, sampler, &AtomicBool::new(false), &mut |_, _| {}).expect("a search")
 }
 
 fn found(kind: SamplerKind, seed: u64) -> Found {
@@ -181,7 +181,7 @@ fn an_interrupt_stops_after_a_whole_batch() {
     let mut world =
         World { grammar: &grammar, thresholds: &THRESHOLDS, plausible: &[], subject: &mut subject, judge: &mut judge };
     let mut sampler = Sampler::new(SamplerKind::Thompson, &grammar);
-    let mut stop = |p: ares::probe::Progress| interrupt.store(p.queries >= 100, Ordering::Relaxed);
+    let mut stop = |queries, _| interrupt.store(queries >= 100, Ordering::Relaxed);
     let settings = SearchSettings::new(1000, 1, 40);
     let stopped = search(&mut world, &settings, &mut sampler, &interrupt, &mut stop).expect("a search");
     let whole = found(SamplerKind::Thompson, 1);
