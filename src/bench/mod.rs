@@ -17,14 +17,14 @@ use crate::judge::Thresholds;
 use crate::model::batch::plan;
 use crate::model::flops::{flops, spared};
 use crate::model::{
-    Adapter, AdapterGrad, AdapterInit, AnswerTokens, Batch, Continue, Decoding, Generator, Heads, ModelConfig, Moments,
-    Transformer, Workspace,
+    Adapter, AdapterInit, AnswerTokens, Batch, Continue, Decoding, Generator, Heads, ModelConfig, Transformer,
+    Workspace,
 };
 use crate::ops::{AdamWSpec, Measured, Ops};
 use crate::repair::RepairConfig;
 use crate::repair::policy_step::{PolicyItem, policy_step};
 use crate::repair::reward_step::{RewardItem, RewardKind, reward_step};
-use crate::repair::side::Half;
+use crate::repair::side::{Half, Side};
 
 // What is timed, and how often; as a doc comment this would take the place of the command's own help.
 #[derive(Debug, Clone, clap::Args, Serialize)]
@@ -66,37 +66,24 @@ fn tokens(config: &ModelConfig, salt: usize, count: usize) -> Vec<u32> {
 struct Trainee<'a, B: Ops> {
     model: &'a Transformer<B>,
     adapter: Adapter<B>,
-    grad: AdapterGrad<B>,
-    moments: Moments<B>,
-    workspace: Workspace<B>,
-    tokens: u64,
+    side: Side<B>,
 }
 
 impl<'a, B: Ops> Trainee<'a, B> {
     fn new(model: &'a Transformer<B>, load: &Workload) -> Result<Self> {
-        let (ops, config) = (&model.ops, &model.config);
         let adapter = model.new_adapter(load.rank, 2.0 * load.rank as f64, AdapterInit::Random { seed: load.seed })?;
-        Ok(Trainee {
-            grad: AdapterGrad::new(ops, &adapter, false)?,
-            moments: Moments::new(ops, &adapter)?,
-            workspace: Workspace::new(ops, config, load.rank, load.batch_tokens, true)?,
-            model,
-            adapter,
-            tokens: 0,
-        })
+        Ok(Trainee { side: Side::new(model, &adapter, false, load.batch_tokens)?, model, adapter })
     }
 
     fn half(&mut self) -> Result<Half<'_, B>> {
-        self.grad.clear(&self.model.ops)?;
-        let Trainee { model, adapter, grad, workspace, tokens, .. } = self;
-        Ok(Half { model, adapter, grad, workspace, tokens })
+        self.side.half(self.model, &self.adapter)
     }
 
     /// The gradients' norm: reading it waits for the device.
     fn update(&mut self, step: usize) -> Result<()> {
         let spec =
             AdamWSpec { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.0, clip: 1.0, step: step as u32 + 1 };
-        let norm = self.moments.step(&self.model.ops, &mut self.adapter, &self.grad, spec)?;
+        let norm = self.side.moments.step(&self.model.ops, &mut self.adapter, &self.side.grad, spec)?;
         if norm.is_finite() {
             return Ok(());
         }

@@ -85,119 +85,72 @@ pub enum RetainLoss {
     Kl,
 }
 
-/// Everything that shapes a repair, as it is written; [`Recipe`] is the same with every number in its range. A suite overrides what
-/// it knows better. Unknown keys are errors.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RepairConfig {
-    pub steps: usize,
-    pub seed: u64,
-    pub rank: usize,
-    pub alpha: f64,
-    pub lr: f64,
-    /// Share of the steps over which the learning rate rises.
-    pub warmup: f64,
-    /// Largest gradient norm per model.
-    pub clip: f64,
-    pub decay: f64,
-    /// Failures of a step.
-    pub items: usize,
-    /// Benign and borderline answers of a step.
-    pub retain_items: usize,
-    /// Validated pairs of a step.
-    pub replay_items: usize,
-    /// Answers are sampled again every so many steps; 0 never.
-    pub resample: usize,
-    pub unlearn: UnlearnLoss,
-    pub logp: LogpScale,
-    pub retain: RetainLoss,
-    pub lambda_npo: f64,
-    pub lambda_safe: f64,
-    pub lambda_retain: f64,
-    pub lambda_bt: f64,
-    pub lambda_center: f64,
-    pub lambda_replay: f64,
-    pub lambda_anchor: f64,
-    /// b of NPO with mean log-probabilities; 0.1 is usual with sums.
-    pub npo_beta: f64,
-    /// m of the Bradley–Terry term.
-    pub margin: f64,
-    /// Probability that the first tokens of y⁻ stand before y⁺.
-    pub forced_prefix: f64,
-    /// The score head is trained too.
-    pub train_head: bool,
-    /// Samples per prompt of `rlhf`.
-    pub group: usize,
-    /// β of `rlhf`'s k3 KL.
-    pub rlhf_kl: f64,
-    /// Packed rows of one forward and backward at most.
-    pub batch_tokens: usize,
-}
-
-impl Default for RepairConfig {
-    fn default() -> Self {
-        RepairConfig {
-            steps: 80,
-            seed: 0,
-            rank: 16,
-            alpha: 32.0,
-            lr: 1e-4,
-            warmup: 0.05,
-            clip: 1.0,
-            decay: 0.0,
-            items: 16,
-            retain_items: 16,
-            replay_items: 16,
-            resample: 25,
-            unlearn: UnlearnLoss::Npo,
-            logp: LogpScale::Mean,
-            retain: RetainLoss::Ce,
-            lambda_npo: 0.3,
-            lambda_safe: 0.5,
-            lambda_retain: 1.0,
-            lambda_bt: 1.0,
-            lambda_center: 0.01,
-            lambda_replay: 1.0,
-            lambda_anchor: 10.0,
-            npo_beta: 1.0,
-            margin: 0.0,
-            forced_prefix: 0.5,
-            train_head: false,
-            group: 8,
-            rlhf_kl: 0.04,
-            batch_tokens: 4096,
+/// Declares [`RepairConfig`], its defaults, and [`RANGES`]: each key with its kind, its default and, if it is a number, the least and
+/// the largest value that can be meant.
+macro_rules! settings {
+    ($($(#[$doc:meta])* $key:ident: $kind:ty = $default:expr $(, $low:literal to $high:expr)?;)*) => {
+        /// Everything that shapes a repair, as it is written; [`Recipe`] is the same with every number in its range. A suite
+        /// overrides what it knows better. Unknown keys are errors.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct RepairConfig {
+            $($(#[$doc])* pub $key: $kind,)*
         }
-    }
+
+        impl Default for RepairConfig {
+            fn default() -> Self {
+                RepairConfig { $($key: $default,)* }
+            }
+        }
+
+        const RANGES: &[(&str, f64, f64)] = &[$($((stringify!($key), $low, $high),)?)*];
+    };
 }
 
-/// Every numeric key with the least and the largest value that can be meant.
-const RANGES: [(&str, f64, f64); 25] = [
-    ("steps", 1.0, 1e6),
-    ("seed", 0.0, LARGEST_SEED as f64),
-    ("rank", 1.0, 1024.0),
-    ("alpha", 1e-3, 1e6),
-    ("lr", 1e-9, 1.0),
-    ("warmup", 0.0, 1.0),
-    ("clip", 1e-6, 1e6),
-    ("decay", 0.0, 1.0),
-    ("items", 1.0, 4096.0),
-    ("retain_items", 0.0, 4096.0),
-    ("replay_items", 0.0, 4096.0),
-    ("resample", 0.0, 1e6),
-    ("lambda_npo", 0.0, 1e6),
-    ("lambda_safe", 0.0, 1e6),
-    ("lambda_retain", 0.0, 1e6),
-    ("lambda_bt", 0.0, 1e6),
-    ("lambda_center", 0.0, 1e6),
-    ("lambda_replay", 0.0, 1e6),
-    ("lambda_anchor", 0.0, 1e6),
-    ("npo_beta", 1e-3, 1e3),
-    ("margin", 0.0, 1e3),
-    ("forced_prefix", 0.0, 1.0),
-    ("group", 1.0, 1024.0),
-    ("rlhf_kl", 0.0, 1e3),
-    ("batch_tokens", 1.0, 1048576.0),
-];
+settings! {
+    steps: usize = 80, 1.0 to 1e6;
+    seed: u64 = 0, 0.0 to LARGEST_SEED as f64;
+    rank: usize = 16, 1.0 to 1024.0;
+    alpha: f64 = 32.0, 1e-3 to 1e6;
+    lr: f64 = 1e-4, 1e-9 to 1.0;
+    /// Share of the steps over which the learning rate rises.
+    warmup: f64 = 0.05, 0.0 to 1.0;
+    /// Largest gradient norm per model.
+    clip: f64 = 1.0, 1e-6 to 1e6;
+    decay: f64 = 0.0, 0.0 to 1.0;
+    /// Failures of a step.
+    items: usize = 16, 1.0 to 4096.0;
+    /// Benign and borderline answers of a step.
+    retain_items: usize = 16, 0.0 to 4096.0;
+    /// Validated pairs of a step.
+    replay_items: usize = 16, 0.0 to 4096.0;
+    /// Answers are sampled again every so many steps; 0 never.
+    resample: usize = 25, 0.0 to 1e6;
+    unlearn: UnlearnLoss = UnlearnLoss::Npo;
+    logp: LogpScale = LogpScale::Mean;
+    retain: RetainLoss = RetainLoss::Ce;
+    lambda_npo: f64 = 0.3, 0.0 to 1e6;
+    lambda_safe: f64 = 0.5, 0.0 to 1e6;
+    lambda_retain: f64 = 1.0, 0.0 to 1e6;
+    lambda_bt: f64 = 1.0, 0.0 to 1e6;
+    lambda_center: f64 = 0.01, 0.0 to 1e6;
+    lambda_replay: f64 = 1.0, 0.0 to 1e6;
+    lambda_anchor: f64 = 10.0, 0.0 to 1e6;
+    /// b of NPO with mean log-probabilities; 0.1 is usual with sums.
+    npo_beta: f64 = 1.0, 1e-3 to 1e3;
+    /// m of the Bradley–Terry term.
+    margin: f64 = 0.0, 0.0 to 1e3;
+    /// Probability that the first tokens of y⁻ stand before y⁺.
+    forced_prefix: f64 = 0.5, 0.0 to 1.0;
+    /// The score head is trained too.
+    train_head: bool = false;
+    /// Samples per prompt of `rlhf`.
+    group: usize = 8, 1.0 to 1024.0;
+    /// β of `rlhf`'s k3 KL.
+    rlhf_kl: f64 = 0.04, 0.0 to 1e3;
+    /// Packed rows of one forward and backward at most.
+    batch_tokens: usize = 4096, 1.0 to 1048576.0;
+}
 
 /// The largest whole number that every reader of JSON holds exactly: seeds stand in `summary.json`.
 pub(crate) const LARGEST_SEED: u64 = 1 << 53;
@@ -212,7 +165,7 @@ impl TryFrom<toml::Table> for Recipe {
     /// Fails on an unknown key, a value of another kind, and a number out of its range; says which.
     fn try_from(table: toml::Table) -> Result<Recipe, String> {
         let defaults = toml::Table::try_from(RepairConfig::default()).map_err(|error| error.to_string())?;
-        for (key, low, high) in RANGES {
+        for &(key, low, high) in RANGES {
             let whole = defaults[key].is_integer();
             let number = match table.get(key) {
                 None => continue,
@@ -277,7 +230,7 @@ mod tests {
         let numeric = defaults.iter().filter(|(_, value)| value.is_integer() || value.is_float());
         let mut accepted = Vec::new();
         for key in numeric.map(|(key, _)| key) {
-            let (_, low, high) = RANGES.into_iter().find(|(name, ..)| name == key).expect(key);
+            let (_, low, high) = RANGES.iter().find(|(name, ..)| name == key).expect(key);
             for value in ["nan", "inf", "-1", "-1.0", "0", "1e308", "1.5", "9223372036854775807"] {
                 match Recipe::try_from(toml::from_str::<toml::Table>(&format!("{key} = {value}")).unwrap()) {
                     Ok(recipe) => {

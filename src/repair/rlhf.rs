@@ -57,8 +57,8 @@ impl<B: Ops> Trainer<'_, B> {
     /// Forward and backward of all samples; the loss is a mean over them, each token's share divided by the longest answer
     /// allowed, so that length is not rewarded.
     fn grpo(&mut self, samples: &[Scored]) -> Result<f64> {
-        let Some(mut side) = self.policy.take() else { return Ok(0.0) };
-        let half = &mut side.half(&self.pair.policy)?;
+        let (Some(side), Some(adapter)) = (&mut self.policy, &self.pair.policy.adapter) else { return Ok(0.0) };
+        let half = &mut side.half(&self.pair.policy.transformer, adapter)?;
         let longest = (samples.len() * self.decoding.max_new_tokens).max(1) as f64;
         let costs: Vec<usize> = samples.iter().map(|s| s.prompt.len() + s.tokens.len()).collect();
         let mut loss = 0.0;
@@ -81,7 +81,6 @@ impl<B: Ops> Trainer<'_, B> {
             }
             half.model.backward_targets(half.workspace, &weights, half.adapter, half.grad)?;
         }
-        self.policy = Some(side);
         Ok(loss)
     }
 

@@ -1,9 +1,8 @@
 //! One trained model's gradients, moments and scratch, lent to a step together with the model.
 
-use super::config::RepairConfig;
-use crate::error::{Error, Result};
-use crate::model::{Adapter, AdapterGrad, Moments, Pretrained, Transformer, Workspace};
-use crate::ops::{AdamWSpec, Ops};
+use crate::error::Result;
+use crate::model::{Adapter, AdapterGrad, Moments, Transformer, Workspace};
+use crate::ops::Ops;
 
 /// What a step works with: one model, its adapter, and where gradients go.
 pub struct Half<'a, B: Ops> {
@@ -28,56 +27,29 @@ impl<B: Ops> Half<'_, B> {
 }
 
 /// One trained model's state beside its adapter.
-pub(super) struct Side<B: Ops> {
-    pub(super) grad: AdapterGrad<B>,
-    moments: Moments<B>,
+pub(crate) struct Side<B: Ops> {
+    pub(crate) grad: AdapterGrad<B>,
+    pub(crate) moments: Moments<B>,
     workspace: Workspace<B>,
     pub(super) tokens: u64,
 }
 
 impl<B: Ops> Side<B> {
-    pub(super) fn new(model: &Transformer<B>, adapter: &Adapter<B>, config: &RepairConfig) -> Result<Self> {
+    /// Memory for steps of at most `rows` packed rows at a time; a longer batch makes more.
+    pub(crate) fn new(model: &Transformer<B>, adapter: &Adapter<B>, train_head: bool, rows: usize) -> Result<Self> {
         let ops = &model.ops;
         Ok(Side {
-            grad: AdapterGrad::new(ops, adapter, config.train_head)?,
+            grad: AdapterGrad::new(ops, adapter, train_head)?,
             moments: Moments::new(ops, adapter)?,
-            workspace: Workspace::new(ops, &model.config, adapter.rank(), config.batch_tokens, true)?,
+            workspace: Workspace::new(ops, &model.config, adapter.rank(), rows, true)?,
             tokens: 0,
         })
     }
 
     /// Clears the gradients and lends everything a step needs.
-    pub(super) fn half<'a>(&'a mut self, model: &'a Pretrained<B>) -> Result<Half<'a, B>> {
-        let adapter = model.adapter.as_ref().ok_or_else(|| Error::Shape {
-            op: "repair",
-            expected: "an adapter to train".into(),
-            found: "none".into(),
-        })?;
-        self.grad.clear(&model.transformer.ops)?;
+    pub(crate) fn half<'a>(&'a mut self, model: &'a Transformer<B>, adapter: &'a Adapter<B>) -> Result<Half<'a, B>> {
+        self.grad.clear(&model.ops)?;
         let Side { grad, workspace, tokens, .. } = self;
-        Ok(Half { model: &model.transformer, adapter, grad, workspace, tokens })
-    }
-
-    /// AdamW with the step's learning rate; the gradients' norm. A norm that is not finite ends the repair.
-    pub(super) fn update(&mut self, model: &mut Pretrained<B>, config: &RepairConfig, step: usize) -> Result<f64> {
-        let Some(adapter) = &mut model.adapter else { return Ok(0.0) };
-        let spec = AdamWSpec {
-            lr: config.learning_rate(step) as f32,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            decay: config.decay as f32,
-            clip: config.clip as f32,
-            step: step as u32 + 1,
-        };
-        let norm = self.moments.step(&model.transformer.ops, adapter, &self.grad, spec)?;
-        if norm.is_finite() {
-            return Ok(f64::from(norm));
-        }
-        Err(Error::NotFinite {
-            what: format!("step {step}: gradient norm of {}", model.dir.display()),
-            found: norm.to_string(),
-            remedy: "lower --lr".into(),
-        })
+        Ok(Half { model, adapter, grad, workspace, tokens })
     }
 }

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
 
 use super::config::{Method, Recipe};
 use super::data::Shuffle;
@@ -14,19 +13,18 @@ use super::policy_step::{PolicyItem, PolicyTerms, policy_step};
 use super::prepared::Prepared;
 use super::reward_step::{RewardItem, RewardKind, RewardTerms, reward_step};
 use super::side::{Half, Side};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::judge::{Judge, Thresholds};
 use crate::model::{Adapter, AdapterInit, Decoding, Pair, Pretrained};
-use crate::ops::Ops;
+use crate::ops::{AdamWSpec, Ops};
 
 /// Tokens of y⁻ that may stand before y⁺ at most.
 const LONGEST_PREFIX: usize = 32;
 
 /// One line of `metrics.jsonl`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepMetrics {
     pub(crate) step: usize,
-    pub(crate) lr: f64,
     pub loss: f64,
     pub policy: Option<PolicyTerms>,
     pub reward: Option<RewardTerms>,
@@ -51,7 +49,7 @@ impl StepMetrics {
 }
 
 /// What a repair cost and how it went.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RepairOutcome {
     pub steps: usize,
     pub(crate) tokens_policy: u64,
@@ -116,7 +114,8 @@ impl<'a, B: Ops> Trainer<'a, B> {
                 model.adapter = Some(fresh(model, config, init, salt)?);
             }
             let adapter = model.adapter.as_ref().filter(|_| trained);
-            sides.push(adapter.map(|adapter| Side::new(&model.transformer, adapter, config)).transpose()?);
+            let side = |adapter| Side::new(&model.transformer, adapter, config.train_head, config.batch_tokens);
+            sides.push(adapter.map(side).transpose()?);
         }
         let (reward, policy) = (sides.pop().flatten(), sides.pop().flatten());
         let mut prefixes = ChaCha8Rng::seed_from_u64(seed);
@@ -163,7 +162,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
     pub(crate) fn step(&mut self, step: usize) -> Result<StepMetrics> {
         let started = std::time::Instant::now();
         let before = self.tokens();
-        let mut metrics = StepMetrics { step, lr: self.config.learning_rate(step), ..StepMetrics::default() };
+        let mut metrics = StepMetrics { step, ..StepMetrics::default() };
         let every = self.config.resample;
         if self.method == Method::Rlhf {
             self.rlhf_step(step, &mut metrics)?;
@@ -192,8 +191,8 @@ impl<'a, B: Ops> Trainer<'a, B> {
         let replay = self.replay.draw(self.config.replay_items);
         let retain = self.retain.draw(self.config.retain_items);
         let mut weights = vec![1.0; harmful.len()];
-        if let Some(mut side) = self.reward.take() {
-            let half = &mut side.half(&self.pair.reward)?;
+        if let (Some(mut side), Some(adapter)) = (self.reward.take(), &self.pair.reward.adapter) {
+            let half = &mut side.half(&self.pair.reward.transformer, adapter)?;
             let items = self.reward_items(&wrong, &replay);
             let (terms, read) = reward_step(half, &items, &self.config, &self.thresholds, true)?;
             if self.method.couples() {
@@ -204,9 +203,9 @@ impl<'a, B: Ops> Trainer<'a, B> {
             metrics.reward = Some(terms);
         }
         let items = self.policy_items(&harmful, &weights, &retain);
-        if let Some(mut side) = self.policy.take() {
-            let terms = policy_step(&mut side.half(&self.pair.policy)?, &items, &self.config)?;
-            self.policy = Some(side);
+        if let (Some(side), Some(adapter)) = (&mut self.policy, &self.pair.policy.adapter) {
+            let half = &mut side.half(&self.pair.policy.transformer, adapter)?;
+            let terms = policy_step(half, &items, &self.config)?;
             metrics.loss += terms.loss(&self.config);
             metrics.policy = Some(terms);
         }
@@ -261,32 +260,48 @@ impl<'a, B: Ops> Trainer<'a, B> {
         items
     }
 
+    /// AdamW with the step's learning rate, of each model that is trained. A gradient norm that is not finite ends the repair.
     fn update(&mut self, step: usize, metrics: &mut StepMetrics) -> Result<()> {
-        if let Some(side) = &mut self.reward {
-            metrics.grad_norm_reward = Some(side.update(&mut self.pair.reward, &self.config, step)?);
-        }
-        if let Some(side) = &mut self.policy {
-            metrics.grad_norm_policy = Some(side.update(&mut self.pair.policy, &self.config, step)?);
+        let spec = AdamWSpec {
+            lr: self.config.learning_rate(step) as f32,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            decay: self.config.decay as f32,
+            clip: self.config.clip as f32,
+            step: step as u32 + 1,
+        };
+        let (reward, policy) = (&mut self.pair.reward, &mut self.pair.policy);
+        let norms = [&mut metrics.grad_norm_reward, &mut metrics.grad_norm_policy];
+        for ((model, side), found) in [(reward, &mut self.reward), (policy, &mut self.policy)].into_iter().zip(norms) {
+            let (Some(side), Some(adapter)) = (side, &mut model.adapter) else { continue };
+            let norm = side.moments.step(&model.transformer.ops, adapter, &side.grad, spec)?;
+            if !norm.is_finite() {
+                return Err(Error::NotFinite {
+                    what: format!("step {step}: gradient norm of {}", model.dir.display()),
+                    found: norm.to_string(),
+                    remedy: "lower --lr".into(),
+                });
+            }
+            *found = Some(f64::from(norm));
         }
         Ok(())
     }
 
     /// Gradients of the last `forward_backward` under PEFT's names: (policy, reward model).
     pub(crate) fn gradients(&self) -> Result<[Option<crate::model::AdapterFile>; 2]> {
-        let file = |side: &Option<Side<B>>, model: &Pretrained<B>| match (side, &model.adapter) {
-            (Some(side), Some(adapter)) => adapter.gradients_to_file(&model.transformer.ops, &side.grad).map(Some),
-            _ => Ok(None),
+        let file = |side: &Option<Side<B>>, model: &Pretrained<B>| {
+            let trained = side.as_ref().zip(model.adapter.as_ref());
+            trained.map(|(side, adapter)| adapter.gradients_to_file(&model.transformer.ops, &side.grad)).transpose()
         };
         Ok([file(&self.policy, &self.pair.policy)?, file(&self.reward, &self.pair.reward)?])
     }
 }
 
-fn fresh<B: Ops>(model: &Pretrained<B>, config: &Recipe, init: AdapterInit, salt: u64) -> Result<Adapter<B>> {
+fn fresh<B: Ops>(model: &Pretrained<B>, config: &Recipe, mut init: AdapterInit, salt: u64) -> Result<Adapter<B>> {
     // Two models of the same shape must not begin with the same A.
-    let init = match init {
-        AdapterInit::Zero { seed } => AdapterInit::Zero { seed: seed.wrapping_mul(2).wrapping_add(salt) },
-        AdapterInit::Random { seed } => AdapterInit::Random { seed: seed.wrapping_mul(2).wrapping_add(salt) },
-    };
+    let (AdapterInit::Zero { seed } | AdapterInit::Random { seed }) = &mut init;
+    *seed = seed.wrapping_mul(2).wrapping_add(salt);
     model.transformer.new_adapter(config.rank, config.alpha, init)
 }
 
