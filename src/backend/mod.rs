@@ -6,7 +6,6 @@
 pub(crate) mod cost;
 pub(crate) mod cpu;
 pub mod cuda;
-pub(crate) mod element;
 pub(crate) mod indices;
 mod nvtx;
 pub mod pages;
@@ -14,10 +13,9 @@ pub(crate) mod tensor;
 
 pub use cpu::Cpu;
 pub use cuda::Cuda;
-pub use element::{Element, Real};
 pub use indices::Indices;
 pub(crate) use nvtx::{Stage, stage};
-pub use tensor::Tensor;
+pub use tensor::{Element, Tensor};
 
 use std::ops::Range;
 
@@ -34,7 +32,7 @@ pub trait Matrix: Send + Sync {
 /// A device and its memory. All work is queued in order; `download` waits for it.
 pub trait Backend: Sized + Clone + Send + Sync + 'static {
     /// Stored activations: f32 on `Cpu`, bf16 on a GPU.
-    type Act: Real;
+    type Act: Element + Into<f32>;
     /// A frozen matrix as this backend multiplies it fastest.
     type Weight: Matrix;
     /// Device memory for `len` elements.

@@ -1,7 +1,14 @@
 //! A matrix in device memory.
 
-use super::{Backend, Element};
+use super::Backend;
 use crate::error::{Error, Result};
+
+/// A number as it lies in memory.
+pub trait Element: bytemuck::Pod + Default + Send + Sync + std::fmt::Debug + PartialEq {}
+
+impl Element for f32 {}
+impl Element for half::bf16 {}
+impl Element for u32 {}
 
 /// `rows` × `cols` values, row-major, `stride` elements from row to row. Allocated once for `capacity` rows; a step sets
 /// `rows` to what it needs.
@@ -63,7 +70,10 @@ impl<B: Backend, T: Element> Tensor<B, T> {
 
     /// Overwrites all rows in use.
     pub fn write(&mut self, backend: &B, values: &[T]) -> Result<()> {
-        self.expect_len(values.len())?;
+        if values.len() != self.rows * self.cols {
+            let (expected, found) = (format!("{} x {} values", self.rows, self.cols), values.len().to_string());
+            return Err(Error::Shape { op: "tensor", expected, found });
+        }
         if self.stride == self.cols {
             return backend.upload(&mut self.buffer, 0, values);
         }
@@ -98,16 +108,5 @@ impl<B: Backend, T: Element> Tensor<B, T> {
     /// `(rows, cols)`, as shape checks compare them.
     pub fn shape(&self) -> (usize, usize) {
         (self.rows, self.cols)
-    }
-
-    fn expect_len(&self, len: usize) -> Result<()> {
-        if len != self.rows * self.cols {
-            return Err(Error::Shape {
-                op: "tensor",
-                expected: format!("{} x {} values", self.rows, self.cols),
-                found: len.to_string(),
-            });
-        }
-        Ok(())
     }
 }

@@ -103,7 +103,7 @@ pub(crate) fn open_cuda(ordinal: usize, options: KernelOptions) -> Result<Cuda> 
 
 /// The simulator of an architecture, ready to compute.
 pub(crate) fn open_sim(arch: Arch, options: &KernelOptions) -> Result<Cuda> {
-    Ok(Cuda::new(SimDriver::with_options(arch, options)?))
+    Ok(Cuda::new(SimDriver::open(arch, options, None)?))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Attention over the cache: every part of it filled to every border, at any occupancy, in any slot; a captured step.
 
-use ares::backend::{Backend, Cpu, Real, Tensor};
+use ares::backend::{Backend, Cpu, Tensor};
 use ares::ops::decode::naive;
 use ares::ops::{AttentionSpec, Decode, Ops, SlotTable};
 
@@ -140,7 +140,7 @@ fn a_captured_decode_serves_later_positions() {
         });
         step.unwrap();
         if [0, 255, 256, 599].contains(&position) {
-            let found: Vec<f32> = o.read(&device).unwrap().into_iter().map(Real::to_f32).collect();
+            let found: Vec<f32> = o.read(&device).unwrap().into_iter().map(Into::into).collect();
             let alone = Case { sequences: vec![history[..(position + 1) * width].to_vec()], ..case.clone() };
             assert_eq!(found, toolkit::Case::run(&alone, &device).named("o"), "position {position}");
         }

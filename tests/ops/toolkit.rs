@@ -13,7 +13,7 @@ use ares::backend::cuda::compiler::KernelOptions;
 use ares::backend::cuda::device::GpuDriver;
 use ares::backend::cuda::driver::{Arch, Driver};
 use ares::backend::cuda::sim::SimDriver;
-use ares::backend::{Backend, Cpu, Cuda, Indices, Real, Tensor};
+use ares::backend::{Backend, Cpu, Cuda, Element, Indices, Tensor};
 use ares::ops::lora::naive::Adapter;
 use ares::ops::{Lora, LoraGrad, Ops, Packing, Segment};
 use half::bf16;
@@ -272,8 +272,8 @@ pub fn noise(seed: u64, len: usize) -> Vec<f32> {
 const SPARE: usize = 3;
 
 /// An output that nobody has written yet.
-pub fn unwritten<B: Backend, T: Real>(ops: &B, rows: usize, cols: usize) -> Tensor<B, T> {
-    let nan = vec![T::from_f32(f32::NAN); (rows + SPARE) * cols];
+pub fn unwritten<B: Backend, T: Element>(ops: &B, rows: usize, cols: usize) -> Tensor<B, T> {
+    let nan = vec![bytemuck::pod_read_unaligned::<T>(&[0xff; 4][..size_of::<T>()]); (rows + SPARE) * cols];
     let mut tensor = Tensor::from_host(ops, rows + SPARE, cols, &nan).unwrap();
     tensor.set_rows(rows).unwrap();
     tensor
@@ -300,7 +300,7 @@ pub fn indices<B: Backend>(ops: &B, ids: &[u32]) -> Indices<B> {
 
 /// All that is in use, as f32. The spare rows must be unwritten, and the columns that pad a row zero: whoever reads it in whole
 /// chunks relies on them.
-pub fn read<B: Backend, T: Real>(ops: &B, mut tensor: Tensor<B, T>) -> Vec<f32> {
+pub fn read<B: Backend, T: Element + Into<f32>>(ops: &B, mut tensor: Tensor<B, T>) -> Vec<f32> {
     let ((rows, cols), stride) = (tensor.shape(), tensor.stride());
     tensor.set_rows(rows + SPARE).unwrap();
     let mut all = vec![T::default(); (rows + SPARE) * stride];
@@ -309,8 +309,8 @@ pub fn read<B: Backend, T: Real>(ops: &B, mut tensor: Tensor<B, T>) -> Vec<f32> 
     for (row, all) in all.chunks_exact(stride.max(1)).enumerate() {
         let (used, padding) = all.split_at(cols);
         assert!(padding.iter().all(|v| *v == T::default()), "row {row} ends in {padding:?}");
-        assert!(row < rows || used.iter().all(|v| v.to_f32().is_nan()), "row {row} past the {rows} in use was written");
-        values.extend(used.iter().take(if row < rows { cols } else { 0 }).map(|v| v.to_f32()));
+        assert!(row < rows || used.iter().all(|&v| v.into().is_nan()), "row {row} past the {rows} in use was written");
+        values.extend(used.iter().take(if row < rows { cols } else { 0 }).map(|&v| v.into()));
     }
     values
 }
@@ -325,7 +325,7 @@ pub fn driver() -> Option<Arc<dyn Driver>> {
     let default = if std::env::var_os("ARES_REQUIRE_GPU").is_some() { "cuda" } else { "sim" };
     let wanted = std::env::var("ARES_PARITY_DEVICE").unwrap_or_else(|_| default.to_string());
     let driver = match wanted.as_str() {
-        "sim" => SimDriver::open(Arch::Sm80),
+        "sim" => SimDriver::open(Arch::Sm80, &KernelOptions::default().or_environment(), None),
         "cuda" => GpuDriver::open(0, KernelOptions::default().or_environment()),
         other => panic!("ARES_PARITY_DEVICE: expected sim or cuda, found {other}"),
     };

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ares::Result;
+use ares::backend::cuda::compiler::KernelOptions;
 use ares::backend::cuda::driver::{Arch, Driver, LaunchConfig};
 use ares::backend::cuda::sim::SimDriver;
 use ares::backend::cuda::source::{Source, inline, signatures, trampolines};
@@ -14,7 +15,7 @@ pub const SEEDS: [u64; 4] = [0, 1, 2, 3];
 
 /// A simulated GPU, or `None` without a compiler; printed, or refused with ARES_REQUIRE_SIM=1.
 pub fn device(seed: u64) -> Option<Arc<dyn Driver>> {
-    match SimDriver::with_seed(Arch::Sm80, seed) {
+    match SimDriver::open(Arch::Sm80, &KernelOptions::default(), Some(seed)) {
         Ok(driver) => Some(driver),
         Err(reason) => {
             assert!(std::env::var_os("ARES_REQUIRE_SIM").is_none(), "{reason}");

@@ -16,7 +16,12 @@ pub struct DeviceBuffer<T: Element> {
 }
 
 impl<T: Element> DeviceBuffer<T> {
-    /// Zeros; of length 0 there is no memory.
+    /// Of no elements, and without memory.
+    pub(super) fn empty(driver: &Arc<dyn Driver>) -> Self {
+        DeviceBuffer { driver: driver.clone(), address: 0, len: 0, element: PhantomData }
+    }
+
+    /// Zeros.
     pub(super) fn new(driver: &Arc<dyn Driver>, len: usize) -> Result<Self> {
         let address = if len == 0 { 0 } else { driver.alloc(len * size_of::<T>())? };
         Ok(DeviceBuffer { driver: driver.clone(), address, len, element: PhantomData })

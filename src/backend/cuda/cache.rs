@@ -70,21 +70,15 @@ impl Cache {
         Cache { root }
     }
 
-    /// The folder of a whole entry, if there is one.
-    pub(crate) fn find(&self, key: &Key) -> Option<PathBuf> {
-        let entry = self.root.join(key.as_str());
-        is_whole(&entry).then_some(entry)
-    }
-
     /// The folder of the entry; when there is none, or a damaged one, `make` writes its files into the folder it is given.
     pub(crate) fn entry(&self, key: &Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
-        if let Some(entry) = self.find(key) {
+        let entry = self.root.join(key.as_str());
+        if is_whole(&entry) {
             return Ok(entry);
         }
         let made = aside(&self.root, key)?;
         make(made.path())?;
         seal(made.path())?;
-        let entry = self.root.join(key.as_str());
         if entry.exists() && !is_whole(&entry) {
             // Renamed before it is deleted: nobody finds half of it. If that fails, so does the rename below, which says so.
             let damaged = aside(&self.root, key)?;
@@ -186,7 +180,6 @@ mod tests {
     fn an_entry_is_made_once() {
         let (_folder, cache) = cache();
         let key = Key::new("norm", &[b"text", b"sm_80"]);
-        assert_eq!(cache.find(&key), None);
         assert_eq!(read(&cache.entry(&key, write("one")).unwrap()), "one");
         assert_eq!(read(&cache.entry(&key, unused).unwrap()), "one");
         assert_eq!(fs::read_dir(&cache.root).unwrap().count(), 1, "nothing is left aside");
@@ -222,7 +215,7 @@ mod tests {
         ];
         for damage in damages {
             damage(&entry).unwrap();
-            assert_eq!(cache.find(&key), None);
+            assert!(!is_whole(&entry));
             assert_eq!(read(&cache.entry(&key, write("whole")).unwrap()), "whole");
             assert_eq!(fs::read_dir(&cache.root).unwrap().count(), 1, "the damaged one is gone");
         }

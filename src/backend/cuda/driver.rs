@@ -86,6 +86,12 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
+    #[cfg(test)]
+    pub(crate) fn h200() -> DeviceInfo {
+        let (arch, multiprocessors, shared_per_block) = (Arch::Sm90a, 132, 227 << 10);
+        DeviceInfo { name: "test".into(), arch, multiprocessors, shared_per_block, memory: 1 << 35 }
+    }
+
     /// The simulator shows that kernels run, not how fast.
     pub(crate) fn is_simulated(&self) -> bool {
         self.name.starts_with("sim:")

@@ -50,9 +50,9 @@ struct State {
     /// Loaded kernels by a hash of name and defines, which stand beside it in full.
     functions: Mutex<HashMap<u64, (Vec<Define>, Function)>>,
     /// Partial sums of kernels that split their work; grown to the largest that was asked for.
-    scratch: Mutex<Option<DeviceBuffer<f32>>>,
+    scratch: Mutex<DeviceBuffer<f32>>,
     /// Tables that a kernel reads beside its tensors; grown likewise.
-    table: Mutex<Option<DeviceBuffer<u32>>>,
+    table: Mutex<DeviceBuffer<u32>>,
     profile: Profile,
 }
 
@@ -95,11 +95,11 @@ impl Drop for Graph {
 impl Cuda {
     pub fn new(driver: Arc<dyn Driver>) -> Cuda {
         let state = State {
-            driver,
             functions: Mutex::default(),
-            scratch: Mutex::default(),
-            table: Mutex::default(),
+            scratch: Mutex::new(DeviceBuffer::empty(&driver)),
+            table: Mutex::new(DeviceBuffer::empty(&driver)),
             profile: Profile::default(),
+            driver,
         };
         Cuda { state: Arc::new(state) }
     }
@@ -173,35 +173,27 @@ impl Cuda {
     }
 
     /// At least `len` floats for partial sums, whatever was in them; the next kernel of the stream may reuse them.
-    pub(crate) fn scratch(&self, len: usize) -> Result<Scratch<'_, f32>> {
+    pub(crate) fn scratch(&self, len: usize) -> Result<MutexGuard<'_, DeviceBuffer<f32>>> {
         self.grown(&self.state.scratch, len)
     }
 
     /// At least `len` words for a table that the host writes.
-    pub(crate) fn table(&self, len: usize) -> Result<Scratch<'_, u32>> {
+    pub(crate) fn table(&self, len: usize) -> Result<MutexGuard<'_, DeviceBuffer<u32>>> {
         self.grown(&self.state.table, len)
     }
 
-    fn grown<'a, T: Element>(&self, memory: &'a Mutex<Option<DeviceBuffer<T>>>, len: usize) -> Result<Scratch<'a, T>> {
+    fn grown<'a, T: Element>(
+        &self,
+        memory: &'a Mutex<DeviceBuffer<T>>,
+        len: usize,
+    ) -> Result<MutexGuard<'a, DeviceBuffer<T>>> {
         let mut memory = lock(memory);
-        if memory.as_ref().is_none_or(|m| m.len() < len) {
+        if memory.len() < len {
             // Freed first: the old one may be what keeps the new one from fitting.
-            if memory.take().is_some() {
-                self.state.driver.synchronize()?;
-            }
-            *memory = Some(self.alloc(len)?);
+            *memory = DeviceBuffer::empty(&self.state.driver);
+            *memory = self.alloc(len)?;
         }
-        Ok(Scratch(memory))
-    }
-}
-
-/// Memory of the backend's own, borrowed until dropped.
-pub(crate) struct Scratch<'a, T: Element>(MutexGuard<'a, Option<DeviceBuffer<T>>>);
-
-impl<T: Element> Scratch<'_, T> {
-    pub(crate) fn buffer(&mut self) -> Result<&mut DeviceBuffer<T>> {
-        let missing = || Error::Shape { op: "scratch", expected: "an allocation".into(), found: "none".into() };
-        self.0.as_mut().ok_or_else(missing)
+        Ok(memory)
     }
 }
 
@@ -222,9 +214,9 @@ impl Backend for Cuda {
         self.info().name.clone()
     }
 
-    /// Rows of activations begin at 16-byte borders; everything else lies packed.
+    /// Rows of activations, which are bf16, begin at 16-byte borders; everything else lies packed.
     fn stride<T: Element>(cols: usize) -> usize {
-        if T::NAME == bf16::NAME { cols.next_multiple_of(8) } else { cols }
+        if size_of::<T>() == size_of::<bf16>() { cols.next_multiple_of(8) } else { cols }
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<DeviceBuffer<T>> {

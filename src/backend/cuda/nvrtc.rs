@@ -21,6 +21,8 @@ const OPTIONS: &[&str] = &["--std=c++17", "--ptxas-options=-v", "--diag-suppress
 
 type Status = c_int;
 type Handle = *mut c_void;
+type Size = unsafe extern "C" fn(Handle, *mut usize) -> Status;
+type Bytes = unsafe extern "C" fn(Handle, *mut c_char) -> Status;
 
 /// An open libnvrtc.
 pub struct Nvrtc {
@@ -41,10 +43,10 @@ struct Api {
         *const *const c_char,
     ) -> Status,
     compile: unsafe extern "C" fn(Handle, c_int, *const *const c_char) -> Status,
-    log_size: unsafe extern "C" fn(Handle, *mut usize) -> Status,
-    log: unsafe extern "C" fn(Handle, *mut c_char) -> Status,
-    cubin_size: unsafe extern "C" fn(Handle, *mut usize) -> Status,
-    cubin: unsafe extern "C" fn(Handle, *mut c_char) -> Status,
+    log_size: Size,
+    log: Bytes,
+    cubin_size: Size,
+    cubin: Bytes,
     destroy: unsafe extern "C" fn(*mut Handle) -> Status,
     error: unsafe extern "C" fn(Status) -> *const c_char,
 }
@@ -105,8 +107,7 @@ impl Nvrtc {
         options.extend(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
         let options = options.into_iter().map(plain).collect::<Result<Vec<_>>>()?;
         let options: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
-        let program = Program::new(&self.api, &name, &text).map_err(failed)?;
-        program.compile(&options).map_err(|log| failed(with_lines(&log)))
+        self.api.compile(&name, &text, &options).map_err(|log| failed(with_lines(&log)))
     }
 }
 
@@ -141,6 +142,37 @@ impl Api {
         }
     }
 
+    /// The cubin, or what is wrong with the text.
+    fn compile(&self, name: &CStr, text: &CStr, options: &[*const c_char]) -> Result<Cubin, String> {
+        let (mut program, none) = (std::ptr::null_mut(), std::ptr::null());
+        // SAFETY: all strings end with NUL and outlive the calls; no headers are named. The program is destroyed once, after its last
+        // use; sizes and contents are asked for in pairs.
+        unsafe {
+            self.check((self.create)(&mut program, text.as_ptr(), name.as_ptr(), 0, none, none))?;
+            let status = (self.compile)(program, options.len() as c_int, options.as_ptr());
+            let made = self.bytes(program, self.log_size, self.log).and_then(|log| {
+                let log = String::from_utf8_lossy(&log).trim_end_matches('\0').to_string();
+                self.check(status).map_err(|status| format!("{log}{status}"))?;
+                Ok(Cubin { image: self.bytes(program, self.cubin_size, self.cubin)?, log })
+            });
+            (self.destroy)(&mut program);
+            made
+        }
+    }
+
+    /// # Safety
+    /// `size` and `get` are a pair of NVRTC's functions, and the program is alive.
+    unsafe fn bytes(&self, program: Handle, size: Size, get: Bytes) -> Result<Vec<u8>, String> {
+        let mut length = 0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.check(size(program, &mut length))?;
+            let mut bytes = vec![0u8; length];
+            self.check(get(program, bytes.as_mut_ptr().cast()))?;
+            Ok(bytes)
+        }
+    }
+
     fn check(&self, status: Status) -> Result<(), String> {
         if status == 0 {
             return Ok(());
@@ -170,60 +202,6 @@ unsafe fn version(library: &Library) -> Result<(u32, u32), String> {
     match (status, u32::try_from(major), u32::try_from(minor)) {
         (0, Ok(major), Ok(minor)) => Ok((major, minor)),
         _ => Err(format!("nvrtcVersion answers {status}")),
-    }
-}
-
-/// A program of NVRTC's, destroyed with its owner.
-struct Program<'a> {
-    api: &'a Api,
-    handle: Handle,
-}
-
-impl<'a> Program<'a> {
-    fn new(api: &'a Api, name: &CStr, text: &CStr) -> Result<Program<'a>, String> {
-        let mut handle = std::ptr::null_mut();
-        let none = std::ptr::null();
-        // SAFETY: both strings end with NUL and are copied; no headers are named.
-        api.check(unsafe { (api.create)(&mut handle, text.as_ptr(), name.as_ptr(), 0, none, none) })?;
-        Ok(Program { api, handle })
-    }
-
-    /// The cubin, or what is wrong with the text.
-    fn compile(&self, options: &[*const c_char]) -> Result<Cubin, String> {
-        let api = self.api;
-        // SAFETY: the handle is alive, the options end with NUL and outlive the call.
-        let status = unsafe { (api.compile)(self.handle, options.len() as c_int, options.as_ptr()) };
-        // SAFETY: of this program; the buffer has the size that NVRTC names.
-        let log = unsafe { self.bytes(api.log_size, api.log)? };
-        let log = String::from_utf8_lossy(&log).trim_end_matches('\0').to_string();
-        api.check(status).map_err(|status| format!("{log}{status}"))?;
-        // SAFETY: as above.
-        let image = unsafe { self.bytes(api.cubin_size, api.cubin)? };
-        Ok(Cubin { image, log })
-    }
-
-    /// # Safety
-    /// `size` and `get` are a pair of this program's functions.
-    unsafe fn bytes(
-        &self,
-        size: unsafe extern "C" fn(Handle, *mut usize) -> Status,
-        get: unsafe extern "C" fn(Handle, *mut c_char) -> Status,
-    ) -> Result<Vec<u8>, String> {
-        let mut length = 0;
-        // SAFETY: the caller's promise.
-        unsafe {
-            self.api.check(size(self.handle, &mut length))?;
-            let mut bytes = vec![0u8; length];
-            self.api.check(get(self.handle, bytes.as_mut_ptr().cast()))?;
-            Ok(bytes)
-        }
-    }
-}
-
-impl Drop for Program<'_> {
-    fn drop(&mut self) {
-        // SAFETY: created by this library, destroyed once.
-        unsafe { (self.api.destroy)(&mut self.handle) };
     }
 }
 

@@ -11,12 +11,13 @@ pub(crate) use self::toolchain::Toolchain;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use self::runtime::{Module, Runtime};
 use super::compiler::KernelOptions;
 use super::driver::{Arch, Define, DeviceInfo, Driver, Event, Function, GraphHandle, LaunchConfig};
+use super::lock;
 use super::source::Source;
 use super::text::text;
 use crate::error::{Error, Result};
@@ -39,18 +40,12 @@ pub struct SimDriver {
 struct State {
     modules: HashMap<(&'static str, Vec<Define>), Arc<Module>>,
     /// What a [`Function`]'s handle stands for.
-    functions: Vec<Loaded>,
+    functions: Vec<(Arc<Module>, runtime::Entry)>,
     /// What is being captured.
     recording: Option<Vec<Work>>,
     graphs: HashMap<u64, Arc<Vec<Work>>>,
     events: HashMap<u64, Instant>,
     next: u64,
-}
-
-#[derive(Clone)]
-struct Loaded {
-    module: Arc<Module>,
-    entry: runtime::Entry,
 }
 
 /// One step of a stream.
@@ -61,23 +56,10 @@ enum Work {
 }
 
 impl SimDriver {
-    /// Needs a C++ compiler: `$CXX`, c++, g++ or clang++. Kernels are read from `ARES_KERNELS`, if that is a folder; threads
-    /// and blocks run in the order of `ARES_SIM_SEED`.
-    pub fn open(arch: Arch) -> Result<Arc<dyn Driver>> {
-        SimDriver::with_options(arch, &KernelOptions::default().or_environment())
-    }
-
-    /// The same, with kernels from where `options` say.
-    pub(crate) fn with_options(arch: Arch, options: &KernelOptions) -> Result<Arc<dyn Driver>> {
-        SimDriver::start(arch, options, seed()?)
-    }
-
-    /// With embedded kernels; threads and blocks run in order for seed 0, in an order drawn from any other.
-    pub fn with_seed(arch: Arch, seed: u64) -> Result<Arc<dyn Driver>> {
-        SimDriver::start(arch, &KernelOptions::default(), seed)
-    }
-
-    fn start(arch: Arch, options: &KernelOptions, seed: u64) -> Result<Arc<dyn Driver>> {
+    /// Needs a C++ compiler: `$CXX`, c++, g++ or clang++. Kernels are read from the folder that `options` name, if any; threads
+    /// and blocks run in order for seed 0, in an order drawn from any other. Without a seed `ARES_SIM_SEED` says it.
+    pub fn open(arch: Arch, options: &KernelOptions, seed: Option<u64>) -> Result<Arc<dyn Driver>> {
+        let seed = seed.map_or_else(environment_seed, Ok)?;
         let runtime = Runtime::get()?;
         let (multiprocessors, shared_per_block) = match arch {
             // 99 KB: what the smallest of the family offers.
@@ -92,17 +74,12 @@ impl SimDriver {
         Ok(Arc::new(SimDriver { info, runtime, folder, seed, state: Mutex::default() }))
     }
 
-    /// A poisoned lock guards plain tables, whole at any moment.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Records the work if a capture is under way, else does it.
     ///
     /// # Safety
     /// Addresses are alive and long enough.
     unsafe fn queue(&self, work: Work) -> Result<()> {
-        if let Some(recording) = &mut self.state().recording {
+        if let Some(recording) = &mut lock(&self.state).recording {
             recording.push(work);
             return Ok(());
         }
@@ -115,54 +92,43 @@ impl SimDriver {
     unsafe fn perform(&self, work: &Work) -> Result<()> {
         match work {
             Work::Launch { function, config, args } => {
-                let loaded = self.state().functions.get(function.handle as usize).cloned();
-                let loaded = loaded.ok_or_else(|| misuse("a loaded kernel", function.name))?;
+                let loaded = lock(&self.state).functions.get(function.handle as usize).cloned();
+                let (module, entry) = loaded.ok_or_else(|| misuse("a loaded kernel", function.name))?;
                 self.check(function.name, config)?;
-                let job = runtime::Job { name: function.name, config, args, seed: self.seed };
-                // SAFETY: the caller's promise; the entry is the module's, which `loaded` keeps.
-                unsafe { self.runtime.launch(&loaded.module, loaded.entry, job) }
+                // SAFETY: the caller's promise; the entry is the module's.
+                unsafe { self.runtime.launch(&module, entry, function.name, config, args, self.seed) }
             }
-            // SAFETY: the caller's promise. Memory is host memory.
-            Work::Copy { dst, src, bytes } => unsafe {
-                std::ptr::copy_nonoverlapping(*src as *const u8, *dst as *mut u8, *bytes);
+            &Work::Copy { dst, src, bytes } => {
+                // SAFETY: the caller's promise. Memory is host memory.
+                unsafe { std::ptr::copy_nonoverlapping(src as *const u8, dst as *mut u8, bytes) };
                 Ok(())
-            },
-            // SAFETY: the caller's promise.
-            Work::Zero { dst, bytes } => unsafe {
-                std::ptr::write_bytes(*dst as *mut u8, 0, *bytes);
+            }
+            &Work::Zero { dst, bytes } => {
+                // SAFETY: as above.
+                unsafe { std::ptr::write_bytes(dst as *mut u8, 0, bytes) };
                 Ok(())
-            },
+            }
         }
     }
 
     /// What a GPU would refuse to launch.
     fn check(&self, name: &'static str, config: &LaunchConfig) -> Result<()> {
         let threads: u64 = config.block.iter().map(|&n| u64::from(n)).product();
-        let limit = |what: &str, most: u64, found: u64| Error::Shape {
-            op: name,
-            expected: format!("at most {most} {what}"),
-            found: found.to_string(),
-        };
         if threads == 0 || config.grid.contains(&0) {
             return Err(misuse("blocks and threads", &format!("{config:?}")));
         }
-        if threads > MAX_THREADS {
-            return Err(limit("threads in a block", MAX_THREADS, threads));
-        }
-        if config.shared > self.info.shared_per_block {
-            let found = u64::from(config.shared);
-            return Err(limit("bytes of shared memory", u64::from(self.info.shared_per_block), found));
-        }
-        for (axis, most) in [(1, 65_535), (2, 65_535)] {
-            if config.grid[axis] > most {
-                return Err(limit("blocks in this direction", u64::from(most), u64::from(config.grid[axis])));
-            }
-        }
-        Ok(())
+        let limits = [
+            ("threads in a block", threads, MAX_THREADS),
+            ("bytes of shared memory", config.shared.into(), self.info.shared_per_block.into()),
+            ("blocks in this direction", config.grid[1].into(), 65_535),
+            ("blocks in this direction", config.grid[2].into(), 65_535),
+        ];
+        let Some((what, found, most)) = limits.into_iter().find(|(_, found, most)| found > most) else { return Ok(()) };
+        Err(Error::Shape { op: name, expected: format!("at most {most} {what}"), found: found.to_string() })
     }
 
     fn refuse_in_capture(&self, what: &str) -> Result<()> {
-        if self.state().recording.is_some() {
+        if lock(&self.state).recording.is_some() {
             return Err(misuse("launches, copies and zeros in a capture", what));
         }
         Ok(())
@@ -170,7 +136,7 @@ impl SimDriver {
 }
 
 /// `ARES_SIM_SEED`, 0 when unset.
-fn seed() -> Result<u64> {
+fn environment_seed() -> Result<u64> {
     match std::env::var("ARES_SIM_SEED") {
         Ok(text) if !text.is_empty() => {
             text.parse().map_err(|_| Error::Usage(format!("ARES_SIM_SEED: expected a number, found {text:?}")))
@@ -222,18 +188,18 @@ impl Driver for SimDriver {
 
     fn load(&self, source: &'static Source, defines: &[Define], kernel: &'static str) -> Result<Function> {
         let key = (source.file, defines.to_vec());
-        let known = self.state().modules.get(&key).cloned();
+        let known = lock(&self.state).modules.get(&key).cloned();
         let module = match known {
             Some(module) => module,
             None => {
                 let text = text(source, self.folder.as_deref())?;
                 let module = Arc::new(self.runtime.module(source.file, &text, self.info.arch, defines)?);
-                self.state().modules.entry(key).or_insert(module).clone()
+                lock(&self.state).modules.entry(key).or_insert(module).clone()
             }
         };
         let entry = module.entry(kernel)?;
-        let mut state = self.state();
-        state.functions.push(Loaded { module, entry });
+        let mut state = lock(&self.state);
+        state.functions.push((module, entry));
         Ok(Function { handle: state.functions.len() as u64 - 1, name: kernel })
     }
 
@@ -249,12 +215,12 @@ impl Driver for SimDriver {
 
     fn capture_begin(&self) -> Result<()> {
         self.refuse_in_capture("a capture")?;
-        self.state().recording = Some(Vec::new());
+        lock(&self.state).recording = Some(Vec::new());
         Ok(())
     }
 
     fn capture_end(&self) -> Result<GraphHandle> {
-        let mut state = self.state();
+        let mut state = lock(&self.state);
         let recorded = state.recording.take().ok_or_else(|| misuse("a capture", "none"))?;
         state.next += 1;
         let handle = state.next;
@@ -264,14 +230,14 @@ impl Driver for SimDriver {
 
     unsafe fn graph_launch(&self, graph: &GraphHandle) -> Result<()> {
         self.refuse_in_capture("a graph")?;
-        let recorded = self.state().graphs.get(&graph.0).cloned();
+        let recorded = lock(&self.state).graphs.get(&graph.0).cloned();
         let recorded = recorded.ok_or_else(|| misuse("a captured graph", "a freed one"))?;
         // SAFETY: the caller's promise.
         recorded.iter().try_for_each(|work| unsafe { self.perform(work) })
     }
 
     fn graph_free(&self, graph: GraphHandle) {
-        self.state().graphs.remove(&graph.0);
+        lock(&self.state).graphs.remove(&graph.0);
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -279,7 +245,7 @@ impl Driver for SimDriver {
     }
 
     fn event(&self) -> Result<Event> {
-        let mut state = self.state();
+        let mut state = lock(&self.state);
         state.next += 1;
         let handle = state.next;
         state.events.insert(handle, Instant::now());
@@ -287,12 +253,12 @@ impl Driver for SimDriver {
     }
 
     fn elapsed(&self, from: &Event, to: &Event) -> Result<f32> {
-        let state = self.state();
+        let state = lock(&self.state);
         let at = |event: &Event| state.events.get(&event.0).ok_or_else(|| misuse("an event", "a freed one"));
         Ok(at(to)?.duration_since(*at(from)?).as_secs_f32() * 1e3)
     }
 
     fn event_free(&self, event: Event) {
-        self.state().events.remove(&event.0);
+        lock(&self.state).events.remove(&event.0);
     }
 }

@@ -92,9 +92,9 @@ impl AdamW for Cuda {
         let (entries, blocks) = table(parameters)?;
         let words: &[u32] = bytemuck::cast_slice(&entries);
         let mut tables = self.table(entries.len() * WORDS)?;
-        self.upload(tables.buffer()?, 0, words)?;
+        self.upload(&mut tables, 0, words)?;
         let mut scratch = self.scratch(blocks as usize)?;
-        let (table, partial) = (&*tables.buffer()?, scratch.buffer()?);
+        let (table, partial) = (&*tables, &mut *scratch);
         let each = LaunchConfig::linear(blocks, THREADS).with_shared(SHARED);
         let correct1 = 1.0 / (1.0 - spec.beta1.powi(spec.step as i32));
         let correct2 = 1.0 / (1.0 - spec.beta2.powi(spec.step as i32));

@@ -114,24 +114,20 @@ pub(crate) fn padded(head_dim: usize) -> Result<u32> {
     }
 }
 
+/// Causal heads of one size, with nothing else about them.
+pub(crate) fn plain(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionSpec {
+    AttentionSpec { heads, kv_heads, head_dim, scale: 1.0, window: None, softcap: None, causal: true }
+}
+
 /// Head sizes of the usual families, with one and with two heads of a block, and every kind of score.
 pub(crate) fn builds() -> Vec<Build> {
-    let plain = |heads, head_dim| AttentionSpec {
-        heads,
-        kv_heads: 1,
-        head_dim,
-        scale: 1.0,
-        window: None,
-        softcap: None,
-        causal: true,
-    };
-    let sizes = [32, 64, 80, 96, 128, 256].map(|e| plain(2, e));
+    let sizes = [32, 64, 80, 96, 128, 256].map(|e| plain(2, 1, e));
     let others = [
-        AttentionSpec { causal: false, ..plain(1, 64) },
-        AttentionSpec { window: Some(1), causal: false, ..plain(1, 64) },
-        AttentionSpec { window: Some(1), softcap: Some(1.0), ..plain(2, 64) },
-        AttentionSpec { window: Some(1), softcap: Some(1.0), causal: false, ..plain(2, 128) },
-        AttentionSpec { window: Some(1), softcap: Some(1.0), ..plain(2, 256) },
+        AttentionSpec { causal: false, ..plain(1, 1, 64) },
+        AttentionSpec { window: Some(1), causal: false, ..plain(1, 1, 64) },
+        AttentionSpec { window: Some(1), softcap: Some(1.0), ..plain(2, 1, 64) },
+        AttentionSpec { window: Some(1), softcap: Some(1.0), causal: false, ..plain(2, 1, 128) },
+        AttentionSpec { window: Some(1), softcap: Some(1.0), ..plain(2, 1, 256) },
     ];
     sizes.iter().chain(&others).filter_map(|spec| Some(Plan::new(spec).ok()?.build(spec))).collect()
 }
@@ -208,7 +204,7 @@ impl Attention for Cuda {
         let mut scratch = self.scratch(planes + sums)?;
         let params = AttentionBackwardParams {
             dqkv: &mut dqkv.buffer,
-            planes: scratch.buffer()?,
+            planes: &mut scratch,
             d_o: &d_o.buffer,
             o: &o.buffer,
             lse: &lse.buffer,
@@ -243,15 +239,11 @@ impl Attention for Cuda {
 mod tests {
     use super::*;
 
-    fn spec(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionSpec {
-        AttentionSpec { heads, kv_heads, head_dim, scale: 1.0, window: None, softcap: None, causal: true }
-    }
-
     #[test]
     fn every_head_size_fits_the_smallest_device() {
         for e in (8..=256).step_by(8) {
             for heads in 1..9 {
-                let plan = Plan::new(&spec(heads, 1, e)).unwrap();
+                let plan = Plan::new(&plain(heads, 1, e)).unwrap();
                 assert!(plan.wide as usize >= e && plan.wide < e as u32 + 32);
                 assert!((plan.wide * THREADS / plan.key_threads).is_multiple_of(16), "{plan:?}");
                 assert!(plan.forward_shared() <= 99 * 1024 && plan.backward_shared() <= 99 * 1024, "{plan:?}");
@@ -259,14 +251,14 @@ mod tests {
             }
         }
         for e in [0, 4, 12, 264] {
-            assert!(Plan::new(&spec(1, 1, e)).is_err(), "{e}");
+            assert!(Plan::new(&plain(1, 1, e)).is_err(), "{e}");
         }
     }
 
     #[test]
     fn two_blocks_fit_a_multiprocessor_up_to_128_columns() {
         for e in (8..=128).step_by(8) {
-            let plan = Plan::new(&spec(2, 1, e)).unwrap();
+            let plan = Plan::new(&plain(2, 1, e)).unwrap();
             // 164 KB on sm_80, of which each block takes one more.
             assert!(2 * (plan.forward_shared().max(plan.backward_shared()) + 1024) <= 164 * 1024, "{plan:?}");
         }
@@ -275,14 +267,14 @@ mod tests {
     #[test]
     fn blocks_cover_all_heads() {
         for (heads, kv_heads, blocks) in [(14, 2, 8), (12, 2, 6), (3, 1, 3), (2, 2, 2), (4, 2, 2)] {
-            let spec = spec(heads, kv_heads, 64);
+            let spec = plain(heads, kv_heads, 64);
             assert_eq!(Plan::new(&spec).unwrap().forward(5, &spec).grid, [5 * blocks, 1, 1]);
         }
     }
 
     #[test]
     fn an_endless_window_leaves_room_for_positions() {
-        assert_eq!(window(&spec(1, 1, 8)), 1 << 30);
-        assert_eq!(window(&AttentionSpec { window: Some(7), ..spec(1, 1, 8) }), 7);
+        assert_eq!(window(&plain(1, 1, 8)), 1 << 30);
+        assert_eq!(window(&AttentionSpec { window: Some(7), ..plain(1, 1, 8) }), 7);
     }
 }

@@ -141,11 +141,12 @@ mod tests {
     use half::bf16;
 
     use super::*;
+    use crate::backend::cuda::compiler::KernelOptions;
     use crate::backend::cuda::driver::Arch;
     use crate::backend::cuda::sim::SimDriver;
 
     fn sim() -> Option<Cuda> {
-        match SimDriver::open(Arch::Sm80) {
+        match SimDriver::open(Arch::Sm80, &KernelOptions::default().or_environment(), None) {
             Ok(driver) => Some(Cuda::new(driver)),
             Err(error) => {
                 assert!(std::env::var_os("ARES_REQUIRE_SIM").is_none(), "{error}");

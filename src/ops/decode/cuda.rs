@@ -4,7 +4,7 @@ use crate::backend::cuda::kernels::{self, DecodeParams};
 use crate::backend::cuda::usage::Build;
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
-use crate::ops::attention::cuda::{padded, window};
+use crate::ops::attention::cuda::{padded, plain, window};
 use crate::ops::{AttentionSpec, Cost, expect};
 
 /// Positions whose sums are one part: it alone, never the batch, decides in which order a row is summed.
@@ -69,11 +69,7 @@ impl Plan {
 
 /// Head sizes of the usual families.
 pub(crate) fn builds() -> Vec<Build> {
-    let plain = |head_dim, softcap| {
-        let (heads, kv_heads, scale, window, causal) = (2, 1, 1.0, None, true);
-        AttentionSpec { heads, kv_heads, head_dim, scale, window, softcap, causal }
-    };
-    let sizes = [32, 64, 80, 96, 128, 256].map(|e| plain(e, None));
+    let sizes = [32, 64, 80, 96, 128, 256].map(|e| plain(2, 1, e));
     let build = |spec: &AttentionSpec| {
         let plan = Plan::new(spec).ok()?;
         // The smallest multiprocessor has 100 KB, of which each block takes one more than it asks for.
@@ -81,7 +77,7 @@ pub(crate) fn builds() -> Vec<Build> {
         let build = Build::new(&kernels::DECODE, &plan.defines(spec), plan.threads());
         Some(build.with("decode_attention", plan.threads(), shared, blocks))
     };
-    sizes.iter().chain(&[plain(128, Some(1.0))]).filter_map(build).collect()
+    sizes.iter().chain(&[AttentionSpec { softcap: Some(1.0), ..plain(2, 1, 128) }]).filter_map(build).collect()
 }
 
 impl Decode for Cuda {
@@ -136,7 +132,7 @@ impl Decode for Cuda {
             let pairs = table.positions.read(self)?.into_iter().map(seen).sum();
             self.charge(|| cost(n as u64, pairs, &spec, 2));
         }
-        let partial = scratch.buffer()?;
+        let partial = &mut *scratch;
         // SAFETY: `check` and `expect` proved the shapes, and that slots and positions lie within the cache; the scratch was
         // just made as large as all parts.
         unsafe {
@@ -165,28 +161,24 @@ fn params<'a>(table: &'a SlotTable<Cuda>, length: usize, spec: &AttentionSpec) -
 mod tests {
     use super::*;
 
-    fn spec(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionSpec {
-        AttentionSpec { heads, kv_heads, head_dim, scale: 1.0, window: None, softcap: None, causal: true }
-    }
-
     #[test]
     fn two_blocks_fit_a_multiprocessor() {
         for e in (8..=256).step_by(8) {
-            let plan = Plan::new(&spec(1, 1, e)).unwrap();
+            let plan = Plan::new(&plain(1, 1, e)).unwrap();
             // 164 KB on sm_80, of which each block takes one more.
             assert!(2 * (plan.shared() + 1024) <= 164 * 1024, "{plan:?}");
             assert!(2 * STRIP * 4 * (plan.wide + 8) >= STRIP * plan.wide * 4, "sums lie where strips lay");
         }
-        assert!(Plan::new(&spec(1, 1, 20)).is_err());
+        assert!(Plan::new(&plain(1, 1, 20)).is_err());
     }
 
     #[test]
     fn grids_cover_the_cache() {
-        let plan = Plan::new(&spec(14, 2, 64)).unwrap();
-        assert_eq!(plan.attend(3, 257, &spec(14, 2, 64)).grid, [3 * 2 * 2, 1, 1]);
-        assert_eq!(plan.attend(3, 256, &spec(34, 2, 64)).grid, [3 * 2 * 2, 1, 1]);
-        assert_eq!(plan.combine(3, &spec(14, 2, 64)).grid, [11, 1, 1]);
-        assert_eq!(plan.append(3, &spec(14, 2, 64)).grid, [1, 1, 1]);
-        assert_eq!(plan.append(5, &spec(14, 2, 64)).grid, [2, 1, 1]);
+        let plan = Plan::new(&plain(14, 2, 64)).unwrap();
+        assert_eq!(plan.attend(3, 257, &plain(14, 2, 64)).grid, [3 * 2 * 2, 1, 1]);
+        assert_eq!(plan.attend(3, 256, &plain(34, 2, 64)).grid, [3 * 2 * 2, 1, 1]);
+        assert_eq!(plan.combine(3, &plain(14, 2, 64)).grid, [11, 1, 1]);
+        assert_eq!(plan.append(3, &plain(14, 2, 64)).grid, [1, 1, 1]);
+        assert_eq!(plan.append(5, &plain(14, 2, 64)).grid, [2, 1, 1]);
     }
 }

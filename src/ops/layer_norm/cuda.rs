@@ -1,21 +1,13 @@
 use super::{LayerNorm, backward_cost, check, forward_cost};
 use crate::backend::cuda::Build;
-use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::kernels::{self, LayerNormParams};
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
-
-/// Eight rows keep 256 threads busy; one warp per row needs no shared memory.
-const ROWS_PER_BLOCK: u32 = 8;
-const DEFINES: &[Define] = &[("ROWS_PER_BLOCK", ROWS_PER_BLOCK as u64)];
+use crate::ops::norm::cuda::{DEFINES, ROWS_PER_BLOCK, launch};
 
 /// What is compiled for any model.
 pub(crate) fn builds() -> Vec<Build> {
     vec![Build::new(&kernels::LAYER_NORM, DEFINES, 32 * ROWS_PER_BLOCK)]
-}
-
-fn launch(rows: usize) -> LaunchConfig {
-    LaunchConfig::linear((rows as u32).div_ceil(ROWS_PER_BLOCK), 32 * ROWS_PER_BLOCK)
 }
 
 impl LayerNorm for Cuda {

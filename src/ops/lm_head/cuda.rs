@@ -193,19 +193,17 @@ impl LmHead for Cuda {
         for first in (0..rows).step_by(size) {
             let count = size.min(rows - first);
             let launch = Launch::new(count, vocab, cols, false, self.info());
-            {
-                let mut scratch = self.scratch(count * (launch.tiles * STATS + 1))?;
-                let params = HeadParams {
-                    targets: Some(&targets.buffer),
-                    logprob: Some(&mut out.logprob.buffer),
-                    lse: Some(&mut out.lse.buffer),
-                    log_rest: Some(&mut out.log_rest.buffer),
-                    ..launch.params(chunk, scratch.buffer()?, h, w, first, count)
-                };
-                // SAFETY: `check` and the lines above proved h, W, targets and outputs; `count` rows fit the chunk, and the
-                // scratch was sized for them.
-                unsafe { launch.run(self, ONE_MODEL, &params, costs(count, launch.tiles, STATS, 1, w), dh.is_some())? };
-            }
+            let mut scratch = self.scratch(count * (launch.tiles * STATS + 1))?;
+            let params = HeadParams {
+                targets: Some(&targets.buffer),
+                logprob: Some(&mut out.logprob.buffer),
+                lse: Some(&mut out.lse.buffer),
+                log_rest: Some(&mut out.log_rest.buffer),
+                ..launch.params(chunk, &mut scratch, h, w, first, count)
+            };
+            // SAFETY: `check` and the lines above proved h, W, targets and outputs; `count` rows fit the chunk, and the
+            // scratch was sized for them.
+            unsafe { launch.run(self, ONE_MODEL, &params, costs(count, launch.tiles, STATS, 1, w), dh.is_some())? };
             if let Some(dh) = &mut dh {
                 back(self, dh, chunk, w, first, count)?;
             }
@@ -231,17 +229,15 @@ impl LmHead for Cuda {
         for first in (0..rows).step_by(size) {
             let count = size.min(rows - first);
             let launch = Launch::new(count, vocab, cols, true, self.info());
-            {
-                let mut scratch = self.scratch(count * (launch.tiles * KL_STATS + 2))?;
-                let params = HeadParams {
-                    h0: Some(&h0.buffer),
-                    chunk0: Some(&mut chunk0.buffer),
-                    kl: Some(&mut kl.buffer),
-                    ..launch.params(chunk, scratch.buffer()?, h, w, first, count)
-                };
-                // SAFETY: as in `lm_head_forward`; h0 has h's shape and chunk0 chunk's stride.
-                unsafe { launch.run(self, TWO_MODELS, &params, costs(count, launch.tiles, KL_STATS, 2, w), true)? };
-            }
+            let mut scratch = self.scratch(count * (launch.tiles * KL_STATS + 2))?;
+            let params = HeadParams {
+                h0: Some(&h0.buffer),
+                chunk0: Some(&mut chunk0.buffer),
+                kl: Some(&mut kl.buffer),
+                ..launch.params(chunk, &mut scratch, h, w, first, count)
+            };
+            // SAFETY: as in `lm_head_forward`; h0 has h's shape and chunk0 chunk's stride.
+            unsafe { launch.run(self, TWO_MODELS, &params, costs(count, launch.tiles, KL_STATS, 2, w), true)? };
             back(self, dh, chunk, w, first, count)?;
         }
         Ok(())
@@ -251,17 +247,10 @@ impl LmHead for Cuda {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cuda::driver::Arch;
 
     #[test]
     fn chunks_stay_below_their_bytes_and_fill_waves() {
-        let info = DeviceInfo {
-            name: "test".into(),
-            arch: Arch::Sm90a,
-            multiprocessors: 132,
-            shared_per_block: 227 << 10,
-            memory: 0,
-        };
+        let info = DeviceInfo::h200();
         let rows = Cuda::lm_head_chunk(151_936);
         assert!(rows % 128 == 0 && rows * 151_936 * 2 <= CHUNK_BYTES && rows >= 2048, "{rows}");
         assert_eq!(chunk_rows(100, rows, 151_936, 1536, &info), 100);

@@ -142,7 +142,7 @@ fn accumulate(
     let [t, in_all, sums] = [rows, narrow.cols() + cols, slices * count].map(|n| n as u64);
     cuda.charge(|| Cost { flops: 2 * t * count as u64, bytes: 2 * t * in_all + 4 * sums });
     let params = LoraParams {
-        partial: scratch.buffer()?,
+        partial: &mut scratch,
         narrow: &narrow.buffer,
         wide: &wide.buffer,
         rows,
@@ -168,17 +168,10 @@ fn accumulate(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cuda::driver::Arch;
 
     #[test]
     fn slices_fill_the_device_and_no_row_is_left() {
-        let info = DeviceInfo {
-            name: "test".into(),
-            arch: Arch::Sm90a,
-            multiprocessors: 132,
-            shared_per_block: 227 << 10,
-            memory: 0,
-        };
+        let info = DeviceInfo::h200();
         for (rows, tiles) in [(1, 12), (257, 12), (16384, 12), (16384, 140), (16384, 5000)] {
             let slice = slice(rows, tiles, tile(16), &info);
             assert!(slice.is_multiple_of(BLOCK_K as usize) && slice >= 256);

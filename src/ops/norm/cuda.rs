@@ -6,15 +6,15 @@ use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
 
 /// Eight rows keep 256 threads busy; one warp per row needs no shared memory.
-const ROWS_PER_BLOCK: u32 = 8;
-const DEFINES: &[Define] = &[("ROWS_PER_BLOCK", ROWS_PER_BLOCK as u64)];
+pub(crate) const ROWS_PER_BLOCK: u32 = 8;
+pub(crate) const DEFINES: &[Define] = &[("ROWS_PER_BLOCK", ROWS_PER_BLOCK as u64)];
 
 /// What is compiled for any model.
 pub(crate) fn builds() -> Vec<Build> {
     vec![Build::new(&kernels::NORM, DEFINES, 32 * ROWS_PER_BLOCK)]
 }
 
-fn launch(rows: usize) -> LaunchConfig {
+pub(crate) fn launch(rows: usize) -> LaunchConfig {
     LaunchConfig::linear((rows as u32).div_ceil(ROWS_PER_BLOCK), 32 * ROWS_PER_BLOCK)
 }
 

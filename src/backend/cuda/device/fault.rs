@@ -18,21 +18,22 @@ pub(super) fn describe(error: DriverError) -> String {
 pub(super) fn fault(device: &str, action: &str, error: DriverError, trail: &Trail, sync: bool) -> Error {
     if !is_kernels(error) {
         let what = format!("cannot {action}: {}", describe(error));
-        let remedy = "look at `nvidia-smi`; if the device is well, please report this".to_string();
-        return Error::Device { device: device.to_string(), what, remedy };
+        return failed(device, what, "look at `nvidia-smi`; if the device is well, please report this");
     }
     let what = format!("{}: {}", describe(error), trail.describe());
     if sync {
         return ours(device, what);
     }
-    let remedy = "run again with --sync to learn which kernel it was, and please report it".to_string();
-    Error::Device { device: device.to_string(), what, remedy }
+    failed(device, what, "run again with --sync to learn which kernel it was, and please report it")
 }
 
 /// A fault of the program.
 pub(super) fn ours(device: &str, what: String) -> Error {
-    let remedy = "this is a fault in ares: please report it".to_string();
-    Error::Device { device: device.to_string(), what, remedy }
+    failed(device, what, "this is a fault in ares: please report it")
+}
+
+fn failed(device: &str, what: String, remedy: &str) -> Error {
+    Error::Device { device: device.into(), what, remedy: remedy.into() }
 }
 
 /// The context must be current.
@@ -42,14 +43,10 @@ pub(super) fn out_of_memory(device: &str, bytes: usize) -> Error {
         Ok((free, total)) => format!("found {:.2} of {:.1} GiB free", gib(free), gib(total)),
         Err(_) => "found less".to_string(),
     };
-    Error::Device {
-        device: device.to_string(),
-        what: format!("out of memory: expected {:.2} GiB, {found}", gib(bytes)),
-        remedy:
-            "lower --batch-tokens or the number of sequences at once, take smaller models, or end other programs on \
-                 this GPU"
-                .to_string(),
-    }
+    let what = format!("out of memory: expected {:.2} GiB, {found}", gib(bytes));
+    let remedy = "lower --batch-tokens or the number of sequences at once, take smaller models, or end other programs on \
+                  this GPU";
+    failed(device, what, remedy)
 }
 
 /// Whether a kernel did this, now or earlier: the context is lost.

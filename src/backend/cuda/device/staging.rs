@@ -13,9 +13,8 @@ pub(super) struct Ring {
 
 struct Slot {
     memory: *mut u8,
+    /// Of its last copy; before there was one, waiting for it ends at once.
     done: CUevent,
-    /// The event was recorded at least once.
-    used: bool,
 }
 
 // SAFETY: pinned memory and events may be used from any thread; the ring is only reached through a lock.
@@ -37,7 +36,7 @@ impl Ring {
         let memory = unsafe { result::malloc_host(self.bytes, 0)? };
         match event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING) {
             Ok(done) => {
-                self.slots.push(Slot { memory: memory.cast(), done, used: false });
+                self.slots.push(Slot { memory: memory.cast(), done });
                 Ok(())
             }
             Err(error) => {
@@ -69,8 +68,8 @@ impl Ring {
             unsafe {
                 std::ptr::copy_nonoverlapping(part.as_ptr(), slot.memory, part.len());
                 result::memcpy_htod_async(dst, std::slice::from_raw_parts(slot.memory, part.len()), stream)?;
+                event::record(slot.done, stream)?;
             }
-            slot.record(stream)?;
             dst += part.len() as u64;
         }
         Ok(())
@@ -93,8 +92,8 @@ impl Ring {
                 unsafe {
                     let part = std::slice::from_raw_parts_mut(slot.memory, length);
                     result::memcpy_dtoh_async(part, src + queued as u64, stream)?;
+                    event::record(slot.done, stream)?;
                 }
-                slot.record(stream)?;
                 flying.push_back((at, length));
                 queued += length;
             }
@@ -121,14 +120,8 @@ impl Ring {
 }
 
 impl Slot {
-    fn record(&mut self, stream: CUstream) -> Result<(), DriverError> {
-        self.used = true;
-        // SAFETY: both are alive.
-        unsafe { event::record(self.done, stream) }
-    }
-
     fn wait(&self) -> Result<(), DriverError> {
         // SAFETY: the event is alive.
-        if self.used { unsafe { event::synchronize(self.done) } } else { Ok(()) }
+        unsafe { event::synchronize(self.done) }
     }
 }

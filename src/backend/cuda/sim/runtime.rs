@@ -29,14 +29,6 @@ struct SimLaunch {
     shared: u32,
 }
 
-/// What is launched.
-pub(super) struct Job<'a> {
-    pub(crate) name: &'static str,
-    pub(crate) config: &'a LaunchConfig,
-    pub(crate) args: &'a [u64],
-    pub(crate) seed: u64,
-}
-
 /// The functions of kernels/sim.cpp.
 pub(super) struct Runtime {
     toolchain: Toolchain,
@@ -142,15 +134,23 @@ impl Runtime {
     ///
     /// # Safety
     /// `entry` belongs to `module`, the arguments fit its signature, and addresses among them are alive.
-    pub(crate) unsafe fn launch(&self, module: &Module, entry: Entry, job: Job) -> Result<()> {
-        let name = CString::new(job.name).unwrap_or_default();
-        let LaunchConfig { grid, block, shared } = *job.config;
-        let (args, words) = (job.args.as_ptr(), job.args.len() as u32);
-        let launch = SimLaunch { entry, args, kernel: name.as_ptr(), seed: job.seed, grid, block, words, shared };
+    pub(crate) unsafe fn launch(
+        &self,
+        module: &Module,
+        entry: Entry,
+        name: &'static str,
+        config: &LaunchConfig,
+        args: &[u64],
+        seed: u64,
+    ) -> Result<()> {
+        let kernel = CString::new(name).unwrap_or_default();
+        let LaunchConfig { grid, block, shared } = *config;
+        let (args, words) = (args.as_ptr(), args.len() as u32);
+        let launch = SimLaunch { entry, args, kernel: kernel.as_ptr(), seed, grid, block, words, shared };
         // SAFETY: the launch and what it points to live until `end`.
         let state = Shared(unsafe { (self.begin)(&launch) });
         if state.0.is_null() {
-            return Err(fault(job.name, "expected memory for a launch, found none".into()));
+            return Err(fault(name, "expected memory for a launch, found none".into()));
         }
         let blocks: u64 = grid.iter().map(|&n| u64::from(n)).product();
         let workers = usize::try_from(blocks).unwrap_or(usize::MAX).min(rayon::current_num_threads());
@@ -170,7 +170,7 @@ impl Runtime {
             return Ok(());
         }
         let found = CStr::from_bytes_until_nul(&message).map_or("unknown".into(), |m| m.to_string_lossy());
-        Err(fault(job.name, lines::resolve(&module.object, &found)))
+        Err(fault(name, lines::resolve(&module.object, &found)))
     }
 }
 
