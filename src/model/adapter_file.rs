@@ -7,7 +7,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
 
-use super::checkpoint::{Shard, append};
+use super::checkpoint::{NO_TENSOR, Shard, append, wrong};
 use super::config::{Head, ModelConfig};
 use super::projection::Projection;
 use crate::error::{Error, Result};
@@ -121,28 +121,19 @@ impl AdapterFile {
         let mut adapter = config::read(&Fields::open(&dir.join(CONFIG))?)?;
         let path = dir.join(WEIGHTS);
         if !path.exists() && dir.join("adapter_model.bin").exists() {
-            return Err(Error::File {
-                file: dir.to_path_buf(),
-                expected: WEIGHTS.into(),
-                found: "adapter_model.bin".into(),
-                remedy: "save the adapter again with a PEFT of version 0.5 or later".into(),
-            });
+            let remedy = "save the adapter again with a PEFT of version 0.5 or later";
+            return Err(Error::file(dir, WEIGHTS, remedy)("adapter_model.bin"));
         }
         let shard = Shard::open(&path)?;
         let mut promised = adapter.promised(config);
         for (name, info) in shard.tensors() {
             let found = format!("{:?} {}", info.shape, info.dtype);
-            let wrong = |expected: String| Error::Weights {
-                file: path.clone(),
-                tensor: name.clone(),
-                expected,
-                found: found.clone(),
-            };
             let Some(shape) = promised.remove(&name) else {
-                return Err(wrong("LoRA matrices of this model's layers, and its score head, only".into()));
+                let expected = "LoRA matrices of this model's layers, and its score head, only";
+                return Err(wrong(&path, &name, expected, &found));
             };
             if info.shape != shape {
-                return Err(wrong(format!("{shape:?} (rank {})", adapter.rank)));
+                return Err(wrong(&path, &name, &format!("{shape:?} (rank {})", adapter.rank), &found));
             }
             let mut data = Vec::with_capacity(shape.iter().product());
             append(&shard, &name, &info, &mut data)?;
@@ -173,12 +164,7 @@ impl AdapterFile {
         let missing = self.tensors.keys().flat_map(twins).find(|twin| !self.tensors.contains_key(twin));
         let first = || self.tensors.is_empty().then(|| matrix_name(0, Projection::Q, 'A'));
         let Some(tensor) = missing.or_else(first) else { return Ok(()) };
-        Err(Error::Weights {
-            file: path.to_path_buf(),
-            tensor,
-            expected: "both matrices of a pair".into(),
-            found: "no such tensor".into(),
-        })
+        Err(wrong(path, &tensor, "both matrices of a pair", NO_TENSOR))
     }
 
     /// Writes the adapter as PEFT does, in f32, into the folder `dir`, which appears whole or not at all; the files of an

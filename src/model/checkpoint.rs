@@ -2,7 +2,7 @@
 //! compares every name, dtype and shape with what the config promises; numbers are read, and looked at, on demand.
 
 use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use half::{f16, slice::HalfFloatSliceExt};
 use safetensors::Dtype;
@@ -22,6 +22,8 @@ pub(crate) use shard::Shard;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+const DTYPES: &str = "F32, F16 or BF16";
+pub(super) const NO_TENSOR: &str = "no such tensor";
 
 /// Where a model's numbers come from.
 pub trait WeightSource {
@@ -77,7 +79,7 @@ impl Checkpoint {
         for (file, names) in files {
             let shard = Shard::open(&dir.join(file))?;
             for name in names {
-                let lacks = || missing(&shard.path, name, "a tensor, as the index says");
+                let lacks = || wrong(&shard.path, name, "a tensor, as the index says", NO_TENSOR);
                 self.tensors.insert(name.into(), (self.shards.len(), shard.info(name).ok_or_else(lacks)?.clone()));
             }
             self.shards.push(shard);
@@ -99,19 +101,15 @@ impl Checkpoint {
     fn check(&self, dir: &Path, name: &str, expected: &[usize]) -> Result<()> {
         let Some((shard, info)) = self.find(name) else {
             let file = if self.shards.len() == 1 { self.shards[0].path.clone() } else { dir.join(INDEX) };
-            return Err(missing(&file, name, &format!("{expected:?}")));
+            return Err(wrong(&file, name, &format!("{expected:?}"), NO_TENSOR));
         };
         let known = matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
         if known && info.shape == expected {
             return Ok(());
         }
-        let dtype = if known { info.dtype.to_string() } else { "F32, F16 or BF16".to_string() };
-        Err(Error::Weights {
-            file: shard.path.clone(),
-            tensor: name.to_string(),
-            expected: format!("{expected:?} {dtype}"),
-            found: format!("{:?} {}", info.shape, info.dtype),
-        })
+        let dtype = if known { info.dtype.to_string() } else { DTYPES.to_string() };
+        let found = format!("{:?} {}", info.shape, info.dtype);
+        Err(wrong(&shard.path, name, &format!("{expected:?} {dtype}"), &found))
     }
 
     fn find(&self, name: &str) -> Option<(&Shard, &TensorInfo)> {
@@ -120,7 +118,7 @@ impl Checkpoint {
     }
 
     fn require(&self, name: &str) -> Result<(&Shard, &TensorInfo)> {
-        self.find(name).ok_or_else(|| missing(&self.shards[0].path, name, "a tensor"))
+        self.find(name).ok_or_else(|| wrong(&self.shards[0].path, name, "a tensor", NO_TENSOR))
     }
 
     pub(crate) fn dtype(&self, name: &str) -> Result<Dtype> {
@@ -212,14 +210,7 @@ pub(crate) fn append(shard: &Shard, name: &str, info: &TensorInfo, out: &mut Vec
             out.resize(from + halves.len(), 0.0);
             halves.convert_to_f32_slice(&mut out[from..]);
         }),
-        other => {
-            return Err(Error::Weights {
-                file: shard.path.clone(),
-                tensor: name.to_string(),
-                expected: "F32, F16 or BF16".into(),
-                found: other.to_string(),
-            });
-        }
+        other => return Err(wrong(&shard.path, name, DTYPES, &other.to_string())),
     }
     // All of them first, without a branch per value: that loop becomes vector instructions.
     if out[before..].iter().fold(true, |finite, x| finite & x.is_finite()) {
@@ -235,22 +226,14 @@ pub(crate) fn append(shard: &Shard, name: &str, info: &TensorInfo, out: &mut Vec
     })
 }
 
-fn missing(file: &Path, tensor: &str, expected: &str) -> Error {
-    Error::Weights {
-        file: file.to_path_buf(),
-        tensor: tensor.to_string(),
-        expected: expected.to_string(),
-        found: "no such tensor".into(),
-    }
+pub(super) fn wrong(file: &Path, tensor: &str, expected: &str, found: &str) -> Error {
+    let [tensor, expected, found] = [tensor, expected, found].map(str::to_string);
+    Error::Weights { file: file.to_path_buf(), tensor, expected, found }
 }
 
 fn no_weights(dir: &Path) -> Error {
     let others = ["pytorch_model.bin", "pytorch_model.bin.index.json", "model.gguf"];
     let found = others.into_iter().find(|name| dir.join(name).exists()).unwrap_or("neither");
-    Error::File {
-        file: PathBuf::from(dir),
-        expected: format!("{SINGLE}, or {INDEX} with its shards"),
-        found: found.into(),
-        remedy: "save the model as safetensors (`save_pretrained` of transformers does)".into(),
-    }
+    let expected = format!("{SINGLE}, or {INDEX} with its shards");
+    Error::file(dir, &expected, "save the model as safetensors (`save_pretrained` of transformers does)")(found)
 }

@@ -92,12 +92,8 @@ impl ModelConfig {
         let file = dir.join("config.json");
         if !dir.is_dir() {
             let found = if dir.exists() { "a file" } else { "nothing" };
-            return Err(Error::File {
-                file: dir.to_path_buf(),
-                expected: "a model's folder".into(),
-                found: found.into(),
-                remedy: "name a folder with config.json, model.safetensors and tokenizer.json".into(),
-            });
+            let remedy = "name a folder with config.json, model.safetensors and tokenizer.json";
+            return Err(Error::file(dir, "a model's folder", remedy)(found));
         }
         let mut config = ModelConfig::from_fields(&Fields::open(&file)?)?;
         let generation = dir.join("generation_config.json");
@@ -141,28 +137,25 @@ impl ModelConfig {
 
     /// Fails unless this is a causal language model.
     pub(crate) fn expect_causal(&self) -> Result<()> {
-        if self.is_causal() {
-            return Ok(());
-        }
-        Err(self.wrong_head(Head::Causal, "a language model is wanted here"))
+        self.expect(Head::Causal, "a language model is wanted here")
     }
 
     /// Fails unless this is a sequence classifier with one label: a reward model or a judge.
     pub(crate) fn expect_score(&self) -> Result<()> {
-        if self.labels() == 1 {
-            return Ok(());
-        }
-        Err(self.wrong_head(Head::Classification { labels: 1 }, "a reward model or judge is wanted here"))
+        self.expect(Head::Classification { labels: 1 }, "a reward model or judge is wanted here")
     }
 
-    fn wrong_head(&self, expected: Head, remedy: &str) -> Error {
+    fn expect(&self, expected: Head, remedy: &str) -> Result<()> {
+        if self.head == expected {
+            return Ok(());
+        }
         let family = self.family.name();
         let [expected, found] = [expected, self.head].map(|head| match head {
             Head::Causal => format!("{family}ForCausalLM"),
             Head::Classification { labels: 1 } => format!("{family}ForSequenceClassification with one label"),
             Head::Classification { labels } => format!("{family}ForSequenceClassification with {labels} labels"),
         });
-        Error::File { file: self.file.clone(), expected, found, remedy: remedy.into() }
+        Err(Error::File { file: self.file.clone(), expected, found, remedy: remedy.into() })
     }
 
     fn from_fields(fields: &Fields) -> Result<ModelConfig> {

@@ -1,19 +1,18 @@
 //! How much arithmetic a model's work is: what rates are counted in.
 
 use super::batch::Batch;
-use super::checkpoint::promised;
 use super::config::ModelConfig;
+use super::projection::Projection;
 
 /// Multiplications and additions, counted apart, of running `batch` forward and, with `backward`, back to its adapters of `rank`:
 /// 2 N per row forward and 2 N for dX (the base is frozen), 2 r Σ(in + out) and twice that for the adapters, the products of
 /// attention (2 forward, 5 back) over the pairs that see each other, the head over its rows.
 pub(crate) fn flops(config: &ModelConfig, batch: &Batch, rank: usize, backward: bool) -> u64 {
     let (mut frozen, mut adapted) = (0, 0);
-    for (name, shape) in promised(config) {
-        if let ([out, input], true) = (shape.as_slice(), name.contains("_proj.weight")) {
-            frozen += (out * input) as u64;
-            adapted += (rank * (out + input)) as u64;
-        }
+    for projection in Projection::ALL {
+        let (out, input) = projection.shape(config);
+        frozen += (config.layers * out * input) as u64;
+        adapted += (config.layers * rank * (out + input)) as u64;
     }
     let rows = batch.len() as u64;
     let attention = 4 * batch.pairs() * (config.layers * config.heads * config.head_dim) as u64;

@@ -92,15 +92,11 @@ fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
         return Ok(Vec::new());
     }
     let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
-    let mut rows = Vec::new();
-    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let row = serde_json::from_str(line).map_err(|error| Error::File {
-            file: path.to_path_buf(),
-            expected: "one JSON object on every line".into(),
-            found: format!("line {}: {error}", index + 1),
-            remedy: "restore the file, or move it away and write the report without it".into(),
-        })?;
-        rows.push(row);
-    }
-    Ok(rows)
+    let remedy = "restore the file, or move it away and write the report without it";
+    let row = |(index, line): (usize, &str)| {
+        let found = |error: serde_json::Error| format!("line {}: {error}", index + 1);
+        serde_json::from_str(line)
+            .map_err(|error| Error::file(path, "one JSON object on every line", remedy)(found(error)))
+    };
+    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(row).collect()
 }

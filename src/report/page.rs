@@ -1,5 +1,7 @@
 //! What the report shows. The template (`page.html`) says in which order, and escapes every text.
 
+use std::path::Path;
+
 use minijinja::{Environment, context};
 
 use crate::detect::measure::MethodResult;
@@ -14,11 +16,9 @@ use super::{figures, tables};
 
 /// Renders the whole report as one HTML text: no script, nothing loaded from elsewhere.
 pub(crate) fn render(data: &RunData) -> Result<String> {
-    let fault = |error: minijinja::Error| Error::File {
-        file: super::NAME.into(),
-        expected: "a template that fits the data".into(),
-        found: error.to_string(),
-        remedy: "please report it: a fault in ares".into(),
+    let fault = |error: minijinja::Error| {
+        let remedy = "please report it: a fault in ares";
+        Error::file(Path::new(super::NAME), "a template that fits the data", remedy)(error)
     };
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);

@@ -31,12 +31,7 @@ impl Fields {
         let value: Value = serde_json::from_str(text).map_err(Error::file(file, "a JSON object", REMEDY))?;
         match value {
             Value::Object(map) => Ok(Fields { file: file.to_path_buf(), place: String::new(), map }),
-            other => Err(Error::File {
-                file: file.to_path_buf(),
-                expected: "a JSON object".into(),
-                found: brief(&other),
-                remedy: REMEDY.into(),
-            }),
+            other => Err(Error::file(file, "a JSON object", REMEDY)(brief(&other))),
         }
     }
 

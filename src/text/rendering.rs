@@ -85,10 +85,7 @@ impl Rendering {
             Prompt::Raw(text) => self.tokenizer.encode(text, true)?,
             Prompt::Tokens(ids) => self.checked(ids)?,
         };
-        if tokens.is_empty() {
-            return Err(empty("prompt"));
-        }
-        self.check_length(tokens, self.context - 1, "prompt")
+        self.check_length(filled(tokens, "prompt")?, self.context - 1, "prompt")
     }
 
     /// Renders the prompt, and its answer through the end-of-turn token; what the template puts after that token (ChatML's
@@ -129,19 +126,13 @@ impl Rendering {
             }
             Prompt::Tokens(ids) => self.append(ids, answer)?,
         };
-        if rendered.tokens.is_empty() {
-            return Err(empty("prompt"));
-        }
-        rendered.tokens = self.check_length(rendered.tokens, self.context, "prompt and answer")?;
+        rendered.tokens = self.check_length(filled(rendered.tokens, "prompt")?, self.context, "prompt and answer")?;
         Ok(rendered)
     }
 
     /// Takes ids given whole, of which the first `prompt_len` are the prompt.
     pub(crate) fn given(&self, ids: &[u32], prompt_len: usize) -> Result<Rendered> {
-        if ids.is_empty() {
-            return Err(empty("tokens"));
-        }
-        let tokens = self.check_length(self.checked(ids)?, self.context, "tokens")?;
+        let tokens = self.check_length(filled(self.checked(ids)?, "tokens")?, self.context, "tokens")?;
         Ok(Rendered { prompt_len: prompt_len.min(tokens.len()), tokens })
     }
 
@@ -174,12 +165,8 @@ impl Rendering {
 
     fn chat(&self, turns: &[Message], add_generation_prompt: bool) -> Result<String> {
         let Some(template) = &self.template else {
-            return Err(Error::File {
-                file: self.dir.clone(),
-                expected: "a chat template (chat_template.jinja, or chat_template in tokenizer_config.json)".into(),
-                found: "none".into(),
-                remedy: "use --raw to give the model the text as it stands".into(),
-            });
+            let expected = "a chat template (chat_template.jinja, or chat_template in tokenizer_config.json)";
+            return Err(Error::file(&self.dir, expected, "use --raw to give the model the text as it stands")("none"));
         };
         if turns.iter().all(|turn| turn.content.trim().is_empty()) {
             return Err(empty("prompt"));
@@ -190,10 +177,7 @@ impl Rendering {
     /// Encodes both texts, the first text's ids first. Encoded in one piece where that keeps the border, since some tokenizers
     /// put a space before every text; else one by one, as the answer would follow the prompt in generation.
     fn join(&self, before: &str, rest: &str, special: bool) -> Result<Rendered> {
-        let mut tokens = self.tokenizer.encode(before, special)?;
-        if tokens.is_empty() {
-            return Err(empty("prompt"));
-        }
+        let mut tokens = filled(self.tokenizer.encode(before, special)?, "prompt")?;
         let prompt_len = tokens.len();
         let whole = self.tokenizer.encode(&format!("{before}{rest}"), special)?;
         if whole.starts_with(&tokens) {
@@ -204,10 +188,7 @@ impl Rendering {
     }
 
     fn append(&self, ids: &[u32], answer: &str) -> Result<Rendered> {
-        let mut tokens = self.checked(ids)?;
-        if tokens.is_empty() {
-            return Err(empty("prompt"));
-        }
+        let mut tokens = filled(self.checked(ids)?, "prompt")?;
         let prompt_len = tokens.len();
         tokens.extend(self.tokenizer.encode(answer, false)?);
         Ok(Rendered { tokens, prompt_len })
@@ -252,6 +233,10 @@ fn with_turn(turns: &[Message], answer: &str) -> Vec<Message> {
     let mut turns = turns.to_vec();
     turns.push(Message { role: "assistant".into(), content: answer.to_string() });
     turns
+}
+
+fn filled(tokens: Vec<u32>, what: &str) -> Result<Vec<u32>> {
+    if tokens.is_empty() { Err(empty(what)) } else { Ok(tokens) }
 }
 
 fn empty(what: &str) -> Error {

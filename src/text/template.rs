@@ -69,26 +69,21 @@ impl Template {
         // Fixed when the model is opened: a run must not change its prompts at midnight.
         let now = clock::now();
         environment.add_function("strftime_now", move |format: &str| clock::format(now, format));
-        let broken = |error: minijinja::Error| Error::File {
-            file: file.to_path_buf(),
-            expected: "a chat template in Jinja".into(),
-            found: on_one_line(&error),
-            remedy: "correct the template, or use --raw".into(),
-        };
+        let broken = Error::file(file, "a chat template in Jinja", "correct the template, or use --raw");
         // Jinja reads every kind of line end as a line feed.
         let source = without_generation_tags(&source.replace("\r\n", "\n").replace('\r', "\n"));
-        environment.add_template_owned(NAME, source).map_err(broken)?;
+        environment.add_template_owned(NAME, source).map_err(|error| broken(on_one_line(&error)))?;
         Ok(Template { file: file.to_path_buf(), environment, specials })
     }
 
     /// Renders a conversation, with the beginning of the answer's turn when `add_generation_prompt`. What the template refuses
     /// is that row's error.
     pub(crate) fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let failed = |error: minijinja::Error| Error::Row {
-            place: format!("chat template of {}", self.file.display()),
-            expected: "a conversation that it renders".into(),
-            found: on_one_line(&error),
+        let row = |expected: &str, found: String| {
+            let place = format!("chat template of {}", self.file.display());
+            Error::Row { place, expected: expected.into(), found }
         };
+        let failed = |error| row("a conversation that it renders", on_one_line(&error));
         let template = self.environment.get_template(NAME).map_err(failed)?;
         let none = Value::from(());
         let call = context! { messages, add_generation_prompt, tools => none, documents => none };
@@ -96,11 +91,7 @@ impl Template {
         template
             .render_captured_to(context! { ..call, ..Value::from_serialize(&self.specials) }, &mut out)
             .map_err(failed)?;
-        String::from_utf8(out.0).map_err(|error| Error::Row {
-            place: format!("chat template of {}", self.file.display()),
-            expected: "UTF-8".into(),
-            found: error.to_string(),
-        })
+        String::from_utf8(out.0).map_err(|error| row("UTF-8", error.to_string()))
     }
 
     /// Gets the text of a special token (`eos_token`, …), if the tokenizer has it.

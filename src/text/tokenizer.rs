@@ -39,21 +39,17 @@ impl Tokenizer {
     /// Fails unless every id has a row in an embedding of `vocab_size` rows and, where the model's config says which tokenizer
     /// it was trained with, unless this is that one.
     pub(crate) fn check(&self, vocab_size: usize, trained_with: Option<&str>) -> Result<()> {
+        let refuse = |expected: &str, found: &str| {
+            Err(Error::file(&self.file, expected, "put model and tokenizer of one training together")(found))
+        };
         if self.vocab_size > vocab_size {
-            return Err(Error::File {
-                file: self.file.clone(),
-                expected: format!("ids below the model's vocab_size ({vocab_size})"),
-                found: format!("ids up to {}", self.vocab_size - 1),
-                remedy: "put model and tokenizer of one training together".into(),
-            });
+            let expected = format!("ids below the model's vocab_size ({vocab_size})");
+            return refuse(&expected, &format!("ids up to {}", self.vocab_size - 1));
         }
         match trained_with {
-            Some(expected) if !expected.eq_ignore_ascii_case(&self.sha256) => Err(Error::File {
-                file: self.file.clone(),
-                expected: format!("SHA-256 {expected}, as config.json says (ares_tokenizer_sha256)"),
-                found: self.sha256.clone(),
-                remedy: "put model and tokenizer of one training together".into(),
-            }),
+            Some(expected) if !expected.eq_ignore_ascii_case(&self.sha256) => {
+                refuse(&format!("SHA-256 {expected}, as config.json says (ares_tokenizer_sha256)"), &self.sha256)
+            }
             _ => Ok(()),
         }
     }
