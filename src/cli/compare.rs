@@ -4,12 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::device::OnDevice;
+use super::device::on_device;
 use super::groups::{JudgeArgs, PairArgs, RepairArgs};
 use super::watch::Stages;
 use super::{Session, args, outcome};
 use crate::error::Result;
-use crate::ops::Ops;
 use crate::repair::{LARGEST_SEED, Method};
 use crate::run::{DataFiles, Earlier, Experiment, RunDir, experiment};
 
@@ -76,7 +75,10 @@ impl Compare {
         let device = session.device()?;
         let experiment = self.experiment(session)?;
         let directory = RunDir::create(&self.out, Earlier::Refuse)?;
-        device.run(Work { experiment, directory, session })
+        let watch = &mut Stages::new(session);
+        let summary = on_device!(device, |ops| experiment::run(ops, &experiment, &directory, watch))?;
+        outcome::show(session, directory.path(), &summary)?;
+        outcome::result(session, [&summary].into_iter())
     }
 
     fn experiment(&self, session: &Session) -> Result<Experiment> {
@@ -106,22 +108,5 @@ impl Compare {
             sense: judges.sense(),
             prefill: self.prefill.clone(),
         })
-    }
-}
-
-struct Work<'a> {
-    experiment: Experiment,
-    directory: RunDir,
-    session: &'a Session,
-}
-
-impl OnDevice for Work<'_> {
-    type Output = ();
-
-    fn run<B: Ops>(self, ops: &B) -> Result<()> {
-        let Work { experiment, directory, session } = self;
-        let summary = experiment::run(ops, &experiment, &directory, &mut Stages::new(session))?;
-        outcome::show(session, directory.path(), &summary)?;
-        outcome::result(session, [&summary].into_iter())
     }
 }

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::device::OnDevice;
+use super::device::on_device;
 use super::watch::Stages;
 use super::{Session, outcome};
 use crate::error::Result;
-use crate::ops::Ops;
-use crate::run::demo::{DemoOptions, Extent, demo};
+use crate::run::Suite;
+use crate::run::demo::{Extent, demo};
 
 /// The whole method on small models that fail together: search, three repairs at equal steps, held-out proof
 #[derive(Debug, Args)]
@@ -36,25 +36,13 @@ impl Demo {
             (_, true) => Extent::Quick,
             _ => Extent::Plain,
         };
-        let options = DemoOptions { models: self.models, out: self.out, extent, seed: session.seed() };
-        device.run(Work { options, session })
-    }
-}
-
-struct Work<'a> {
-    options: DemoOptions,
-    session: &'a Session,
-}
-
-impl OnDevice for Work<'_> {
-    type Output = ();
-
-    fn run<B: Ops>(self, ops: &B) -> Result<()> {
-        let runs = demo(ops, &self.options, &mut Stages::new(self.session))?;
+        let suite = Suite::find(self.models.as_deref())?;
+        let watch = &mut Stages::new(session);
+        let runs = on_device!(device, |ops| demo(ops, &suite, &self.out, extent, session.seed(), watch))?;
         for run in &runs {
-            self.session.say(&format!("\n{}: {}\n", run.pair.name, run.pair.description));
-            outcome::show(self.session, &run.dir, &run.summary)?;
+            session.say(&format!("\n{}: {}\n", run.pair.name, run.pair.description));
+            outcome::show(session, &run.dir, &run.summary)?;
         }
-        outcome::result(self.session, runs.iter().map(|run| &run.summary))
+        outcome::result(session, runs.iter().map(|run| &run.summary))
     }
 }

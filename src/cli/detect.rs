@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::device::OnDevice;
+use super::device::on_device;
 use super::rows::{RowArgs, RowJob};
 use super::{Session, args};
 use crate::error::{Error, Result};
@@ -79,26 +79,15 @@ impl Detect {
             seed: session.seed(),
         };
         let job = self.rows.read(session)?;
-        device.run(Work { options, job, session })
+        on_device!(device, |ops| work(ops, &options, job, session))
     }
 }
 
-struct Work<'a> {
-    options: DetectOptions,
-    job: RowJob<'a>,
-    session: &'a Session,
-}
-
-impl OnDevice for Work<'_> {
-    type Output = ();
-
-    fn run<B: Ops>(self, ops: &B) -> Result<()> {
-        let Work { options, job, session } = self;
-        let mut detector = Detector::open(ops, &options)?;
-        session.detail(&format!("reward threshold {}", detector.thresholds().tau_r));
-        job.work(session, "detect", |rows| detector.look(rows))?;
-        let measure = detector.measure();
-        session.table(&tables::verdicts(&measure));
-        session.result(&measure)
-    }
+fn work<B: Ops>(ops: &B, options: &DetectOptions, job: RowJob, session: &Session) -> Result<()> {
+    let mut detector = Detector::open(ops, options)?;
+    session.detail(&format!("reward threshold {}", detector.thresholds().tau_r));
+    job.work(session, "detect", |rows| detector.look(rows))?;
+    let measure = detector.measure();
+    session.table(&tables::verdicts(&measure));
+    session.result(&measure)
 }

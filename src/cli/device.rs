@@ -3,13 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::backend::Cuda;
 use crate::backend::cuda::compiler::KernelOptions;
 use crate::backend::cuda::device::{GpuDriver, driver_present};
 use crate::backend::cuda::driver::Arch;
 use crate::backend::cuda::sim::SimDriver;
-use crate::backend::{Cpu, Cuda};
 use crate::error::Result;
-use crate::ops::Measured;
 
 /// `--device` as typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,22 +26,23 @@ pub(crate) enum Device {
     Cuda(Cuda),
 }
 
-/// Work that is written once for all devices.
-pub(crate) trait OnDevice {
-    type Output;
-
-    fn run<B: Measured>(self, ops: &B) -> Result<Self::Output>;
-}
-
-impl Device {
-    /// The program's one choice of a backend.
-    pub(crate) fn run<W: OnDevice>(self, work: W) -> Result<W::Output> {
-        match self {
-            Device::Cpu { .. } => work.run(&Cpu::new()),
-            Device::Cuda(cuda) => work.run(&cuda),
+/// Evaluates `$work` with the backend of a device as `$ops`: the program's one choice of a backend.
+macro_rules! on_device {
+    ($device:expr, |$ops:ident| $work:expr) => {
+        match $device {
+            $crate::cli::device::Device::Cpu { .. } => {
+                let $ops = &$crate::backend::Cpu::new();
+                $work
+            }
+            $crate::cli::device::Device::Cuda(cuda) => {
+                let $ops = &cuda;
+                $work
+            }
         }
-    }
+    };
 }
+
+pub(crate) use on_device;
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::device::OnDevice;
+use super::device::on_device;
 use super::rows::{Added, RowArgs, RowJob, fields, good};
 use super::{Session, args};
 use crate::error::Result;
@@ -67,7 +67,21 @@ impl Generate {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let job = self.rows.read(session)?;
-        device.run(Work { command: &self, session, job })
+        on_device!(device, |ops| self.work(ops, session, job))
+    }
+
+    fn work<B: Ops>(&self, ops: &B, session: &Session, job: RowJob) -> Result<()> {
+        let mut model =
+            Pretrained::open(ops, &self.model, self.rows.batch_tokens().unwrap_or(B::BATCH), interrupt::flag())?;
+        model.transformer.config.expect_causal()?;
+        let decoding = self.decoding.decoding(session.seed());
+        job.run(session, "generate", |rows| {
+            let asks = rows.iter().map(|row| self.ask(row)).collect();
+            good(asks, |asks| {
+                let answers = model.generate(Version::Current, asks, &decoding)?;
+                Ok(answers.into_iter().map(|answer| Ok(added(answer?))).collect())
+            })
+        })
     }
 
     fn ask(&self, row: &Row) -> Result<Ask> {
@@ -80,31 +94,6 @@ fn key(row: &Row) -> u64 {
     let Some(id) = row.object.get("id") else { return row.line as u64 };
     let hash = Sha256::digest(id.to_string());
     hash.iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte))
-}
-
-struct Work<'a> {
-    command: &'a Generate,
-    session: &'a Session,
-    job: RowJob<'a>,
-}
-
-impl OnDevice for Work<'_> {
-    type Output = ();
-
-    fn run<B: Ops>(self, ops: &B) -> Result<()> {
-        let Work { command, session, job } = self;
-        let mut model =
-            Pretrained::open(ops, &command.model, command.rows.batch_tokens().unwrap_or(B::BATCH), interrupt::flag())?;
-        model.transformer.config.expect_causal()?;
-        let decoding = command.decoding.decoding(session.seed());
-        job.run(session, "generate", |rows| {
-            let asks = rows.iter().map(|row| command.ask(row)).collect();
-            good(asks, |asks| {
-                let answers = model.generate(Version::Current, asks, &decoding)?;
-                Ok(answers.into_iter().map(|answer| Ok(added(answer?))).collect())
-            })
-        })
-    }
 }
 
 fn added(answer: Answer) -> Added {

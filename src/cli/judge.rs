@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
-use super::device::OnDevice;
+use super::device::on_device;
 use super::rows::{RowArgs, RowJob, fields, good};
 use super::{Session, args};
 use crate::error::Result;
@@ -29,7 +29,24 @@ impl Judge {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let job = self.rows.read(session)?;
-        device.run(Work { command: &self, session, job })
+        on_device!(device, |ops| self.work(ops, session, job))
+    }
+
+    fn work<B: Ops>(&self, ops: &B, session: &Session, job: RowJob) -> Result<()> {
+        let mut judge = self.judge.open(ops, self.rows.batch_tokens().unwrap_or(B::BATCH), &interrupt::flag())?;
+        job.run(session, "judge", |rows| {
+            let texts = rows.iter().map(|row| self.texts(row)).collect();
+            good(texts, |texts: &[(Prompt, String)]| {
+                let texts: Vec<(&Prompt, &str)> =
+                    texts.iter().map(|(prompt, answer)| (prompt, answer.as_str())).collect();
+                let words = judge.judge(&texts, self.harm_threshold)?.into_iter();
+                let added = words.map(|harm| {
+                    let harm = harm?;
+                    Ok(fields([("p_harm", json!(harm.p_harm)), ("ambiguous", json!(harm.ambiguous))]))
+                });
+                Ok(added.collect())
+            })
+        })
     }
 
     /// Prompt and answer; ids are nothing that a judge could read.
@@ -38,33 +55,5 @@ impl Judge {
             Exchange::Text { prompt, answer } => Ok((prompt, answer)),
             Exchange::Tokens { .. } => Err(row.wrong("`prompt` and `response` as texts", "`tokens`")),
         }
-    }
-}
-
-struct Work<'a> {
-    command: &'a Judge,
-    session: &'a Session,
-    job: RowJob<'a>,
-}
-
-impl OnDevice for Work<'_> {
-    type Output = ();
-
-    fn run<B: Ops>(self, ops: &B) -> Result<()> {
-        let Work { command, session, job } = self;
-        let mut judge = command.judge.open(ops, command.rows.batch_tokens().unwrap_or(B::BATCH), &interrupt::flag())?;
-        job.run(session, "judge", |rows| {
-            let texts = rows.iter().map(|row| command.texts(row)).collect();
-            good(texts, |texts: &[(Prompt, String)]| {
-                let texts: Vec<(&Prompt, &str)> =
-                    texts.iter().map(|(prompt, answer)| (prompt, answer.as_str())).collect();
-                let words = judge.judge(&texts, command.harm_threshold)?.into_iter();
-                let added = words.map(|harm| {
-                    let harm = harm?;
-                    Ok(fields([("p_harm", json!(harm.p_harm)), ("ambiguous", json!(harm.ambiguous))]))
-                });
-                Ok(added.collect())
-            })
-        })
     }
 }

@@ -4,7 +4,7 @@ use clap::Args;
 use rayon::prelude::*;
 use serde_json::json;
 
-use super::device::OnDevice;
+use super::device::on_device;
 use super::rows::{Added, RowArgs, RowJob, fields};
 use super::{Session, args};
 use crate::error::{Error, Result};
@@ -31,7 +31,18 @@ impl Logprob {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let job = self.rows.read(session)?;
-        device.run(Work { command: &self, session, job })
+        on_device!(device, |ops| self.work(ops, session, job))
+    }
+
+    fn work<B: Ops>(&self, ops: &B, session: &Session, job: RowJob) -> Result<()> {
+        let mut model =
+            Pretrained::open(ops, &self.model, self.rows.batch_tokens().unwrap_or(B::BATCH), interrupt::flag())?;
+        model.transformer.config.expect_causal()?;
+        job.run(session, "logprob", |rows| {
+            let rendered = rows.par_iter().map(|row| self.render(&model.rendering, row)).collect();
+            let logprobs = model.logprobs(Version::Current, rendered)?;
+            Ok(logprobs.into_iter().map(|logprobs| self.added(logprobs?)).collect())
+        })
     }
 
     fn render(&self, rendering: &Rendering, row: &Row) -> Result<Rendered> {
@@ -61,27 +72,5 @@ impl Logprob {
             added.push(("logprobs".to_string(), json!(logprobs)));
         }
         Ok(added)
-    }
-}
-
-struct Work<'a> {
-    command: &'a Logprob,
-    session: &'a Session,
-    job: RowJob<'a>,
-}
-
-impl OnDevice for Work<'_> {
-    type Output = ();
-
-    fn run<B: Ops>(self, ops: &B) -> Result<()> {
-        let Work { command, session, job } = self;
-        let mut model =
-            Pretrained::open(ops, &command.model, command.rows.batch_tokens().unwrap_or(B::BATCH), interrupt::flag())?;
-        model.transformer.config.expect_causal()?;
-        job.run(session, "logprob", |rows| {
-            let rendered = rows.par_iter().map(|row| command.render(&model.rendering, row)).collect();
-            let logprobs = model.logprobs(Version::Current, rendered)?;
-            Ok(logprobs.into_iter().map(|logprobs| command.added(logprobs?)).collect())
-        })
     }
 }

@@ -35,7 +35,7 @@ pub(crate) use session::Session;
 #[command(name = "ares", version, propagate_version = true, max_term_width = 110, after_help = AFTER)]
 pub struct Cli {
     #[command(flatten)]
-    global: session::Global,
+    session: Session,
     #[command(subcommand)]
     command: Command,
 }
@@ -71,7 +71,7 @@ pub fn parse() -> Cli {
 
 /// Does what was asked. Fails as the command does.
 pub fn run(cli: Cli) -> Result<()> {
-    let session = Session::new(cli.global);
+    let session = cli.session;
     match cli.command {
         Command::Demo(command) => command.run(&session),
         Command::Probe(command) => command.run(&session),

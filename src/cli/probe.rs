@@ -4,12 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::device::OnDevice;
+use super::device::on_device;
 use super::groups::{JudgeArgs, PairArgs};
 use super::watch::Stages;
 use super::{Session, args};
 use crate::error::Result;
-use crate::ops::Ops;
 use crate::probe::{Fitness, SamplerKind};
 use crate::report::tables;
 use crate::run::probe::{ProbeOptions, probe};
@@ -68,22 +67,7 @@ impl Probe {
             seed: session.seed(),
         };
         let directory = RunDir::create(&self.out, Earlier::Refuse)?;
-        device.run(Work { options, directory, session })
-    }
-}
-
-struct Work<'a> {
-    options: ProbeOptions,
-    directory: RunDir,
-    session: &'a Session,
-}
-
-impl OnDevice for Work<'_> {
-    type Output = ();
-
-    fn run<B: Ops>(self, ops: &B) -> Result<()> {
-        let Work { options, directory, session } = self;
-        let found = probe(ops, &options, &directory, &mut Stages::new(session))?;
+        let found = on_device!(device, |ops| probe(ops, &options, &directory, &mut Stages::new(session)))?;
         session.table(&tables::search(&found));
         session.say(&format!("\nwrote {}", directory.path().display()));
         session.result(&found)

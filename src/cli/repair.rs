@@ -5,12 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Session;
-use super::device::OnDevice;
+use super::device::on_device;
 use super::groups::{JudgeArgs, PairArgs, RepairArgs};
 use super::watch::Stages;
 use crate::error::{Error, Result};
 use crate::model::AdapterInit;
-use crate::ops::Ops;
 use crate::repair::Method;
 use crate::run::repair::{RepairOptions, repair};
 use crate::run::{Earlier, RunDir, Scale};
@@ -104,22 +103,7 @@ impl Repair {
             dump_gradients: self.dump_gradients,
         };
         let directory = RunDir::create(&self.out, Earlier::Refuse)?;
-        device.run(Work { options, directory, session })
-    }
-}
-
-struct Work<'a> {
-    options: RepairOptions,
-    directory: RunDir,
-    session: &'a Session,
-}
-
-impl OnDevice for Work<'_> {
-    type Output = ();
-
-    fn run<B: Ops>(self, ops: &B) -> Result<()> {
-        let Work { options, directory, session } = self;
-        let done = repair(ops, &options, &directory, &mut Stages::new(session))?;
+        let done = on_device!(device, |ops| repair(ops, &options, &directory, &mut Stages::new(session)))?;
         for item in &done.left_out {
             session.detail(&format!("left out: {}: {}", item.prompt, item.reason));
         }

@@ -4,7 +4,7 @@ use clap::Args;
 use rayon::prelude::*;
 use serde_json::json;
 
-use super::device::OnDevice;
+use super::device::on_device;
 use super::rows::{RowArgs, RowJob, fields};
 use super::{Session, args};
 use crate::error::{Error, Result};
@@ -28,28 +28,17 @@ impl Score {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let job = self.rows.read(session)?;
-        device.run(Work { command: &self, session, job })
+        on_device!(device, |ops| self.work(ops, session, job))
     }
-}
 
-struct Work<'a> {
-    command: &'a Score,
-    session: &'a Session,
-    job: RowJob<'a>,
-}
-
-impl OnDevice for Work<'_> {
-    type Output = ();
-
-    fn run<B: Ops>(self, ops: &B) -> Result<()> {
-        let Work { command, session, job } = self;
+    fn work<B: Ops>(&self, ops: &B, session: &Session, job: RowJob) -> Result<()> {
         let mut model =
-            Pretrained::open(ops, &command.reward, command.rows.batch_tokens().unwrap_or(B::BATCH), interrupt::flag())?;
+            Pretrained::open(ops, &self.reward, self.rows.batch_tokens().unwrap_or(B::BATCH), interrupt::flag())?;
         model.transformer.config.expect_score()?;
         job.run(session, "score", |rows| {
             let rendered: Vec<Result<Rendered>> = rows
                 .par_iter()
-                .map(|row| match row.exchange(command.rows.raw)? {
+                .map(|row| match row.exchange(self.rows.raw)? {
                     Exchange::Text { prompt, answer } => model.rendering.full(&prompt, &answer),
                     Exchange::Tokens { tokens, prompt_len } => model.rendering.given(&tokens, prompt_len),
                 })

@@ -18,9 +18,10 @@ use crate::report::{Style, Table};
 /// Where none is given.
 pub(crate) const SEED: u32 = 1;
 
+// The frame in which a command runs; as a doc comment this would take the place of the program's own help.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Everywhere")]
-pub(crate) struct Global {
+pub(crate) struct Session {
     /// Where to compute: auto (the first usable GPU, else the CPU), cpu, cuda[:N], sim[:ARCH]
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     device: DeviceSpec,
@@ -47,45 +48,35 @@ pub(crate) struct Global {
     verbose: bool,
 }
 
-/// The frame in which a command runs.
-#[derive(Debug)]
-pub(crate) struct Session {
-    global: Global,
-}
-
 impl Session {
-    pub(super) fn new(global: Global) -> Session {
-        Session { global }
-    }
-
     pub(crate) fn seed(&self) -> u64 {
-        self.global.seed.unwrap_or(SEED.into())
+        self.seed.unwrap_or(SEED.into())
     }
 
     /// `--seed` as typed.
     pub(crate) fn given_seed(&self) -> Option<u64> {
-        self.global.seed
+        self.seed
     }
 
     pub(crate) fn json(&self) -> bool {
-        self.global.json
+        self.json
     }
 
     /// Where kernels come from.
     pub(crate) fn kernels(&self) -> KernelOptions {
-        let Global { kernels, nvrtc, sync, .. } = &self.global;
+        let Session { kernels, nvrtc, sync, .. } = self;
         KernelOptions { nvrtc: nvrtc.clone(), kernels: kernels.clone(), sync: *sync }.or_environment()
     }
 
     /// `--device` as typed.
     pub(crate) fn device_spec(&self) -> DeviceSpec {
-        self.global.device
+        self.device
     }
 
     /// The device, usable. `auto` says which one it chose.
     pub(crate) fn device(&self) -> Result<Device> {
-        let (device, why) = self.global.device.resolve(self.kernels())?;
-        if self.global.device == DeviceSpec::Auto {
+        let (device, why) = self.device.resolve(self.kernels())?;
+        if self.device == DeviceSpec::Auto {
             self.say(&format!("device: {device} ({why})"));
         }
         Ok(device)
@@ -93,21 +84,21 @@ impl Session {
 
     /// A line for the person at the terminal, unless `--quiet`.
     pub(crate) fn say(&self, line: &str) {
-        if !self.global.quiet {
+        if !self.quiet {
             let _ = writeln!(std::io::stderr(), "{line}");
         }
     }
 
     /// A line only with `--verbose`.
     pub(crate) fn detail(&self, line: &str) {
-        if self.global.verbose {
+        if self.verbose {
             self.say(line);
         }
     }
 
     /// A table beside the result, on stderr.
     pub(crate) fn table(&self, table: &Table) {
-        if !self.global.quiet {
+        if !self.quiet {
             let _ = write!(std::io::stderr(), "{}", table.render(Style::of(&console::Term::stderr())));
         }
     }
@@ -119,7 +110,7 @@ impl Session {
 
     /// The same of several tables.
     pub(crate) fn inform_all(&self, tables: &[Table], result: &impl Serialize) -> Result<()> {
-        if self.global.json {
+        if self.json {
             return self.result(result);
         }
         tables.iter().try_for_each(|table| print(&table.render(Style::of(&console::Term::stdout()))))
@@ -127,7 +118,7 @@ impl Session {
 
     /// The result of a command that writes files: with `--json` one object on stdout, else nothing.
     pub(crate) fn result(&self, result: &impl Serialize) -> Result<()> {
-        if !self.global.json {
+        if !self.json {
             return Ok(());
         }
         let text = serde_json::to_string(result).map_err(|error| Error::write(Path::new("stdout"))(error.into()))?;
@@ -136,7 +127,7 @@ impl Session {
 
     /// A bar over `length` units, or a spinner if that is 0; without a terminal it stays unseen.
     pub(crate) fn progress(&self, label: &str, length: u64) -> ProgressBar {
-        if self.global.quiet || !std::io::stderr().is_terminal() {
+        if self.quiet || !std::io::stderr().is_terminal() {
             return ProgressBar::hidden();
         }
         let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(8));

@@ -1,6 +1,6 @@
 //! `ares demo`: the whole method on the built-in suite.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::data::DataFiles;
 use super::dir::{Earlier, RunDir};
@@ -29,16 +29,6 @@ pub(crate) enum Extent {
 /// hundred times as long as on the processor itself.
 const QUICK_ROWS: usize = 64;
 
-/// What `ares demo` was asked for.
-#[derive(Debug, Clone)]
-pub(crate) struct DemoOptions {
-    /// Instead of the built-in suite.
-    pub(crate) models: Option<PathBuf>,
-    pub(crate) out: PathBuf,
-    pub(crate) extent: Extent,
-    pub(crate) seed: u64,
-}
-
 /// One pair's finished run.
 pub(crate) struct DemoRun {
     pub(crate) pair: SuitePair,
@@ -47,17 +37,23 @@ pub(crate) struct DemoRun {
 }
 
 /// Runs the demo, all but the reports; each pair of `--full` gets a directory of its own below `out`. An earlier run is kept beside.
-pub(crate) fn demo<B: Ops>(ops: &B, options: &DemoOptions, watch: &mut dyn Watch) -> Result<Vec<DemoRun>> {
-    let suite = Suite::find(options.models.as_deref())?;
+pub(crate) fn demo<B: Ops>(
+    ops: &B,
+    suite: &Suite,
+    out: &Path,
+    extent: Extent,
+    seed: u64,
+    watch: &mut dyn Watch,
+) -> Result<Vec<DemoRun>> {
     let pairs = suite.pairs();
-    let outer = RunDir::create(&options.out, Earlier::Keep)?;
+    let outer = RunDir::create(out, Earlier::Keep)?;
     if let Some(kept) = &outer.kept {
         watch.note(&format!("the earlier run is kept as {}", kept.display()));
     }
-    let chosen = if options.extent == Extent::Full { pairs.len() } else { 1 };
+    let chosen = if extent == Extent::Full { pairs.len() } else { 1 };
     let mut runs = Vec::new();
     for pair in pairs.into_iter().take(chosen) {
-        let experiment = suite_experiment(&suite, &pair, options)?;
+        let experiment = suite_experiment(suite, &pair, extent, seed)?;
         let inner;
         let dir = if chosen > 1 {
             inner = RunDir::create(&outer.file(&pair.name), Earlier::Refuse)?;
@@ -71,16 +67,16 @@ pub(crate) fn demo<B: Ops>(ops: &B, options: &DemoOptions, watch: &mut dyn Watch
     Ok(runs)
 }
 
-/// The experiment that `options` ask for on one pair of the suite.
-fn suite_experiment(suite: &Suite, pair: &SuitePair, options: &DemoOptions) -> Result<Experiment> {
+/// The experiment of one pair of the suite.
+fn suite_experiment(suite: &Suite, pair: &SuitePair, extent: Extent, seed: u64) -> Result<Experiment> {
     let mut repair = suite.repair_config();
-    repair.seed = options.seed;
-    let (methods, seeds, probes) = match options.extent {
-        Extent::Full => (Method::ALL.to_vec(), (options.seed..options.seed + 3).collect(), 1000),
-        Extent::Plain => (vec![Method::Rlhf, Method::Policy, Method::Joint], vec![options.seed], 1000),
-        Extent::Quick => (vec![Method::Policy, Method::Joint], vec![options.seed], QUICK_ROWS),
+    repair.seed = seed;
+    let (methods, seeds, probes) = match extent {
+        Extent::Full => (Method::ALL.to_vec(), (seed..seed + 3).collect(), 1000),
+        Extent::Plain => (vec![Method::Rlhf, Method::Policy, Method::Joint], vec![seed], 1000),
+        Extent::Quick => (vec![Method::Policy, Method::Joint], vec![seed], QUICK_ROWS),
     };
-    if options.extent == Extent::Quick {
+    if extent == Extent::Quick {
         (repair.steps, repair.resample) = (4, 2);
     }
     let split = |name: &str| pair.split(name);
@@ -104,7 +100,7 @@ fn suite_experiment(suite: &Suite, pair: &SuitePair, options: &DemoOptions) -> R
             plausible: split("discovery"),
             gate: split("gate"),
             test: split("test"),
-            rows: (options.extent == Extent::Quick).then_some(QUICK_ROWS),
+            rows: (extent == Extent::Quick).then_some(QUICK_ROWS),
         },
         grammar: pair.grammar.clone(),
         suite: Some(format!("{}, pair {}", suite.label(), pair.name)),

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use self::findings::{Baseline, Findings, Load};
 use self::subject::Subject;
 use super::Session;
-use super::device::{Device, OnDevice};
+use super::device::{Device, on_device};
 use crate::bench::load::KernelLoad;
 use crate::bench::ops::OpTiming;
 use crate::bench::{self, Timing, Workload};
@@ -77,7 +77,8 @@ impl Bench {
             Device::Cuda(cuda) if self.tasks.contains(&Task::Load) => bench::load::kernels(cuda, session.kernels())?,
             _ => None,
         };
-        let mut findings = device.run(Timer { session, tasks: &self.tasks, policy, reward, workload, kernels })?;
+        let timer = Timer { session, tasks: &self.tasks, policy, reward, workload, kernels };
+        let mut findings = on_device!(device, |ops| timer.findings(ops))?;
         if let Some(baseline) = baseline {
             findings.beside = findings.tasks.iter().filter_map(|t| baseline.beside(t)).collect();
         }
@@ -114,10 +115,8 @@ struct Timer<'a> {
     kernels: Option<KernelLoad>,
 }
 
-impl OnDevice for Timer<'_> {
-    type Output = Findings;
-
-    fn run<B: Measured>(self, ops: &B) -> Result<Findings> {
+impl Timer<'_> {
+    fn findings<B: Measured>(&self, ops: &B) -> Result<Findings> {
         let before = ops.rates()?;
         let (mut tasks, mut single, load) = (self.tasks(ops)?, self.ops(ops)?, self.load(ops)?);
         // Before and after: a moment in which the machine was busy flatters nobody.
@@ -140,9 +139,7 @@ impl OnDevice for Timer<'_> {
             beside: Vec::new(),
         })
     }
-}
 
-impl Timer<'_> {
     fn wants(&self, task: Task) -> bool {
         self.tasks.contains(&task)
     }
