@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::backend::cost::KernelRun;
@@ -44,7 +44,7 @@ pub(crate) struct Load {
 /// The best setting of a baseline, and our rate as a multiple of its.
 #[derive(Debug, Serialize)]
 pub(crate) struct Beside {
-    task: String,
+    task: &'static str,
     setting: String,
     tokens_per_second: f64,
     ratio: f64,
@@ -173,36 +173,32 @@ fn percent(share: Option<f64>) -> String {
 }
 
 /// What was measured elsewhere: the JSON that scripts/baseline_hf.py wrote.
-pub(crate) struct Baseline(Vec<Value>);
+#[derive(Deserialize)]
+pub(crate) struct Baseline {
+    results: Vec<Setting>,
+}
+
+/// One task in one setting; without a rate where it could not be timed.
+#[derive(Deserialize)]
+struct Setting {
+    task: String,
+    setting: String,
+    tokens_per_second: Option<f64>,
+}
 
 impl Baseline {
-    pub fn read(file: &Path) -> Result<Baseline> {
+    pub(crate) fn read(file: &Path) -> Result<Baseline> {
         let text = std::fs::read_to_string(file).map_err(Error::read(file))?;
-        let refuse = |found: &str| Error::File {
-            file: file.to_path_buf(),
-            expected: "a baseline with `results`".into(),
-            found: found.into(),
-            remedy: "write it with scripts/baseline_hf.py --out FILE".into(),
-        };
-        let value: Value = serde_json::from_str(&text).map_err(|e| refuse(&e.to_string()))?;
-        value["results"].as_array().cloned().map(Baseline).ok_or_else(|| refuse("no such list"))
+        let remedy = "write it with scripts/baseline_hf.py --out FILE";
+        serde_json::from_str(&text).map_err(Error::file(file, "a baseline with `results`", remedy))
     }
 
     /// Its fastest setting for a task.
     pub(crate) fn beside(&self, timing: &Timing) -> Option<Beside> {
-        let rate =
-            |r: &Value| r["tokens_per_second"].as_f64().filter(|_| r["task"] == timing.task && r["setting"] != "ares");
-        let best = self
-            .0
-            .iter()
-            .filter(|r| rate(r).is_some())
-            .max_by(|a, b| rate(a).unwrap_or(0.0).total_cmp(&rate(b).unwrap_or(0.0)))?;
-        let tokens_per_second = rate(best)?;
-        Some(Beside {
-            task: timing.task.to_string(),
-            setting: best["setting"].as_str().unwrap_or("?").to_string(),
-            tokens_per_second,
-            ratio: timing.tokens_per_second / tokens_per_second,
-        })
+        let others = self.results.iter().filter(|r| r.task == timing.task && r.setting != "ares");
+        let timed = others.filter_map(|r| Some((&r.setting, r.tokens_per_second?)));
+        let (setting, tokens_per_second) = timed.max_by(|a, b| a.1.total_cmp(&b.1))?;
+        let ratio = timing.tokens_per_second / tokens_per_second;
+        Some(Beside { task: timing.task, setting: setting.clone(), tokens_per_second, ratio })
     }
 }

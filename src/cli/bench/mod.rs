@@ -90,19 +90,16 @@ impl Bench {
     }
 
     fn models(&self) -> Result<(Subject, Subject)> {
-        let suite = match (&self.policy, &self.reward) {
-            (Some(_), Some(_)) => None,
-            _ => Some(Suite::find(None)?),
+        let (policy, reward) = match (self.policy.clone(), self.reward.clone()) {
+            (Some(policy), Some(reward)) => (policy, reward),
+            (policy, reward) => {
+                let first = Suite::find(None)?.pairs().into_iter().next();
+                let none = || Error::Usage("expected --policy and --reward: the suite has no pair".into());
+                let first = first.ok_or_else(none)?;
+                (policy.unwrap_or(first.policy.dir), reward.unwrap_or(first.reward.dir))
+            }
         };
-        let first = suite.as_ref().and_then(|suite| suite.pairs().into_iter().next());
-        let open = |given: &Option<PathBuf>, own: Option<PathBuf>| match (given, own) {
-            (Some(path), _) => Subject::of(path, self.layers),
-            (None, Some(dir)) => Subject::of(&dir, self.layers),
-            (None, None) => Err(Error::Usage("expected --policy and --reward: the suite has no pair".into())),
-        };
-        let (policy, reward) =
-            (first.as_ref().map(|p| p.policy.dir.clone()), first.as_ref().map(|p| p.reward.dir.clone()));
-        Ok((open(&self.policy, policy)?, open(&self.reward, reward)?))
+        Ok((Subject::of(&policy, self.layers)?, Subject::of(&reward, self.layers)?))
     }
 }
 

@@ -15,17 +15,12 @@ pub(super) enum Subject {
 impl Subject {
     /// A folder, or a config.json cut to its first `layers`.
     pub(crate) fn of(path: &Path, layers: Option<usize>) -> Result<Subject> {
-        if path.extension().is_none_or(|e| e != "json") {
-            return Subject::folder(path, layers);
+        if path.extension().is_some_and(|e| e == "json") {
+            let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
+            let mut config = ModelConfig::parse(path, &text)?;
+            config.layers = layers.unwrap_or(config.layers).clamp(1, config.layers);
+            return Ok(Subject::Config(Box::new(config), path.display().to_string()));
         }
-        let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
-        let mut config = ModelConfig::parse(path, &text)?;
-        config.layers = layers.unwrap_or(config.layers).clamp(1, config.layers);
-        Ok(Subject::Config(Box::new(config), path.display().to_string()))
-    }
-
-    /// A checkpoint is timed as it is.
-    fn folder(path: &Path, layers: Option<usize>) -> Result<Subject> {
         if !path.is_dir() {
             return Err(Error::Usage(format!(
                 "{}: expected a model's folder, or a config.json whose shape gets random weights; found {}",
@@ -33,6 +28,7 @@ impl Subject {
                 if path.exists() { "another file" } else { "nothing" }
             )));
         }
+        // A checkpoint is timed as it is.
         if let Some(layers) = layers {
             return Err(Error::Usage(format!(
                 "--layers {layers}: expected a config.json, whose first layers get random weights; found the folder {}: give its \

@@ -269,12 +269,6 @@ simd! {
     }
 }
 
-/// The query heads that read key/value head `kv`.
-pub(crate) fn heads_of(kv: usize, spec: &AttentionSpec) -> Range<usize> {
-    let per = spec.heads / spec.kv_heads;
-    kv * per..(kv + 1) * per
-}
-
 /// Keys that position `at` of `n` sees.
 fn seen(at: usize, n: usize, spec: &AttentionSpec) -> Range<usize> {
     let reach = spec.window.unwrap_or(n);

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::{Decode, KvCache, SlotTable, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
-use crate::ops::attention::cpu::{heads_of, softmax};
+use crate::ops::attention::cpu::softmax;
 use crate::ops::attention::products::{LANES, multiply};
 use crate::ops::product::simd;
 use crate::ops::{AttentionSpec, expect};
@@ -97,9 +97,9 @@ fn runs(slots: &[u32], count: usize) -> Result<Vec<Range<usize>>> {
 
 simd! {
     fn attend<'a>[simd](o: &'a mut [f32], scratch: &'a mut Vec<f32>, q: &'a [f32], cache: &'a KvCache<Cpu>, at: (usize, usize), spec: &'a AttentionSpec) {
-        let (slot, position) = at;
+        let ((slot, position), per) = (at, spec.heads / spec.kv_heads);
         for kv in 0..spec.kv_heads {
-            let mut heads = heads_of(kv, spec);
+            let mut heads = kv * per..(kv + 1) * per;
             while !heads.is_empty() {
                 let head = heads.start;
                 heads.start += match heads.len() {
