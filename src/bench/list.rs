@@ -64,7 +64,7 @@ impl<B: Ops> ProductOperands<B> {
     fn costs(&self) -> [Cost; 2] {
         let [t, n, k] = [self.x.rows(), self.y.cols(), self.x.cols()].map(|n| n as u64);
         let (parts, rank) = (self.lora.parts.len() as u64, self.lora.rank as u64);
-        [lora::forward_cost, lora::backward_cost].map(|cost| cost(t, n, k, parts, rank, size_of::<B::Act>() as u64))
+        lora::costs(t, n, k, parts, rank, size_of::<B::Act>() as u64)
     }
 }
 
@@ -164,7 +164,7 @@ impl<B: Ops> List<'_, '_, B> {
         let (ops, c, spec) = (self.ops, self.shape.config.hidden_size, self.shape.config.block_spec(0).norm);
         let (x, w, dy) = (self.act(t, c)?, self.act(1, c)?, self.act(t, c)?);
         let (mut y, mut rstd, mut dx) = (self.out(t, c)?, Tensor::zeros(ops, t, 1)?, self.act(t, c)?);
-        let costs = [norm::forward_cost, norm::backward_cost].map(|cost| cost(t as u64, c as u64, Self::ACT));
+        let costs = norm::costs(t as u64, c as u64, Self::ACT);
         (self.visit)("norm, forward", costs[0], &mut || ops.norm_forward(&mut y, &mut rstd, &x, &w, spec))?;
         (self.visit)("norm, backward", costs[1], &mut || ops.norm_backward(&mut dx, &dy, &x, &rstd, &w, spec))
     }
@@ -174,8 +174,7 @@ impl<B: Ops> List<'_, '_, B> {
         let (x, w, bias, dy) = (self.act(t, c)?, self.act(1, c)?, self.act(1, c)?, self.act(t, c)?);
         let [mut mean, mut rstd] = [Tensor::zeros(ops, t, 1)?, Tensor::zeros(ops, t, 1)?];
         let (mut y, mut dx) = (self.out(t, c)?, self.act(t, c)?);
-        let costs =
-            [layer_norm::forward_cost, layer_norm::backward_cost].map(|cost| cost(t as u64, c as u64, Self::ACT));
+        let costs = layer_norm::costs(t as u64, c as u64, Self::ACT);
         (self.visit)("layer_norm, forward", costs[0], &mut || {
             ops.layer_norm_forward(&mut y, &mut mean, &mut rstd, &x, &w, Some(&bias), eps)
         })?;
@@ -214,8 +213,7 @@ impl<B: Ops> List<'_, '_, B> {
         let (mut o, mut dqkv) = (self.out(t, columns)?, self.out(t, spec.width())?);
         let mut lse = Tensor::zeros(ops, t, spec.heads)?;
         let [h, kv, e] = [spec.heads, spec.kv_heads, spec.head_dim].map(|n| n as u64);
-        let [forward, backward] = [attention::forward_cost, attention::backward_cost]
-            .map(|cost| cost(t as u64, packing.pairs(&spec), h, kv, e, Self::ACT));
+        let [forward, backward] = attention::costs(t as u64, packing.pairs(&spec), h, kv, e, Self::ACT);
         (self.visit)("attention, forward", forward, &mut || {
             ops.attention_forward(&mut o, &mut lse, &qkv, packing, spec)
         })?;
@@ -243,7 +241,7 @@ impl<B: Ops> List<'_, '_, B> {
         let mut p = self.product(t, &[f, f], config.hidden_size)?;
         let (mut a, dact, costs) = (self.out(t, f)?, self.act(t, f)?, p.costs());
         let (w, lora) = (&p.w, Some(&p.lora));
-        let activate = gate_up::activate_cost(t as u64, f as u64, spec, Self::ACT);
+        let [activate, back] = gate_up::activate_costs(t as u64, f as u64, spec, Self::ACT);
         (self.visit)("gate_up, forward", costs[0] + activate, &mut || {
             ops.gate_up_forward(&mut a, &mut p.y, &mut p.xa, &p.x, w, None, lora, spec)
         })?;
@@ -251,8 +249,7 @@ impl<B: Ops> List<'_, '_, B> {
         // Backward turns gate and up into their gradients in place; they are put back first, which is charged.
         let len = t * p.y.stride();
         let copy = Cost { flops: 0, bytes: Self::ACT * 2 * len as u64 };
-        let back = gate_up::activate_backward_cost(t as u64, f as u64, spec, Self::ACT) + copy;
-        (self.visit)("gate_up, backward", costs[1] + back, &mut || {
+        (self.visit)("gate_up, backward", costs[1] + back + copy, &mut || {
             ops.copy(&mut p.dy.buffer, 0, &p.y.buffer, 0, len)?;
             ops.gate_up_backward(&mut p.dx, Some(&mut p.grad), &mut p.dy, &mut p.dxa, &dact, &p.x, &p.xa, w, lora, spec)
         })
@@ -265,8 +262,7 @@ impl<B: Ops> List<'_, '_, B> {
         let (h, mut dh, w) = (self.act(rows, c)?, self.out(rows, c)?, self.weight(vocab, c)?);
         let (mut out, mut chunk) = (HeadRows::with_capacity(ops, rows)?, self.out(B::lm_head_chunk(vocab), vocab)?);
         let sizes = [rows, vocab, c].map(|n| n as u64);
-        let [forward, both] =
-            [lm_head::forward_cost, lm_head::cost].map(|cost| cost(sizes[0], sizes[1], sizes[2], act));
+        let [forward, both] = lm_head::costs(sizes[0], sizes[1], sizes[2], act);
         (self.visit)("lm_head, forward", forward, &mut || {
             ops.lm_head_forward(&mut out, None, &mut chunk, &h, &tables.targets, &w)
         })?;
@@ -275,8 +271,7 @@ impl<B: Ops> List<'_, '_, B> {
         })?;
         let (w, mut r, dr) = (self.numbers(1, c)?, self.numbers(rows, 1)?, self.numbers(rows, 1)?);
         let mut dw = self.numbers(1, c)?;
-        let [forward, backward] =
-            [score_head::forward_cost, score_head::backward_cost].map(|cost| cost(sizes[0], 1, sizes[2], act));
+        let [forward, backward] = score_head::costs(sizes[0], 1, sizes[2], act);
         (self.visit)("score_head, forward", forward, &mut || ops.score_forward(&mut r, &h, &w))?;
         (self.visit)("score_head, backward", backward, &mut || ops.score_backward(&mut dh, Some(&mut dw), &dr, &h, &w))
     }
@@ -322,12 +317,12 @@ impl<B: Ops> List<'_, '_, B> {
         keys.set(ops, &(0..rows as u64).collect::<Vec<_>>(), &vec![length as u32; rows])?;
         let mut next = Indices::from_host(ops, &vec![0; rows], vocab)?;
         let written = Cost { flops: 0, bytes: 8 * (rows * vocab) as u64 };
-        let cost = lm_head::forward_cost(rows as u64, vocab as u64, c as u64, act) + written;
+        let [product, _] = lm_head::costs(rows as u64, vocab as u64, c as u64, act);
         for (name, temperature, top_k, top_p) in
             [("sample, greedy", 0.0, 0, 1.0), ("sample, top-k top-p", 1.0, 50, 0.95)]
         {
             let spec = SampleSpec { temperature, top_k, top_p, seed: 1 };
-            (self.visit)(name, cost, &mut || ops.sample(&mut next, &mut logits, &h, &keys, &w, spec))?;
+            (self.visit)(name, product + written, &mut || ops.sample(&mut next, &mut logits, &h, &keys, &w, spec))?;
         }
         Ok(())
     }

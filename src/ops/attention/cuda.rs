@@ -1,5 +1,5 @@
 use super::tables::{TILE, WHOLE};
-use super::{Attention, AttentionSpec, Packing, backward_cost, check, forward_cost};
+use super::{Attention, AttentionSpec, Packing, check, costs};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::kernels::{self, AttentionBackwardParams, AttentionParams};
 use crate::backend::cuda::usage::Build;
@@ -145,7 +145,7 @@ fn sizes(packing: &Packing<Cuda>, spec: &AttentionSpec) -> [u64; 5] {
 
 /// What the kernels of backward are charged: dq; dk and dv. Of its five products both need two, which are charged half to each.
 fn backward_shares([rows, pairs, h, kv, e]: [u64; 5]) -> [Cost; 2] {
-    let whole = backward_cost(rows, pairs, h, kv, e, 2);
+    let [_, whole] = costs(rows, pairs, h, kv, e, 2);
     let queries = Cost { flops: whole.flops * 2 / 5, bytes: 2 * rows * e * (4 * h + 2 * kv) };
     let keys = Cost { flops: whole.flops - queries.flops, bytes: 2 * rows * e * (2 * h + 4 * kv) };
     [queries, keys]
@@ -165,7 +165,7 @@ impl Attention for Cuda {
         let (config, defines) = (plan.forward(packing.tiles.queries.rows(), &spec), plan.defines(&spec));
         self.charge(|| {
             let [t, pairs, h, kv, e] = sizes(packing, &spec);
-            forward_cost(t, pairs, h, kv, e, 2)
+            costs(t, pairs, h, kv, e, 2)[0]
         });
         let params = AttentionParams {
             o: &mut o.buffer,

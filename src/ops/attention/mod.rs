@@ -157,16 +157,13 @@ pub(crate) fn check<B: Backend>(
     expect("attention", "rows tiled by segments", tiled, Some(rows))
 }
 
-/// `pairs`: sum over rows of the keys they see. Products only; q, k, v in, o and lse out.
-pub fn forward_cost(rows: u64, pairs: u64, heads: u64, kv_heads: u64, head_dim: u64, act: u64) -> Cost {
-    let bytes = act * rows * head_dim * (2 * heads + 2 * kv_heads) + 4 * rows * heads;
-    Cost { flops: 4 * pairs * heads * head_dim, bytes }
-}
-
-/// Five products.
-pub fn backward_cost(rows: u64, pairs: u64, heads: u64, kv_heads: u64, head_dim: u64, act: u64) -> Cost {
-    let bytes = act * rows * head_dim * (4 * heads + 4 * kv_heads) + 4 * rows * heads;
-    Cost { flops: 10 * pairs * heads * head_dim, bytes }
+/// `pairs`: sum over rows of the keys they see. Products only, two and five; forward: q, k, v in, o and lse out.
+pub(crate) fn costs(rows: u64, pairs: u64, heads: u64, kv_heads: u64, head_dim: u64, act: u64) -> [Cost; 2] {
+    let (acts, lse) = (act * rows * head_dim * (heads + kv_heads), 4 * rows * heads);
+    [
+        Cost { flops: 4 * pairs * heads * head_dim, bytes: 2 * acts + lse },
+        Cost { flops: 10 * pairs * heads * head_dim, bytes: 4 * acts + lse },
+    ]
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-use super::{Activation, GateUp, GateUpSpec, activate_backward_cost, activate_cost, check};
+use super::{Activation, GateUp, GateUpSpec, activate_costs, check};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Cuda, Tensor};
@@ -64,7 +64,7 @@ impl GateUp for Cuda {
         let (rows, f) = check(act, gate_up, spec)?;
         let (defines, config) = launch(rows, f, spec);
         let (act_stride, stride) = (act.stride(), gate_up.stride());
-        self.charge(|| activate_cost(rows as u64, f as u64, spec, 2));
+        self.charge(|| activate_costs(rows as u64, f as u64, spec, 2)[0]);
         let (act, gate_up) = (&mut act.buffer, &gate_up.buffer);
         // SAFETY: `check` proved act (rows, f) and gate_up (rows, 2f or, ungated, f).
         unsafe { kernels::activate_forward(self, &defines, config, act, gate_up, rows, f, act_stride, stride) }
@@ -86,7 +86,7 @@ impl GateUp for Cuda {
         let (rows, f) = check(dact, gate_up, spec)?;
         let (defines, config) = launch(rows, f, spec);
         let (act_stride, stride) = (dact.stride(), gate_up.stride());
-        self.charge(|| activate_backward_cost(rows as u64, f as u64, spec, 2));
+        self.charge(|| activate_costs(rows as u64, f as u64, spec, 2)[1]);
         // SAFETY: `check` proved dact (rows, f) and gate_up (rows, 2f or, ungated, f).
         unsafe {
             let (gate_up, dact) = (&mut gate_up.buffer, &dact.buffer);

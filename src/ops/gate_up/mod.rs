@@ -76,12 +76,11 @@ pub(crate) fn check<B: Backend>(act: &Tensor<B>, gate_up: &Tensor<B>, spec: Gate
     Ok(act.shape())
 }
 
-/// The activation alone: gate and up in, act out.
-pub(crate) fn activate_cost(rows: u64, cols: u64, spec: GateUpSpec, act: u64) -> Cost {
-    Cost { flops: 6 * rows * cols, bytes: act * rows * (spec.width(cols as usize) as u64 + cols) }
-}
-
-/// Its gradient alone: dact in, gate and up in and out.
-pub(crate) fn activate_backward_cost(rows: u64, cols: u64, spec: GateUpSpec, act: u64) -> Cost {
-    Cost { flops: 12 * rows * cols, bytes: act * rows * (2 * spec.width(cols as usize) as u64 + cols) }
+/// The activation alone: gate and up in, act out. Its gradient alone: dact in, gate and up in and out.
+pub(crate) fn activate_costs(rows: u64, cols: u64, spec: GateUpSpec, act: u64) -> [Cost; 2] {
+    let width = spec.width(cols as usize) as u64;
+    [
+        Cost { flops: 6 * rows * cols, bytes: act * rows * (width + cols) },
+        Cost { flops: 12 * rows * cols, bytes: act * rows * (2 * width + cols) },
+    ]
 }

@@ -1,4 +1,4 @@
-use super::{LayerNorm, backward_cost, check, forward_cost};
+use super::{LayerNorm, check, costs};
 use crate::backend::cuda::Build;
 use crate::backend::cuda::kernels::{self, LayerNormParams};
 use crate::backend::{Cuda, Tensor};
@@ -24,7 +24,7 @@ impl LayerNorm for Cuda {
         let gains: Vec<&Tensor<Self>> = bias.into_iter().chain([w]).collect();
         let (rows, cols) = check(&[x, y], mean, rstd, &gains)?;
         let params = LayerNormParams { rows, cols, stride: x.stride(), eps };
-        self.charge(|| forward_cost(rows as u64, cols as u64, 2));
+        self.charge(|| costs(rows as u64, cols as u64, 2)[0]);
         let (y, mean, rstd) = (&mut y.buffer, &mut mean.buffer, &mut rstd.buffer);
         let (x, w, bias) = (&x.buffer, &w.buffer, bias.map(|bias| &bias.buffer));
         // SAFETY: `check` proved that x and y hold rows × cols, mean and rstd rows, w and the bias cols values.
@@ -42,7 +42,7 @@ impl LayerNorm for Cuda {
     ) -> Result<()> {
         let (rows, cols) = check(&[x, dx, dy], mean, rstd, &[w])?;
         let params = LayerNormParams { rows, cols, stride: x.stride(), eps: 0.0 };
-        self.charge(|| backward_cost(rows as u64, cols as u64, 2));
+        self.charge(|| costs(rows as u64, cols as u64, 2)[1]);
         let (dx, dy, x) = (&mut dx.buffer, &dy.buffer, &x.buffer);
         let (mean, rstd, w) = (&mean.buffer, &rstd.buffer, &w.buffer);
         // SAFETY: `check` proved that x, dx and dy hold rows × cols, mean and rstd rows and w cols values.

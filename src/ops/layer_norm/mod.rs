@@ -59,12 +59,10 @@ pub(crate) fn check<B: Backend>(
     Ok((rows, cols))
 }
 
-/// x in, y, mean and rstd out, w and bias once.
-pub(crate) fn forward_cost(rows: u64, cols: u64, act: u64) -> Cost {
-    Cost { flops: 8 * rows * cols, bytes: act * (2 * rows * cols + 2 * cols) + 8 * rows }
-}
-
-/// x, dy, mean and rstd in, dx in and out.
-pub(crate) fn backward_cost(rows: u64, cols: u64, act: u64) -> Cost {
-    Cost { flops: 13 * rows * cols, bytes: act * (4 * rows * cols + cols) + 8 * rows }
+/// Forward: x in, y, mean and rstd out, w and bias once. Backward: x, dy, mean and rstd in, dx in and out.
+pub(crate) fn costs(rows: u64, cols: u64, act: u64) -> [Cost; 2] {
+    [
+        Cost { flops: 8 * rows * cols, bytes: act * (2 * rows * cols + 2 * cols) + 8 * rows },
+        Cost { flops: 13 * rows * cols, bytes: act * (4 * rows * cols + cols) + 8 * rows },
+    ]
 }

@@ -68,12 +68,8 @@ pub(crate) fn check<B: Backend>(h: &Tensor<B>, chunk: &Tensor<B>, w: &B::Weight)
     Ok((h.rows(), w.rows(), w.cols()))
 }
 
-/// Without gradient rows: one product, whose logits need not be kept.
-pub(crate) fn forward_cost(rows: u64, vocab: u64, cols: u64, act: u64) -> Cost {
-    Cost { flops: 2 * rows * vocab * cols, bytes: act * (vocab * cols + rows * cols) }
-}
-
-/// With gradient rows: two products and one write and read of each chunk.
-pub fn cost(rows: u64, vocab: u64, cols: u64, act: u64) -> Cost {
-    Cost { flops: 4 * rows * vocab * cols, bytes: act * (2 * rows * vocab + 2 * vocab * cols + 2 * rows * cols) }
+/// Without gradient rows: one product, whose logits need not be kept. With them: two, and one write and read of each chunk.
+pub(crate) fn costs(rows: u64, vocab: u64, cols: u64, act: u64) -> [Cost; 2] {
+    let (product, read) = (2 * rows * vocab * cols, vocab * cols + rows * cols);
+    [Cost { flops: product, bytes: act * read }, Cost { flops: 2 * product, bytes: 2 * act * (rows * vocab + read) }]
 }

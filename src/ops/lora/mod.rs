@@ -57,14 +57,12 @@ pub(crate) fn check<B: Backend>(
     Ok(())
 }
 
-/// x·Wᵀ + (x·Aᵀ)·Bᵀ: each operand read once, y and xa written once.
-pub fn forward_cost(t: u64, n: u64, k: u64, parts: u64, r: u64, act: u64) -> Cost {
-    let bytes = act * (t * (k + n + parts * r) + n * k + parts * r * k + n * r);
-    Cost { flops: 2 * t * (n * k + parts * r * k + n * r), bytes }
-}
-
-/// dx, dA and dB; no dW: the base is frozen.
-pub fn backward_cost(t: u64, n: u64, k: u64, parts: u64, r: u64, act: u64) -> Cost {
-    let bytes = act * (t * (2 * k + n + 2 * parts * r) + n * k + parts * r * k + n * r) + 4 * (parts * r * k + n * r);
-    Cost { flops: 2 * t * (n * k + 2 * parts * r * k + 2 * n * r), bytes }
+/// Forward: each operand read once, y and xa written once. Backward: dx, dA and dB; no dW, since the base is frozen.
+pub(crate) fn costs(t: u64, n: u64, k: u64, parts: u64, r: u64, act: u64) -> [Cost; 2] {
+    let (p, adapter) = (parts * r, parts * r * k + n * r);
+    let weights = act * (n * k + adapter);
+    [
+        Cost { flops: 2 * t * (n * k + adapter), bytes: act * t * (k + n + p) + weights },
+        Cost { flops: 2 * t * (n * k + 2 * adapter), bytes: act * t * (2 * k + n + 2 * p) + weights + 4 * adapter },
+    ]
 }

@@ -1,4 +1,4 @@
-use super::{Norm, NormSpec, backward_cost, check, forward_cost};
+use super::{Norm, NormSpec, check, costs};
 use crate::backend::cuda::Build;
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::kernels::{self, NormParams};
@@ -33,7 +33,7 @@ impl Norm for Cuda {
         spec: NormSpec,
     ) -> Result<()> {
         let (rows, cols) = check(&[x, y], rstd, w)?;
-        self.charge(|| forward_cost(rows as u64, cols as u64, 2));
+        self.charge(|| costs(rows as u64, cols as u64, 2)[0]);
         let params = params(x, spec);
         let (y, rstd, x, w) = (&mut y.buffer, &mut rstd.buffer, &x.buffer, &w.buffer);
         // SAFETY: `check` proved that x and y hold rows × cols, rstd rows and w cols values.
@@ -50,7 +50,7 @@ impl Norm for Cuda {
         spec: NormSpec,
     ) -> Result<()> {
         let (rows, cols) = check(&[x, dx, dy], rstd, w)?;
-        self.charge(|| backward_cost(rows as u64, cols as u64, 2));
+        self.charge(|| costs(rows as u64, cols as u64, 2)[1]);
         let params = params(x, spec);
         let (dx, dy, x, rstd, w) = (&mut dx.buffer, &dy.buffer, &x.buffer, &rstd.buffer, &w.buffer);
         // SAFETY: `check` proved that x, dx and dy hold rows × cols, rstd rows and w cols values.

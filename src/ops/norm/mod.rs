@@ -52,12 +52,10 @@ pub(crate) fn check<B: Backend>(x: &[&Tensor<B>], rstd: &Tensor<B, f32>, w: &Ten
     Ok((rows, cols))
 }
 
-/// x in, y and rstd out, w once.
-pub(crate) fn forward_cost(rows: u64, cols: u64, act: u64) -> Cost {
-    Cost { flops: 4 * rows * cols, bytes: act * (2 * rows * cols + cols) + 4 * rows }
-}
-
-/// x, dy and rstd in, dx in and out.
-pub(crate) fn backward_cost(rows: u64, cols: u64, act: u64) -> Cost {
-    Cost { flops: 8 * rows * cols, bytes: act * (4 * rows * cols + cols) + 4 * rows }
+/// Forward: x in, y and rstd out, w once. Backward: x, dy and rstd in, dx in and out.
+pub(crate) fn costs(rows: u64, cols: u64, act: u64) -> [Cost; 2] {
+    [
+        Cost { flops: 4 * rows * cols, bytes: act * (2 * rows * cols + cols) + 4 * rows },
+        Cost { flops: 8 * rows * cols, bytes: act * (4 * rows * cols + cols) + 4 * rows },
+    ]
 }

@@ -1,4 +1,4 @@
-use super::{ScoreHead, backward_cost, check, forward_cost};
+use super::{ScoreHead, check, costs};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Cuda, Tensor};
@@ -19,7 +19,7 @@ impl ScoreHead for Cuda {
         check(r, h, w)?;
         let (rows, labels, cols) = (h.rows(), w.rows(), w.cols());
         let config = LaunchConfig::linear((rows * labels).div_ceil(THREADS as usize / 32) as u32, THREADS);
-        self.charge(|| forward_cost(rows as u64, labels as u64, cols as u64, 2));
+        self.charge(|| costs(rows as u64, labels as u64, cols as u64, 2)[0]);
         let (r, stride) = (&mut r.buffer, h.stride());
         // SAFETY: `check` proved r (rows, labels), h (rows, cols) and w (labels, cols).
         unsafe { kernels::score_forward(self, DEFINES, config, r, &h.buffer, &w.buffer, rows, labels, cols, stride) }
@@ -37,11 +37,8 @@ impl ScoreHead for Cuda {
         expect("score_head", "dh", dh.shape(), h.shape())?;
         let (rows, labels, cols, stride) = (h.rows(), w.rows(), w.cols(), h.stride());
         let config = LaunchConfig::linear(rows as u32, THREADS);
-        let weights = forward_cost(rows as u64, labels as u64, cols as u64, 2);
-        self.charge(|| {
-            let Cost { flops, bytes } = backward_cost(rows as u64, labels as u64, cols as u64, 2);
-            Cost { flops: flops - weights.flops, bytes: bytes - weights.bytes }
-        });
+        let [weights, both] = costs(rows as u64, labels as u64, cols as u64, 2);
+        self.charge(|| Cost { flops: both.flops - weights.flops, bytes: both.bytes - weights.bytes });
         let (dh, dr, h) = (&mut dh.buffer, &dr.buffer, &h.buffer);
         // SAFETY: `check` and `expect` proved dh and h (rows, cols), dr (rows, labels) and w (labels, cols).
         unsafe { kernels::score_backward(self, DEFINES, config, dh, dr, &w.buffer, labels, cols, stride)? };

@@ -23,14 +23,13 @@ pub trait ScoreHead: Backend {
     ) -> Result<()>;
 }
 
-/// h in once, the weights and rewards beside it.
-pub(crate) fn forward_cost(rows: u64, labels: u64, cols: u64, act: u64) -> Cost {
-    Cost { flops: 2 * rows * labels * cols, bytes: act * rows * cols + 4 * labels * (rows + cols) }
-}
-
-/// dh out and h in once, the weights and their gradient beside them.
-pub(crate) fn backward_cost(rows: u64, labels: u64, cols: u64, act: u64) -> Cost {
-    Cost { flops: 4 * rows * labels * cols, bytes: 2 * act * rows * cols + 4 * labels * (2 * rows + 3 * cols) }
+/// Forward: h in once, the weights and rewards beside it. Backward: dh out and h in once, the weights and their gradient beside
+/// them.
+pub(crate) fn costs(rows: u64, labels: u64, cols: u64, act: u64) -> [Cost; 2] {
+    [
+        Cost { flops: 2 * rows * labels * cols, bytes: act * rows * cols + 4 * labels * (rows + cols) },
+        Cost { flops: 4 * rows * labels * cols, bytes: 2 * act * rows * cols + 4 * labels * (2 * rows + 3 * cols) },
+    ]
 }
 
 pub(crate) fn check<B: Backend>(r: &Tensor<B, f32>, h: &Tensor<B>, w: &Tensor<B, f32>) -> Result<()> {
