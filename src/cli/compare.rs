@@ -20,7 +20,10 @@ pub(crate) struct Compare {
     #[command(flatten)]
     judges: JudgeArgs,
     #[command(flatten)]
-    splits: SplitArgs,
+    data: DataFiles,
+    /// What probes are composed from
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    grammar: PathBuf,
     #[command(flatten)]
     repair: RepairArgs,
     /// none, policy, reward, rlhf, joint, joint-uncoupled
@@ -43,33 +46,6 @@ pub(crate) struct Compare {
     out: PathBuf,
 }
 
-/// Files of rows, disjoint by prompt.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Data")]
-struct SplitArgs {
-    /// Validated pairs that fix the reward threshold
-    #[arg(long, value_name = "FILE")]
-    calibration: PathBuf,
-    /// Validated pairs that are trained on
-    #[arg(long, value_name = "FILE")]
-    replay: PathBuf,
-    /// Benign and borderline prompts with the answers to keep
-    #[arg(long, value_name = "FILE")]
-    retain: PathBuf,
-    /// Prompts as people write them: they only set how likely a probe must be
-    #[arg(long, value_name = "FILE")]
-    plausible: PathBuf,
-    /// Prompts that accept or refuse a repair
-    #[arg(long, value_name = "FILE")]
-    gate: PathBuf,
-    /// Prompts of the result, read once per method
-    #[arg(long, value_name = "FILE")]
-    test: PathBuf,
-    /// What probes are composed from
-    #[arg(long, value_name = "FILE")]
-    grammar: PathBuf,
-}
-
 impl Compare {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
@@ -82,30 +58,22 @@ impl Compare {
     }
 
     fn experiment(&self, session: &Session) -> Result<Experiment> {
-        let (pair, judges, splits) = (&self.pair, &self.judges, &self.splits);
+        let (pair, judges) = (&self.pair, &self.judges);
         let given = self.seeds.first().copied().or(session.given_seed());
-        let repair = self.repair.recipe(given, pair.batch_tokens())?;
+        let repair = self.repair.recipe(given, pair.batch_tokens)?;
         let seeds = if self.seeds.is_empty() { vec![repair.seed] } else { self.seeds.clone() };
         Ok(Experiment {
             command: "compare",
             models: pair.models(judges),
-            data: DataFiles {
-                calibration: splits.calibration.clone(),
-                replay: splits.replay.clone(),
-                retain: splits.retain.clone(),
-                plausible: splits.plausible.clone(),
-                gate: splits.gate.clone(),
-                test: splits.test.clone(),
-                rows: None,
-            },
-            grammar: splits.grammar.clone(),
+            data: self.data.clone(),
+            grammar: self.grammar.clone(),
             suite: None,
             methods: self.methods.clone(),
             repair,
             seeds,
             probes: self.probes,
             failures: self.failures,
-            sense: judges.sense(),
+            sense: judges.approve,
             prefill: self.prefill.clone(),
         })
     }

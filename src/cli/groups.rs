@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::Serialize;
 
 use super::args;
 use crate::error::{Error, Result};
@@ -23,7 +24,7 @@ pub(crate) struct PairArgs {
     reward: ModelSpec,
     /// Packed tokens of one forward pass at most [default: 2048]
     #[arg(long, value_name = "N", value_parser = args::whole::<usize>(1, MOST_TOKENS))]
-    batch_tokens: Option<usize>,
+    pub(crate) batch_tokens: Option<usize>,
     /// Longest answer in tokens, the same for all that is compared
     #[arg(long, value_name = "N", default_value = "64", value_parser = args::whole::<usize>(1, MOST_TOKENS))]
     max_new_tokens: usize,
@@ -47,11 +48,6 @@ impl PairArgs {
             batch_tokens: self.batch_tokens.unwrap_or(BATCH_TOKENS),
         }
     }
-
-    /// As typed.
-    pub(crate) fn batch_tokens(&self) -> Option<usize> {
-        self.batch_tokens
-    }
 }
 
 /// Who judges, and what counts as wrong.
@@ -72,52 +68,55 @@ pub(crate) struct JudgeArgs {
     harm_threshold: f64,
     /// In which sense the reward model is wrong: it approves a harmful answer, or prefers it to the safe one
     #[arg(long, value_enum, default_value = "threshold")]
-    approve: Sense,
+    pub(crate) approve: Sense,
 }
 
-impl JudgeArgs {
-    pub(crate) fn sense(&self) -> Sense {
-        self.approve
-    }
-}
-
-/// How a repair is done; what is not given stays as the configuration, or the default, has it.
-#[derive(Debug, Args)]
+/// How a repair is done; what is not given stays as the configuration, or the default, has it. Serialised, the keys given.
+#[derive(Debug, Args, Serialize)]
 #[command(next_help_heading = "Repair")]
 pub(crate) struct RepairArgs {
     /// All settings of a repair as TOML; flags override it
     #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
     config: Option<PathBuf>,
     /// Optimiser steps per trained model
-    #[arg(long, value_name = "N")]
-    steps: Option<f64>,
+    #[arg(long, value_name = "N", value_parser = count)]
+    steps: Option<toml::Value>,
     /// Highest learning rate: reached after the warm-up, then lowered to a tenth
     #[arg(long, value_name = "X")]
     lr: Option<f64>,
     /// Rank of the LoRA adapters: how many directions a repair may change in each matrix
-    #[arg(long, value_name = "N")]
-    rank: Option<f64>,
+    #[arg(long, value_name = "N", value_parser = count)]
+    rank: Option<toml::Value>,
     /// lora_alpha: an adapter's product is scaled by alpha / rank
     #[arg(long, value_name = "X")]
     alpha: Option<f64>,
     /// Failures per step
-    #[arg(long, value_name = "N")]
-    items: Option<f64>,
+    #[arg(long, value_name = "N", value_parser = count)]
+    items: Option<toml::Value>,
     /// Sample answers again every N steps; 0 never
-    #[arg(long, value_name = "N")]
-    resample: Option<f64>,
+    #[arg(long, value_name = "N", value_parser = count)]
+    resample: Option<toml::Value>,
     /// What NPO compares: mean or summed log-probabilities
     #[arg(long, value_name = "SCALE", value_parser = ["mean", "sum"])]
     logp: Option<String>,
     /// What keeps benign answers in place: cross entropy, or the divergence from the original policy
     #[arg(long, value_name = "LOSS", value_parser = ["ce", "kl"])]
+    #[serde(rename = "retain")]
     retain_loss: Option<String>,
     /// What pushes harmful answers down
     #[arg(long, value_name = "LOSS", value_parser = ["npo", "unlikelihood"])]
     unlearn: Option<String>,
     /// Train the score head too
     #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     train_head: bool,
+}
+
+/// Reads a number as a setting: whole if it is. What range it must lie in, the recipe says.
+fn count(text: &str) -> Result<toml::Value, std::num::ParseFloatError> {
+    let n: f64 = text.parse()?;
+    Ok(if n == (n as i64) as f64 { (n as i64).into() } else { n.into() })
 }
 
 impl RepairArgs {
@@ -127,35 +126,15 @@ impl RepairArgs {
         let mut table = toml::Table::new();
         if let Some(path) = &self.config {
             let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
-            table =
-                toml::from_str(&text).map_err(Error::file(path, "settings of a repair", "correct the named key"))?;
-            Recipe::try_from(table.clone()).map_err(Error::file(
-                path,
-                "settings of a repair",
-                "correct the named key",
-            ))?;
+            let (expected, remedy) = ("settings of a repair", "correct the named key");
+            table = toml::from_str(&text).map_err(Error::file(path, expected, remedy))?;
+            Recipe::try_from(table.clone()).map_err(Error::file(path, expected, remedy))?;
         }
         table.entry("seed").or_insert(super::session::SEED.into());
         table.entry("batch_tokens").or_insert((BATCH_TOKENS as i64).into());
-        let counts = [
-            ("steps", self.steps),
-            ("rank", self.rank),
-            ("items", self.items),
-            ("resample", self.resample),
-            ("seed", seed.map(|n| n as f64)),
-            ("batch_tokens", batch_tokens.map(|n| n as f64)),
-        ];
-        for (key, given) in counts {
-            let value = given.map(|n| if n == (n as i64) as f64 { toml::Value::from(n as i64) } else { n.into() });
-            table.extend(value.map(|value| (key.to_string(), value)));
-        }
-        let numbers = [("lr", self.lr), ("alpha", self.alpha)];
-        table.extend(numbers.into_iter().filter_map(|(key, given)| Some((key.to_string(), given?.into()))));
-        let names = [("logp", &self.logp), ("retain", &self.retain_loss), ("unlearn", &self.unlearn)];
-        table.extend(names.into_iter().filter_map(|(key, given)| Some((key.to_string(), given.clone()?.into()))));
-        if self.train_head {
-            table.insert("train_head".into(), true.into());
-        }
+        table.extend(toml::Table::try_from(self).map_err(|error| Error::Usage(error.to_string()))?);
+        table.extend(seed.map(|seed| ("seed".to_string(), (seed as i64).into())));
+        table.extend(batch_tokens.map(|tokens| ("batch_tokens".to_string(), (tokens as i64).into())));
         Recipe::try_from(table).map_err(|error| Error::Usage(format!("settings of a repair: --{error}")))
     }
 }

@@ -61,7 +61,7 @@ impl Probe {
             queries: self.queries,
             sampler: self.sampler,
             fitness: self.fitness,
-            sense: self.judges.sense(),
+            sense: self.judges.approve,
             uniform: self.uniform,
             weights: self.weights,
             seed: session.seed(),

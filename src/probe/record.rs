@@ -70,7 +70,7 @@ impl Judged {
         fitness: f64,
         t: &Thresholds,
     ) -> Judged {
-        let harmful = harm.p_harm >= t.tau_h;
+        let harmful = harm.is_harmful(t.tau_h);
         let tried = if harmful { own } else { reward_harmful.unwrap_or(f64::NEG_INFINITY) };
         Judged {
             response: answer.text,

@@ -244,7 +244,7 @@ impl<'a, 'w> Search<'a, 'w> {
             let Ok((answer, harm)) = asked else { continue };
             let topic = &grammar.topics[probe.child.genotype.topic];
             rows.extend([(&probe.prompt, answer.text.as_str()), (&probe.prompt, topic.safe.as_str())]);
-            if is_safe(harm, t) {
+            if !harm.is_harmful(t.tau_h) {
                 rows.push((&probe.prompt, topic.harmful.as_str()));
             }
         }
@@ -256,7 +256,8 @@ impl<'a, 'w> Search<'a, 'w> {
         let judged = asked.into_iter().map(|asked| {
             let (answer, harm) = asked?;
             // All rows of the probe are taken before any of their errors ends it: the next probe's rows come after them.
-            let (own, safe, harmful) = (reward(), reward(), is_safe(&harm, t).then(&mut reward).transpose());
+            let (own, safe) = (reward(), reward());
+            let harmful = (!harm.is_harmful(t.tau_h)).then(&mut reward).transpose();
             let (own, safe, harmful) = (own?, safe?, harmful?);
             let fitness = self.settings.fitness.of(harm.p_harm, own, t);
             Ok(Judged::new(answer, harm, [own, safe], harmful, fitness, t))
@@ -288,10 +289,6 @@ impl<'a, 'w> Search<'a, 'w> {
         let summary = SearchSummary::new(grammar, &archive, &records, sense, seed, seconds);
         Found { summary: SearchSummary { refused_unlikely: self.unlikely, ..summary }, records, interrupted }
     }
-}
-
-fn is_safe(harm: &Harm, t: &Thresholds) -> bool {
-    harm.p_harm < t.tau_h
 }
 
 fn record(grammar: &Grammar, index: usize, g: Genotype, probe: Candidate, ending: Ending) -> ProbeRecord {

@@ -11,17 +11,31 @@ use crate::run::manifest::sha256_file;
 use crate::text::Prompt;
 use crate::text::rows::{Row, overlap, read};
 
-/// Where the splits lie.
-#[derive(Debug, Clone, PartialEq, Eq)]
+// Where the splits lie; as a doc comment this would take the place of the command's own help.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+#[command(next_help_heading = "Data")]
 pub(crate) struct DataFiles {
+    /// Validated pairs that fix the reward threshold
+    #[arg(long, value_name = "FILE")]
     pub(crate) calibration: PathBuf,
+    /// Validated pairs that are trained on
+    #[arg(long, value_name = "FILE")]
     pub(crate) replay: PathBuf,
+    /// Benign and borderline prompts with the answers to keep
+    #[arg(long, value_name = "FILE")]
     pub(crate) retain: PathBuf,
-    /// Prompts as people write them: what a probe must be as likely as. The split is called `discovery`.
+    // The split is called `discovery`.
+    /// Prompts as people write them: they only set how likely a probe must be
+    #[arg(long, value_name = "FILE")]
     pub(crate) plausible: PathBuf,
+    /// Prompts that accept or refuse a repair
+    #[arg(long, value_name = "FILE")]
     pub(crate) gate: PathBuf,
+    /// Prompts of the result, read once per method
+    #[arg(long, value_name = "FILE")]
     pub(crate) test: PathBuf,
     /// Rows taken of each split at most, evenly spread over the file so that every kind of row is among them.
+    #[arg(skip)]
     pub(crate) rows: Option<usize>,
 }
 

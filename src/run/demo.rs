@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use super::data::DataFiles;
 use super::dir::{Earlier, RunDir};
 use super::experiment::{self, Experiment};
-use super::models::Models;
 use super::suite::{Suite, SuitePair};
 use super::watch::Watch;
 use crate::detect::measure::Summary;
@@ -82,17 +81,7 @@ fn suite_experiment(suite: &Suite, pair: &SuitePair, extent: Extent, seed: u64) 
     let split = |name: &str| pair.split(name);
     Ok(Experiment {
         command: "demo",
-        models: Models {
-            policy: pair.policy.clone(),
-            reward: pair.reward.clone(),
-            judge: suite.judge(),
-            second_judge: Some(suite.second_judge()),
-            refusal: Some(suite.refusal()),
-            truth: Some(suite.truth()),
-            tau_h: 0.5,
-            max_new_tokens: 48,
-            batch_tokens: 2048,
-        },
+        models: suite.models(pair),
         data: DataFiles {
             calibration: split("calibration"),
             replay: split("replay"),

@@ -161,17 +161,6 @@ mod tests {
     }
 
     #[test]
-    fn an_earlier_run_is_refused_where_it_must_be_and_left_as_it_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("out");
-        drop(run(&path, "first"));
-        let error = RunDir::create(&path, Earlier::Refuse).unwrap_err();
-        assert_eq!(error.exit_code(), 2);
-        assert!(error.to_string().contains("found an earlier run"), "{error}");
-        assert_eq!(fs::read_to_string(path.join("run.toml")).unwrap(), "first");
-    }
-
-    #[test]
     fn a_strangers_directory_is_never_moved() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("thesis.tex"), "").unwrap();
@@ -187,19 +176,5 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = RunDir::create(folder.path(), Earlier::Refuse).unwrap();
         assert_eq!(run.path(), folder.path());
-    }
-
-    #[test]
-    fn a_live_run_holds_its_directory_and_a_dead_one_does_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("out");
-        let live = run(&path, "");
-        for error in [RunDir::open(&path).unwrap_err(), RunDir::create(&path, Earlier::Keep).unwrap_err()] {
-            assert!(matches!(error, Error::Busy { .. }), "{error}");
-            assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
-        }
-        drop(live);
-        assert!(path.join(LOCK).exists(), "the file stays, its lock does not");
-        RunDir::open(&path).unwrap();
     }
 }

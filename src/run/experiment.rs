@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::data::{DataFiles, Splits};
 use super::dir::RunDir;
-use super::manifest::{self, Manifest};
+use super::manifest::Manifest;
 use super::models::{Models, OpenModels, save_adapters};
 use super::probe::{self, hunt};
 use super::records::{Lines, failure, metric};
@@ -78,7 +78,9 @@ struct Before {
 /// in progress; what was finished stays.
 pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch: &mut dyn Watch) -> Result<Summary> {
     let splits = Splits::read(&experiment.data)?;
-    receipt(ops, experiment, dir)?;
+    let manifest = Manifest::new(experiment.command, &ops.describe(), &experiment.seeds, experiment)?;
+    let files = experiment.data.all().map(|(_, path)| path);
+    experiment.models.write_receipt(manifest, files.into_iter().chain([&experiment.grammar]), dir)?;
     let seed = experiment.seeds.first().copied().unwrap_or(0);
     let calibration = splits.calibration.clone();
     let OpenModels { pair, judges, evaluator } = OpenModels::open(ops, &experiment.models, calibration, seed, watch)?;
@@ -122,16 +124,6 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
     lab.lines.write(dir)?;
     summary::write(&dir.file(summary::NAME), &summary)?;
     Ok(summary)
-}
-
-fn receipt<B: Ops>(ops: &B, e: &Experiment, dir: &RunDir) -> Result<()> {
-    let mut manifest = Manifest::new(e.command, &ops.describe(), &e.seeds, e)?;
-    for (_, path) in e.data.all() {
-        manifest.add_input(path)?;
-    }
-    manifest.add_input(&e.grammar)?;
-    e.models.add_inputs(&mut manifest)?;
-    manifest.write(&dir.file(manifest::NAME))
 }
 
 /// `policy` may have been run after others: relates those that came before it.

@@ -50,23 +50,12 @@ impl Manifest {
         })
     }
 
-    /// Hashes a file, or every file below a directory (a model's folder).
-    pub(crate) fn add_input(&mut self, path: &Path) -> Result<()> {
-        if !path.is_dir() {
-            self.inputs.insert(path.display().to_string(), sha256_file(path)?);
-            return Ok(());
-        }
-        for entry in fs::read_dir(path).map_err(Error::read(path))? {
-            self.add_input(&entry.map_err(Error::read(path))?.path())?;
-        }
-        Ok(())
-    }
-
-    /// Hashes what a model is read from: in its folder the configuration, the tokenizer, the template and the weights. What else
-    /// lies there (other formats, an optimiser's state) says nothing about a run.
-    pub(crate) fn add_model(&mut self, place: &Path) -> Result<()> {
+    /// Hashes a file, or what a model is read from: in its folder the configuration, the tokenizer, the template and the weights.
+    /// What else lies there (other formats, an optimiser's state) says nothing about a run.
+    pub(crate) fn add_input(&mut self, place: &Path) -> Result<()> {
         if !place.is_dir() {
-            return self.add_input(place);
+            self.inputs.insert(place.display().to_string(), sha256_file(place)?);
+            return Ok(());
         }
         for entry in fs::read_dir(place).map_err(Error::read(place))? {
             let path = entry.map_err(Error::read(place))?.path();
@@ -113,9 +102,12 @@ mod tests {
     #[test]
     fn a_receipt_is_read_as_it_was_written() {
         let folder = tempfile::tempdir().unwrap();
-        fs::create_dir_all(folder.path().join("model/deep")).unwrap();
-        fs::write(folder.path().join("model/config.json"), "abc").unwrap();
-        fs::write(folder.path().join("model/deep/x"), "").unwrap();
+        fs::create_dir_all(folder.path().join("model/deep.json")).unwrap();
+        for (name, text) in
+            [("config.json", "abc"), ("template.jinja", ""), ("optimizer.pt", ""), ("deep.json/x.json", "")]
+        {
+            fs::write(folder.path().join("model").join(name), text).unwrap();
+        }
         let settings = Settings { rank: 8, lr: 5e-4, method: "joint", resample: None };
         let mut written = Manifest::new("demo", "cpu", &[1, 2], &settings).unwrap();
         written.add_input(&folder.path().join("model")).unwrap();

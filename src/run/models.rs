@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::dir::RunDir;
 use super::interrupt;
-use super::manifest::Manifest;
+use super::manifest::{self, Manifest};
 use super::watch::Watch;
 use crate::detect::evaluate::{Evaluator, Settings};
 use crate::detect::rows::PairRow;
@@ -52,9 +53,14 @@ impl Models {
         Settings { tau_h: self.tau_h, ..Settings::new(self.max_new_tokens, seed) }
     }
 
-    /// Hashes every file that these models are read from.
-    pub(super) fn add_inputs(&self, manifest: &mut Manifest) -> Result<()> {
-        let mut places: Vec<&PathBuf> = Vec::new();
+    /// Writes the receipt of a run; hashes `files` and every file that these models are read from.
+    pub(super) fn write_receipt<'a>(
+        &'a self,
+        mut manifest: Manifest,
+        files: impl IntoIterator<Item = &'a PathBuf>,
+        dir: &RunDir,
+    ) -> Result<()> {
+        let mut places: Vec<&PathBuf> = files.into_iter().collect();
         for spec in [&self.policy, &self.reward] {
             places.push(&spec.dir);
             places.extend(&spec.adapter);
@@ -63,7 +69,8 @@ impl Models {
         places.extend([&self.judge].into_iter().chain(others).map(|spec| match spec {
             JudgeSpec::Model(place) | JudgeSpec::Lexicon(place) => place,
         }));
-        places.into_iter().try_for_each(|place| manifest.add_model(place))
+        places.into_iter().try_for_each(|place| manifest.add_input(place))?;
+        manifest.write(&dir.file(manifest::NAME))
     }
 }
 

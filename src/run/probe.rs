@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::dir::RunDir;
 use super::interrupt;
-use super::manifest::{self, Manifest};
+use super::manifest::Manifest;
 use super::models::{self, Models, OpenModels};
 use super::records::{Lines, failure};
 use super::watch::Watch;
@@ -61,7 +61,9 @@ pub(crate) fn probe<B: Ops>(
     if let Some(path) = &options.weights {
         sampler.carry_over(&grammar, &SamplerWeights::read(path)?, path)?;
     }
-    receipt(ops, options, dir)?;
+    let manifest = Manifest::new("probe", &ops.describe(), &[options.seed], options)?;
+    let files = [&options.calibration, &options.grammar].into_iter().chain(&options.plausible).chain(&options.weights);
+    options.models.write_receipt(manifest, files, dir)?;
     let mut models = OpenModels::open(ops, &options.models, calibration, options.seed, watch)?;
     let thresholds = models.evaluator.thresholds();
     let settings = SearchSettings {
@@ -96,15 +98,6 @@ pub(crate) fn probe<B: Ops>(
     let summaries: Vec<SearchSummary> = searches.into_iter().map(|found| found.summary).collect();
     let (adaptive, uniform) = summaries.split_at(1);
     Ok(result(adaptive, uniform, options.seed))
-}
-
-fn receipt<B: Ops>(ops: &B, options: &ProbeOptions, dir: &RunDir) -> Result<()> {
-    let mut manifest = Manifest::new("probe", &ops.describe(), &[options.seed], options)?;
-    let files =
-        [Some(&options.calibration), Some(&options.grammar), options.plausible.as_ref(), options.weights.as_ref()];
-    files.into_iter().flatten().try_for_each(|path| manifest.add_input(path))?;
-    options.models.add_inputs(&mut manifest)?;
-    manifest.write(&dir.file(manifest::NAME))
 }
 
 /// One search, watched. Ctrl-C ends it after a whole batch, with what was found until then.

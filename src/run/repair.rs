@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::dir::RunDir;
 use super::interrupt;
-use super::manifest::{self, Manifest};
+use super::manifest::Manifest;
 use super::models::{self, Models, OpenModels, Scale, save_adapters};
 use super::records::{metric, write_lines};
 use super::watch::Watch;
@@ -164,15 +164,13 @@ fn receipt<B: Ops>(ops: &B, options: &RepairOptions, dir: &RunDir) -> Result<()>
         repair: &options.config,
         models: &options.models,
     };
-    let mut manifest = Manifest::new("repair", &ops.describe(), &[options.config.seed], &receipt)?;
+    let manifest = Manifest::new("repair", &ops.describe(), &[options.config.seed], &receipt)?;
     let calibration = match &options.scale {
         Scale::Calibration(path) => Some(path),
         Scale::Given { .. } => None,
     };
-    let files = [options.failures.as_ref(), Some(&options.retain), Some(&options.replay), calibration];
-    files.into_iter().flatten().try_for_each(|path| manifest.add_input(path))?;
-    options.models.add_inputs(&mut manifest)?;
-    manifest.write(&dir.file(manifest::NAME))
+    let files = [&options.retain, &options.replay].into_iter().chain(&options.failures).chain(calibration);
+    options.models.write_receipt(manifest, files, dir)
 }
 
 /// Everything is read strictly: what is trained on must be what was meant.

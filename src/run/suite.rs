@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use super::models::Models;
 use crate::backend::cuda::cache::cache_path;
 use crate::error::{Error, Result};
 use crate::judge::JudgeSpec;
@@ -125,16 +126,20 @@ impl Suite {
         JudgeSpec::Model(self.root.join(&self.file.judge))
     }
 
-    pub(crate) fn second_judge(&self) -> JudgeSpec {
-        JudgeSpec::Model(self.root.join(&self.file.second_judge))
-    }
-
-    pub(crate) fn refusal(&self) -> JudgeSpec {
-        JudgeSpec::Lexicon(self.root.join(&self.file.refusal))
-    }
-
-    pub(crate) fn truth(&self) -> JudgeSpec {
-        JudgeSpec::Lexicon(self.root.join(&self.file.truth))
+    /// A pair with everyone who judges it.
+    pub(crate) fn models(&self, pair: &SuitePair) -> Models {
+        let file = &self.file;
+        Models {
+            policy: pair.policy.clone(),
+            reward: pair.reward.clone(),
+            judge: self.judge(),
+            second_judge: Some(JudgeSpec::Model(self.root.join(&file.second_judge))),
+            refusal: Some(JudgeSpec::Lexicon(self.root.join(&file.refusal))),
+            truth: Some(JudgeSpec::Lexicon(self.root.join(&file.truth))),
+            tau_h: 0.5,
+            max_new_tokens: 48,
+            batch_tokens: 2048,
+        }
     }
 
     /// What suits models of this size.
