@@ -1,13 +1,14 @@
 //! The language-model head: log-probabilities and gradient rows in one chunk and in several; KL between two models.
 
-use ares::backend::{Cpu, Tensor};
+use ares::backend::cuda::driver::DeviceInfo;
+use ares::backend::{Cpu, Cuda, Tensor};
 use ares::ops::lm_head::naive;
 use ares::ops::{HeadRows, Ops};
 
 use crate::toolkit::{self, *};
 
 #[derive(Clone)]
-pub struct Case {
+struct Case {
     cols: usize,
     h: Vec<f32>,
     /// Of two models whose difference is asked for.
@@ -21,7 +22,7 @@ pub struct Case {
 
 impl Case {
     /// Rows whose logits are a few apart, every third one sure of its target; and those of two models that are `apart`.
-    pub fn new((rows, cols, vocab, chunk): (usize, usize, usize, usize), apart: f32) -> Case {
+    fn new((rows, cols, vocab, chunk): (usize, usize, usize, usize), apart: f32) -> Case {
         let (w, mut h, noise) =
             (random(1, vocab * cols, 0.3), random(2, rows * cols, 1.0), random(3, rows * cols, 1.0));
         let h1 = h.clone();
@@ -129,6 +130,18 @@ fn parity() {
     let same = toolkit::Case::run(&Case::new(SHAPES[1], 0.0), &device);
     assert!(same.named("kl").iter().all(|kl| kl.abs() <= 1e-6), "a model does not differ from itself");
     assert!(same.named("dkl").iter().all(|d| *d == 0.0), "nor has its difference a slope");
+}
+
+/// The tile of large heads, at sizes that a simulator finishes: where there is one multiprocessor, every plan chooses it
+/// (`src/ops/lm_head/cuda.rs`). One chunk each: the rest of two would be few rows.
+#[test]
+fn parity_of_the_large_tile() {
+    let Some(driver) = driver() else { return };
+    let info = DeviceInfo { multiprocessors: 1, ..driver.info().clone() };
+    let device = Cuda::planned_for(info, driver);
+    for shape in [(150, 136, 136, 150), (140, 133, 301, 140)] {
+        assert_parity("large lm_head", &device, &Case::new(shape, 0.2));
+    }
 }
 
 /// Chunks of 48 rows: where one ends depends on the company, too.

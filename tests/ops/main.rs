@@ -10,7 +10,6 @@ mod attention;
 mod decode;
 mod embed;
 mod gate_up;
-mod large;
 mod layer_norm;
 mod lm_head;
 mod norm;

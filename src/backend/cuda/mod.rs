@@ -47,6 +47,7 @@ pub struct Cuda {
 
 struct State {
     driver: Arc<dyn Driver>,
+    info: DeviceInfo,
     /// Loaded kernels by a hash of name and defines, which stand beside it in full.
     functions: Mutex<HashMap<u64, (Vec<Define>, Function)>>,
     /// Partial sums of kernels that split their work; grown to the largest that was asked for.
@@ -94,7 +95,14 @@ impl Drop for Graph {
 
 impl Cuda {
     pub fn new(driver: Arc<dyn Driver>) -> Cuda {
+        let info = driver.info().clone();
+        Cuda::planned_for(info, driver)
+    }
+
+    /// Plans its launches for the device that `info` describes: tests see so what only large problems take.
+    pub fn planned_for(info: DeviceInfo, driver: Arc<dyn Driver>) -> Cuda {
         let state = State {
+            info,
             functions: Mutex::default(),
             scratch: Mutex::new(DeviceBuffer::empty(&driver)),
             table: Mutex::new(DeviceBuffer::empty(&driver)),
@@ -105,7 +113,7 @@ impl Cuda {
     }
 
     pub(crate) fn info(&self) -> &DeviceInfo {
-        self.state.driver.info()
+        &self.state.info
     }
 
     pub(crate) fn driver(&self) -> &Arc<dyn Driver> {

@@ -248,6 +248,20 @@ impl LmHead for Cuda {
 mod tests {
     use super::*;
 
+    /// What `parity_of_the_large_tile` in tests/ops rests on.
+    #[test]
+    fn one_multiprocessor_takes_the_large_tile() {
+        for shared_per_block in [99 << 10, 163 << 10, 227 << 10] {
+            let info = DeviceInfo { multiprocessors: 1, shared_per_block, ..DeviceInfo::h200() };
+            for (rows, vocab, cols, pairs) in
+                [(150, 136, 136, false), (150, 136, 136, true), (140, 301, 133, false), (140, 301, 133, true)]
+            {
+                let launch = Launch::new(rows, vocab, cols, pairs, &info);
+                assert_eq!(launch.logits.block, [HEAD_TILES[0].threads(), 1, 1], "{vocab} x {cols}, pairs {pairs}");
+            }
+        }
+    }
+
     #[test]
     fn chunks_stay_below_their_bytes_and_fill_waves() {
         let info = DeviceInfo::h200();
