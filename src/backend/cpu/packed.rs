@@ -22,39 +22,40 @@ impl Packed {
         (rows, cols): (usize, usize),
         (row_stride, col_stride): (usize, usize),
     ) -> Packed {
-        let fill = |(panel, to): (usize, &mut [f32])| {
-            let (first, wide) = (panel * PANEL, PANEL.min(cols - panel * PANEL));
+        Packed::filled(rows, cols, |panel, wide, to| {
             for (k, to) in to.chunks_exact_mut(PANEL).enumerate() {
-                let from = &values[k * row_stride + first * col_stride..];
+                let from = &values[k * row_stride + panel * PANEL * col_stride..];
                 if col_stride == 1 {
                     to[..wide].copy_from_slice(&from[..wide]);
                 } else {
                     to.iter_mut().zip(from.iter().step_by(col_stride)).take(wide).for_each(|(to, from)| *to = *from);
                 }
             }
-        };
-        let mut packed = Packed { rows, cols, values: vec![0.0; rows * cols.next_multiple_of(PANEL)] };
-        let panel = (rows * PANEL).max(1);
-        if packed.values.len() < SMALL {
-            packed.values.chunks_exact_mut(panel).enumerate().for_each(fill);
-        } else {
-            packed.values.par_chunks_exact_mut(panel).enumerate().for_each(fill);
-        }
-        packed
+        })
     }
 
     /// (N, K) of this (K, N).
     pub(crate) fn transposed(&self) -> Packed {
-        let (rows, cols) = (self.cols, self.rows);
-        let mut packed = Packed { rows, cols, values: vec![0.0; rows * cols.next_multiple_of(PANEL)] };
-        packed.values.par_chunks_exact_mut((rows * PANEL).max(1)).enumerate().for_each(|(panel, to)| {
-            let (first, wide) = (panel * PANEL, PANEL.min(cols - panel * PANEL));
+        Packed::filled(self.cols, self.rows, |panel, wide, to| {
             for (n, to) in to.chunks_exact_mut(PANEL).enumerate() {
-                let from = self.panel(n / PANEL)[first * PANEL + n % PANEL..].iter().step_by(PANEL);
+                let from = self.panel(n / PANEL)[panel * PANEL * PANEL + n % PANEL..].iter().step_by(PANEL);
                 to.iter_mut().zip(from).take(wide).for_each(|(to, from)| *to = *from);
             }
-        });
-        packed
+        })
+    }
+
+    /// Every panel as `fill` writes it, which is given its index, how many of its columns the matrix has, and zeros.
+    fn filled(rows: usize, cols: usize, fill: impl Fn(usize, usize, &mut [f32]) + Sync) -> Packed {
+        let mut values = vec![0.0; rows * cols.next_multiple_of(PANEL)];
+        let small = values.len() < SMALL;
+        let fill = |(panel, to): (usize, &mut [f32])| fill(panel, PANEL.min(cols - panel * PANEL), to);
+        let panel = (rows * PANEL).max(1);
+        if small {
+            values.chunks_exact_mut(panel).enumerate().for_each(fill);
+        } else {
+            values.par_chunks_exact_mut(panel).enumerate().for_each(fill);
+        }
+        Packed { rows, cols, values }
     }
 
     /// (K, N).

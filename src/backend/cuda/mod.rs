@@ -293,27 +293,21 @@ impl Backend for Cuda {
             // A captured sequence is one launch: its kernels would not be seen.
             return record();
         }
-        if graph.0.is_none() {
-            // Plainly first: it loads modules and grows the scratch, which a capture may not.
-            record()?;
-            driver.capture_begin()?;
-            let recorded = record();
-            let ended = driver.capture_end();
-            match (recorded, ended) {
-                (Ok(()), Ok(handle)) => graph.0 = Some((driver.clone(), handle)),
-                // Half a step must not be replayed.
-                (Err(error), Ok(handle)) => {
-                    driver.graph_free(handle);
-                    return Err(error);
-                }
-                (recorded, Err(error)) => return recorded.and(Err(error)),
-            }
-            return Ok(());
-        }
-        match &graph.0 {
+        if let Some((_, handle)) = &graph.0 {
             // SAFETY: buffers that a step names live as long as the generator that owns its graph.
-            Some((_, handle)) => unsafe { driver.graph_launch(handle) },
-            None => Ok(()),
+            return unsafe { driver.graph_launch(handle) };
+        }
+        // Plainly first: it loads modules and grows the scratch, which a capture may not.
+        record()?;
+        driver.capture_begin()?;
+        let recorded = record();
+        match driver.capture_end() {
+            Ok(handle) => {
+                let captured = Graph(Some((driver.clone(), handle)));
+                // Half a step must not be replayed.
+                recorded.map(|()| *graph = captured)
+            }
+            Err(error) => recorded.and(Err(error)),
         }
     }
 }

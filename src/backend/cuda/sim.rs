@@ -24,6 +24,8 @@ use crate::error::{Error, Result};
 
 /// Threads of a block, at most.
 const MAX_THREADS: u64 = 1024;
+/// Bytes of device memory: `ARENA` of kernels/sim/memory.h.
+const MEMORY: u64 = 64 << 30;
 
 /// A simulated GPU.
 pub struct SimDriver {
@@ -69,7 +71,7 @@ impl SimDriver {
             Arch::Sm120 => (170, 99 << 10),
         };
         let name = format!("sim:{arch}");
-        let info = DeviceInfo { name, arch, multiprocessors, shared_per_block, memory: runtime.memory() };
+        let info = DeviceInfo { name, arch, multiprocessors, shared_per_block, memory: MEMORY };
         let folder = options.sources().map(PathBuf::from);
         Ok(Arc::new(SimDriver { info, runtime, folder, seed, state: Mutex::default() }))
     }

@@ -31,9 +31,9 @@ pub(crate) struct Parameter {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// `T*` (mutable), `const T*`; `/*or null*/` after it makes it optional.
-    Pointer { element: String, mutable: bool, nullable: bool },
+    Pointer { element: &'static Element, mutable: bool, nullable: bool },
     /// A number by value.
-    Number(String),
+    Number(&'static Number),
     /// `const __grid_constant__ P`, a struct of the same file.
     Struct(Params),
 }
@@ -46,10 +46,11 @@ pub struct Params {
 }
 
 /// C++ name and Rust name of what a pointer may point to.
-const ELEMENTS: &[(&str, &str)] = &[("bf16", "bf16"), ("float", "f32"), ("u32", "u32")];
-/// C++ name, what the caller gives, what the kernel gets, and its bytes.
-const NUMBERS: &[(&str, &str, &str, usize)] =
-    &[("u32", "usize", "u32", 4), ("u64", "u64", "u64", 8), ("float", "f32", "f32", 4)];
+type Element = (&'static str, &'static str);
+const ELEMENTS: &[Element] = &[("bf16", "bf16"), ("float", "f32"), ("u32", "u32")];
+/// C++ name, what the caller gives, and the bytes that the kernel gets.
+type Number = (&'static str, &'static str, usize);
+const NUMBERS: &[Number] = &[("u32", "usize", 4), ("u64", "u64", 8), ("float", "f32", 4)];
 
 /// `text` with every `#include "name"` replaced by what `read` gives for it, once; `#line` keeps messages true.
 pub fn inline(file: &str, text: &str, read: &mut dyn FnMut(&str) -> Result<String, String>) -> Result<String, String> {
@@ -104,13 +105,9 @@ pub fn signatures(file: &str, text: &str) -> Result<Vec<Signature>, String> {
 
 /// Blanks comments, keeping `/*or null*/`.
 fn without_comments(text: &str) -> String {
-    let mut out = String::new();
-    for line in text.lines() {
-        out.push_str(line.split("//").next().unwrap_or(""));
-        out.push('\n');
-    }
-    let mut clean = String::new();
-    let mut rest = out.as_str();
+    let lines: Vec<&str> = text.lines().map(|line| line.split("//").next().unwrap_or("")).collect();
+    let (text, mut clean) = (lines.join("\n"), String::new());
+    let mut rest = text.as_str();
     while let Some(at) = rest.find("/*") {
         let end = rest[at..].find("*/").map_or(rest.len(), |e| at + e + 2);
         clean.push_str(&rest[..at]);
@@ -176,27 +173,22 @@ fn field(text: &str) -> Result<Parameter, String> {
     if nullable {
         words.pop();
     }
+    let element = |name| ELEMENTS.iter().find(|e| e.0 == name).ok_or_else(fault);
     let kind = match words[..] {
-        ["const", element, "*"] if known(element) => {
-            Kind::Pointer { element: element.into(), mutable: false, nullable }
-        }
-        [element, "*"] if known(element) => Kind::Pointer { element: element.into(), mutable: true, nullable },
-        [number] if !nullable && NUMBERS.iter().any(|n| n.0 == number) => Kind::Number(number.into()),
+        ["const", name, "*"] => Kind::Pointer { element: element(name)?, mutable: false, nullable },
+        [name, "*"] => Kind::Pointer { element: element(name)?, mutable: true, nullable },
+        [name] if !nullable => Kind::Number(NUMBERS.iter().find(|n| n.0 == name).ok_or_else(fault)?),
         _ => return Err(fault()),
     };
     Ok(Parameter { name, kind })
-}
-
-fn known(element: &str) -> bool {
-    ELEMENTS.iter().any(|e| e.0 == element)
 }
 
 impl Kind {
     /// As C++ spells it.
     fn spelled(&self) -> String {
         match self {
-            Kind::Pointer { element, mutable, .. } => format!("{}{element}*", if *mutable { "" } else { "const " }),
-            Kind::Number(number) => number.clone(),
+            Kind::Pointer { element, mutable, .. } => format!("{}{}*", if *mutable { "" } else { "const " }, element.0),
+            Kind::Number(number) => number.0.into(),
             Kind::Struct(params) => params.name.clone(),
         }
     }
@@ -205,7 +197,7 @@ impl Kind {
     fn bytes(&self) -> usize {
         match self {
             Kind::Pointer { .. } => 8,
-            Kind::Number(number) => NUMBERS.iter().find(|n| n.0 == number).map_or(0, |n| n.3),
+            Kind::Number(number) => number.2,
             Kind::Struct(params) => params.layout().1,
         }
     }
@@ -214,23 +206,23 @@ impl Kind {
     fn given(&self, lifetime: &str) -> String {
         match self {
             Kind::Pointer { element, mutable, nullable } => {
-                let element = ELEMENTS.iter().find(|e| e.0 == element).map_or("", |e| e.1);
-                let buffer = format!("&{lifetime}{}DeviceBuffer<{element}>", if *mutable { "mut " } else { "" });
+                let (access, element) = (if *mutable { "mut " } else { "" }, element.1);
+                let buffer = format!("&{lifetime}{access}DeviceBuffer<{element}>");
                 if *nullable { format!("Option<{buffer}>") } else { buffer }
             }
-            Kind::Number(number) => NUMBERS.iter().find(|n| n.0 == number).map_or("", |n| n.1).into(),
+            Kind::Number(number) => number.1.into(),
             Kind::Struct(params) => format!("&{}", params.name),
         }
     }
 
-    /// What the kernel gets, and how it is made of `value`, which messages call `name`.
-    fn taken(&self, value: &str, name: &str) -> (&'static str, String) {
+    /// What the kernel gets of `value`, which messages call `name`.
+    fn taken(&self, value: &str, name: &str) -> String {
         match self {
-            Kind::Pointer { nullable: true, .. } => ("u64", format!("{value}.as_ref().map_or(0, |b| b.address())")),
-            Kind::Pointer { .. } => ("u64", format!("{value}.address()")),
-            Kind::Number(number) if number == "u32" => ("u32", format!("narrow({name:?}, {value})?")),
-            Kind::Number(number) => (NUMBERS.iter().find(|n| n.0 == number).map_or("", |n| n.2), value.into()),
-            Kind::Struct(_) => ("", format!("{value}.words()?")),
+            Kind::Pointer { nullable: true, .. } => format!("{value}.as_ref().map_or(0, |b| b.address())"),
+            Kind::Pointer { .. } => format!("{value}.address()"),
+            Kind::Number(("u32", ..)) => format!("narrow({name:?}, {value})?"),
+            Kind::Number(_) => value.into(),
+            Kind::Struct(_) => format!("{value}.words()?"),
         }
     }
 }
@@ -258,31 +250,21 @@ impl Params {
         (format!("static_assert(sizeof({name}) == {bytes}, \"{name}\");\n"), places.map(place).collect())
     }
 
-    /// The struct with named, typed fields that callers fill in, and the one that is copied to the device.
+    /// The struct with named, typed fields that callers fill in, and its words as the kernel gets them.
     fn structs(&self, file: &str) -> String {
         let (name, (offsets, bytes)) = (&self.name, self.layout());
-        let (mut given, mut taken, mut made, mut at) = (String::new(), String::new(), String::new(), 0);
-        let pad = |taken: &mut String, made: &mut String, at: usize, to: usize| {
-            for at in (at..to).step_by(4) {
-                // Writing to a String cannot fail.
-                let _ = writeln!(taken, "    pad_{at}: u32,");
-                let _ = writeln!(made, "            pad_{at}: 0,");
-            }
-        };
-        for (Parameter { name, kind }, offset) in self.fields.iter().zip(offsets) {
-            pad(&mut taken, &mut made, at, offset);
-            let (word, value) = kind.taken(&format!("self.{name}"), name);
+        let (mut given, mut places) = (String::new(), String::new());
+        for (Parameter { name, kind }, at) in self.fields.iter().zip(offsets) {
+            // Writing to a String cannot fail.
             let _ = writeln!(given, "    pub(crate) {name}: {},", kind.given("'a "));
-            let _ = writeln!(taken, "    {name}: {word},");
-            let _ = writeln!(made, "            {name}: {value},");
-            at = offset + kind.bytes();
+            let _ = writeln!(places, "        put(&mut words, {at}, {});", kind.taken(&format!("self.{name}"), name));
         }
-        pad(&mut taken, &mut made, at, bytes);
         let (generic, any) = if given.contains("'a") { ("<'a>", "<'_>") } else { ("", "") };
+        let words = bytes.div_ceil(8);
         format!(
             "/// `{name}` of `kernels/{file}`.\npub(crate) struct {name}{generic} {{\n{given}}}\n\n\
-             #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]\n#[repr(C)]\nstruct {name}Words {{\n{taken}}}\n\n\
-             impl {name}{any} {{\n    fn words(&self) -> Result<{name}Words> {{\n        Ok({name}Words {{\n{made}        }})\n    }}\n}}\n\n"
+             impl {name}{any} {{\n    fn words(&self) -> Result<[u64; {words}]> {{\n        \
+             let mut words = [0; {words}];\n{places}        Ok(words)\n    }}\n}}\n\n"
         )
     }
 }
@@ -328,7 +310,7 @@ pub fn launchers(file: &str, source: &str, signatures: &[Signature]) -> String {
         for Parameter { name, kind } in parameters {
             // Writing to a String cannot fail.
             let _ = writeln!(list, "    {name}: {},", kind.given(""));
-            let _ = writeln!(taken, "    let {name} = {};", kind.taken(name, name).1);
+            let _ = writeln!(taken, "    let {name} = {};", kind.taken(name, name));
             let _ = write!(bytes, "bytes_of(&{name}), ");
         }
         let _ = write!(
@@ -353,14 +335,15 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].name, "f");
         let kinds: Vec<_> = found[0].parameters.iter().map(|p| (p.name.as_str(), p.kind.clone())).collect();
-        let pointer = |element: &str, mutable, nullable| Kind::Pointer { element: element.into(), mutable, nullable };
+        let pointer =
+            |element: usize, mutable, nullable| Kind::Pointer { element: &ELEMENTS[element], mutable, nullable };
         assert_eq!(
             kinds,
             [
-                ("y", pointer("bf16", true, false)),
-                ("b", pointer("float", false, true)),
-                ("n", Kind::Number("u32".into())),
-                ("eps", Kind::Number("float".into())),
+                ("y", pointer(0, true, false)),
+                ("b", pointer(1, false, true)),
+                ("n", Kind::Number(&NUMBERS[0])),
+                ("eps", Kind::Number(&NUMBERS[2])),
             ]
         );
         let launcher = launchers("f.cu", "F", &found);
@@ -384,7 +367,9 @@ mod tests {
         }
         assert!(trampolines.contains("f(*reinterpret_cast<P*>(args + 0), *reinterpret_cast<u32*>(args + 5))"));
         let launchers = launchers("f.cu", "F", &found);
-        assert!(launchers.contains("rows: u32,\n    pad_4: u32,\n    y: u64,\n    x: u64,\n    m: u32,\n    n: u32,\n    eps: f32,\n    pad_36: u32,"));
+        assert!(
+            launchers.contains("Result<[u64; 5]>") && launchers.contains("put(&mut words, 28, narrow(\"n\", self.n)?)")
+        );
         assert!(launchers.contains("y: Option<&'a mut DeviceBuffer<bf16>>") && launchers.contains("m: usize,"));
         assert_eq!(launchers.matches("struct P<'a>").count(), 1);
     }

@@ -109,12 +109,11 @@ pub fn parse(log: &str) -> Vec<Usage> {
         }
         let Some(usage) = found.last_mut() else { continue };
         // Functions that were not inlined report frames of their own, which the kernel's threads pay for too.
-        usage.stack = usage.stack.max(before(line, " bytes stack frame").unwrap_or(0));
-        usage.stack = usage.stack.max(before(line, " bytes cumulative stack size").unwrap_or(0));
-        usage.spills +=
-            before(line, " bytes spill stores").unwrap_or(0) + before(line, " bytes spill loads").unwrap_or(0);
-        usage.registers = usage.registers.max(before(line, " registers").unwrap_or(0));
-        usage.shared = usage.shared.max(before(line, " bytes smem").unwrap_or(0));
+        let said = |unit| before(line, unit).unwrap_or(0);
+        usage.stack = usage.stack.max(said(" bytes stack frame")).max(said(" bytes cumulative stack size"));
+        usage.spills += said(" bytes spill stores") + said(" bytes spill loads");
+        usage.registers = usage.registers.max(said(" registers"));
+        usage.shared = usage.shared.max(said(" bytes smem"));
     }
     found.sort_by(|a, b| a.kernel.cmp(&b.kernel));
     found

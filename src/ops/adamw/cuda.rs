@@ -15,7 +15,6 @@ const CHUNK: u32 = 4096;
 const SHARED: u32 = THREADS / 32 * 4;
 const DEFINES: &[Define] = &[("THREADS", THREADS as u64), ("CHUNK", CHUNK as u64), ("SHARED_BYTES", SHARED as u64)];
 
-/// What is compiled for any model.
 pub(crate) fn builds() -> Vec<Build> {
     let build = Build::new(&kernels::ADAMW, DEFINES, THREADS);
     vec![build.with("gradient_squares", THREADS, SHARED, 1).with("gradient_norm", 32, 0, 1)]

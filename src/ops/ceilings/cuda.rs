@@ -49,12 +49,30 @@ pub(crate) fn measure(cuda: &Cuda) -> Result<Ceilings> {
         // Well beyond the caches: 512 MiB each way.
         Size { floats: 1 << 27, copy_blocks: 8 * all, mma_blocks: all, steps: 20_000, launches: 2000, repeats: 5 }
     };
+    let x = noise(cuda, size.floats)?;
+    let mut y = cuda.alloc::<f32>(size.floats)?;
+    let (copy, floats) = (LaunchConfig::linear(size.copy_blocks, THREADS), size.floats as u64);
+    // SAFETY: both buffers hold `floats` values, a multiple of 4.
+    let copied = best(cuda, size.repeats, || unsafe { kernels::copy_rate(cuda, DEFINES, copy, &mut y, &x, floats) })?;
+    let mut sums = cuda.alloc::<f32>((size.mma_blocks * THREADS) as usize)?;
+    let (mma, steps) = (LaunchConfig::linear(size.mma_blocks, THREADS), size.steps as usize);
+    // SAFETY: there is one sum per thread.
+    let multiplied = best(cuda, size.repeats, || unsafe { kernels::mma_rate(cuda, DEFINES, mma, &mut sums, steps) })?;
+    let mma_flops = u64::from(size.mma_blocks * (THREADS / 32)) * u64::from(size.steps) * FLOPS_PER_STEP;
+    // SAFETY: the kernel touches no memory.
+    let one = || unsafe { kernels::nothing(cuda, DEFINES, LaunchConfig::linear(1, 32), 0) };
+    let launches = || (0..size.launches).try_for_each(|_| one());
+    let launched = best(cuda, size.repeats, launches)?;
+    let mut graph = <Cuda as Backend>::Graph::default();
+    // Runs plainly and records.
+    cuda.replay(&mut graph, launches)?;
+    let replayed = best(cuda, size.repeats, || cuda.replay(&mut graph, launches))?;
     let launch_us = |seconds: f64| 1e6 * seconds / size.launches as f64;
     Ok(Ceilings {
-        copy_bytes_per_s: (8 * size.floats) as f64 / copy(cuda, &size)?,
-        mma_flops_per_s: mma_flops(&size) as f64 / mma(cuda, &size)?,
-        launch_us: launch_us(best(cuda, size.repeats, || launches(cuda, size.launches))?),
-        replayed_launch_us: launch_us(replayed(cuda, &size)?),
+        copy_bytes_per_s: (8 * size.floats) as f64 / copied,
+        mma_flops_per_s: mma_flops as f64 / multiplied,
+        launch_us: launch_us(launched),
+        replayed_launch_us: launch_us(replayed),
     })
 }
 
@@ -76,14 +94,6 @@ impl Measured for Cuda {
     }
 }
 
-fn copy(cuda: &Cuda, size: &Size) -> Result<f64> {
-    let x = noise(cuda, size.floats)?;
-    let mut y = cuda.alloc::<f32>(size.floats)?;
-    let config = LaunchConfig::linear(size.copy_blocks, THREADS);
-    // SAFETY: both buffers hold `floats` values, a multiple of 4.
-    best(cuda, size.repeats, || unsafe { kernels::copy_rate(cuda, DEFINES, config, &mut y, &x, size.floats as u64) })
-}
-
 /// Numbers that compress badly, made on the host once and doubled on the device.
 fn noise(cuda: &Cuda, len: usize) -> Result<crate::backend::cuda::DeviceBuffer<f32>> {
     let part: Vec<f32> = (0..len.min(1 << 20) as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32).collect();
@@ -92,29 +102,6 @@ fn noise(cuda: &Cuda, len: usize) -> Result<crate::backend::cuda::DeviceBuffer<f
         cuda.upload(&mut x, at, &part[..part.len().min(len - at)])?;
     }
     Ok(x)
-}
-
-fn mma_flops(size: &Size) -> u64 {
-    u64::from(size.mma_blocks) * u64::from(THREADS / 32) * u64::from(size.steps) * FLOPS_PER_STEP
-}
-
-fn mma(cuda: &Cuda, size: &Size) -> Result<f64> {
-    let mut y = cuda.alloc::<f32>((size.mma_blocks * THREADS) as usize)?;
-    let config = LaunchConfig::linear(size.mma_blocks, THREADS);
-    // SAFETY: y holds one value per thread.
-    best(cuda, size.repeats, || unsafe { kernels::mma_rate(cuda, DEFINES, config, &mut y, size.steps as usize) })
-}
-
-fn launches(cuda: &Cuda, count: usize) -> Result<()> {
-    // SAFETY: the kernel touches no memory.
-    (0..count).try_for_each(|_| unsafe { kernels::nothing(cuda, DEFINES, LaunchConfig::linear(1, 32), 0) })
-}
-
-fn replayed(cuda: &Cuda, size: &Size) -> Result<f64> {
-    let mut graph = <Cuda as Backend>::Graph::default();
-    // Runs plainly and records.
-    cuda.replay(&mut graph, || launches(cuda, size.launches))?;
-    best(cuda, size.repeats, || cuda.replay(&mut graph, || launches(cuda, size.launches)))
 }
 
 /// Seconds of the fastest of `repeats` runs, between two events; one run before them warms up.

@@ -5,7 +5,6 @@ use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
 use crate::ops::norm::cuda::{DEFINES, ROWS_PER_BLOCK, launch};
 
-/// What is compiled for any model.
 pub(crate) fn builds() -> Vec<Build> {
     vec![Build::new(&kernels::LAYER_NORM, DEFINES, 32 * ROWS_PER_BLOCK)]
 }

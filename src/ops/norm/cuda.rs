@@ -9,7 +9,6 @@ use crate::error::Result;
 pub(crate) const ROWS_PER_BLOCK: u32 = 8;
 pub(crate) const DEFINES: &[Define] = &[("ROWS_PER_BLOCK", ROWS_PER_BLOCK as u64)];
 
-/// What is compiled for any model.
 pub(crate) fn builds() -> Vec<Build> {
     vec![Build::new(&kernels::NORM, DEFINES, 32 * ROWS_PER_BLOCK)]
 }

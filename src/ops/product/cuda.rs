@@ -1,7 +1,5 @@
 //! Matrix products on a GPU: which tile, how many stages, in which order; `kernels/product.cu` does the rest.
 
-use std::fmt;
-
 use half::bf16;
 
 use crate::backend::cuda::driver::{Define, DeviceInfo, LaunchConfig};
@@ -131,13 +129,6 @@ impl Plan {
         let mut defines = self.tile.defines(self.stages, self.shared(), ragged);
         defines.push(("W_ACROSS", u64::from(layout == Layout::Across)));
         defines
-    }
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ([m, n], shared) = (self.tile.block, self.shared() / 1024);
-        write!(f, "{m}x{n}x{BLOCK_K}, {} stages ({shared} KB), {} blocks", self.stages, self.blocks)
     }
 }
 

@@ -11,7 +11,6 @@ use crate::ops::{Lora, LoraGrad, expect};
 const HEADS_PER_BLOCK: u32 = 8;
 const DEFINES: &[Define] = &[("HEADS_PER_BLOCK", HEADS_PER_BLOCK as u64)];
 
-/// What is compiled for any model.
 pub(crate) fn builds() -> Vec<Build> {
     vec![Build::new(&kernels::QKV, DEFINES, 32 * HEADS_PER_BLOCK)]
 }

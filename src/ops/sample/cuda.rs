@@ -12,7 +12,6 @@ const THREADS: u32 = 256;
 const SHARED: u32 = (12 * THREADS + 4 * (THREADS / 32) + 4).next_multiple_of(8);
 const DEFINES: &[Define] = &[("THREADS", THREADS as u64), ("SHARED_BYTES", SHARED as u64)];
 
-/// What is compiled for any model.
 pub(crate) fn builds() -> Vec<Build> {
     let build = Build::new(&kernels::SAMPLE, DEFINES, THREADS);
     vec![build.with("sample_draw", THREADS, SHARED, 1).with("sample_greedy", THREADS, SHARED, 1)]

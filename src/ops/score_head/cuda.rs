@@ -9,7 +9,6 @@ use crate::ops::{Cost, expect};
 const THREADS: u32 = 256;
 const DEFINES: &[Define] = &[("THREADS", THREADS as u64)];
 
-/// What is compiled for any model.
 pub(crate) fn builds() -> Vec<Build> {
     vec![Build::new(&kernels::SCORE_HEAD, DEFINES, THREADS)]
 }

@@ -1,7 +1,5 @@
 //! The driver's library, its devices, and a context on one of them.
 
-use std::path::Path;
-
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
@@ -28,16 +26,12 @@ pub(crate) fn driver_version() -> Option<DriverVersion> {
     // SAFETY: the library was loaded; the call writes one integer and needs no initialisation.
     unsafe { sys::cuDriverGetVersion(&mut version) }.result().ok()?;
     let version = u32::try_from(version).ok()?;
-    Some(DriverVersion { cuda: (version / 1000, version % 1000 / 10), release: release() })
+    let release = std::fs::read_to_string("/proc/driver/nvidia/version").ok().and_then(|text| release(&text));
+    Some(DriverVersion { cuda: (version / 1000, version % 1000 / 10), release })
 }
 
 /// `550.54.14`, as the kernel module says.
-fn release() -> Option<String> {
-    let text = std::fs::read_to_string(Path::new("/proc/driver/nvidia/version")).ok()?;
-    parse_release(&text)
-}
-
-fn parse_release(text: &str) -> Option<String> {
+fn release(text: &str) -> Option<String> {
     let line = text.lines().find(|line| line.starts_with("NVRM version"))?;
     let number = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
     line.split_whitespace().find(number).map(str::to_string)
@@ -192,9 +186,9 @@ mod tests {
     #[test]
     fn the_drivers_release_is_read() {
         let text = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22 01:44:30 UTC 2024\nGCC version:  gcc version 12.2.0\n";
-        assert_eq!(parse_release(text).as_deref(), Some("550.54.14"));
+        assert_eq!(release(text).as_deref(), Some("550.54.14"));
         let open = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Release Build\n";
-        assert_eq!(parse_release(open).as_deref(), Some("580.82.07"));
-        assert_eq!(parse_release(""), None);
+        assert_eq!(release(open).as_deref(), Some("580.82.07"));
+        assert_eq!(release(""), None);
     }
 }

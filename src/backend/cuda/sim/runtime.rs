@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
 use rayon::prelude::*;
@@ -47,22 +48,6 @@ pub(super) struct Module {
     object: PathBuf,
 }
 
-/// A launch in progress, shared by the threads that work on it.
-#[derive(Clone, Copy)]
-struct Shared(*mut c_void);
-
-impl Shared {
-    /// A closure that calls it holds the whole, which threads may share, not the pointer alone.
-    fn pointer(&self) -> *mut c_void {
-        self.0
-    }
-}
-
-// SAFETY: `sim_work` may be called on one launch by any number of threads.
-unsafe impl Send for Shared {}
-// SAFETY: as above.
-unsafe impl Sync for Shared {}
-
 impl Runtime {
     /// The process's own; an error is tried again at the next call.
     pub(crate) fn get() -> Result<&'static Runtime> {
@@ -94,11 +79,6 @@ impl Runtime {
                 _library: library,
             })
         }
-    }
-
-    /// Bytes of device memory: `ARENA` of kernels/sim/memory.h.
-    pub(crate) fn memory(&self) -> u64 {
-        64 << 30
     }
 
     pub(crate) fn alloc(&self, bytes: usize) -> Result<u64> {
@@ -148,15 +128,16 @@ impl Runtime {
         let (args, words) = (args.as_ptr(), args.len() as u32);
         let launch = SimLaunch { entry, args, kernel: kernel.as_ptr(), seed, grid, block, words, shared };
         // SAFETY: the launch and what it points to live until `end`.
-        let state = Shared(unsafe { (self.begin)(&launch) });
-        if state.0.is_null() {
+        let state = unsafe { (self.begin)(&launch) };
+        if state.is_null() {
             return Err(fault(name, "expected memory for a launch, found none".into()));
         }
         let blocks: u64 = grid.iter().map(|&n| u64::from(n)).product();
         let workers = usize::try_from(blocks).unwrap_or(usize::MAX).min(rayon::current_num_threads());
+        let shared = AtomicPtr::new(state);
         let work = |_: usize| {
-            // SAFETY: `end` is called after all of them.
-            unsafe { (self.work)(state.pointer()) };
+            // SAFETY: any number of threads may work on one launch; `end` is called after all of them.
+            unsafe { (self.work)(shared.load(Ordering::Relaxed)) };
         };
         if workers == 1 {
             work(0)
@@ -165,7 +146,7 @@ impl Runtime {
         }
         let mut message = [0u8; 2048];
         // SAFETY: all work is done; the message has the room that is named, and ends with a zero.
-        let failed = unsafe { (self.end)(state.0, message.as_mut_ptr().cast(), message.len() as u64) };
+        let failed = unsafe { (self.end)(state, message.as_mut_ptr().cast(), message.len() as u64) };
         if failed == 0 {
             return Ok(());
         }

@@ -27,12 +27,13 @@ fn every_tile_fits_every_device() {
         for tile in TILES {
             let plan = raster(tile, [1000, 1000, 1000], &info);
             let (stages, shared) = (plan.stages, plan.shared());
-            assert!(stages >= 3 && shared <= 99 << 10, "{plan} on {info:?}");
-            assert!((shared + 1024) * tile.blocks_per_sm <= info.shared_per_block + 1024, "{plan} on {info:?}");
-            assert!(tile.threads() * tile.blocks_per_sm <= 1536, "{plan}");
+            assert!(stages >= 3 && shared <= 99 << 10, "{plan:?} on {info:?}");
+            assert!((shared + 1024) * tile.blocks_per_sm <= info.shared_per_block + 1024, "{plan:?} on {info:?}");
+            assert!(tile.threads() * tile.blocks_per_sm <= 1536, "{plan:?}");
         }
     }
-    assert_eq!(plan([4096; 3], &DeviceInfo::h200()).to_string(), "128x128x32, 4 stages (64 KB), 1024 blocks");
+    let plan = plan([4096; 3], &DeviceInfo::h200());
+    assert_eq!((plan.tile.block, plan.stages, plan.shared(), plan.blocks), ([128, 128], 4, 64 << 10, 1024));
 }
 
 fn numbers(seed: usize, len: usize) -> Vec<f32> {
