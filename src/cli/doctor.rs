@@ -1,9 +1,7 @@
 //! `ares doctor`: what this machine offers.
 
-use std::path::PathBuf;
-
 use clap::Args;
-use serde::Serialize;
+use serde_json::json;
 
 use super::Session;
 use super::device::{DeviceSpec, open_cuda, open_sim};
@@ -19,31 +17,6 @@ use crate::report::{Align, Table};
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {}
 
-/// What was found; what cannot be known here is null.
-#[derive(Debug, Serialize)]
-struct Machine {
-    version: &'static str,
-    system: String,
-    cpu: Option<String>,
-    cores: usize,
-    memory_bytes: Option<u64>,
-    memory_free_bytes: Option<u64>,
-    bandwidth_gb_s: f64,
-    matrix_gflop_s: f64,
-    cuda_driver: Option<String>,
-    gpus: Vec<String>,
-    /// Why there is none, or none that can be used.
-    gpu_fault: Option<String>,
-    nvrtc: Option<String>,
-    nvrtc_fault: Option<String>,
-    /// With a GPU named: what it is and what it can do at best.
-    device: Option<String>,
-    ceilings: Option<Ceilings>,
-    compiler: Option<String>,
-    cache: PathBuf,
-    cache_exists: bool,
-}
-
 impl Doctor {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         session.detail("measuring memory bandwidth and matrix rate");
@@ -58,70 +31,68 @@ impl Doctor {
         };
         let measured = cuda.as_ref().map(ceilings::measure).transpose()?;
         let rates = ceilings::cpu_rates();
-        let findings = Machine {
-            version: env!("CARGO_PKG_VERSION"),
-            system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-            cpu: first_value("/proc/cpuinfo", "model name"),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_bytes: memory("MemTotal"),
-            memory_free_bytes: memory("MemAvailable"),
-            bandwidth_gb_s: rates.copy_bytes_per_s / 1e9,
-            matrix_gflop_s: rates.matrix_flops_per_s / 1e9,
-            cuda_driver: driver.map(|driver| driver.to_string()),
-            gpu_fault: gpus.as_ref().err().map(ToString::to_string),
-            gpus: gpus.unwrap_or_default(),
-            nvrtc_fault: nvrtc.as_ref().err().map(ToString::to_string),
-            nvrtc: nvrtc.ok().map(|nvrtc| nvrtc.to_string()),
-            ceilings: measured.filter(|_| cuda.as_ref().is_some_and(|cuda| !cuda.info().is_simulated())),
-            device: cuda.map(|cuda| cuda.info().name.clone()),
-            compiler: Toolchain::find().ok().map(|toolchain| toolchain.version().to_string()),
-            cache_exists: cache.is_dir(),
-            cache,
-        };
-        session.inform(&findings.table(), &findings)
-    }
-}
-
-impl Machine {
-    fn table(&self) -> Table {
+        let (version, cores) = (env!("CARGO_PKG_VERSION"), std::thread::available_parallelism().map_or(1, usize::from));
+        let system = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
+        let cpu = first_value("/proc/cpuinfo", "model name");
+        let memory = ["MemTotal", "MemAvailable"].map(memory);
+        let (bandwidth, matrix) = (rates.copy_bytes_per_s / 1e9, rates.matrix_flops_per_s / 1e9);
+        let driver = driver.map(|driver| driver.to_string());
+        let gpu_fault = gpus.as_ref().err().map(ToString::to_string);
+        let gpus = gpus.unwrap_or_default();
+        let nvrtc_fault = nvrtc.as_ref().err().map(ToString::to_string);
+        let nvrtc = nvrtc.ok().map(|nvrtc| nvrtc.to_string());
+        let compiler = Toolchain::find().ok().map(|toolchain| toolchain.version().to_string());
+        let ceilings = measured.filter(|_| cuda.as_ref().is_some_and(|cuda| !cuda.info().is_simulated()));
+        let device = cuda.map(|cuda| cuda.info().name.clone());
+        // What cannot be known here is null; `device` and `ceilings` are those of a GPU that was named.
+        let found = json!({
+            "version": version, "system": system, "cpu": cpu, "cores": cores, "memory_bytes": memory[0],
+            "memory_free_bytes": memory[1], "bandwidth_gb_s": bandwidth, "matrix_gflop_s": matrix, "cuda_driver": driver,
+            "gpus": gpus, "gpu_fault": gpu_fault, "nvrtc": nvrtc, "nvrtc_fault": nvrtc_fault, "device": device,
+            "ceilings": ceilings, "compiler": compiler, "cache": cache, "cache_exists": cache.is_dir(),
+        });
         let unknown = || "unknown".to_string();
         let gib =
             |bytes: Option<u64>| bytes.map_or_else(unknown, |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64));
-        let or_fault = |found: &Option<String>, fault: &Option<String>| match (found, fault) {
-            (Some(found), _) => found.clone(),
-            (None, fault) => format!("none: {}", fault.as_deref().unwrap_or("nobody knows why")),
+        let or_fault = |found: Option<String>, fault: Option<String>| {
+            found.unwrap_or_else(|| format!("none: {}", fault.as_deref().unwrap_or("nobody knows why")))
         };
-        let gpus = Some(self.gpus.join("; ")).filter(|gpus| !gpus.is_empty());
-        let made = if self.cache_exists { "" } else { " (not made yet)" };
-        let driver = self.cuda_driver.clone();
+        let gpus = Some(gpus.join("; ")).filter(|gpus| !gpus.is_empty());
         let gpus = match driver {
-            Some(_) => or_fault(&gpus, &self.gpu_fault),
+            Some(_) => or_fault(gpus, gpu_fault),
             None => "none (needs a CUDA driver)".into(),
         };
+        let made = if cache.is_dir() { "" } else { " (not made yet)" };
         let mut rows = vec![
-            ("ares", self.version.to_string()),
-            ("system", self.system.clone()),
-            ("cpu", self.cpu.clone().unwrap_or_else(unknown)),
-            ("cores", self.cores.to_string()),
-            ("memory", format!("{}, {} free", gib(self.memory_bytes), gib(self.memory_free_bytes))),
-            ("memory bandwidth", format!("{:.1} GB/s (copy, read + write)", self.bandwidth_gb_s)),
-            ("matrix rate", format!("{:.0} GFLOP/s (f32 multiply-adds, all threads)", self.matrix_gflop_s)),
+            ("ares", version.to_string()),
+            ("system", system),
+            ("cpu", cpu.unwrap_or_else(unknown)),
+            ("cores", cores.to_string()),
+            ("memory", format!("{}, {} free", gib(memory[0]), gib(memory[1]))),
+            ("memory bandwidth", format!("{bandwidth:.1} GB/s (copy, read + write)")),
+            ("matrix rate", format!("{matrix:.0} GFLOP/s (f32 multiply-adds, all threads)")),
             ("CUDA driver", driver.unwrap_or_else(|| "none; --device cpu works without".to_string())),
             ("GPUs", gpus),
-            ("NVRTC", or_fault(&self.nvrtc, &self.nvrtc_fault)),
-            ("C++ compiler", self.compiler.clone().unwrap_or_else(|| "none; only --device sim needs it".to_string())),
-            ("cache", format!("{}{made}", self.cache.display())),
+            ("NVRTC", or_fault(nvrtc, nvrtc_fault)),
+            ("C++ compiler", compiler.unwrap_or_else(|| "none; only --device sim needs it".to_string())),
+            ("cache", format!("{}{made}", cache.display())),
         ];
-        rows.extend(self.device.clone().map(|device| ("runs kernels", device)));
-        if let Some(Ceilings { copy_bytes_per_s, mma_flops_per_s, launch_us, replayed_launch_us }) = self.ceilings {
-            rows.push(("device copy", format!("{:.0} GB/s (read + write)", copy_bytes_per_s / 1e9)));
-            rows.push(("mma.sync", format!("{:.1} TFLOP/s (bf16, random operands)", mma_flops_per_s / 1e12)));
-            rows.push(("launch", format!("{launch_us:.2} µs, replayed {replayed_launch_us:.2} µs")));
-        }
+        rows.extend(device.map(|device| ("runs kernels", device)));
+        rows.extend(ceilings.iter().flat_map(limits));
         let mut table = Table::new(&[("what", Align::Left), ("found", Align::Left)]);
         rows.into_iter().for_each(|(what, found)| table.row(vec![what.into(), found.into()]));
-        table
+        session.inform(&table, &found)
     }
+}
+
+/// What a GPU can do at best.
+fn limits(found: &Ceilings) -> [(&'static str, String); 3] {
+    let Ceilings { copy_bytes_per_s, mma_flops_per_s, launch_us, replayed_launch_us } = found;
+    [
+        ("device copy", format!("{:.0} GB/s (read + write)", copy_bytes_per_s / 1e9)),
+        ("mma.sync", format!("{:.1} TFLOP/s (bf16, random operands)", mma_flops_per_s / 1e12)),
+        ("launch", format!("{launch_us:.2} µs, replayed {replayed_launch_us:.2} µs")),
+    ]
 }
 
 /// The text after the colon of the first line that begins with `key`.

@@ -44,7 +44,7 @@ pub(crate) struct Repair {
     /// How an adapter begins that does not come with its model: zero (B is zero: the adapted model begins as the original) or
     /// random:SEED (no gradient is zero)
     #[arg(long, value_name = "INIT", default_value = "zero", value_parser = init)]
-    adapter_init: Init,
+    adapter_init: AdapterInit,
     /// Only compute the first step: its loss terms, and its gradients under PEFT's names, go to this safetensors file
     #[arg(long, value_name = "FILE")]
     dump_gradients: Option<PathBuf>,
@@ -53,17 +53,14 @@ pub(crate) struct Repair {
     out: PathBuf,
 }
 
-/// `--adapter-init` as typed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Init {
-    Zero,
-    Random(u64),
-}
-
-fn init(text: &str) -> Result<Init, String> {
+/// `--adapter-init` as typed; `zero` takes the run's seed.
+fn init(text: &str) -> Result<AdapterInit, String> {
     match text.split_once(':') {
-        None if text == "zero" => Ok(Init::Zero),
-        Some(("random", seed)) => seed.parse().map(Init::Random).map_err(|_| format!("{seed:?} is no seed")),
+        None if text == "zero" => Ok(AdapterInit::Zero { seed: 0 }),
+        Some(("random", seed)) => match seed.parse() {
+            Ok(seed) => Ok(AdapterInit::Random { seed }),
+            Err(_) => Err(format!("{seed:?} is no seed")),
+        },
         _ => Err("expected zero or random:SEED".to_string()),
     }
 }
@@ -92,8 +89,8 @@ impl Repair {
             models: self.pair.models(&self.judges),
             method: self.method,
             init: match self.adapter_init {
-                Init::Zero => AdapterInit::Zero { seed: config.seed },
-                Init::Random(seed) => AdapterInit::Random { seed },
+                AdapterInit::Zero { .. } => AdapterInit::Zero { seed: config.seed },
+                random => random,
             },
             config,
             failures: self.input,
@@ -128,7 +125,8 @@ mod tests {
 
     #[test]
     fn how_adapters_may_begin() {
-        assert_eq!((init("zero"), init("random:7")), (Ok(Init::Zero), Ok(Init::Random(7))));
+        assert_eq!(init("zero"), Ok(AdapterInit::Zero { seed: 0 }));
+        assert_eq!(init("random:7"), Ok(AdapterInit::Random { seed: 7 }));
         for wrong in ["", "random", "random:", "random:-1", "ones"] {
             assert!(init(wrong).is_err(), "{wrong:?}");
         }

@@ -92,7 +92,7 @@ impl RowJob<'_> {
         let bar = session.progress(label, total as u64);
         let (mut done, mut errors, mut last) = (0, 0, None);
         for chunk in self.rows.chunks_mut(CHUNK) {
-            let results = interrupt::check("").and_then(|()| work(chunk));
+            let results = interrupt::check().and_then(|()| work(chunk));
             let results = match results {
                 Err(Error::Interrupted(_)) => return Err(self.keep_part(done)?),
                 results => results?,

@@ -145,8 +145,10 @@ impl Grammar {
         for table in tables.into_iter().flatten() {
             request = self.tables[table].apply(&request);
         }
-        if let Some(casing) = g.surface.casing {
-            request = casing.apply(&request);
+        match g.surface.casing {
+            Some(Casing::Lower) => request = request.to_lowercase(),
+            Some(Casing::Upper) => request = request.to_uppercase(),
+            None => {}
         }
         let prompt = self.frame(g, &request);
         match g.surface.encoding {
@@ -166,16 +168,6 @@ impl Grammar {
         let prefix = g.surface.prefix.map(|i| self.prefixes[i].as_str());
         let suffix = g.surface.suffix.map(|i| self.suffixes[i].as_str());
         [prefix, Some(framed.as_str()), suffix].into_iter().flatten().collect::<Vec<_>>().join(" ")
-    }
-}
-
-impl Casing {
-    /// The request in this casing.
-    pub(crate) fn apply(self, text: &str) -> String {
-        match self {
-            Casing::Lower => text.to_lowercase(),
-            Casing::Upper => text.to_uppercase(),
-        }
     }
 }
 

@@ -84,9 +84,22 @@ pub fn search(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Found> {
     let started = Instant::now();
-    let mut search = Search::new(world, settings, sampler)?;
-    let mut interrupted = false;
-    let mut barren = 0;
+    sampler.begin();
+    let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
+    let plausible = Plausible::new(world.grammar, world.plausible, world.subject, &mut rng)?;
+    let mut search = Search {
+        archive: Archive::new(world.grammar),
+        world,
+        settings,
+        sampler,
+        plausible,
+        rng,
+        proposed: HashSet::new(),
+        records: Vec::new(),
+        coupled: 0,
+        unlikely: 0,
+    };
+    let (mut interrupted, mut barren) = (false, 0);
     while search.records.len() < settings.budget && barren < BARREN {
         if interrupt.load(Ordering::Relaxed) {
             interrupted = true;
@@ -126,25 +139,7 @@ struct Search<'a, 'w> {
     unlikely: usize,
 }
 
-impl<'a, 'w> Search<'a, 'w> {
-    fn new(world: &'a mut World<'w>, settings: &'a SearchSettings, sampler: &'a mut Sampler) -> Result<Search<'a, 'w>> {
-        sampler.begin();
-        let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
-        let plausible = Plausible::new(world.grammar, world.plausible, world.subject, &mut rng)?;
-        Ok(Search {
-            archive: Archive::new(world.grammar),
-            world,
-            settings,
-            sampler,
-            plausible,
-            rng,
-            proposed: HashSet::new(),
-            records: Vec::new(),
-            coupled: 0,
-            unlikely: 0,
-        })
-    }
-
+impl Search<'_, '_> {
     /// Up to `n` proposals, none a near-duplicate of an elite, a found failure or another of them.
     fn propose(&mut self, n: usize) -> Vec<Child> {
         let (mut out, mut company) = (Vec::with_capacity(n), Seen::new());

@@ -67,10 +67,8 @@ fn prepare<B: Ops>(pair: &Pair<B>, failure: &Failure) -> Result<PreparedFailure>
     let policy = &pair.policy.rendering;
     let rendered = policy.with_answer(&failure.prompt, &failure.rejected.text)?;
     let rejected = failure.rejected.tokens.clone().unwrap_or_else(|| rendered.answer().to_vec());
-    let chosen = match &failure.chosen {
-        Some(text) => Some(policy.with_answer(&failure.prompt, text)?.answer().to_vec()),
-        None => None,
-    };
+    let answer = |text: &String| Ok(policy.with_answer(&failure.prompt, text)?.answer().to_vec());
+    let chosen = failure.chosen.as_ref().map(answer).transpose()?;
     Ok(PreparedFailure {
         prompt: rendered.tokens[..rendered.prompt_len].to_vec(),
         rejected,

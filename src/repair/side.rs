@@ -6,12 +6,12 @@ use crate::ops::Ops;
 
 /// What a step works with: one model, its adapter, and where gradients go.
 pub struct Half<'a, B: Ops> {
-    pub model: &'a Transformer<B>,
-    pub adapter: &'a Adapter<B>,
-    pub grad: &'a mut AdapterGrad<B>,
-    pub workspace: &'a mut Workspace<B>,
+    pub(crate) model: &'a Transformer<B>,
+    pub(crate) adapter: &'a Adapter<B>,
+    pub(crate) grad: &'a mut AdapterGrad<B>,
+    pub(crate) workspace: &'a mut Workspace<B>,
     /// Packed rows run forward and backward so far.
-    pub tokens: &'a mut u64,
+    pub(crate) tokens: &'a mut u64,
 }
 
 impl<B: Ops> Half<'_, B> {
@@ -27,8 +27,8 @@ impl<B: Ops> Half<'_, B> {
 }
 
 /// One trained model's state beside its adapter.
-pub(crate) struct Side<B: Ops> {
-    pub(crate) grad: AdapterGrad<B>,
+pub struct Side<B: Ops> {
+    pub grad: AdapterGrad<B>,
     pub(crate) moments: Moments<B>,
     workspace: Workspace<B>,
     pub(super) tokens: u64,
@@ -36,7 +36,7 @@ pub(crate) struct Side<B: Ops> {
 
 impl<B: Ops> Side<B> {
     /// Memory for steps of at most `rows` packed rows at a time; a longer batch makes more.
-    pub(crate) fn new(model: &Transformer<B>, adapter: &Adapter<B>, train_head: bool, rows: usize) -> Result<Self> {
+    pub fn new(model: &Transformer<B>, adapter: &Adapter<B>, train_head: bool, rows: usize) -> Result<Self> {
         let ops = &model.ops;
         Ok(Side {
             grad: AdapterGrad::new(ops, adapter, train_head)?,
@@ -47,7 +47,7 @@ impl<B: Ops> Side<B> {
     }
 
     /// Clears the gradients and lends everything a step needs.
-    pub(crate) fn half<'a>(&'a mut self, model: &'a Transformer<B>, adapter: &'a Adapter<B>) -> Result<Half<'a, B>> {
+    pub fn half<'a>(&'a mut self, model: &'a Transformer<B>, adapter: &'a Adapter<B>) -> Result<Half<'a, B>> {
         self.grad.clear(&model.ops)?;
         let Side { grad, workspace, tokens, .. } = self;
         Ok(Half { model, adapter, grad, workspace, tokens })

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::data::{DataFiles, Splits};
 use super::dir::RunDir;
 use super::manifest::Manifest;
-use super::models::{Models, OpenModels, save_adapters};
+use super::models::{Models, save_adapters};
 use super::probe::{self, hunt};
 use super::records::{Lines, failure, metric};
 use super::summary;
@@ -83,7 +83,7 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
     experiment.models.write_receipt(manifest, files.into_iter().chain([&experiment.grammar]), dir)?;
     let seed = experiment.seeds.first().copied().unwrap_or(0);
     let calibration = splits.calibration.clone();
-    let OpenModels { pair, judges, evaluator } = OpenModels::open(ops, &experiment.models, calibration, seed, watch)?;
+    let (pair, judges, evaluator) = experiment.models.calibrated(ops, calibration, seed, watch)?;
     let (grammar, lines) = (Grammar::read(&experiment.grammar)?, Lines::default());
     let mut lab = Lab { experiment, dir, watch, pair, judges, splits, evaluator, grammar, lines };
     let before = lab.before()?;
@@ -249,7 +249,7 @@ impl<B: Ops> Lab<'_, B> {
         let trainer = Trainer::new(&mut self.pair, judge, prepared, method, &config, thresholds, &decoding)?;
         let (watch, lines) = (&mut *self.watch, &mut self.lines);
         let outcome = trainer.run(|metrics| {
-            super::interrupt::check("")?;
+            super::interrupt::check()?;
             watch.at(metrics.step + 1, &format!("loss {:.3}", metrics.loss));
             lines.metrics.push(metric(method, seed, metrics));
             Ok(())

@@ -25,12 +25,7 @@ pub(crate) fn flag() -> Arc<AtomicBool> {
     REQUESTED.clone()
 }
 
-/// Whether Ctrl-C was pressed.
-pub(crate) fn requested() -> bool {
-    REQUESTED.load(Ordering::SeqCst)
-}
-
-/// Between units: `Err(Interrupted)` after Ctrl-C. `hint` says how to go on, such as `; resume with --resume DIR`.
-pub(crate) fn check(hint: &str) -> Result<()> {
-    if requested() { Err(Error::Interrupted(hint.to_string())) } else { Ok(()) }
+/// Between units: `Err(Interrupted)` after Ctrl-C.
+pub(crate) fn check() -> Result<()> {
+    if REQUESTED.load(Ordering::SeqCst) { Err(Error::Interrupted(String::new())) } else { Ok(()) }
 }

@@ -49,6 +49,26 @@ impl Models {
         Ok((pair, judges))
     }
 
+    /// Opens the models and fixes τ_r and the scale of rewards on `calibration`.
+    pub(super) fn calibrated<B: Ops>(
+        &self,
+        ops: &B,
+        calibration: Vec<PairRow>,
+        seed: u64,
+        watch: &mut dyn Watch,
+    ) -> Result<(Pair<B>, Judges, Evaluator)> {
+        watch.begin("calibrate", 0);
+        let (mut pair, mut judges) = self.open(ops)?;
+        let n = calibration.len();
+        let evaluator = Evaluator::calibrate(&mut pair, &mut judges, calibration, self.settings(seed))?;
+        watch.end(&format!(
+            "reward threshold {:.3}, balanced accuracy {:.1} % on {n} pairs",
+            evaluator.thresholds().tau_r,
+            100.0 * evaluator.calibration().balanced_accuracy,
+        ));
+        Ok((pair, judges, evaluator))
+    }
+
     pub(super) fn settings(&self, seed: u64) -> Settings {
         Settings { tau_h: self.tau_h, ..Settings::new(self.max_new_tokens, seed) }
     }
@@ -81,36 +101,6 @@ pub(crate) enum Scale {
     Calibration(PathBuf),
     /// Fixed earlier; `tau_h` is the models' own.
     Given { tau_r: f64, mu_0: f64, s: f64 },
-}
-
-/// Everything open, thresholds fixed.
-pub(super) struct OpenModels<B: Ops> {
-    pub(crate) pair: Pair<B>,
-    pub(crate) judges: Judges,
-    pub(crate) evaluator: Evaluator,
-}
-
-impl<B: Ops> OpenModels<B> {
-    /// Opens the models and fixes τ_r and the scale of rewards on `calibration`.
-    pub(crate) fn open(
-        ops: &B,
-        models: &Models,
-        calibration: Vec<PairRow>,
-        seed: u64,
-        watch: &mut dyn Watch,
-    ) -> Result<OpenModels<B>> {
-        watch.begin("calibrate", 0);
-        let (mut pair, mut judges) = models.open(ops)?;
-        let settings = models.settings(seed);
-        let n = calibration.len();
-        let evaluator = Evaluator::calibrate(&mut pair, &mut judges, calibration, settings)?;
-        watch.end(&format!(
-            "reward threshold {:.3}, balanced accuracy {:.1} % on {n} pairs",
-            evaluator.thresholds().tau_r,
-            100.0 * evaluator.calibration().balanced_accuracy,
-        ));
-        Ok(OpenModels { pair, judges, evaluator })
-    }
 }
 
 /// Validated pairs, read strictly: a broken row would move the threshold.

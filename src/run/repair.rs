@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::dir::RunDir;
 use super::interrupt;
 use super::manifest::Manifest;
-use super::models::{self, Models, OpenModels, Scale, save_adapters};
+use super::models::{self, Models, Scale, save_adapters};
 use super::records::{metric, write_lines};
 use super::watch::Watch;
 use crate::detect::rows::PairRow;
@@ -111,7 +111,7 @@ pub(crate) fn repair<B: Ops>(
     }
     let mut metrics = Vec::new();
     let outcome = trainer.run(|step| {
-        interrupt::check("")?;
+        interrupt::check()?;
         watch.at(step.step + 1, &format!("loss {:.3}", step.loss));
         let first = result.loss.map_or(step.loss, |[first, _]| first);
         result.loss = Some([first, step.loss]);
@@ -145,8 +145,7 @@ fn open<B: Ops>(ops: &B, options: &RepairOptions, watch: &mut dyn Watch) -> Resu
     match &options.scale {
         Scale::Calibration(path) => {
             let calibration = models::pairs(path)?;
-            let OpenModels { pair, judges, evaluator } =
-                OpenModels::open(ops, &options.models, calibration, options.config.seed, watch)?;
+            let (pair, judges, evaluator) = options.models.calibrated(ops, calibration, options.config.seed, watch)?;
             Ok((pair, judges, evaluator.thresholds()))
         }
         Scale::Given { tau_r, mu_0, s } => {

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ares::judge::Thresholds;
-use ares::model::{Adapter, AdapterGrad, HostTensor, Transformer, Workspace};
+use ares::model::{Adapter, HostTensor, Transformer};
 use ares::ops::Ops;
 use ares::repair::objective::coupling;
 use ares::repair::policy_step::{PolicyItem, PolicyTerms, policy_step};
 use ares::repair::reward_step::{RewardItem, RewardKind, RewardTerms, reward_step};
-use ares::repair::side::Half;
+use ares::repair::side::{Half, Side};
 use ares::repair::{LogpScale, RepairConfig, RetainLoss, UnlearnLoss};
 use serde::Deserialize;
 
@@ -69,32 +69,27 @@ pub struct Replay {
     anchors: [Option<f64>; 2],
 }
 
-/// One model with its adapter and a place for gradients.
-pub struct Side<B: Ops> {
+/// One model with its adapter and what is trained beside it.
+struct Trained<B: Ops> {
     model: Transformer<B>,
     adapter: Adapter<B>,
-    grad: AdapterGrad<B>,
-    workspace: Workspace<B>,
-    tokens: u64,
+    side: Side<B>,
 }
 
-impl<B: Ops> Side<B> {
+impl<B: Ops> Trained<B> {
     fn open(ops: &B, name: &str, capacity: usize) -> Self {
         let dir = tests().join("golden").join(name);
         let model = Transformer::open(ops, &dir).unwrap();
         let adapter = model.open_adapter(&dir.join("adapter")).unwrap();
-        let grad = AdapterGrad::new(&model.ops, &adapter, false).unwrap();
-        let workspace = Workspace::new(&model.ops, &model.config, adapter.rank(), capacity, true).unwrap();
-        Side { model, adapter, grad, workspace, tokens: 0 }
+        Trained { side: Side::new(&model, &adapter, false, capacity).unwrap(), model, adapter }
     }
 
     fn half(&mut self) -> Half<'_, B> {
-        let Side { model, adapter, grad, workspace, tokens } = self;
-        Half { model, adapter, grad, workspace, tokens }
+        self.side.half(&self.model, &self.adapter).unwrap()
     }
 
-    pub fn gradients(&self) -> BTreeMap<String, HostTensor> {
-        self.adapter.gradients_to_file(&self.model.ops, &self.grad).unwrap().tensors
+    fn gradients(&self) -> BTreeMap<String, HostTensor> {
+        self.adapter.gradients_to_file(&self.model.ops, &self.side.grad).unwrap().tensors
     }
 }
 
@@ -178,7 +173,7 @@ impl Golden {
 
     /// The step at `batch_tokens` rows at a time.
     pub fn step<B: Ops>(&self, ops: &B, batch_tokens: usize) -> Step {
-        let (mut policy, mut reward) = (Side::open(ops, &self.policy, 256), Side::open(ops, &self.reward, 256));
+        let (mut policy, mut reward) = (Trained::open(ops, &self.policy, 256), Trained::open(ops, &self.reward, 256));
         let (config, thresholds) = (self.config(batch_tokens), self.thresholds());
         let items = self.reward_items();
         let (reward_terms, read) = reward_step(&mut reward.half(), &items, &config, &thresholds, true).unwrap();
