@@ -91,3 +91,11 @@ impl Error {
         move |source| Error::File { file, expected, found: source.to_string(), remedy }
     }
 }
+
+/// Fails unless `result` is an error whose message holds `expected`.
+#[cfg(test)]
+#[track_caller]
+pub(crate) fn refused<T>(result: Result<T>, expected: &str) {
+    let found = result.err().expect("must be refused").to_string();
+    assert!(found.contains(expected), "expected `{expected}`, found `{found}`");
+}

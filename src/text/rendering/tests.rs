@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::error::refused;
 
 const USER: usize = 262;
 const END: u32 = 264;
@@ -109,24 +110,22 @@ fn raw_text_and_ids_are_taken_as_they_are() {
     let ids = Prompt::Tokens(vec![7, 262]);
     let rendered = rendering.with_answer(&ids, "hello").unwrap();
     assert_eq!((&rendered.tokens[..2], rendered.answer_len()), ([7, 262].as_slice(), 1));
-    let found = rendering.prompt_tokens(&Prompt::user("ab")).unwrap_err().to_string();
-    assert!(found.contains("expected a chat template") && found.contains("--raw"), "{found}");
+    refused(rendering.prompt_tokens(&Prompt::user("ab")), "expected a chat template");
 }
 
 #[test]
 fn rows_that_no_model_can_read_are_refused() {
     let rendering = open(SUITE);
-    let message = |result: Result<Vec<u32>>| result.unwrap_err().to_string();
-    let found = message(rendering.prompt_tokens(&Prompt::Tokens(vec![1, 310])));
-    assert_eq!(found, "token 1: expected an id below 310, the model's vocabulary, found 310");
+    let tokens = |prompt: &Prompt| rendering.prompt_tokens(prompt);
+    let expected = "token 1: expected an id below 310, the model's vocabulary, found 310";
+    refused(tokens(&Prompt::Tokens(vec![1, 310])), expected);
     for empty in [Prompt::user(" "), Prompt::Chat(vec![]), Prompt::Raw(String::new()), Prompt::Tokens(vec![])] {
-        assert_eq!(message(rendering.prompt_tokens(&empty)), "prompt: expected text, found none");
+        refused(tokens(&empty), "prompt: expected text, found none");
         assert!(rendering.with_answer(&empty, "a").is_err());
     }
     let long = |n: usize| Prompt::Raw("x".repeat(n));
-    assert_eq!(rendering.prompt_tokens(&long(39)).unwrap().len(), 39);
-    let found = message(rendering.prompt_tokens(&long(40)));
-    assert_eq!(found, "prompt: expected at most 39 tokens (the model's context is 40), found 40 tokens");
+    assert_eq!(tokens(&long(39)).unwrap().len(), 39);
+    refused(tokens(&long(40)), "prompt: expected at most 39 tokens (the model's context is 40), found 40 tokens");
     assert_eq!(rendering.full(&long(30), &"y".repeat(10)).unwrap().tokens.len(), 40);
     assert!(rendering.full(&long(30), &"y".repeat(11)).is_err());
     assert!(rendering.with_answer(&long(30), &"y".repeat(11)).is_err());
@@ -134,25 +133,22 @@ fn rows_that_no_model_can_read_are_refused() {
     // An empty answer in a template is its end of turn.
     assert_eq!(rendering.with_answer(&Prompt::user("a"), "").unwrap().answer(), [END]);
     let drops = open("{{ messages[-1].content }}");
-    let found = drops.with_answer(&Prompt::user("ab"), "hello").unwrap_err().to_string();
-    assert!(found.contains("to begin with the unanswered one") && found.contains("--raw"), "{found}");
+    refused(drops.with_answer(&Prompt::user("ab"), "hello"), "to begin with the unanswered one");
 }
 
 #[test]
 fn a_tokenizer_of_another_model_is_refused() {
-    let refuse = |limits: &IdLimits| open_with(&tokenizer(), Some(SUITE), limits).err().unwrap().to_string();
-    let found = refuse(&IdLimits { vocab_size: 265, ..LIMITS });
-    assert!(found.contains("expected ids below the model's vocab_size (265), found ids up to 265"), "{found}");
+    let open = |limits: &IdLimits| open_with(&tokenizer(), Some(SUITE), limits);
+    let expected = "expected ids below the model's vocab_size (265), found ids up to 265";
+    refused(open(&IdLimits { vocab_size: 265, ..LIMITS }), expected);
     let other = "0".repeat(64);
-    let found = refuse(&IdLimits { tokenizer_sha256: Some(&other), ..LIMITS });
-    assert!(found.contains("expected SHA-256 0000") && found.contains("tokenizer.json"), "{found}");
+    refused(open(&IdLimits { tokenizer_sha256: Some(&other), ..LIMITS }), "tokenizer.json: expected SHA-256 0000");
     let own = crate::text::output::sha256(tokenizer().to_string().as_bytes());
-    assert!(open_with(&tokenizer(), None, &IdLimits { tokenizer_sha256: Some(&own), ..LIMITS }).is_ok());
+    assert!(open(&IdLimits { tokenizer_sha256: Some(&own), ..LIMITS }).is_ok());
     let dir = tempfile::tempdir().unwrap();
-    assert!(Tokenizer::open(dir.path()).err().unwrap().to_string().contains("tokenizer.json: cannot read"));
+    refused(Tokenizer::open(dir.path()), "tokenizer.json: cannot read");
     std::fs::write(dir.path().join("tokenizer.json"), "{\"model\": 3").unwrap();
-    let found = Tokenizer::open(dir.path()).err().unwrap().to_string();
-    assert!(found.contains("expected a tokenizer.json of the tokenizers library"), "{found}");
+    refused(Tokenizer::open(dir.path()), "expected a tokenizer.json of the tokenizers library");
 }
 
 #[test]

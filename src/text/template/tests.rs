@@ -1,4 +1,5 @@
 use super::*;
+use crate::error::refused;
 
 fn turn(role: &str, content: &str) -> Message {
     Message { role: role.into(), content: content.into() }
@@ -50,12 +51,9 @@ fn what_transformers_adds_to_jinja_is_there() {
 
 #[test]
 fn what_a_template_refuses_is_the_rows_error() {
-    let refused =
-        template("{{ raise_exception('roles must alternate') }}").render(&[turn("user", "a")], true).unwrap_err();
-    assert!(matches!(refused, Error::Row { .. }));
-    assert!(
-        refused.to_string().contains("chat_template.jinja") && refused.to_string().contains("roles must alternate")
-    );
+    let found = template("{{ raise_exception('roles must alternate') }}").render(&[turn("user", "a")], true);
+    assert!(matches!(found, Err(Error::Row { .. })));
+    refused(found, "roles must alternate");
     assert!(template("{{ none_such + 'a' }}").render(&[turn("user", "a")], true).is_err());
 }
 
@@ -63,15 +61,13 @@ fn what_a_template_refuses_is_the_rows_error() {
 fn foreign_code_stays_within_bounds() {
     let user = [turn("user", "a")];
     let endless = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}";
-    let found = template(endless).render(&user, false).unwrap_err().to_string();
-    assert!(found.contains("fuel"), "{found}");
+    refused(template(endless).render(&user, false), "fuel");
     let long = "{% for a in range(90000) %}{{ 'x' * 1000 }}{% endfor %}";
-    let found = template(long).render(&user, false).unwrap_err().to_string();
-    assert!(found.contains("more than 16777216 bytes"), "{found}");
+    refused(template(long).render(&user, false), "more than 16777216 bytes");
     let deep = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
     assert!(template(deep).render(&user, false).is_err());
-    let broken = Template::new(Path::new("t.jinja"), "{% if %}".into(), BTreeMap::new()).err().unwrap().to_string();
-    assert!(broken.starts_with("t.jinja: expected a chat template in Jinja, found syntax error"), "{broken}");
+    let broken = Template::new(Path::new("t.jinja"), "{% if %}".into(), BTreeMap::new());
+    refused(broken, "t.jinja: expected a chat template in Jinja, found syntax error");
 }
 
 #[test]
@@ -92,8 +88,8 @@ fn a_template_is_found_where_transformers_looks() {
     write("tokenizer_config.json", list);
     assert_eq!(render().as_deref(), Some("2"));
     write("tokenizer_config.json", r#"{"chat_template": [{"name": "tool_use", "template": "3"}]}"#);
-    let found = Template::open(dir.path()).err().unwrap().to_string();
-    assert!(found.contains("expected chat_template to be a text, or a list with one named `default`"), "{found}");
+    let expected = "expected chat_template to be a text, or a list with one named `default`";
+    refused(Template::open(dir.path()), expected);
     write("chat_template.jinja", "4");
     assert_eq!(render().as_deref(), Some("4"));
 }
