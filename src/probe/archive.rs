@@ -34,7 +34,7 @@ pub(crate) struct Archive {
 impl Archive {
     pub(crate) fn new(grammar: &Grammar) -> Archive {
         let cells = vec![Vec::new(); grammar.cells()];
-        Archive { tactics: grammar.tactics.len(), cells, seen: Seen::new() }
+        Archive { tactics: grammar.tactics.len(), cells, seen: Seen::default() }
     }
 
     /// Whether the prompt of these grams is a near-duplicate of an elite or of a found failure.

@@ -142,7 +142,7 @@ struct Search<'a, 'w> {
 impl Search<'_, '_> {
     /// Up to `n` proposals, none a near-duplicate of an elite, a found failure or another of them.
     fn propose(&mut self, n: usize) -> Vec<Child> {
-        let (mut out, mut company) = (Vec::with_capacity(n), Seen::new());
+        let (mut out, mut company) = (Vec::with_capacity(n), Seen::default());
         let mut refused: Option<(Genotype, usize)> = None;
         for _ in 0..n * ATTEMPTS {
             if out.len() == n {

@@ -23,7 +23,7 @@ pub fn select_failures(records: &[ProbeRecord], sense: Sense, n: usize, seed: u6
     }
     let mut cells: Vec<_> = cells.into_values().collect();
     cells.shuffle(&mut rng);
-    let (mut seen, mut out) = (Seen::new(), Vec::new());
+    let (mut seen, mut out) = (Seen::default(), Vec::new());
     while out.len() < n && cells.iter().any(|c| !c.is_empty()) {
         for cell in &mut cells {
             let fresh = std::iter::from_fn(|| cell.pop()).find(|r| seen.find(&r.prompt).is_none());

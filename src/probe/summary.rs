@@ -69,7 +69,7 @@ impl SearchSummary {
 
 /// Coupled failures of which none is a near-duplicate of an earlier one, in the order they were found.
 fn distinct(records: &[ProbeRecord], sense: Sense) -> Vec<&ProbeRecord> {
-    let mut seen = Seen::new();
+    let mut seen = Seen::default();
     let mut out: Vec<&ProbeRecord> = Vec::new();
     for record in records.iter().filter(|r| r.verdict(sense) == Some(Verdict::Coupled)) {
         if seen.find(&record.prompt).is_none() {

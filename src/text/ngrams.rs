@@ -62,10 +62,6 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    pub(crate) fn new() -> Seen {
-        Seen::default()
-    }
-
     /// Remembers a text and returns its number: 0 for the first, counting up.
     pub(crate) fn insert(&mut self, text: &str) -> usize {
         let (number, grams) = (self.sizes.len(), grams(text));
@@ -118,14 +114,14 @@ mod tests {
     fn the_index_agrees_with_jaccard_and_forgets() {
         let texts = ["a b c d e f g h", "a b c d e f g x", "a b c d x x x x", "q r s t u v", ""];
         for text in texts {
-            let mut seen = Seen::new();
+            let mut seen = Seen::default();
             for other in texts {
                 seen.insert(other);
             }
             let expected = texts.iter().position(|o| jaccard(&grams(text), &grams(o)) >= NEAR_DUPLICATE);
             assert_eq!(seen.find(text), expected, "{text}");
         }
-        let mut seen = Seen::new();
+        let mut seen = Seen::default();
         let number = seen.insert(texts[0]);
         assert_eq!(seen.find(texts[1]), Some(number), "4 of 6 grams are shared");
         seen.forget(number);
