@@ -62,12 +62,9 @@ impl CpuMatrix {
 }
 
 impl Matrix for CpuMatrix {
-    fn rows(&self) -> usize {
-        self.forward.shape().1
-    }
-
-    fn cols(&self) -> usize {
-        self.forward.shape().0
+    fn shape(&self) -> (usize, usize) {
+        let (cols, rows) = self.forward.shape();
+        (rows, cols)
     }
 }
 

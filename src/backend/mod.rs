@@ -23,10 +23,16 @@ use crate::error::{Error, Result};
 
 /// Rows and columns of a frozen matrix, however a backend stores it.
 pub trait Matrix: Send + Sync {
-    /// Output features: the N of y = x·Wᵀ.
-    fn rows(&self) -> usize;
-    /// Input features: the K of y = x·Wᵀ.
-    fn cols(&self) -> usize;
+    /// Output and input features: the N and the K of y = x·Wᵀ.
+    fn shape(&self) -> (usize, usize);
+
+    fn rows(&self) -> usize {
+        self.shape().0
+    }
+
+    fn cols(&self) -> usize {
+        self.shape().1
+    }
 }
 
 /// A device and its memory. All work is queued in order; `download` waits for it.

@@ -2,12 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use super::cache::{Cache, Key, write};
 use super::driver::{Arch, Define};
-use super::lock;
 use super::nvrtc::{Cubin, Nvrtc, target};
 use super::pack::{self, Pack};
 use super::search::DriverVersion;
@@ -59,7 +58,7 @@ pub struct Compiler {
     pack: Option<Pack>,
     cache: Cache,
     /// Opened at the first need.
-    nvrtc: Mutex<Option<Arc<Nvrtc>>>,
+    nvrtc: OnceLock<Nvrtc>,
 }
 
 impl Compiler {
@@ -69,18 +68,16 @@ impl Compiler {
             Some(path) if !path.is_dir() => Some(Pack::read(path)?),
             _ => None,
         };
-        Ok(Compiler { options, driver, pack, cache, nvrtc: Mutex::default() })
+        Ok(Compiler { options, driver, pack, cache, nvrtc: OnceLock::new() })
     }
 
     /// The compiler of this machine.
-    pub(crate) fn nvrtc(&self) -> Result<Arc<Nvrtc>> {
-        let mut slot = lock(&self.nvrtc);
-        if let Some(nvrtc) = &*slot {
-            return Ok(nvrtc.clone());
+    pub(crate) fn nvrtc(&self) -> Result<&Nvrtc> {
+        if let Some(nvrtc) = self.nvrtc.get() {
+            return Ok(nvrtc);
         }
-        let nvrtc = Arc::new(Nvrtc::find(self.options.nvrtc.as_deref(), self.driver.as_ref())?);
-        *slot = Some(nvrtc.clone());
-        Ok(nvrtc)
+        let found = Nvrtc::find(self.options.nvrtc.as_deref(), self.driver.as_ref())?;
+        Ok(self.nvrtc.get_or_init(|| found))
     }
 
     /// Fails early when nothing could be compiled or found later; opens the library otherwise.

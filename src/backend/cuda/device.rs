@@ -194,15 +194,12 @@ impl Driver for GpuDriver {
 
     fn alloc(&self, bytes: usize) -> Result<u64> {
         self.outside_capture("allocate")?;
-        self.with("allocate", || Ok(()))?;
         // SAFETY: freed once, by `free`.
-        let address = match unsafe { result::malloc_sync(bytes) } {
-            Ok(address) => address,
-            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                return Err(fault::out_of_memory(&self.info.name, bytes));
-            }
-            Err(error) => return Err(self.fault("allocate", error)),
-        };
+        let allocated = self.context.bind().and_then(|()| unsafe { result::malloc_sync(bytes) });
+        let address = allocated.map_err(|error| match error.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => fault::out_of_memory(&self.info.name, bytes),
+            _ => self.fault("allocate", error),
+        })?;
         // SAFETY: just allocated.
         unsafe { self.zero(address, bytes) }.map(|()| address)
     }

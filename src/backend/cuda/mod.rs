@@ -65,12 +65,8 @@ pub struct DeviceMatrix {
 }
 
 impl Matrix for DeviceMatrix {
-    fn rows(&self) -> usize {
-        self.rows
-    }
-
-    fn cols(&self) -> usize {
-        self.cols
+    fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
     }
 }
 
@@ -138,12 +134,9 @@ impl Cuda {
         }
         let function = self.function(source, kernel, defines)?;
         let State { driver, profile, .. } = &*self.state;
-        if profile.is_on() {
-            // SAFETY: the caller's promise.
-            return profile.around(&**driver, kernel, || unsafe { driver.launch(function, config, args) });
-        }
         // SAFETY: the caller's promise.
-        unsafe { driver.launch(function, config, args) }
+        let launch = || unsafe { driver.launch(function, config, args) };
+        if profile.is_on() { profile.around(&**driver, kernel, launch) } else { launch() }
     }
 
     /// What the next launch must at least do; asked for while a profile is taken, else never.

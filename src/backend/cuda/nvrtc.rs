@@ -34,6 +34,7 @@ pub struct Nvrtc {
 }
 
 struct Api {
+    version: unsafe extern "C" fn(*mut u32, *mut u32) -> Status,
     create: unsafe extern "C" fn(
         *mut Handle,
         *const c_char,
@@ -81,8 +82,12 @@ impl Nvrtc {
         // SAFETY: as above.
         let library = unsafe { Library::new(path) }.map_err(|e| e.to_string())?;
         // SAFETY: the names are NVRTC's, the types those of nvrtc.h since 11.1.
-        let (api, version) = unsafe { (Api::load(&library)?, version(&library)?) };
+        let api = unsafe { Api::load(&library)? };
         libraries.push(library);
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: the function writes two integers.
+        api.check(unsafe { (api.version)(&mut major, &mut minor) })?;
+        let version = (major, minor);
         Ok(Nvrtc { api, version, path: path.to_path_buf(), _libraries: libraries })
     }
 
@@ -130,6 +135,7 @@ impl Api {
         // SAFETY: the caller's promise; each field's type is the function's.
         unsafe {
             Ok(Api {
+                version: symbol(library, c"nvrtcVersion")?,
                 create: symbol(library, c"nvrtcCreateProgram")?,
                 compile: symbol(library, c"nvrtcCompileProgram")?,
                 log_size: symbol(library, c"nvrtcGetProgramLogSize")?,
@@ -188,21 +194,6 @@ unsafe fn symbol<T: Copy>(library: &Library, name: &CStr) -> Result<T, String> {
     // SAFETY: the caller's promise.
     let found = unsafe { library.get::<T>(name.to_bytes_with_nul()) };
     found.map(|symbol| *symbol).map_err(|e| e.to_string())
-}
-
-/// # Safety
-/// The library is NVRTC.
-unsafe fn version(library: &Library) -> Result<(u32, u32), String> {
-    let (mut major, mut minor) = (0, 0);
-    // SAFETY: the caller's promise; the function writes two integers.
-    let status = unsafe {
-        let ask: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status = symbol(library, c"nvrtcVersion")?;
-        ask(&mut major, &mut minor)
-    };
-    match (status, u32::try_from(major), u32::try_from(minor)) {
-        (0, Ok(major), Ok(minor)) => Ok((major, minor)),
-        _ => Err(format!("nvrtcVersion answers {status}")),
-    }
 }
 
 /// `kernels/x.cu(12): error` as editors and people read it: `kernels/x.cu:12: error`.

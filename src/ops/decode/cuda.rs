@@ -96,13 +96,11 @@ impl Decode for Cuda {
         spec: AttentionSpec,
     ) -> Result<()> {
         check(qkv, cache, table, &spec)?;
-        let shape = (cache.slots * spec.kv_heads, cache.length * spec.head_dim);
-        expect("decode", "cache", (cache.k.shape(), cache.v.shape()), (shape, shape))?;
+        let params = params(cache, table, &spec)?;
         let plan = Plan::new(&spec)?;
         let (defines, config) = (plan.defines(&spec), plan.append(qkv.rows(), &spec));
         self.charge(|| Cost { flops: 0, bytes: 4 * 2 * (qkv.rows() * spec.kv_heads * spec.head_dim) as u64 });
-        let params = params(table, cache.length, &spec);
-        // SAFETY: `check` and `expect` proved the shapes, and that slots and positions lie within the cache.
+        // SAFETY: `check` and `params` proved the shapes, and that slots and positions lie within the cache.
         unsafe {
             let (k, v) = (&mut cache.k.buffer, &mut cache.v.buffer);
             kernels::cache_append(self, &defines, config, k, v, &qkv.buffer, &params)
@@ -118,14 +116,12 @@ impl Decode for Cuda {
         spec: AttentionSpec,
     ) -> Result<()> {
         check(qkv, cache, table, &spec)?;
+        let params = params(cache, table, &spec)?;
         expect("decode", "o", o.shape(), (qkv.rows(), spec.heads * spec.head_dim))?;
-        let shape = (cache.slots * spec.kv_heads, cache.length * spec.head_dim);
-        expect("decode", "cache", (cache.k.shape(), cache.v.shape()), (shape, shape))?;
         let (plan, n) = (Plan::new(&spec)?, qkv.rows());
         let (defines, attend) = (plan.defines(&spec), plan.attend(n, cache.length, &spec));
         // Per row, head and part: a column each, the maximum and the sum.
         let mut scratch = self.scratch(n * spec.heads * cache.length.div_ceil(SPLIT) * (spec.head_dim + 2))?;
-        let params = params(table, cache.length, &spec);
         if self.is_profiled() {
             // How much of the cache is read only the device knows.
             let seen = |at: u32| (u64::from(at) + 1).min(params.window as u64);
@@ -133,7 +129,7 @@ impl Decode for Cuda {
             self.charge(|| cost(n as u64, pairs, &spec, 2));
         }
         let partial = &mut *scratch;
-        // SAFETY: `check` and `expect` proved the shapes, and that slots and positions lie within the cache; the scratch was
+        // SAFETY: `check` and `params` proved the shapes, and that slots and positions lie within the cache; the scratch was
         // just made as large as all parts.
         unsafe {
             let (k, v) = (&cache.k.buffer, &cache.v.buffer);
@@ -143,18 +139,21 @@ impl Decode for Cuda {
     }
 }
 
-fn params<'a>(table: &'a SlotTable<Cuda>, length: usize, spec: &AttentionSpec) -> DecodeParams<'a> {
-    DecodeParams {
+/// What all kernels read; fails where the cache is not of this spec.
+fn params<'a>(cache: &KvCache<Cuda>, table: &'a SlotTable<Cuda>, spec: &AttentionSpec) -> Result<DecodeParams<'a>> {
+    let shape = (cache.slots * spec.kv_heads, cache.length * spec.head_dim);
+    expect("decode", "cache", (cache.k.shape(), cache.v.shape()), (shape, shape))?;
+    Ok(DecodeParams {
         slots: table.slots.buffer(),
         positions: table.positions.buffer(),
         rows: table.slots.rows(),
         heads: spec.heads,
         kv_heads: spec.kv_heads,
-        length,
+        length: cache.length,
         window: window(spec),
         scale: spec.scale,
         softcap: spec.softcap.unwrap_or(0.0),
-    }
+    })
 }
 
 #[cfg(test)]

@@ -63,30 +63,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_trail_begins_where_all_was_well() {
+    fn the_trail_begins_where_all_was_well_and_does_not_grow() {
         let mut trail = Trail::default();
         assert_eq!(trail.describe(), "no kernel is known to have succeeded; none was launched since then");
-        trail.launch("embed");
-        trail.launch("norm");
+        ["embed", "norm"].into_iter().for_each(|name| trail.launch(name));
         let mark = trail.mark();
-        trail.launch("gather");
-        trail.launch("gather");
-        trail.launch("qkv");
+        ["gather", "gather", "qkv"].into_iter().for_each(|name| trail.launch(name));
         assert!(trail.describe().ends_with("since then embed, norm, gather x2, qkv were launched"));
-        trail.reached(mark);
-        assert_eq!(trail.describe(), "norm succeeded last; since then gather x2, qkv were launched");
-        trail.reached(mark);
-        assert_eq!(trail.describe(), "norm succeeded last; since then gather x2, qkv were launched");
+        for _ in 0..2 {
+            trail.reached(mark);
+            assert_eq!(trail.describe(), "norm succeeded last; since then gather x2, qkv were launched");
+        }
         trail.reached(trail.mark());
         assert_eq!(trail.describe(), "qkv succeeded last; none was launched since then");
-    }
-
-    #[test]
-    fn the_trail_does_not_grow() {
-        let mut trail = Trail::default();
-        for _ in 0..10 * KEPT {
-            trail.launch("a");
-        }
+        (0..10 * KEPT).for_each(|_| trail.launch("a"));
         assert_eq!(trail.since.len(), KEPT);
         assert!(trail.describe().contains("among others a x64"));
         trail.reached(trail.mark() - 1);
