@@ -23,30 +23,21 @@ pub enum Arch {
 }
 
 impl Arch {
+    /// In the order of their declaration, as all tables are.
     pub const ALL: [Arch; 4] = [Arch::Sm80, Arch::Sm90a, Arch::Sm100, Arch::Sm120];
 
     /// As the compiler spells it.
     pub(crate) fn name(self) -> &'static str {
-        match self {
-            Arch::Sm80 => "sm_80",
-            Arch::Sm90a => "sm_90a",
-            Arch::Sm100 => "sm_100",
-            Arch::Sm120 => "sm_120",
-        }
+        ["sm_80", "sm_90a", "sm_100", "sm_120"][self as usize]
     }
 
     /// The define ARCH that kernels test.
     pub(crate) fn number(self) -> u64 {
-        match self {
-            Arch::Sm80 => 80,
-            Arch::Sm90a => 90,
-            Arch::Sm100 => 100,
-            Arch::Sm120 => 120,
-        }
+        [80, 90, 100, 120][self as usize]
     }
 
     /// The architecture that serves a device of this compute capability; `None` for one older than 8.0.
-    pub(crate) fn of(major: u32, _minor: u32) -> Option<Arch> {
+    pub(crate) fn of(major: u32) -> Option<Arch> {
         match major {
             8 => Some(Arch::Sm80),
             9 => Some(Arch::Sm90a),

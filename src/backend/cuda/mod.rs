@@ -35,7 +35,7 @@ pub(crate) use usage::Build;
 use self::driver::{Define, DeviceInfo, Driver, Function, GraphHandle, LaunchConfig};
 use self::profile::Profile;
 use self::source::Source;
-use super::cost::{Cost, KernelRun};
+use super::cost::Cost;
 use super::{Backend, Element, Matrix, check_values};
 use crate::error::{Error, Result};
 
@@ -149,14 +149,9 @@ impl Cuda {
         self.state.profile.is_on()
     }
 
-    /// Begins to record how long each kernel takes; what was recorded before is forgotten.
-    pub(crate) fn profile_begin(&self) -> Result<()> {
-        self.state.profile.begin(&*self.state.driver)
-    }
-
-    /// Ends the recording: every kernel's run, in order.
-    pub(crate) fn profile_end(&self) -> Result<Vec<KernelRun>> {
-        self.state.profile.end(&*self.state.driver)
+    /// How long each kernel takes, where that is recorded.
+    pub(crate) fn profile(&self) -> &Profile {
+        &self.state.profile
     }
 
     fn function(&self, source: &'static Source, kernel: &'static str, defines: &[Define]) -> Result<Function> {

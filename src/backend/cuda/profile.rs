@@ -10,7 +10,7 @@ use crate::error::Result;
 
 /// Off it costs one load per launch.
 #[derive(Default)]
-pub(super) struct Profile {
+pub(crate) struct Profile {
     on: AtomicBool,
     record: Mutex<Record>,
 }
@@ -29,7 +29,7 @@ impl Profile {
     }
 
     /// What was recorded before is forgotten.
-    pub(super) fn begin(&self, driver: &dyn Driver) -> Result<()> {
+    pub(crate) fn begin(&self, driver: &dyn Driver) -> Result<()> {
         let next = Record { begin: Some(driver.event()?), ..Record::default() };
         let Record { begin, runs, .. } = std::mem::replace(&mut *lock(&self.record), next);
         let events = runs.into_iter().flat_map(|(_, _, before, after)| [before, after]);
@@ -62,7 +62,7 @@ impl Profile {
     }
 
     /// Waits; returns what ran since `begin`, in order.
-    pub(super) fn end(&self, driver: &dyn Driver) -> Result<Vec<KernelRun>> {
+    pub(crate) fn end(&self, driver: &dyn Driver) -> Result<Vec<KernelRun>> {
         self.on.store(false, Ordering::Relaxed);
         let Record { begin, runs, .. } = std::mem::take(&mut *lock(&self.record));
         let Some(begin) = begin else { return Ok(Vec::new()) };

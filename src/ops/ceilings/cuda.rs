@@ -86,11 +86,11 @@ impl Measured for Cuda {
     }
 
     fn profile_begin(&self) -> Result<()> {
-        Cuda::profile_begin(self)
+        self.profile().begin(&**self.driver())
     }
 
     fn profile_end(&self) -> Result<Vec<KernelRun>> {
-        Cuda::profile_end(self)
+        self.profile().end(&**self.driver())
     }
 }
 

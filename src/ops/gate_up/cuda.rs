@@ -8,12 +8,7 @@ use crate::ops::{Lora, LoraGrad};
 
 const THREADS: u32 = 256;
 
-/// Neighbours of one thread: 16-byte accesses where the feed-forward's width allows, since `up` begins `f` elements behind
-/// `gate`.
-fn vector(f: usize) -> usize {
-    if f.is_multiple_of(8) { 8 } else { 1 }
-}
-
+/// `vector` neighbours are one thread's.
 fn defines(vector: usize, spec: GateUpSpec) -> [Define; 5] {
     [
         ("THREADS", THREADS.into()),
@@ -38,7 +33,8 @@ pub(crate) fn builds() -> Vec<Build> {
 
 /// Defines and geometry for `rows` × `f` activations.
 fn launch(rows: usize, f: usize, spec: GateUpSpec) -> ([Define; 5], LaunchConfig) {
-    let vector = vector(f);
+    // 16-byte accesses where the width allows, since `up` begins `f` elements after `gate`.
+    let vector = if f.is_multiple_of(8) { 8 } else { 1 };
     let blocks = (rows * (f / vector)).div_ceil(THREADS as usize) as u32;
     (defines(vector, spec), LaunchConfig::linear(blocks, THREADS))
 }

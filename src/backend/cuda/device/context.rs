@@ -148,7 +148,7 @@ impl Context {
         let broken = |error| unusable(&asked, &format!("{}; {}", describe(error), remedy(error)));
         let device = Gpu::get(ordinal).map_err(broken)?;
         let (major, minor) = device.capability;
-        let Some(arch) = Arch::of(major, minor) else {
+        let Some(arch) = Arch::of(major) else {
             let expected = "expected 8.0 or newer with kernels of sm_80, sm_90a, sm_100 or sm_120";
             return Err(unusable(&asked, &format!("{}: compute capability {major}.{minor}, {expected}", device.name)));
         };

@@ -62,7 +62,7 @@ impl Runtime {
 
     fn load() -> Result<Runtime> {
         let toolchain = Toolchain::find()?;
-        let mut compile = strings(&["-std=c++17", "-O3", "-g1", "-fPIC", "-fvisibility=hidden", "-DARES_SIM"]);
+        let mut compile = vec!["-std=c++17", "-O3", "-g1", "-fPIC", "-fvisibility=hidden", "-DARES_SIM"];
         compile.extend(vector_options());
         let unit = Unit { file: "sim.cpp", text: SIM_RUNTIME, compile: &compile, link: &["-ldl", "-pthread"] };
         let object = toolchain.shared_object(&unit)?;
@@ -101,11 +101,11 @@ impl Runtime {
     /// Compiles and loads the kernels of one file.
     pub(crate) fn module(&self, file: &str, text: &str, arch: Arch, defines: &[Define]) -> Result<Module> {
         let debug = std::env::var_os("ARES_SIM_DEBUG").is_some_and(|v| !v.is_empty() && v != "0");
-        let mut compile = strings(if debug { &["-O0", "-g3"] } else { &["-O2", "-g1"] });
-        compile.extend(strings(KERNEL_OPTIONS));
-        compile.extend(strings(CHECK_OPTIONS));
-        compile.push(format!("-DARCH={}", arch.number()));
-        compile.extend(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
+        let level: &[&str] = if debug { &["-O0", "-g3"] } else { &["-O2", "-g1"] };
+        let mut constants = vec![format!("-DARCH={}", arch.number())];
+        constants.extend(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
+        let constants = constants.iter().map(String::as_str);
+        let compile: Vec<&str> = level.iter().chain(KERNEL_OPTIONS).copied().chain(constants).collect();
         let object = self.toolchain.shared_object(&Unit { file, text, compile: &compile, link: &["-lm"] })?;
         Ok(Module { library: open(&object, RTLD_LOCAL)?, object })
     }
@@ -155,20 +155,17 @@ impl Runtime {
     }
 }
 
-/// As a GPU's compiler has it: no errno, no aliasing by type; contraction is left out so that results do not depend on the host.
 const KERNEL_OPTIONS: &[&str] = &[
     "-std=c++17",
     "-fPIC",
     "-DARES_SIM",
+    // As a GPU's compiler has it: no errno, no aliasing by type; contraction is left out so that results do not depend on the host.
     "-fno-math-errno",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
     "-fno-exceptions",
-];
-
-/// Every access, address, index, shift and divisor is looked at by kernels/sim/hooks.h, which takes the place of the
-/// compiler's own library. Loops stay loops: a memcpy made of one would not be seen.
-const CHECK_OPTIONS: &[&str] = &[
+    // Every access, address, index, shift and divisor is looked at by kernels/sim/hooks.h, which takes the place of the
+    // compiler's own library. Loops stay loops: a memcpy made of one would not be seen.
     "-fsanitize=thread,alignment,bounds,shift-exponent,integer-divide-by-zero",
     "-gdwarf-4", // version 5's file numbers are misread by the addr2line of binutils 2.40
     "-fcf-protection=none",
@@ -176,16 +173,12 @@ const CHECK_OPTIONS: &[&str] = &[
 ];
 
 /// Vector instructions of this machine; products of bf16 are exact, so results do not depend on them.
-fn vector_options() -> Vec<String> {
+fn vector_options() -> &'static [&'static str] {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        return strings(&["-mavx2", "-mfma"]);
+        return &["-mavx2", "-mfma"];
     }
-    Vec::new()
-}
-
-fn strings(options: &[&str]) -> Vec<String> {
-    options.iter().map(|o| o.to_string()).collect()
+    &[]
 }
 
 fn fault(kernel: &str, what: String) -> Error {

@@ -20,7 +20,7 @@ pub(super) struct Unit<'a> {
     /// `norm.cu`: names the files.
     pub(crate) file: &'a str,
     pub(crate) text: &'a str,
-    pub(crate) compile: &'a [String],
+    pub(crate) compile: &'a [&'a str],
     pub(crate) link: &'a [&'static str],
 }
 
