@@ -42,34 +42,35 @@ fn shared(tile: Tile, stages: u32) -> u32 {
     (stages * tile.stage()).max(2 * m * n + 3 * 4 * tile.warps[1] * m)
 }
 
-/// How the logits of one chunk are launched; with pairs every row stands in the tile twice, for both models.
+/// How one chunk is computed: logits, what each row is, the gradient in place of the logits.
 struct Launch {
     defines: Vec<Define>,
-    logits: LaunchConfig,
-    /// A warp a row.
-    combine: LaunchConfig,
-    /// A block a row.
-    gradient: LaunchConfig,
+    steps: [(Kernel, LaunchConfig, Cost); 3],
     /// Tiles of columns.
     tiles: usize,
+    /// Floats of scratch.
+    scratch: usize,
 }
 
 impl Launch {
-    fn new(rows: usize, vocab: usize, cols: usize, pairs: bool, info: &DeviceInfo) -> Launch {
-        let height = if pairs { 2 * rows } else { rows };
+    /// For one model's logits or two, with which every row stands in the tile twice.
+    fn new(rows: usize, models: usize, [vocab, cols]: [usize; 2], info: &DeviceInfo) -> Launch {
+        let height = models * rows;
         let tile = fastest(&HEAD_TILES, [height, vocab, cols], info).0;
         let stages = tile.stages(info.shared_per_block);
         let (threads, shared) = (tile.threads(), shared(tile, stages));
         let tiles = vocab.div_ceil(COLUMNS as usize);
         let blocks = height.div_ceil(tile.block[0] as usize) * tiles;
         let ragged = !(vocab.is_multiple_of(8) && cols.is_multiple_of(8));
-        Launch {
-            defines: tile.defines(stages, shared, ragged),
-            logits: LaunchConfig::linear(blocks as u32, threads).with_shared(shared),
-            combine: LaunchConfig::linear((rows as u32).div_ceil(threads / 32), threads),
-            gradient: LaunchConfig::linear(rows as u32, threads),
-            tiles,
-        }
+        let (kernels, stats) = if models == 1 { (ONE_MODEL, STATS) } else { (TWO_MODELS, KL_STATS) };
+        let [logits, combine, gradient] = costs([rows, vocab, cols, tiles, stats, models]);
+        // The second has a warp for a row, the third a block.
+        let steps = [
+            (kernels[0], LaunchConfig::linear(blocks as u32, threads).with_shared(shared), logits),
+            (kernels[1], LaunchConfig::linear((rows as u32).div_ceil(threads / 32), threads), combine),
+            (kernels[2], LaunchConfig::linear(rows as u32, threads), gradient),
+        ];
+        Launch { defines: tile.defines(stages, shared, ragged), steps, tiles, scratch: rows * (tiles * stats + models) }
     }
 
     /// Of rows first..first + count; what one or two models need besides is null.
@@ -105,23 +106,15 @@ impl Launch {
         }
     }
 
-    /// Logits, then what each row is, then, with `gradient`, the gradient in place of the logits.
+    /// All steps, or all but the gradient.
     ///
     /// # Safety
     /// Those of `kernels`.
-    unsafe fn run(
-        &self,
-        cuda: &Cuda,
-        kernels: [Kernel; 3],
-        params: &HeadParams,
-        costs: [Cost; 3],
-        gradient: bool,
-    ) -> Result<()> {
-        let steps = kernels.into_iter().zip([self.logits, self.combine, self.gradient]).zip(costs);
-        for ((kernel, config), cost) in steps.take(if gradient { 3 } else { 2 }) {
-            cuda.charge(|| cost);
+    unsafe fn run(&self, cuda: &Cuda, params: &HeadParams, gradient: bool) -> Result<()> {
+        for (kernel, config, cost) in &self.steps[..if gradient { 3 } else { 2 }] {
+            cuda.charge(|| *cost);
             // SAFETY: the caller's promise.
-            unsafe { kernel(cuda, &self.defines, config, params)? };
+            unsafe { kernel(cuda, &self.defines, *config, params)? };
         }
         Ok(())
     }
@@ -144,8 +137,8 @@ fn chunk_rows(rows: usize, capacity: usize, vocab: usize, cols: usize, info: &De
 
 /// What the kernels of one chunk are charged, for one model's logits or `models` = 2: the product; per-row statistics of `stats`
 /// numbers and tile; the logits turned into a gradient.
-fn costs(rows: usize, tiles: usize, stats: usize, models: u64, w: &DeviceMatrix) -> [Cost; 3] {
-    let [rows, vocab, cols, tiles, stats] = [rows, w.rows(), w.cols(), tiles, stats].map(|n| n as u64);
+fn costs(sizes: [usize; 6]) -> [Cost; 3] {
+    let [rows, vocab, cols, tiles, stats, models] = sizes.map(|n| n as u64);
     let (logits, numbers) = (models * rows * vocab, rows * tiles * stats);
     let product =
         Cost { flops: 2 * logits * cols, bytes: 2 * (models * rows * cols + vocab * cols + logits) + 4 * numbers };
@@ -192,8 +185,8 @@ impl LmHead for Cuda {
         let size = chunk_rows(rows, chunk.capacity(), vocab, cols, self.info());
         for first in (0..rows).step_by(size) {
             let count = size.min(rows - first);
-            let launch = Launch::new(count, vocab, cols, false, self.info());
-            let mut scratch = self.scratch(count * (launch.tiles * STATS + 1))?;
+            let launch = Launch::new(count, 1, [vocab, cols], self.info());
+            let mut scratch = self.scratch(launch.scratch)?;
             let params = HeadParams {
                 targets: Some(&targets.buffer),
                 logprob: Some(&mut out.logprob.buffer),
@@ -203,7 +196,7 @@ impl LmHead for Cuda {
             };
             // SAFETY: `check` and the lines above proved h, W, targets and outputs; `count` rows fit the chunk, and the
             // scratch was sized for them.
-            unsafe { launch.run(self, ONE_MODEL, &params, costs(count, launch.tiles, STATS, 1, w), dh.is_some())? };
+            unsafe { launch.run(self, &params, dh.is_some())? };
             if let Some(dh) = &mut dh {
                 back(self, dh, chunk, w, first, count)?;
             }
@@ -228,8 +221,8 @@ impl LmHead for Cuda {
         let size = chunk_rows(rows, chunk.capacity().min(chunk0.capacity()), vocab, cols, self.info());
         for first in (0..rows).step_by(size) {
             let count = size.min(rows - first);
-            let launch = Launch::new(count, vocab, cols, true, self.info());
-            let mut scratch = self.scratch(count * (launch.tiles * KL_STATS + 2))?;
+            let launch = Launch::new(count, 2, [vocab, cols], self.info());
+            let mut scratch = self.scratch(launch.scratch)?;
             let params = HeadParams {
                 h0: Some(&h0.buffer),
                 chunk0: Some(&mut chunk0.buffer),
@@ -237,7 +230,7 @@ impl LmHead for Cuda {
                 ..launch.params(chunk, &mut scratch, h, w, first, count)
             };
             // SAFETY: as in `lm_head_forward`; h0 has h's shape and chunk0 chunk's stride.
-            unsafe { launch.run(self, TWO_MODELS, &params, costs(count, launch.tiles, KL_STATS, 2, w), true)? };
+            unsafe { launch.run(self, &params, true)? };
             back(self, dh, chunk, w, first, count)?;
         }
         Ok(())
@@ -253,11 +246,11 @@ mod tests {
     fn one_multiprocessor_takes_the_large_tile() {
         for shared_per_block in [99 << 10, 163 << 10, 227 << 10] {
             let info = DeviceInfo { multiprocessors: 1, shared_per_block, ..DeviceInfo::h200() };
-            for (rows, vocab, cols, pairs) in
-                [(150, 136, 136, false), (150, 136, 136, true), (140, 301, 133, false), (140, 301, 133, true)]
+            for (rows, sizes, models) in
+                [(150, [136, 136], 1), (150, [136, 136], 2), (140, [301, 133], 1), (140, [301, 133], 2)]
             {
-                let launch = Launch::new(rows, vocab, cols, pairs, &info);
-                assert_eq!(launch.logits.block, [HEAD_TILES[0].threads(), 1, 1], "{vocab} x {cols}, pairs {pairs}");
+                let (_, logits, _) = Launch::new(rows, models, sizes, &info).steps[0];
+                assert_eq!(logits.block, [HEAD_TILES[0].threads(), 1, 1], "{sizes:?}, models {models}");
             }
         }
     }
