@@ -288,11 +288,8 @@ impl<B: Ops> List<'_, '_, B> {
         let spec = AdamWSpec { lr: 1e-9, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.0, clip: 1.0, step: 9 };
         (self.visit)("adamw", adamw::cost((rows * cols) as u64, Self::ACT), &mut || {
             let operand = Some((&mut operand, 2.0));
-            ops.adamw(
-                &mut norm,
-                &mut [Parameter { master: &mut master, m: &mut m, v: &mut v, grad: &grad, operand }],
-                spec,
-            )
+            let parameter = Parameter { master: &mut master, m: &mut m, v: &mut v, grad: &grad, operand };
+            ops.adamw(&mut norm, &mut [parameter], spec)
         })
     }
 

@@ -1,9 +1,9 @@
 //! Transformers: checkpoints, forward and backward, heads, adapters, packed batches, generation. Names no backend.
 
-pub mod adapter;
+pub(crate) mod adapter;
 pub(crate) mod adapter_file;
 pub(crate) mod batch;
-pub mod block;
+pub(crate) mod block;
 pub(crate) mod checkpoint;
 pub(crate) mod config;
 pub(crate) mod flops;

@@ -90,8 +90,8 @@ impl toolkit::Case for Case {
         out.act(ops, "dgate_up", dboth, 1.0, 1e-5);
         out.act(ops, "dx", dx, 1.0, 2e-2);
         out.act(ops, "dxa", dxa, 1.0, 1e-2);
-        out.sum(ops, "dA", grad.da, 1e-2, 8e-2);
-        out.sum(ops, "dB", grad.db, 1e-2, 8e-2);
+        out.f32(ops, "dA", grad.da, 1e-2, 8e-2).sum();
+        out.f32(ops, "dB", grad.db, 1e-2, 8e-2).sum();
         out
     }
 }

@@ -83,8 +83,8 @@ impl toolkit::Case for Case {
         if let Some(grad) = grad {
             out.act(ops, "xa", xa, 1.0, 2e-6);
             out.act(ops, "dxa", dxa, 1.0, 2e-6);
-            out.sum(ops, "dA", grad.da, 1e-5, 2e-2);
-            out.sum(ops, "dB", grad.db, 1e-5, 1e-4);
+            out.f32(ops, "dA", grad.da, 1e-5, 2e-2).sum();
+            out.f32(ops, "dB", grad.db, 1e-5, 1e-4).sum();
         }
         out
     }

@@ -50,7 +50,7 @@ impl toolkit::Case for Case {
         let mut out = Outputs::default();
         out.f32(ops, "r", r, 1e-5, 1e-4);
         out.act(ops, "dh", dh, 1.0, 1e-6);
-        out.sum(ops, "dw", dw, 1e-5, 1e-5);
+        out.f32(ops, "dw", dw, 1e-5, 1e-5).sum();
         assert_eq!(bits(&read(ops, frozen)), bits(out.named("dh")), "dh of a frozen head");
         out
     }

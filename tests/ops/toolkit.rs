@@ -35,7 +35,7 @@ pub type Plain = BTreeMap<&'static str, Vec<f32>>;
 #[derive(Default)]
 pub struct Outputs(Vec<Output>);
 
-struct Output {
+pub struct Output {
     name: &'static str,
     /// 0 for a sum over rows.
     rows: usize,
@@ -67,26 +67,21 @@ impl Outputs {
         tensor: Tensor<B, f32>,
         relative: f32,
         absolute: f32,
-    ) {
+    ) -> &mut Output {
         let (rows, values) = (tensor.rows(), read(ops, tensor));
         self.0.push(Output { name, rows, values, ulps: 0.0, relative, absolute: vec![absolute] });
-    }
-
-    /// f32 sums over the batch: each depends on all rows.
-    pub fn sum<B: Backend>(
-        &mut self,
-        ops: &B,
-        name: &'static str,
-        tensor: Tensor<B, f32>,
-        relative: f32,
-        absolute: f32,
-    ) {
-        self.f32(ops, name, tensor, relative, absolute);
-        self.0.last_mut().unwrap().rows = 0;
+        self.0.last_mut().unwrap()
     }
 
     pub fn named(&self, name: &str) -> &[f32] {
         &self.0.iter().find(|output| output.name == name).unwrap_or_else(|| panic!("no output {name}")).values
+    }
+}
+
+impl Output {
+    /// Says that these are sums over the batch: each depends on all rows.
+    pub fn sum(&mut self) {
+        self.rows = 0;
     }
 }
 
