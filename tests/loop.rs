@@ -89,7 +89,7 @@ impl World {
         let (decoding, recipe) = (Decoding::greedy(48), config.clone().try_into().unwrap());
         let judge = &mut *self.judges.judge;
         let trainer =
-            Trainer::new(&mut self.pair, judge, &self.data, method, &recipe, self.thresholds, &decoding).unwrap();
+            Trainer::new(&mut self.pair, judge, &self.data, method, &recipe, self.thresholds, &decoding, None).unwrap();
         let mut steps = Vec::new();
         let outcome = trainer.run(|m| {
             steps.push(m.clone());

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use clap::Args;
 use rayon::prelude::*;
 use serde::Serialize;
+use serde_json::json;
 
 use super::Session;
 use crate::backend::cuda::cache::{Cache, Key};
 use crate::backend::cuda::compiler::{Compiler, Origin};
 use crate::backend::cuda::driver::Arch;
+use crate::backend::cuda::kernels::SOURCES;
 use crate::backend::cuda::nvrtc::{Cubin, target};
 use crate::backend::cuda::usage::{Usage, parse};
 use crate::backend::cuda::{Build, pack};
@@ -186,22 +188,12 @@ fn fault(line: &Line) -> Option<String> {
 
 /// What there is, without compiling.
 fn list(session: &Session) -> Result<()> {
-    #[derive(Serialize)]
-    struct File {
-        file: &'static str,
-        kernels: &'static [&'static str],
-        builds: usize,
-    }
-    let builds = builds();
-    let file = |source: &&'static crate::backend::cuda::source::Source| File {
-        file: source.file,
-        kernels: source.kernels,
-        builds: builds.iter().filter(|build| build.source == *source).count(),
-    };
-    let files: Vec<File> = crate::backend::cuda::kernels::SOURCES.iter().map(file).collect();
+    let (builds, mut files) = (builds(), Vec::new());
     let mut table = Table::new(&[("file", Align::Left), ("builds", Align::Right), ("kernels", Align::Left)]);
-    for file in &files {
-        table.row(vec![file.file.into(), file.builds.to_string().into(), file.kernels.join(", ").into()]);
+    for source in SOURCES {
+        let count = builds.iter().filter(|build| build.source == *source).count();
+        table.row(vec![source.file.into(), count.to_string().into(), source.kernels.join(", ").into()]);
+        files.push(json!({ "file": source.file, "kernels": source.kernels, "builds": count }));
     }
     session.inform(&table, &files)
 }

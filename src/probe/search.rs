@@ -120,7 +120,6 @@ pub fn search(
 /// A proposal with its prompt, before and after it was measured.
 struct Candidate {
     child: Child,
-    text: String,
     prompt: Prompt,
     logprob: Result<f64, String>,
 }
@@ -190,8 +189,7 @@ impl Search<'_, '_> {
                 self.unlikely += 1;
                 continue;
             }
-            let text = grammar.compose(&child.genotype);
-            out.push(Candidate { child, prompt: Prompt::user(text.clone()), text, logprob });
+            out.push(Candidate { prompt: Prompt::user(grammar.compose(&child.genotype)), child, logprob });
         }
         Ok(out)
     }
@@ -267,7 +265,7 @@ impl Search<'_, '_> {
         if let Ok(j) = &judged {
             let verdict = j.verdict(self.settings.sense);
             outcome = Lesson { p_harm: j.p_harm, z: (j.reward - t.tau_r) / t.s, coupled: verdict == Verdict::Coupled };
-            self.archive.insert(index, g, &probe.text, j.fitness, verdict != Verdict::Sound);
+            self.archive.insert(index, g, probe.prompt.text(), j.fitness, verdict != Verdict::Sound);
         }
         self.coupled += usize::from(outcome.coupled);
         self.sampler.update(grammar, &g, &outcome);
@@ -290,7 +288,7 @@ fn record(grammar: &Grammar, index: usize, g: Genotype, probe: Candidate, ending
     let topic = &grammar.topics[g.topic];
     ProbeRecord {
         index,
-        prompt: probe.text,
+        prompt: probe.prompt.text().to_string(),
         topic: topic.id.clone(),
         domain: topic.domain.clone(),
         tactic: grammar.tactics[g.tactic].id.clone(),

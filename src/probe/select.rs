@@ -12,14 +12,16 @@ use std::collections::BTreeMap;
 /// liked best does not outweigh the others. Ambiguous answers and error rows are never trained on. Within a cell the order
 /// is by chance; the first records of the result are as balanced as all of it.
 pub fn select_failures(records: &[ProbeRecord], sense: Sense, n: usize, seed: u64) -> Vec<&ProbeRecord> {
-    let mut order: Vec<&ProbeRecord> = records.iter().filter(|r| is_failure(r, sense)).collect();
+    let failure = |record| {
+        let verdict = ProbeRecord::judged(record).filter(|j| !j.ambiguous)?.verdict(sense);
+        (verdict != Verdict::Sound).then_some((verdict, record))
+    };
+    let mut order: Vec<(Verdict, &ProbeRecord)> = records.iter().filter_map(failure).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     order.shuffle(&mut rng);
     let mut cells: BTreeMap<(Verdict, &str, &str), Vec<&ProbeRecord>> = BTreeMap::new();
-    for record in order {
-        if let Some(verdict) = record.verdict(sense) {
-            cells.entry((verdict, &record.tactic, &record.domain)).or_default().push(record);
-        }
+    for (verdict, record) in order {
+        cells.entry((verdict, &record.tactic, &record.domain)).or_default().push(record);
     }
     let mut cells: Vec<_> = cells.into_values().collect();
     cells.shuffle(&mut rng);
@@ -34,8 +36,4 @@ pub fn select_failures(records: &[ProbeRecord], sense: Sense, n: usize, seed: u6
         }
     }
     out
-}
-
-fn is_failure(record: &ProbeRecord, sense: Sense) -> bool {
-    record.judged().is_some_and(|j| !j.ambiguous && j.verdict(sense) != Verdict::Sound)
 }

@@ -15,7 +15,7 @@ use super::reward_step::{RewardItem, RewardKind, RewardTerms, reward_step};
 use super::side::{Half, Side};
 use crate::error::{Error, Result};
 use crate::judge::{Judge, Thresholds};
-use crate::model::{Adapter, AdapterInit, Decoding, Pair, Pretrained};
+use crate::model::{AdapterInit, Decoding, Pair, Pretrained};
 use crate::ops::{AdamWSpec, Ops};
 
 /// Tokens of y⁻ that may stand before y⁺ at most.
@@ -79,7 +79,8 @@ pub struct Trainer<'a, B: Ops> {
 }
 
 impl<'a, B: Ops> Trainer<'a, B> {
-    /// Gives the pair fresh adapters for what `method` trains (none for what it leaves alone).
+    /// Trains on with the adapters that the pair has; a model that is trained and has none gets one that begins as `init` says.
+    /// Without `init` the pair's adapters go, and what is trained begins as the original.
     pub fn new(
         pair: &'a mut Pair<B>,
         judge: &'a mut dyn Judge,
@@ -88,30 +89,22 @@ impl<'a, B: Ops> Trainer<'a, B> {
         config: &Recipe,
         thresholds: Thresholds,
         decoding: &Decoding,
-    ) -> Result<Self> {
-        (pair.policy.adapter, pair.reward.adapter) = (None, None);
-        let init = AdapterInit::Zero { seed: config.seed };
-        Self::continued(pair, judge, data, method, config, thresholds, decoding, init)
-    }
-
-    /// Trains on with the adapters that the pair has; a model that is trained and has none gets one that begins as `init` says.
-    pub(crate) fn continued(
-        pair: &'a mut Pair<B>,
-        judge: &'a mut dyn Judge,
-        data: &Prepared,
-        method: Method,
-        config: &Recipe,
-        thresholds: Thresholds,
-        decoding: &Decoding,
-        init: AdapterInit,
+        init: Option<AdapterInit>,
     ) -> Result<Self> {
         let seed = config.seed;
+        if init.is_none() {
+            (pair.policy.adapter, pair.reward.adapter) = (None, None);
+        }
         let trains = [(&mut pair.policy, method.trains_policy(), 0), (&mut pair.reward, method.trains_reward(), 1)];
         let mut sides = Vec::new();
         for (model, trained, salt) in trains {
             model.release();
             if trained && model.adapter.is_none() {
-                model.adapter = Some(fresh(model, config, init, salt)?);
+                // Two models of the same shape must not begin with the same A.
+                let mut init = init.unwrap_or(AdapterInit::Zero { seed });
+                let (AdapterInit::Zero { seed } | AdapterInit::Random { seed }) = &mut init;
+                *seed = seed.wrapping_mul(2).wrapping_add(salt);
+                model.adapter = Some(model.transformer.new_adapter(config.rank, config.alpha, init)?);
             }
             let adapter = model.adapter.as_ref().filter(|_| trained);
             let side = |adapter| Side::new(&model.transformer, adapter, config.train_head, config.batch_tokens);
@@ -296,13 +289,6 @@ impl<'a, B: Ops> Trainer<'a, B> {
         };
         Ok([file(&self.policy, &self.pair.policy)?, file(&self.reward, &self.pair.reward)?])
     }
-}
-
-fn fresh<B: Ops>(model: &Pretrained<B>, config: &Recipe, mut init: AdapterInit, salt: u64) -> Result<Adapter<B>> {
-    // Two models of the same shape must not begin with the same A.
-    let (AdapterInit::Zero { seed } | AdapterInit::Random { seed }) = &mut init;
-    *seed = seed.wrapping_mul(2).wrapping_add(salt);
-    model.transformer.new_adapter(config.rank, config.alpha, init)
 }
 
 /// Both ℓ(y⁺) and ℓ(y⁻) falling from the first to the last quarter: probability mass went elsewhere.

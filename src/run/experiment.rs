@@ -210,7 +210,11 @@ impl<B: Ops> Lab<'_, B> {
         before: &Before,
     ) -> Result<(MethodResult, Evaluation)> {
         let outcome = self.train(method, seed, prepared)?;
-        self.save(method, seed)?;
+        let name = match self.experiment.seeds.len() {
+            0 | 1 => method.name().to_string(),
+            _ => format!("{}-{seed}", method.name()),
+        };
+        save_adapters(&self.pair, &self.dir.file("round-1").join(name))?;
         self.watch.begin(&format!("measure {}", method.name()), 0);
         let changed = Changed { policy: method.trains_policy(), reward: method.trains_reward() };
         let (pair, judges, rows, e) = (&mut self.pair, &mut self.judges, &self.splits, self.experiment);
@@ -246,7 +250,7 @@ impl<B: Ops> Lab<'_, B> {
         let thresholds = self.evaluator.thresholds();
         let decoding = self.evaluator.settings().decoding.clone();
         let judge = &mut *self.judges.judge;
-        let trainer = Trainer::new(&mut self.pair, judge, prepared, method, &config, thresholds, &decoding)?;
+        let trainer = Trainer::new(&mut self.pair, judge, prepared, method, &config, thresholds, &decoding, None)?;
         let (watch, lines) = (&mut *self.watch, &mut self.lines);
         let outcome = trainer.run(|metrics| {
             super::interrupt::check()?;
@@ -257,16 +261,6 @@ impl<B: Ops> Lab<'_, B> {
         let tokens = outcome.tokens_policy + outcome.tokens_reward;
         self.watch.end(&format!("{} steps in {:.1} s, {} k tokens", outcome.steps, outcome.seconds, tokens / 1000));
         Ok(outcome)
-    }
-
-    /// Writes the adapters of what was trained.
-    fn save(&self, method: Method, seed: u64) -> Result<()> {
-        let name = if self.experiment.seeds.len() > 1 {
-            format!("{}-{seed}", method.name())
-        } else {
-            method.name().to_string()
-        };
-        save_adapters(&self.pair, &self.dir.file("round-1").join(name)).map(|_| ())
     }
 
     /// Products of the frozen bases alone: 4N a token forward and backward, 2N a token generated.

@@ -87,7 +87,7 @@ pub(crate) fn repair<B: Ops>(
     watch.begin(&format!("repair by {}", options.method.name()), options.config.steps);
     let (config, method) = (&options.config, options.method);
     let mut trainer =
-        Trainer::continued(&mut pair, judge, &prepared, method, config, thresholds, &decoding, options.init)?;
+        Trainer::new(&mut pair, judge, &prepared, method, config, thresholds, &decoding, Some(options.init))?;
     let mut result = RepairResult {
         method: method.name(),
         steps: 0,
