@@ -36,7 +36,7 @@ use self::driver::{Define, DeviceInfo, Driver, Function, GraphHandle, LaunchConf
 use self::profile::Profile;
 use self::source::Source;
 use super::cost::Cost;
-use super::{Backend, Element, Matrix, check_values};
+use super::{Backend, Element, Matrix, Tensor, check_values};
 use crate::error::{Error, Result};
 
 /// A GPU, or the simulator in its place.
@@ -57,23 +57,10 @@ struct State {
     profile: Profile,
 }
 
-/// A frozen matrix (N, K), bf16, rows `stride` apart, zeros past K: forward reads it as it lies, backward as well.
-pub struct DeviceMatrix {
-    pub(crate) buffer: DeviceBuffer<bf16>,
-    rows: usize,
-    cols: usize,
-}
-
-impl Matrix for DeviceMatrix {
+/// A frozen matrix (N, K): forward reads it as it lies, backward as well.
+impl Matrix for Tensor<Cuda> {
     fn shape(&self) -> (usize, usize) {
-        (self.rows, self.cols)
-    }
-}
-
-impl DeviceMatrix {
-    /// Elements from row to row.
-    pub(crate) fn stride(&self) -> usize {
-        Cuda::stride::<bf16>(self.cols)
+        Tensor::shape(self)
     }
 }
 
@@ -200,7 +187,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Backend for Cuda {
     type Act = bf16;
-    type Weight = DeviceMatrix;
+    type Weight = Tensor<Cuda>;
     type Buffer<T: Element> = DeviceBuffer<T>;
     type Graph = Graph;
 
@@ -254,25 +241,17 @@ impl Backend for Cuda {
         values.iter().map(|&value| bf16::from_f32(value)).collect()
     }
 
-    fn weight(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<DeviceMatrix> {
+    fn weight(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<Tensor<Cuda>> {
         check_values(rows, cols, &values)?;
-        let stride = Cuda::stride::<bf16>(cols);
-        let mut rounded = vec![bf16::ZERO; rows * stride];
-        for (to, from) in rounded.chunks_exact_mut(stride.max(1)).zip(values.chunks_exact(cols.max(1))) {
-            for (to, &from) in to.iter_mut().zip(from) {
-                *to = bf16::from_f32(from);
-                if !to.is_finite() {
-                    return Err(Error::NotFinite {
-                        what: "a weight rounded to bf16".into(),
-                        found: from.to_string(),
-                        remedy: "this checkpoint needs --device cpu".into(),
-                    });
-                }
-            }
+        let rounded = self.activations(&values);
+        if let Some(at) = rounded.iter().position(|value| !value.is_finite()) {
+            return Err(Error::NotFinite {
+                what: "a weight rounded to bf16".into(),
+                found: values[at].to_string(),
+                remedy: "this checkpoint needs --device cpu".into(),
+            });
         }
-        let mut buffer = self.alloc(rows * stride)?;
-        self.upload(&mut buffer, 0, &rounded)?;
-        Ok(DeviceMatrix { buffer, rows, cols })
+        Tensor::from_host(self, rows, cols, &rounded)
     }
 
     fn replay(&self, graph: &mut Graph, mut record: impl FnMut() -> Result<()>) -> Result<()> {

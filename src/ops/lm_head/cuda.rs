@@ -1,8 +1,8 @@
 use super::{HeadRows, LmHead, check};
 use crate::backend::cuda::driver::{Define, DeviceInfo, LaunchConfig};
 use crate::backend::cuda::kernels::{self, HeadParams};
-use crate::backend::cuda::{Build, DeviceBuffer, DeviceMatrix};
-use crate::backend::{Backend, Cuda, Matrix, Tensor};
+use crate::backend::cuda::{Build, DeviceBuffer};
+use crate::backend::{Backend, Cuda, Tensor};
 use crate::error::Result;
 use crate::ops::product::cuda::{Layout, Operand, Output, Product, TILES, Tile, fastest};
 use crate::ops::{Cost, expect};
@@ -79,7 +79,7 @@ impl Launch {
         chunk: &'a mut Tensor<Cuda>,
         stats: &'a mut DeviceBuffer<f32>,
         h: &'a Tensor<Cuda>,
-        w: &'a DeviceMatrix,
+        w: &'a Tensor<Cuda>,
         first: usize,
         count: usize,
     ) -> HeadParams<'a> {
@@ -151,12 +151,12 @@ fn back(
     cuda: &Cuda,
     dh: &mut Tensor<Cuda>,
     chunk: &Tensor<Cuda>,
-    w: &DeviceMatrix,
+    w: &Tensor<Cuda>,
     first: usize,
     count: usize,
 ) -> Result<()> {
     let (stride, shape) = (dh.stride(), [count, w.cols(), w.rows()]);
-    let product = Product::new(Layout::Across, shape, Operand::of(chunk), Operand::weight(w));
+    let product = Product::new(Layout::Across, shape, Operand::of(chunk), Operand::of(w));
     product.run(cuda, "lm_head", Output::Rounded { buffer: &mut dh.buffer, first: first * stride, stride })
 }
 

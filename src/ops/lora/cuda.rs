@@ -1,8 +1,8 @@
 use super::{Lora, LoraGrad, check};
 use crate::backend::cuda::driver::{DeviceInfo, LaunchConfig};
 use crate::backend::cuda::kernels::{self, LoraParams};
-use crate::backend::cuda::{Build, DeviceBuffer, DeviceMatrix};
-use crate::backend::{Cuda, Matrix, Tensor};
+use crate::backend::cuda::{Build, DeviceBuffer};
+use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
 use crate::ops::product::cuda::{BLOCK_K, Extension, Layout, Operand, Output, Product, Tile};
 use crate::ops::{Cost, expect};
@@ -17,7 +17,7 @@ pub(crate) fn linear_forward(
     y: &mut Tensor<Cuda>,
     xa: &mut Tensor<Cuda>,
     x: &Tensor<Cuda>,
-    w: &DeviceMatrix,
+    w: &Tensor<Cuda>,
     lora: Option<&Lora<Cuda>>,
     bias: Option<&Tensor<Cuda>>,
     residual: Option<&Tensor<Cuda>>,
@@ -33,7 +33,7 @@ pub(crate) fn linear_forward(
         Some(lora) => Some(Extension { xa, b: &lora.b, rank: lora.rank, ends: ends(op, lora, n)? }),
         None => None,
     };
-    let product = Product::new(Layout::Along, [t, n, k], input, Operand::weight(w));
+    let product = Product::new(Layout::Along, [t, n, k], input, Operand::of(w));
     Product { extension, bias, residual, ..product }.run(cuda, op, Output::of(y))
 }
 
@@ -47,14 +47,14 @@ pub(crate) fn linear_backward(
     dy: &Tensor<Cuda>,
     x: &Tensor<Cuda>,
     xa: &Tensor<Cuda>,
-    w: &DeviceMatrix,
+    w: &Tensor<Cuda>,
     lora: Option<&Lora<Cuda>>,
 ) -> Result<()> {
     check(op, dy, xa, x, w, lora)?;
     expect(op, "dx", dx.shape(), x.shape())?;
     let (t, n, k) = (x.rows(), w.rows(), w.cols());
     let upper = Operand::of(dy);
-    let product = Product::new(Layout::Across, [t, k, n], upper, Operand::weight(w));
+    let product = Product::new(Layout::Across, [t, k, n], upper, Operand::of(w));
     let Some(lora) = lora else { return product.run(cuda, op, Output::of(dx)) };
     expect(op, "dxa", dxa.shape(), xa.shape())?;
     let (stride, mut first) = (dxa.stride(), 0);

@@ -4,8 +4,8 @@ use half::bf16;
 
 use crate::backend::cuda::driver::{Define, DeviceInfo, LaunchConfig};
 use crate::backend::cuda::kernels::{self, ProductParams};
-use crate::backend::cuda::{Build, DeviceBuffer, DeviceMatrix};
-use crate::backend::{Cuda, Matrix, Tensor};
+use crate::backend::cuda::{Build, DeviceBuffer};
+use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
 use crate::ops::{Cost, expect};
 
@@ -175,10 +175,6 @@ impl<'a> Operand<'a> {
         Operand { buffer: &tensor.buffer, first: 0, stride: tensor.stride() }
     }
 
-    pub(crate) fn weight(matrix: &'a DeviceMatrix) -> Operand<'a> {
-        Operand { buffer: &matrix.buffer, first: 0, stride: matrix.stride() }
-    }
-
     /// From element `first` on.
     pub(crate) fn from(self, first: usize) -> Operand<'a> {
         Operand { first: self.first + first, ..self }
@@ -322,10 +318,10 @@ pub(crate) fn within(op: &'static str, what: &str, part: Operand, rows: usize, c
 }
 
 /// logits (S, V) = h·wᵀ in f32: what tokens are drawn from.
-pub(crate) fn logits(cuda: &Cuda, logits: &mut Tensor<Cuda, f32>, h: &Tensor<Cuda>, w: &DeviceMatrix) -> Result<()> {
+pub(crate) fn logits(cuda: &Cuda, logits: &mut Tensor<Cuda, f32>, h: &Tensor<Cuda>, w: &Tensor<Cuda>) -> Result<()> {
     let shape = [h.rows(), w.rows(), w.cols()];
     expect("logits", "shape", (logits.shape(), h.cols()), ((shape[0], shape[1]), shape[2]))?;
-    let product = Product::new(Layout::Along, shape, Operand::of(h), Operand::weight(w));
+    let product = Product::new(Layout::Along, shape, Operand::of(h), Operand::of(w));
     product.run(cuda, "logits", Output::Wide(&mut logits.buffer))
 }
 
