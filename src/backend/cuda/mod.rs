@@ -131,11 +131,6 @@ impl Cuda {
         self.state.profile.charge(cost);
     }
 
-    /// Whether a profile is taken: only then may a cost be looked up on the device.
-    pub(crate) fn is_profiled(&self) -> bool {
-        self.state.profile.is_on()
-    }
-
     /// How long each kernel takes, where that is recorded.
     pub(crate) fn profile(&self) -> &Profile {
         &self.state.profile
@@ -256,7 +251,7 @@ impl Backend for Cuda {
 
     fn replay(&self, graph: &mut Graph, mut record: impl FnMut() -> Result<()>) -> Result<()> {
         let driver = &self.state.driver;
-        if self.is_profiled() {
+        if self.profile().is_on() {
             // A captured sequence is one launch: its kernels would not be seen.
             return record();
         }

@@ -24,7 +24,7 @@ struct Record {
 }
 
 impl Profile {
-    pub(super) fn is_on(&self) -> bool {
+    pub(crate) fn is_on(&self) -> bool {
         self.on.load(Ordering::Relaxed)
     }
 

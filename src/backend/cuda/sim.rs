@@ -52,11 +52,7 @@ struct State {
 }
 
 /// One step of a stream.
-enum Work {
-    Launch { function: Function, config: LaunchConfig, args: Vec<u64> },
-    Copy { dst: u64, src: u64, bytes: usize },
-    Zero { dst: u64, bytes: usize },
-}
+type Work = Box<dyn Fn(&SimDriver) -> Result<()> + Send + Sync>;
 
 impl SimDriver {
     /// Needs a C++ compiler: `$CXX`, c++, g++ or clang++. Kernels are read from the folder that `options` name, if any; threads
@@ -78,40 +74,12 @@ impl SimDriver {
     }
 
     /// Records the work if a capture is under way, else does it.
-    ///
-    /// # Safety
-    /// Addresses are alive and long enough.
-    unsafe fn queue(&self, work: Work) -> Result<()> {
+    fn queue(&self, work: impl Fn(&SimDriver) -> Result<()> + Send + Sync + 'static) -> Result<()> {
         if let Some(recording) = &mut lock(&self.state).recording {
-            recording.push(work);
+            recording.push(Box::new(work));
             return Ok(());
         }
-        // SAFETY: the caller's promise.
-        unsafe { self.perform(&work) }
-    }
-
-    /// # Safety
-    /// Addresses are alive and long enough.
-    unsafe fn perform(&self, work: &Work) -> Result<()> {
-        match work {
-            Work::Launch { function, config, args } => {
-                let loaded = lock(&self.state).functions.get(function.handle as usize).cloned();
-                let (module, entry) = loaded.ok_or_else(|| misuse("a loaded kernel", function.name))?;
-                self.check(function.name, config)?;
-                // SAFETY: the caller's promise; the entry is the module's.
-                unsafe { self.runtime.launch(&module, entry, function.name, config, args, self.seed) }
-            }
-            &Work::Copy { dst, src, bytes } => {
-                // SAFETY: the caller's promise. Memory is host memory.
-                unsafe { std::ptr::copy_nonoverlapping(src as *const u8, dst as *mut u8, bytes) };
-                Ok(())
-            }
-            &Work::Zero { dst, bytes } => {
-                // SAFETY: as above.
-                unsafe { std::ptr::write_bytes(dst as *mut u8, 0, bytes) };
-                Ok(())
-            }
-        }
+        work(self)
     }
 
     /// What a GPU would refuse to launch.
@@ -180,13 +148,19 @@ impl Driver for SimDriver {
     }
 
     unsafe fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.queue(Work::Copy { dst, src, bytes }) }
+        self.queue(move |_| {
+            // SAFETY: the caller's promise. Memory is host memory.
+            unsafe { std::ptr::copy_nonoverlapping(src as *const u8, dst as *mut u8, bytes) };
+            Ok(())
+        })
     }
 
     unsafe fn zero(&self, dst: u64, bytes: usize) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.queue(Work::Zero { dst, bytes }) }
+        self.queue(move |_| {
+            // SAFETY: as above.
+            unsafe { std::ptr::write_bytes(dst as *mut u8, 0, bytes) };
+            Ok(())
+        })
     }
 
     fn load(&self, source: &'static Source, defines: &[Define], kernel: &'static str) -> Result<Function> {
@@ -212,8 +186,14 @@ impl Driver for SimDriver {
             bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
             words
         });
-        // SAFETY: the caller's promise.
-        unsafe { self.queue(Work::Launch { function, config, args: args.collect() }) }
+        let args: Vec<u64> = args.collect();
+        self.queue(move |sim| {
+            let loaded = lock(&sim.state).functions.get(function.handle as usize).cloned();
+            let (module, entry) = loaded.ok_or_else(|| misuse("a loaded kernel", function.name))?;
+            sim.check(function.name, &config)?;
+            // SAFETY: the caller's promise; the entry is the module's.
+            unsafe { sim.runtime.launch(&module, entry, function.name, &config, &args, sim.seed) }
+        })
     }
 
     fn capture_begin(&self) -> Result<()> {
@@ -235,8 +215,7 @@ impl Driver for SimDriver {
         self.refuse_in_capture("a graph")?;
         let recorded = lock(&self.state).graphs.get(&graph.0).cloned();
         let recorded = recorded.ok_or_else(|| misuse("a captured graph", "a freed one"))?;
-        // SAFETY: the caller's promise.
-        recorded.iter().try_for_each(|work| unsafe { self.perform(work) })
+        recorded.iter().try_for_each(|work| work(self))
     }
 
     fn graph_free(&self, graph: GraphHandle) {

@@ -122,7 +122,7 @@ impl Decode for Cuda {
         let (defines, attend) = (plan.defines(&spec), plan.attend(n, cache.length, &spec));
         // Per row, head and part: a column each, the maximum and the sum.
         let mut scratch = self.scratch(n * spec.heads * cache.length.div_ceil(SPLIT) * (spec.head_dim + 2))?;
-        if self.is_profiled() {
+        if self.profile().is_on() {
             // How much of the cache is read only the device knows.
             let seen = |at: u32| (u64::from(at) + 1).min(params.window as u64);
             let pairs = table.positions.read(self)?.into_iter().map(seen).sum();
