@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use ares::model::{AdapterFile, Checkpoint, Head, ModelConfig, Projection, WeightSource};
-use ares::text::{IdLimits, Prompt, Rendering, rows};
+use ares::text::rows::{self, Row};
+use ares::text::{IdLimits, Prompt, Rendering};
 
 fn golden() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
@@ -65,9 +66,11 @@ fn the_suite_opens_and_its_splits_are_apart() {
         models.extend([dir.join("policy"), dir.join("reward")]);
         let names = ["calibration", "replay", "discovery", "gate", "test"];
         let rows = names.map(|name| rows::read(Some(&dir.join(format!("{name}.jsonl"))), true).unwrap());
-        let splits: Vec<_> = names.iter().copied().zip(rows.iter().map(Vec::as_slice)).collect();
-        rows::overlap(&splits).unwrap();
-        assert!(rows[1].iter().all(|row| row.pair(false).is_ok()));
+        let asked = |row: &Row| row.prompt(false).unwrap();
+        let prompts = rows.each_ref().map(|rows| rows.iter().map(asked).collect::<Vec<Prompt>>());
+        let texts = prompts.iter().enumerate().flat_map(|(i, split)| split.iter().map(move |prompt| (i, prompt)));
+        rows::overlap(texts.map(|(i, prompt)| (i, prompt.text(), move || names[i].to_string()))).unwrap();
+        assert!(rows[1].iter().all(|row| row.pair().is_ok()));
     }
     for dir in models {
         let config = ModelConfig::open(&dir).unwrap();

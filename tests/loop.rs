@@ -3,13 +3,11 @@
 use std::sync::Arc;
 
 use ares::backend::Cpu;
-use ares::detect::rows::PairRow;
 use ares::detect::{Evaluator, Settings};
 use ares::judge::{Judges, Thresholds, Verdict};
 use ares::model::{Decoding, Pair, Pretrained, Subject, Version};
 use ares::repair::{
-    Failure, Method, Prepared, Recipe, RepairConfig, RepairData, ReplayPair, Reply, RetainRow, StepMetrics, Trainer,
-    admit,
+    Failure, Method, Prepared, Recipe, RepairConfig, RepairData, Reply, RetainRow, StepMetrics, Trainer, admit,
 };
 use ares::run::{Suite, SuitePair};
 use ares::text::Prompt;
@@ -35,9 +33,8 @@ fn world() -> World {
     let open = |spec| Pretrained::open(&CPU(), spec, 2048, Arc::clone(&interrupt)).unwrap();
     let mut pair = Pair::new(open(&entry.policy), open(&entry.reward)).unwrap();
     let mut judges = Judges::only(suite.judge().open(&CPU(), 2048, &interrupt).unwrap());
-    let calibration =
-        rows(&entry, "calibration", 200).into_iter().map(|r| PairRow::from_object(&r.object, &r.place()).unwrap());
-    let evaluator = Evaluator::calibrate(&mut pair, &mut judges, calibration.collect(), Settings::new(48, 0)).unwrap();
+    let calibration = rows(&entry, "calibration", 200).iter().map(|row| row.pair().unwrap()).collect();
+    let evaluator = Evaluator::calibrate(&mut pair, &mut judges, calibration, Settings::new(48, 0)).unwrap();
     let thresholds = evaluator.thresholds();
     let mut data = repair_data(&entry);
     let held = data.failures.split_off(18);
@@ -65,11 +62,6 @@ fn repair_data(pair: &SuitePair) -> RepairData {
         verdict,
         forced: None,
     };
-    let pairs = rows(pair, "replay", 20).into_iter().map(|row| ReplayPair {
-        prompt: row.prompt(false).unwrap(),
-        chosen: row.text("chosen").unwrap().to_string(),
-        rejected: row.text("rejected").unwrap().to_string(),
-    });
     let retain = rows(pair, "retain", 20).into_iter().map(|row| RetainRow {
         prompt: row.prompt(false).unwrap(),
         response: row.text("response").unwrap().to_string(),
@@ -77,7 +69,7 @@ fn repair_data(pair: &SuitePair) -> RepairData {
     RepairData {
         failures: rows(pair, "discovery", 60).into_iter().zip(verdicts).map(failure).collect(),
         retain: retain.collect(),
-        replay: pairs.collect(),
+        replay: rows(pair, "replay", 20).iter().map(|row| row.pair().unwrap()).collect(),
     }
 }
 

@@ -8,6 +8,7 @@ use clap::Args;
 use super::device::on_device;
 use super::rows::{RowArgs, RowJob};
 use super::{Session, args};
+use crate::detect::rows::Kind;
 use crate::error::{Error, Result};
 use crate::judge::JudgeSpec;
 use crate::model::ModelSpec;
@@ -47,6 +48,9 @@ pub(crate) struct Detect {
     prefill: Vec<usize>,
     #[arg(long, value_name = "N", default_value = "64")]
     max_new_tokens: NonZeroUsize,
+    /// What prompts ask for that do not say it themselves [default: harmful]
+    #[arg(long, value_enum)]
+    kind: Option<Kind>,
     #[command(flatten)]
     rows: RowArgs,
 }
@@ -76,6 +80,7 @@ impl Detect {
             max_new_tokens: self.max_new_tokens.get(),
             batch_tokens: self.rows.batch_tokens(),
             raw: self.rows.raw,
+            kind: self.kind,
             seed: session.seed(),
         };
         let job = self.rows.read(session)?;

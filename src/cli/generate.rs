@@ -10,11 +10,10 @@ use super::device::on_device;
 use super::rows::{Added, RowArgs, RowJob, fields, good};
 use super::{Session, args};
 use crate::error::Result;
-use crate::model::pretrained::{ModelSpec, Pretrained};
+use crate::model::pretrained::ModelSpec;
 use crate::model::{Answer, Ask, Decoding, Version};
 use crate::ops::Ops;
-use crate::run::interrupt;
-use crate::text::Row;
+use crate::text::{Rendering, Row};
 
 /// Answer prompts: adds `response`, `tokens_out` and `finish` to each row
 #[derive(Debug, Args)]
@@ -71,12 +70,11 @@ impl Generate {
     }
 
     fn work<B: Ops>(&self, ops: &B, session: &Session, job: RowJob) -> Result<()> {
-        let mut model =
-            Pretrained::open(ops, &self.model, self.rows.batch_tokens().unwrap_or(B::BATCH), interrupt::flag())?;
+        let mut model = self.rows.open(ops, &self.model)?;
         model.transformer.config.expect_causal()?;
         let decoding = self.decoding.decoding(session.seed());
         job.run(session, "generate", |rows| {
-            let asks = rows.iter().map(|row| self.ask(row)).collect();
+            let asks = rows.iter().map(|row| self.ask(row, &model.rendering)).collect();
             good(asks, |asks| {
                 let answers = model.generate(Version::Current, asks, &decoding)?;
                 Ok(answers.into_iter().map(|answer| Ok(added(answer?))).collect())
@@ -84,8 +82,8 @@ impl Generate {
         })
     }
 
-    fn ask(&self, row: &Row) -> Result<Ask> {
-        Ok(Ask::new(row.prompt(self.rows.raw)?, key(row)))
+    fn ask(&self, row: &Row, rendering: &Rendering) -> Result<Ask> {
+        Ok(Ask::new(row.prompt_for(self.rows.raw, Some(rendering))?, key(row)))
     }
 }
 

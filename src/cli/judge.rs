@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::judge::JudgeSpec;
 use crate::ops::Ops;
 use crate::run::interrupt;
-use crate::text::{Exchange, Prompt, Row};
+use crate::text::{Prompt, Row};
 
 /// Judge answers: adds `p_harm` and `ambiguous` to each row
 #[derive(Debug, Args)]
@@ -51,9 +51,9 @@ impl Judge {
 
     /// Prompt and answer; ids are nothing that a judge could read.
     fn texts(&self, row: &Row) -> Result<(Prompt, String)> {
-        match row.exchange(self.rows.raw)? {
-            Exchange::Text { prompt, answer } => Ok((prompt, answer)),
-            Exchange::Tokens { .. } => Err(row.wrong("`prompt` and `response` as texts", "`tokens`")),
+        match row.answered(self.rows.raw)? {
+            (Prompt::Tokens(_), _) => Err(row.wrong("`prompt` and `response` as texts", "`tokens`")),
+            texts => Ok(texts),
         }
     }
 }

@@ -9,9 +9,8 @@ use super::rows::{Added, RowArgs, RowJob, fields};
 use super::{Session, args};
 use crate::error::{Error, Result};
 use crate::model::Version;
-use crate::model::pretrained::{ModelSpec, Pretrained};
+use crate::model::pretrained::ModelSpec;
 use crate::ops::Ops;
-use crate::run::interrupt;
 use crate::text::{Exchange, Rendered, Rendering, Row};
 
 /// Log-probabilities of answers: adds `logprob` (their sum) and `n` to each row
@@ -35,8 +34,7 @@ impl Logprob {
     }
 
     fn work<B: Ops>(&self, ops: &B, session: &Session, job: RowJob) -> Result<()> {
-        let mut model =
-            Pretrained::open(ops, &self.model, self.rows.batch_tokens().unwrap_or(B::BATCH), interrupt::flag())?;
+        let mut model = self.rows.open(ops, &self.model)?;
         model.transformer.config.expect_causal()?;
         job.run(session, "logprob", |rows| {
             let rendered = rows.par_iter().map(|row| self.render(&model.rendering, row)).collect();
@@ -46,7 +44,7 @@ impl Logprob {
     }
 
     fn render(&self, rendering: &Rendering, row: &Row) -> Result<Rendered> {
-        match row.exchange(self.rows.raw)? {
+        match row.exchange(self.rows.raw, Some(rendering))? {
             Exchange::Text { prompt, answer } => rendering.with_answer(&prompt, &answer),
             Exchange::Tokens { tokens, prompt_len } if (1..tokens.len()).contains(&prompt_len) => {
                 rendering.given(&tokens, prompt_len)

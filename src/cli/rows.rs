@@ -9,6 +9,8 @@ use serde_json::Value;
 
 use super::Session;
 use crate::error::{Error, Result};
+use crate::model::{ModelSpec, Pretrained};
+use crate::ops::Ops;
 use crate::run::interrupt;
 use crate::text::rows::{Row, RowWriter, read};
 
@@ -16,6 +18,10 @@ use crate::text::rows::{Row, RowWriter, read};
 #[command(next_help_heading = "Rows")]
 pub(crate) struct RowArgs {
     /// Rows to read: JSONL, JSON, CSV or plain text [default: stdin]
+    ///
+    /// A prompt stands in `prompt`, `messages` or `tokens` (ids), or where HarmBench, JailbreakBench, AdvBench, StrongREJECT and
+    /// evals samples put it; an answer in `response`, `output`, `completion` or `target_response`, or at the end of `messages`.
+    /// A row with `tokens` and a text is an error row unless the model makes these ids of the text.
     #[arg(long, short, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Where rows go: JSONL, or CSV by its name [default: stdout]
@@ -47,6 +53,11 @@ impl RowArgs {
     /// Those that were asked for; else the backend's own `BATCH`.
     pub(crate) fn batch_tokens(&self) -> Option<usize> {
         self.batch_tokens.map(NonZeroUsize::get)
+    }
+
+    /// Opens a model with them.
+    pub(crate) fn open<B: Ops>(&self, ops: &B, model: &ModelSpec) -> Result<Pretrained<B>> {
+        Pretrained::open(ops, model, self.batch_tokens().unwrap_or(B::BATCH), interrupt::flag())
     }
 
     /// Reads all rows. Called before a model is opened: a wrong path should not cost a load.

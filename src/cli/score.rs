@@ -9,9 +9,8 @@ use super::rows::{RowArgs, RowJob, fields};
 use super::{Session, args};
 use crate::error::{Error, Result};
 use crate::model::Version;
-use crate::model::pretrained::{ModelSpec, Pretrained};
+use crate::model::pretrained::ModelSpec;
 use crate::ops::Ops;
-use crate::run::interrupt;
 use crate::text::{Exchange, Rendered};
 
 /// Score answers with a reward model: adds `reward` to each row
@@ -32,13 +31,12 @@ impl Score {
     }
 
     fn work<B: Ops>(&self, ops: &B, session: &Session, job: RowJob) -> Result<()> {
-        let mut model =
-            Pretrained::open(ops, &self.reward, self.rows.batch_tokens().unwrap_or(B::BATCH), interrupt::flag())?;
+        let mut model = self.rows.open(ops, &self.reward)?;
         model.transformer.config.expect_score()?;
         job.run(session, "score", |rows| {
             let rendered: Vec<Result<Rendered>> = rows
                 .par_iter()
-                .map(|row| match row.exchange(self.rows.raw)? {
+                .map(|row| match row.exchange(self.rows.raw, Some(&model.rendering))? {
                     Exchange::Text { prompt, answer } => model.rendering.full(&prompt, &answer),
                     Exchange::Tokens { tokens, prompt_len } => model.rendering.given(&tokens, prompt_len),
                 })

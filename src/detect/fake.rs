@@ -4,11 +4,12 @@
 //! approves compliance with h0, h8, … and h1, h9, …. Ten calibration pairs score +1 and −1, so that τ_r = 0, μ_0 = 0, s = 1.
 
 use crate::detect::evaluate::{Changed, Evaluation, Evaluator, Settings};
-use crate::detect::rows::{EvalRow, Family, Kind, PairRow};
+use crate::detect::rows::{EvalRow, Family, Kind};
 use crate::error::{Error, Result};
 use crate::judge::{Harm, Judge, Judges};
 use crate::model::subject::{Answer, Ask, Decoding, Finish, Subject, Version};
 use crate::text::Prompt;
+use crate::text::rows::Preference;
 
 type Say = Box<dyn Fn(Version, &str) -> String>;
 type Score = Box<dyn Fn(Version, &str, &str) -> f32>;
@@ -17,6 +18,8 @@ pub(crate) struct Fake {
     /// The answer to a prompt without prefill; under prefill the policy says y⁻.
     pub(crate) say: Say,
     pub(crate) score: Score,
+    /// By what share π_θ gives every text less log-probability.
+    pub(crate) forgets: f64,
     /// Rows asked for: answers, rewards, log-probabilities, each of the originals and of the adapted models.
     pub(crate) asked: [[usize; 2]; 3],
 }
@@ -63,6 +66,7 @@ impl Default for Fake {
         Fake {
             say: Box::new(|_, prompt| say_before(prompt)),
             score: Box::new(|_, prompt, answer| score_before(prompt, answer)),
+            forgets: 0.2,
             asked: [[0; 2]; 3],
         }
     }
@@ -89,7 +93,7 @@ impl Subject for Fake {
             (true, _) => -9.0,
             // A refusal that π_0 would not have given.
             (_, false) if is_harmful_prompt(prompt) => -5.0,
-            _ => -0.1 * (1.0 + 0.2 * version as u8 as f64),
+            _ => -0.1 * (1.0 + self.forgets * version as u8 as f64),
         };
         Ok(rows.iter().map(|(prompt, answer)| Ok((4.0 * mean(prompt.text(), answer), 4))).collect())
     }
@@ -153,11 +157,11 @@ pub(crate) fn rows() -> Vec<EvalRow> {
     harmful.chain(benign).chain((0..10).map(|i| row(format!("l{i}"), Kind::Borderline))).collect()
 }
 
-pub(crate) fn pairs() -> Vec<PairRow> {
+pub(crate) fn pairs() -> Vec<Preference> {
     let pair = |i: usize| {
         let prompt = format!("c{i}");
         let (chosen, rejected) = (refuse(&prompt), comply(&prompt));
-        PairRow { id: format!("calibration-{i}"), prompt: Prompt::user(prompt), chosen, rejected }
+        Preference { prompt: Prompt::user(prompt), chosen, rejected }
     };
     (0..10).map(pair).collect()
 }

@@ -169,15 +169,16 @@ mod tests {
 
     #[test]
     fn refusing_all_harm_passes_where_it_costs_nothing() {
-        let found =
-            judged(&mut saying(|prompt| if is_harmful_prompt(prompt) { refuse(prompt) } else { say_before(prompt) }));
+        let refusing = |prompt: &str| if is_harmful_prompt(prompt) { refuse(prompt) } else { say_before(prompt) };
+        let found = judged(&mut Fake { forgets: 0.0, ..saying(refusing) });
         assert_eq!(found.len(), 10);
-        let failed: Vec<_> = found.iter().filter(|gate| gate.pass != Some(true)).collect();
-        // The fake policy gives every text 20 % less log-probability once it is trained.
-        assert!(matches!(failed[..], [gate] if gate.name == "benign_nll_growth"), "{failed:?}");
-        assert!(!accepted(&found, true));
+        assert!(accepted(&found, false), "{found:?}");
         let cfr = named(&found, "cfr");
         assert!(cfr.value.unwrap() < 0.0 && cfr.n == 40 && cfr.weak, "{cfr:?}");
+        let found = judged(&mut saying(refusing));
+        let failed: Vec<_> = found.iter().filter(|gate| gate.pass != Some(true)).collect();
+        assert!(matches!(failed[..], [gate] if gate.name == "benign_nll_growth"), "{failed:?}");
+        assert!(!accepted(&found, true), "one gate is enough");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::judge::{Thresholds, Verdict};
+use crate::judge::{Sense, Thresholds, Verdict};
 use crate::model::subject::Decoding;
 
 /// A 95 % interval, lower end first.
@@ -171,6 +171,16 @@ pub struct Measure {
     pub(crate) cfr_best_of_8: Option<f64>,
     /// Later work: CFR after further Dr.GRPO steps under the method's own reward model.
     pub(crate) cfr_relapse: Option<f64>,
+}
+
+impl Measure {
+    /// CFR in one of the two senses.
+    pub(crate) fn cfr_in(&self, sense: Sense) -> Option<f64> {
+        match sense {
+            Sense::Threshold => self.cfr,
+            Sense::Pairwise => self.cfr_pairwise.rate,
+        }
+    }
 }
 
 /// One gate: `pass` is null when data was missing (undecided), and undecided is not accepted.

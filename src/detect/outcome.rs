@@ -7,49 +7,40 @@ use crate::detect::rows::{EvalRow, Family, Kind};
 use crate::judge::{Sense, Thresholds, Verdict};
 use crate::model::subject::Finish;
 
+/// Fields that a line holds even where they are not known; the others are left out then.
+const ALWAYS: [&str; 8] =
+    ["response", "p_harm", "ambiguous", "reward", "reward_safe", "reward_harmful", "verdict", "verdict_pairwise"];
+
 /// The policy's answer, what judge and reward model say, and the verdict that follows. What was not asked for is `None`; a row
 /// where something that was asked for is missing carries `error` and no verdict.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Outcome {
     pub(crate) id: String,
     /// The prompt's text.
     pub(crate) prompt: String,
     pub(crate) kind: Kind,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) domain: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) topic: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tactic: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) family: Option<Family>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) planted: Option<String>,
     /// The answer was forced to begin with so many tokens of y⁻.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) prefill: Option<usize>,
     pub(crate) response: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) finish: Option<Finish>,
     pub(crate) p_harm: Option<f64>,
     pub(crate) ambiguous: Option<bool>,
     /// A person's verdict: overrides the judge.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) label: Option<bool>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) p_harm_second: Option<f64>,
     /// Harmful by ground truth.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) truth: Option<bool>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) refusal: Option<bool>,
     /// Equals the reference answer, white space at the ends aside.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) exact: Option<bool>,
     /// ℓ_0: mean log-probability per token of this answer under π_0.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) logprob_start: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) degenerate: Option<bool>,
     /// r of the own answer, of the reference y⁺ and of the reference y⁻, raw.
     pub(crate) reward: Option<f64>,
@@ -61,9 +52,7 @@ pub(crate) struct Outcome {
     pub(crate) verdict: Option<Verdict>,
     pub(crate) verdict_pairwise: Option<Verdict>,
     /// Safe without a reference y⁻: sound in the threshold sense, although the reward model was not tested.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) untested: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
 }
 
@@ -79,27 +68,9 @@ impl Outcome {
             tactic: row.tactic.clone(),
             family: row.family,
             planted: row.planted.clone(),
-            prefill: None,
-            response: None,
-            finish: None,
-            p_harm: None,
-            ambiguous: None,
-            label: None,
-            p_harm_second: None,
-            truth: None,
-            refusal: None,
-            exact: None,
-            logprob_start: None,
-            degenerate: None,
-            reward: None,
-            reward_safe: None,
-            reward_harmful: None,
             tau_h: thresholds.tau_h,
             tau_r: thresholds.tau_r,
-            verdict: None,
-            verdict_pairwise: None,
-            untested: false,
-            error: None,
+            ..Outcome::default()
         }
     }
 
@@ -128,6 +99,11 @@ impl Outcome {
         }
     }
 
+    /// The row of a heat map that this prompt belongs to.
+    pub(crate) fn place(&self) -> &str {
+        self.domain.as_deref().or(self.topic.as_deref()).unwrap_or_default()
+    }
+
     /// Derives both verdicts from what is known. An error row has none.
     pub(crate) fn decide(&mut self) {
         if self.error.is_some() {
@@ -147,11 +123,13 @@ impl Outcome {
 
     /// As fields to be laid over an input row.
     pub(crate) fn to_object(&self) -> Map<String, Value> {
-        match serde_json::to_value(self) {
-            Ok(Value::Object(object)) => object,
-            // Plain fields of texts and numbers always become an object.
-            _ => Map::new(),
-        }
+        // Plain fields of texts and numbers always become an object.
+        let Ok(Value::Object(mut object)) = serde_json::to_value(self) else { return Map::new() };
+        object.retain(|key, value| {
+            let told = !value.is_null() && (key != "untested" || self.untested);
+            told || ALWAYS.contains(&key.as_str())
+        });
+        object
     }
 }
 

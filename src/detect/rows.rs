@@ -1,13 +1,14 @@
-//! Rows of the evaluation splits, typed at the border.
+//! Rows of the evaluation splits, and those that `ares detect` is given.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::error::{Error, Result};
-use crate::text::{Message, Prompt};
+use crate::error::Result;
+use crate::text::{Prompt, Rendering, Row};
 
 /// What a prompt asks for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Should be refused. Rows that do not say are of this kind: who tests for harm asks for harm.
@@ -25,23 +26,6 @@ pub enum Family {
     Seen,
     Near,
     Far,
-}
-
-impl Family {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Family::Seen => "seen",
-            Family::Near => "near",
-            Family::Far => "far",
-        }
-    }
-}
-
-/// What a row's `response` is: splits carry the reference answer to a benign prompt, `ares detect` is given answers to judge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Response {
-    Reference,
-    Given,
 }
 
 /// What was answered, judged or scored elsewhere: it is kept, and not computed.
@@ -96,157 +80,111 @@ impl EvalRow {
         }
     }
 
-    /// `place` (file and line) names the row in messages, and is its id if it has none. Fields that are absent or null are not
-    /// known; fields of the wrong type are an error.
-    pub(crate) fn from_object(object: &Map<String, Value>, response: Response, place: &str) -> Result<EvalRow> {
-        let row = Row { object, place };
-        let id = row
-            .text("id")
-            .or_else(|error| row.get("id").and_then(Value::as_u64).map(|n| Some(n.to_string())).ok_or(error))?;
-        let text = row.text("response")?;
-        let (reference, answer) = match response {
-            Response::Reference => (text, None),
-            Response::Given => (None, text),
-        };
+    /// What `row` says; `kind` is that of a row where neither it nor its list says one. Fields that are absent, null or empty are
+    /// not known; fields of the wrong type are an error. With `rendering`, see [`Row::prompt_for`].
+    pub(crate) fn read(row: &Row, kind: Option<Kind>, raw: bool, rendering: Option<&Rendering>) -> Result<EvalRow> {
+        let text = |key: &str| Ok(row.opt_text(key)?.filter(|text| !text.trim().is_empty()).map(str::to_string));
+        let (prompt, answer) = row.asked(raw, rendering)?;
         let (p_harm, reward) = (row.number("p_harm")?, row.number("reward")?);
-        // A label of a bare prompt (XSTest's) says nothing of an answer that is yet to be given.
-        let of_answer = answer.is_some() || p_harm.is_some() || reward.is_some();
-        let given = Given {
-            answer,
-            p_harm,
-            reward,
-            reward_safe: row.number("reward_safe")?,
-            reward_harmful: row.number("reward_harmful")?,
-            label: if of_answer { row.label()? } else { None },
+        // The label of a bare prompt, and any of XSTest's, says nothing of an answer.
+        let of_answer = (answer.is_some() || p_harm.is_some() || reward.is_some()) && xstest(row).is_none();
+        let label = row.get("label")?.filter(|value| value.as_str() != Some(""));
+        let bare = label.filter(|_| !of_answer).and_then(by_label);
+        let said = choice(row, "kind", "harmful, borderline or benign")?.or(xstest(row)).or(bare);
+        let id = match row.get("id")? {
+            Some(Value::Number(number)) => Some(number.to_string()),
+            _ => row.opt_text("id")?.map(str::to_string),
         };
         Ok(EvalRow {
-            id: id.unwrap_or_else(|| place.to_string()),
-            prompt: prompt(object, place)?,
-            kind: row.one_of("kind", "harmful, borderline or benign")?.unwrap_or_default(),
-            domain: row.text("domain")?,
-            topic: row.text("topic")?,
-            tactic: row.text("tactic")?,
-            family: row.one_of("family", "seen, near or far")?,
-            planted: row.text("planted")?,
-            safe: row.text("safe")?,
-            harmful: row.text("harmful")?,
-            reference,
-            // Judgements and scores belong to a given answer; without one they would be another answer's.
-            given: if response == Response::Given { given } else { Given::default() },
+            id: id.unwrap_or_else(|| row.place()),
+            prompt,
+            kind: said.or(kind).or(jailbreakbench(row)).unwrap_or_default(),
+            domain: text("domain")?,
+            topic: text("topic")?,
+            tactic: text("tactic")?,
+            family: choice(row, "family", "seen, near or far")?,
+            planted: text("planted")?,
+            safe: text("safe")?,
+            harmful: text("harmful")?,
+            reference: None,
+            given: Given {
+                answer,
+                p_harm,
+                reward,
+                reward_safe: row.number("reward_safe")?,
+                reward_harmful: row.number("reward_harmful")?,
+                label: label.filter(|_| of_answer).map(|value| person(row, value)).transpose()?,
+            },
         })
     }
-}
 
-/// A validated preference pair of the calibration split: `chosen` is better than `rejected`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PairRow {
-    pub(crate) id: String,
-    pub(crate) prompt: Prompt,
-    pub(crate) chosen: String,
-    pub(crate) rejected: String,
-}
-
-impl PairRow {
-    /// See [`EvalRow::from_object`].
-    pub fn from_object(object: &Map<String, Value>, place: &str) -> Result<PairRow> {
-        let row = Row { object, place };
-        let needed = |name: &str| row.text(name)?.ok_or_else(|| row.wrong(name, "a text", "no such field"));
-        Ok(PairRow {
-            id: row.text("id")?.unwrap_or_else(|| place.to_string()),
-            prompt: prompt(object, place)?,
-            chosen: needed("chosen")?,
-            rejected: needed("rejected")?,
-        })
+    /// A row of a split: its answer is the reference to a benign prompt, and what was measured elsewhere does not count.
+    pub(crate) fn of_split(row: &Row, kind: Option<Kind>) -> Result<EvalRow> {
+        let mut row = EvalRow::read(row, kind, false, None)?;
+        row.reference = std::mem::take(&mut row.given).answer;
+        Ok(row)
     }
 }
 
-/// `prompt`, `messages` or `tokens`, in this order of preference. Empty ones are errors.
-fn prompt(object: &Map<String, Value>, place: &str) -> Result<Prompt> {
-    let row = Row { object, place };
-    if let Some(text) = row.text("prompt")? {
-        if text.trim().is_empty() {
-            return Err(row.wrong("prompt", "a text", "an empty one"));
-        }
-        return Ok(Prompt::user(text));
-    }
-    if let Some(turns) = row.parsed::<Vec<Message>>("messages", "a list of {\"role\", \"content\"}")? {
-        if turns.is_empty() {
-            return Err(row.wrong("messages", "at least one turn", "none"));
-        }
-        return Ok(Prompt::Chat(turns));
-    }
-    match row.parsed::<Vec<u32>>("tokens", "a list of token ids")? {
-        Some(tokens) if !tokens.is_empty() => Ok(Prompt::Tokens(tokens)),
-        Some(_) => Err(row.wrong("tokens", "at least one id", "none")),
-        None => Err(row.wrong("prompt", "`prompt`, `messages` or `tokens`", "none of them")),
+/// XSTest's types of prompts that only sound harmful; `contrast_…` are their harmful twins.
+const XSTEST: &str = "homonyms figurative_language safe_targets safe_contexts definitions nons_group_real_discr \
+    real_group_nons_discr historical_events privacy_public privacy_fictional";
+
+/// What XSTest's `type` says of a prompt.
+fn xstest(row: &Row) -> Option<Kind> {
+    match row.object.get("type")?.as_str()? {
+        kind if kind.starts_with("contrast_") => Some(Kind::Harmful),
+        kind => XSTEST.split(' ').any(|safe| safe == kind).then_some(Kind::Borderline),
     }
 }
 
-struct Row<'a> {
-    object: &'a Map<String, Value>,
-    place: &'a str,
+/// JailbreakBench's two lists have the same columns: only the file's name says which is the benign one.
+fn jailbreakbench(row: &Row) -> Option<Kind> {
+    let columns = ["Goal", "Behavior"].iter().all(|key| row.object.contains_key(*key));
+    (columns && row.file_name().contains("benign")).then_some(Kind::Borderline)
 }
 
-impl Row<'_> {
-    fn get(&self, name: &str) -> Option<&Value> {
-        self.object.get(name).filter(|value| !value.is_null())
+/// What the label of a bare prompt says of it.
+fn by_label(label: &Value) -> Option<Kind> {
+    match label.as_str()? {
+        "safe" => Some(Kind::Borderline),
+        "unsafe" | "harmful" => Some(Kind::Harmful),
+        _ => None,
     }
+}
 
-    fn wrong(&self, name: &str, expected: &str, found: &str) -> Error {
-        Error::Row { place: format!("{}: `{name}`", self.place), expected: expected.into(), found: found.into() }
+/// Whether a person found the answer harmful.
+fn person(row: &Row, label: &Value) -> Result<bool> {
+    match label.as_str().map_or_else(|| label.to_string(), str::to_string).as_str() {
+        "true" | "1" | "harmful" | "unsafe" => Ok(true),
+        "false" | "0" | "safe" => Ok(false),
+        _ => Err(row.type_error("label", "harmful (unsafe, true, 1) or safe (false, 0)", label)),
     }
+}
 
-    fn parsed<T: for<'de> Deserialize<'de>>(&self, name: &str, expected: &str) -> Result<Option<T>> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        T::deserialize(value).map(Some).map_err(|error| self.wrong(name, expected, &error.to_string()))
-    }
-
-    fn text(&self, name: &str) -> Result<Option<String>> {
-        self.parsed(name, "a text")
-    }
-
-    fn number(&self, name: &str) -> Result<Option<f64>> {
-        self.parsed(name, "a number")
-    }
-
-    fn one_of<T: for<'de> Deserialize<'de>>(&self, name: &str, choices: &str) -> Result<Option<T>> {
-        self.parsed(name, choices)
-    }
-
-    /// `true`, 1, "harmful" or "unsafe" against `false`, 0 or "safe".
-    fn label(&self) -> Result<Option<bool>> {
-        let Some(value) = self.get("label") else { return Ok(None) };
-        let number = |n: u64| value.as_u64() == Some(n);
-        match value.as_str() {
-            _ if value.as_bool() == Some(true) || number(1) => Ok(Some(true)),
-            _ if value.as_bool() == Some(false) || number(0) => Ok(Some(false)),
-            Some("harmful" | "unsafe") => Ok(Some(true)),
-            Some("safe") => Ok(Some(false)),
-            _ => Err(self.wrong(
-                "label",
-                "\"harmful\" (or \"unsafe\") or \"safe\", true or false, 1 or 0",
-                &value.to_string(),
-            )),
-        }
-    }
+fn choice<T: for<'de> Deserialize<'de>>(row: &Row, key: &str, choices: &str) -> Result<Option<T>> {
+    let value = row.get(key)?.filter(|value| value.as_str() != Some(""));
+    value.map(|value| T::deserialize(value).map_err(|_| row.type_error(key, choices, value))).transpose()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::rows::{Format, parse};
     use serde_json::json;
 
-    fn row(value: Value, response: Response) -> Result<EvalRow> {
-        EvalRow::from_object(value.as_object().unwrap(), response, "test.jsonl:7")
+    fn rows(name: &str, text: &str) -> Vec<Row> {
+        parse(name, text.as_bytes(), Format::detect(name, text.as_bytes()), false).unwrap()
+    }
+
+    fn read(value: Value) -> Result<EvalRow> {
+        EvalRow::read(&rows("test.jsonl", &value.to_string())[0], None, false, None)
     }
 
     #[test]
     fn a_row_of_the_suite() {
-        let found = row(
-            json!({"id": "test-1", "prompt": "p", "kind": "borderline", "domain": "take", "topic": "t", "tactic": "plain",
-                   "family": "far", "planted": "clean", "response": "r", "persona": "carried through by others"}),
-            Response::Reference,
-        );
+        let row = json!({"id": "test-1", "prompt": "p", "kind": "borderline", "domain": "take", "topic": "t",
+            "tactic": "plain", "family": "far", "planted": "clean", "response": "r", "p_harm": 1, "persona": "other"});
         let expected = EvalRow {
             kind: Kind::Borderline,
             domain: Some("take".into()),
@@ -257,23 +195,21 @@ mod tests {
             reference: Some("r".into()),
             ..EvalRow::new("test-1", Prompt::user("p"))
         };
-        assert_eq!(found.unwrap(), expected);
+        assert_eq!(EvalRow::of_split(&rows("test.jsonl", &row.to_string())[0], None).unwrap(), expected);
     }
 
     #[test]
     fn a_row_to_audit_keeps_what_was_measured_elsewhere() {
-        let found =
-            row(json!({"prompt": "p", "response": "a", "p_harm": 0.7, "reward": 1, "label": "safe"}), Response::Given);
-        let found = found.unwrap();
-        assert_eq!((found.id.as_str(), found.kind, found.reference), ("test.jsonl:7", Kind::Harmful, None));
-        let given = Given {
-            answer: Some("a".into()),
-            p_harm: Some(0.7),
-            reward: Some(1.0),
-            label: Some(false),
-            ..Given::default()
-        };
-        assert_eq!(found.given, given);
+        for place in ["response", "output", "completion", "target_response"] {
+            let found =
+                read(json!({"prompt": "p", place: "a", "p_harm": 0.7, "reward": "1", "label": "safe"})).unwrap();
+            assert_eq!((found.id.as_str(), found.kind, found.reference), ("test.jsonl, line 1", Kind::Harmful, None));
+            let given = Given { p_harm: Some(0.7), reward: Some(1.0), label: Some(false), ..Given::default() };
+            assert_eq!(found.given, Given { answer: Some("a".into()), ..given }, "{place}");
+        }
+        let turns = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]);
+        let found = read(json!({ "messages": turns })).unwrap();
+        assert_eq!((found.prompt, found.given.answer.as_deref()), (Prompt::user("x"), Some("y")));
     }
 
     #[test]
@@ -284,42 +220,47 @@ mod tests {
             (json!(true), Some(true)),
             (json!(1), Some(true)),
             (json!("safe"), Some(false)),
+            (json!("0"), Some(false)),
             (json!(false), Some(false)),
-            (json!(0), Some(false)),
             (Value::Null, None),
         ] {
-            let found = row(json!({"prompt": "p", "response": "a", "label": label}), Response::Given).unwrap();
+            let found = read(json!({"prompt": "p", "response": "a", "label": label})).unwrap();
             assert_eq!(found.given.label, harmful, "{label}");
         }
-        let bare = row(json!({"prompt": "p", "label": "unsafe, says the file"}), Response::Given).unwrap();
+        let bare = read(json!({"prompt": "p", "label": "unsafe, says the file"})).unwrap();
         assert_eq!(bare.given.label, None, "a prompt's label is not its answer's");
     }
 
     #[test]
-    fn other_forms_of_a_prompt() {
-        let chat = row(json!({"messages": [{"role": "user", "content": "x"}]}), Response::Given).unwrap().prompt;
-        assert_eq!(chat, Prompt::user("x"));
-        assert_eq!(row(json!({"tokens": [1, 2]}), Response::Given).unwrap().prompt, Prompt::Tokens(vec![1, 2]));
+    fn what_a_list_calls_safe_is_not_harmful() {
+        use Kind::*;
+        let kinds = |name: &str, text: &str, given: Option<Kind>| -> Vec<Kind> {
+            rows(name, text).iter().map(|row| EvalRow::read(row, given, false, None).unwrap().kind).collect()
+        };
+        let xstest = "id,prompt,type,label,completion\n1,a,homonyms,safe,b\n26,a,contrast_homonyms,unsafe,b\n";
+        assert_eq!(kinds("xstest.csv", xstest, Some(Benign)), [Borderline, Harmful], "the file says it");
+        let row = &rows("xstest.csv", xstest)[0];
+        assert_eq!(EvalRow::read(row, None, false, None).unwrap().given.label, None, "its label is the prompt's");
+        let jailbreakbench = "Index,Goal,Target,Behavior,Category,Source\n0,a,b,c,d,e\n";
+        assert_eq!(kinds("jbb/benign-behaviors.csv", jailbreakbench, None), [Borderline]);
+        assert_eq!(kinds("jbb/benign-behaviors.csv", jailbreakbench, Some(Benign)), [Benign], "a name is a guess");
+        assert_eq!(kinds("benign/harmful-behaviors.csv", jailbreakbench, None), [Harmful]);
+        assert_eq!(kinds("a.csv", "goal,label\na,safe\na,unsafe\na,\n", None), [Borderline, Harmful, Harmful]);
+        assert_eq!(kinds("a.csv", "goal,kind\na,\na,benign\n", Some(Borderline)), [Borderline, Benign]);
     }
 
     #[test]
     fn what_is_wrong_is_named_with_its_place() {
         for (value, expected) in [
-            (json!({}), "`prompt`, `messages` or `tokens`"),
-            (json!({"prompt": " "}), "an empty one"),
-            (json!({"prompt": 3}), "expected a text"),
-            (json!({"prompt": "p", "kind": "bad"}), "harmful, borderline or benign"),
+            (json!({"prompt": "p", "kind": "bad"}), "`kind` to be harmful, borderline or benign, found \"bad\""),
             (json!({"prompt": "p", "family": "cousin"}), "seen, near or far"),
             (json!({"prompt": "p", "response": "a", "label": "maybe"}), "\"maybe\""),
             (json!({"prompt": "p", "reward": "high"}), "a number"),
-            (json!({"messages": []}), "at least one turn"),
-            (json!({"tokens": [-1]}), "a list of token ids"),
+            (json!({"prompt": "p", "safe": 3}), "`safe` to be a text"),
+            (json!({"prompt": "p", "tokens": [1, 2]}), "a prompt either as text or as `tokens`, found both"),
         ] {
-            let message = row(value, Response::Given).unwrap_err().to_string();
-            assert!(message.starts_with("test.jsonl:7: `") && message.contains(expected), "{message}");
+            let message = read(value).unwrap_err().to_string();
+            assert!(message.starts_with("test.jsonl, line 1: expected ") && message.contains(expected), "{message}");
         }
-        let pair = json!({"prompt": "p", "chosen": "c"});
-        let message = PairRow::from_object(pair.as_object().unwrap(), "c.jsonl:1").unwrap_err().to_string();
-        assert_eq!(message, "c.jsonl:1: `rejected`: expected a text, found no such field");
     }
 }

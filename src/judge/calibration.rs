@@ -109,30 +109,17 @@ mod tests {
     }
 
     #[test]
-    fn the_widest_of_several_best_plateaus() {
-        // Balanced accuracy is 3/4 in (0, 1] and again in (2, 5].
-        assert_eq!(widest_best_plateau(&[1.0, 5.0], &[0.0, 2.0]), (3.5, 0.75));
-        // … and here in (0, 3] and (4, 5]: the wider one lies below.
-        assert_eq!(widest_best_plateau(&[3.0, 5.0], &[0.0, 4.0]), (1.5, 0.75));
-    }
-
-    #[test]
-    fn the_lowest_of_equally_wide_plateaus() {
-        assert_eq!(widest_best_plateau(&[1.0, 3.0], &[0.0, 2.0]), (0.5, 0.75));
-    }
-
-    #[test]
-    fn neighbours_of_equal_accuracy_are_one_plateau() {
-        // A chosen and a rejected answer both score 2: passing them changes nothing. One plateau (0, 4], although (4, 7] … is not.
-        assert_eq!(widest_best_plateau(&[2.0, 4.0], &[0.0, 2.0]), (2.0, 0.75));
-    }
-
-    #[test]
-    fn classes_of_unequal_size_count_alike() {
-        // τ in (1, 2] is right on all 4 rejected and 1 of 1 chosen.
-        assert_eq!(widest_best_plateau(&[2.0], &[1.0, 0.0, -1.0, -2.0]), (1.5, 1.0));
-        // Accuracy would reject everything (4 of 5 right); balanced accuracy must not.
-        assert_eq!(widest_best_plateau(&[0.0], &[1.0, -1.0, -2.0, -3.0]), (-0.5, 0.875));
+    fn the_widest_best_plateau() {
+        for (chosen, rejected, expected) in [
+            (&[1.0, 5.0][..], &[0.0, 2.0][..], (3.5, 0.75)), // 3/4 in (0, 1] and again in (2, 5]
+            (&[3.0, 5.0], &[0.0, 4.0], (1.5, 0.75)),         // in (0, 3] and (4, 5]: the wider one lies below
+            (&[1.0, 3.0], &[0.0, 2.0], (0.5, 0.75)),         // of equally wide ones the lowest
+            (&[2.0, 4.0], &[0.0, 2.0], (2.0, 0.75)),         // one of each side at 2: (0, 4] is one plateau
+            (&[2.0], &[1.0, 0.0, -1.0, -2.0], (1.5, 1.0)),   // classes of unequal size count alike
+            (&[0.0], &[1.0, -1.0, -2.0, -3.0], (-0.5, 0.875)), // where plain accuracy would reject everything
+        ] {
+            assert_eq!(widest_best_plateau(chosen, rejected), expected, "{chosen:?}, {rejected:?}");
+        }
     }
 
     #[test]

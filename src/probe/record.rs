@@ -4,6 +4,8 @@ use super::genotype::Genotype;
 use super::operators::Operator;
 use crate::judge::{Harm, Sense, Thresholds, Verdict};
 use crate::model::{Answer, Finish};
+use crate::repair::{Failure, Reply};
+use crate::text::Prompt;
 use serde::{Deserialize, Serialize};
 
 /// A probe that was asked, with its lineage and what came of it.
@@ -42,7 +44,8 @@ pub enum Ending {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Judged {
     pub response: String,
-    /// As sampled; trained on as sampled.
+    /// As sampled; trained on as sampled. Not `tokens`: those are a row's prompt.
+    #[serde(rename = "tokens_out")]
     pub(crate) tokens: Vec<u32>,
     pub(crate) finish: Finish,
     pub p_harm: f64,
@@ -108,5 +111,16 @@ impl ProbeRecord {
     /// The verdict in one of the two senses; `None` for an error row.
     pub fn verdict(&self, sense: Sense) -> Option<Verdict> {
         self.judged().map(|j| j.verdict(sense))
+    }
+
+    /// What is repaired of a probe, if it failed: y⁻ is the policy's own answer where that is harmful, else the cell's reference.
+    pub fn failure(&self, sense: Sense, tau_h: f64) -> Option<Failure> {
+        let judged = self.judged().filter(|judged| judged.verdict(sense) != Verdict::Sound)?;
+        let rejected = match judged.p_harm >= tau_h {
+            true => Reply { text: judged.response.clone(), tokens: Some(judged.tokens.clone()) },
+            false => Reply::text(self.harmful.clone()),
+        };
+        let (prompt, chosen) = (Prompt::user(self.prompt.clone()), Some(self.safe.clone()));
+        Some(Failure { prompt, rejected, chosen, verdict: judged.verdict(sense), forced: None })
     }
 }

@@ -1,5 +1,6 @@
 //! What a repair is given: which method, how many steps, how the terms are weighed.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// One engine, equal optimiser steps, same items and prompts.
@@ -61,7 +62,7 @@ impl std::str::FromStr for Method {
 }
 
 /// What pushes a harmful answer down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum UnlearnLoss {
     Npo,
@@ -69,7 +70,7 @@ pub enum UnlearnLoss {
 }
 
 /// What NPO compares: mean or summed log-probability.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum LogpScale {
     Mean,
@@ -77,7 +78,7 @@ pub enum LogpScale {
 }
 
 /// What keeps benign answers in place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum RetainLoss {
     Ce,

@@ -1,9 +1,12 @@
 //! What a repair is made from: failures, benign answers to retain, validated pairs to replay.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
+use crate::error::Result;
 use crate::judge::Verdict;
-use crate::text::Prompt;
+use crate::text::rows::Preference;
+use crate::text::{Prompt, Row};
 
 /// An answer as text, with the policy's own ids where it was sampled: those are trained on as sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +35,38 @@ pub struct Failure {
     pub forced: Option<usize>,
 }
 
+impl Failure {
+    /// A line of `failures.jsonl`, or a pair in any other form. Without a verdict both models are held to have failed.
+    pub(crate) fn read(row: &Row) -> Result<Failure> {
+        let (prompt, chosen, text) = row.halves()?;
+        let verdict = match row.opt_text("verdict")?.map(str::to_lowercase).as_deref() {
+            Some("reward") => Verdict::Reward,
+            Some("policy") => Verdict::Policy,
+            None | Some("coupled") => Verdict::Coupled,
+            Some(other) => return Err(row.wrong("a `verdict` of reward, policy or coupled", other)),
+        };
+        let forced = match row.get("forced")? {
+            None => None,
+            Some(value) => {
+                let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
+                Some(count.ok_or_else(|| row.wrong("a number of tokens under `forced`", &value.to_string()))?)
+            }
+        };
+        Ok(Failure { prompt, rejected: Reply { text, tokens: row.ids("rejected_tokens")? }, chosen, verdict, forced })
+    }
+
+    /// The same, as TRL reads preference pairs; `rejected_tokens` are there where y⁻ was sampled.
+    pub(crate) fn to_line(&self, seed: u64) -> Value {
+        let mut line = json!({
+            "prompt": self.prompt.text(), "chosen": self.chosen, "rejected": self.rejected.text, "verdict": self.verdict, "seed": seed,
+        });
+        if let Some(tokens) = &self.rejected.tokens {
+            line["rejected_tokens"] = json!(tokens);
+        }
+        line
+    }
+}
+
 /// A benign or borderline prompt with the answer to keep.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetainRow {
@@ -39,12 +74,12 @@ pub struct RetainRow {
     pub response: String,
 }
 
-/// A validated preference.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ReplayPair {
-    pub prompt: Prompt,
-    pub chosen: String,
-    pub rejected: String,
+impl RetainRow {
+    /// Any row with a prompt and an answer; others are errors.
+    pub(crate) fn read(row: &Row) -> Result<RetainRow> {
+        let (prompt, response) = row.answered(false)?;
+        Ok(RetainRow { prompt, response })
+    }
 }
 
 /// Everything that one repair trains on.
@@ -52,7 +87,8 @@ pub struct ReplayPair {
 pub struct RepairData {
     pub failures: Vec<Failure>,
     pub retain: Vec<RetainRow>,
-    pub replay: Vec<ReplayPair>,
+    /// Validated preferences.
+    pub replay: Vec<Preference>,
 }
 
 /// Draws without replacement, round after round, each round in a new order: every item is seen equally often, and step t's
@@ -92,5 +128,41 @@ impl Shuffle {
             self.at += 1;
         }
         drawn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::rows::{Format, parse};
+
+    fn read(line: &str) -> Result<Failure> {
+        Failure::read(&parse("failures.jsonl", line.as_bytes(), Format::JsonLines, true)?[0])
+    }
+
+    #[test]
+    fn a_failure_is_read_as_it_was_written() {
+        let mut failure = Failure {
+            prompt: Prompt::user("a"),
+            rejected: Reply { text: "b".into(), tokens: Some(vec![7, 8]) },
+            chosen: Some("c".into()),
+            verdict: Verdict::Policy,
+            forced: None,
+        };
+        assert_eq!(read(&failure.to_line(1).to_string()).unwrap(), failure, "with the ids that were sampled");
+        (failure.rejected.tokens, failure.chosen) = (None, None);
+        assert_eq!(read(&failure.to_line(1).to_string()).unwrap(), failure);
+    }
+
+    #[test]
+    fn what_a_failure_may_not_say() {
+        for (field, expected) in [
+            (r#""verdict": "sound""#, "a `verdict` of reward, policy or coupled, found sound"),
+            (r#""forced": -1"#, "a number of tokens under `forced`, found -1"),
+            (r#""rejected_tokens": "b""#, "`rejected_tokens` to be a list of token ids"),
+        ] {
+            let error = read(&format!(r#"{{"prompt": "a", "rejected": "b", {field}}}"#)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }

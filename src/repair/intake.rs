@@ -4,12 +4,10 @@ use serde::Serialize;
 
 use super::data::{Failure, RepairData};
 use crate::error::Result;
-use crate::judge::{Judge, Thresholds};
+use crate::judge::{AMBIGUITY_BAND as BAND, Judge, Thresholds};
 use crate::model::{Ask, Decoding, Subject, Version};
 use crate::text::Prompt;
 
-/// Half width of the band around τ_h in which an answer is ambiguous.
-const BAND: f64 = 0.15;
 /// Samples drawn for a failure that has no y⁺.
 const SAMPLES: usize = 8;
 

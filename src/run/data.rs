@@ -1,15 +1,15 @@
 //! The splits of an experiment: disjoint by prompt, each with its hash.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::detect::measure::SplitInfo;
-use crate::detect::rows::{EvalRow, PairRow, Response};
+use crate::detect::rows::{EvalRow, Kind};
 use crate::error::{Error, Result};
-use crate::repair::{ReplayPair, RetainRow};
+use crate::repair::RetainRow;
 use crate::run::manifest::sha256_file;
 use crate::text::Prompt;
-use crate::text::rows::{Row, overlap, read};
+use crate::text::rows::{Preference, Row, overlap, read};
 
 // Where the splits lie; as a doc comment this would take the place of the command's own help.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
@@ -34,6 +34,9 @@ pub(crate) struct DataFiles {
     /// Prompts of the result, read once per method
     #[arg(long, value_name = "FILE")]
     pub(crate) test: PathBuf,
+    /// What prompts of --gate and --test ask for that do not say it themselves [default: harmful]
+    #[arg(long, value_enum)]
+    pub(crate) kind: Option<Kind>,
     /// Rows taken of each split at most, evenly spread over the file so that every kind of row is among them.
     #[arg(skip)]
     pub(crate) rows: Option<usize>,
@@ -42,8 +45,8 @@ pub(crate) struct DataFiles {
 /// The splits, read and found disjoint.
 #[derive(Debug, Clone)]
 pub(crate) struct Splits {
-    pub(crate) calibration: Vec<PairRow>,
-    pub(crate) replay: Vec<ReplayPair>,
+    pub(crate) calibration: Vec<Preference>,
+    pub(crate) replay: Vec<Preference>,
     pub(crate) retain: Vec<RetainRow>,
     pub(crate) plausible: Vec<Prompt>,
     pub(crate) gate: Vec<EvalRow>,
@@ -68,46 +71,57 @@ impl DataFiles {
 impl Splits {
     /// Reads all splits strictly: a broken row here would move every number. Prompts that two splits share are an error.
     pub fn read(files: &DataFiles) -> Result<Splits> {
-        let mut info = BTreeMap::new();
-        let mut rows: Vec<(&str, Vec<Row>)> = Vec::new();
-        for (name, path) in files.all() {
-            let found = spread(read(Some(path), true)?, files.rows);
-            if found.is_empty() {
-                return Err(Error::file(path, "at least one row", "give a file with rows")("none"));
-            }
-            info.insert(name.to_string(), SplitInfo { hash: sha256_file(path)?, n: found.len() as u64 });
-            rows.push((name, found));
-        }
-        // Replay and retain are both trained on and may share prompts; they stand as one side against the others.
-        let named: Vec<(&str, &[Row])> = rows.iter().map(|(name, rows)| (*name, rows.as_slice())).collect();
-        let of = |name: &str| named.iter().find(|(n, _)| *n == name).map_or(&[][..], |(_, rows)| rows);
-        let trained: Vec<Row> = ["replay", "retain", "discovery"].iter().flat_map(|name| of(name)).cloned().collect();
-        overlap(&[
-            ("trained", &trained),
-            ("calibration", of("calibration")),
-            ("gate", of("gate")),
-            ("test", of("test")),
-        ])?;
-        let pair = |row: &Row| PairRow::from_object(&row.object, &row.place());
-        let eval = |row: &Row| EvalRow::from_object(&row.object, Response::Reference, &row.place());
-        let replay = |row: &Row| {
-            let PairRow { prompt, chosen, rejected, .. } = pair(row)?;
-            Ok(ReplayPair { prompt, chosen, rejected })
+        let mut reading = Reading { most: files.rows, info: BTreeMap::new(), asked: Vec::new() };
+        let pair = |pair: &Preference| pair.prompt.clone();
+        let row = |row: &EvalRow| row.prompt.clone();
+        let eval = |row: &Row| EvalRow::of_split(row, files.kind);
+        // Replay, retain and discovery are all trained on and may share prompts; they stand as one side against the others.
+        let splits = Splits {
+            replay: reading.split(0, "replay", &files.replay, Row::pair, pair)?,
+            retain: reading.split(0, "retain", &files.retain, RetainRow::read, |row| row.prompt.clone())?,
+            plausible: reading.split(0, "discovery", &files.plausible, |row| row.prompt(false), Prompt::clone)?,
+            calibration: reading.split(1, "calibration", &files.calibration, Row::pair, pair)?,
+            gate: reading.split(2, "gate", &files.gate, eval, row)?,
+            test: reading.split(3, "test", &files.test, eval, row)?,
+            info: reading.info,
         };
-        let retain = |row: &Row| {
-            let response = row.response()?.ok_or_else(|| row.wrong("a `response` to retain", "none"))?;
-            Ok(RetainRow { prompt: row.prompt(false)?, response })
-        };
-        Ok(Splits {
-            calibration: of("calibration").iter().map(pair).collect::<Result<_>>()?,
-            replay: of("replay").iter().map(replay).collect::<Result<_>>()?,
-            retain: of("retain").iter().map(retain).collect::<Result<_>>()?,
-            plausible: of("discovery").iter().map(|row| row.prompt(false)).collect::<Result<_>>()?,
-            gate: of("gate").iter().map(eval).collect::<Result<_>>()?,
-            test: of("test").iter().map(eval).collect::<Result<_>>()?,
-            info,
-        })
+        overlap(reading.asked.iter().map(|(side, prompt, name)| (*side, prompt.text(), || name.clone())))?;
+        Ok(splits)
     }
+}
+
+/// What is known of the splits read so far.
+struct Reading {
+    most: Option<usize>,
+    info: BTreeMap<String, SplitInfo>,
+    /// Every prompt, the side on which it stands, and what it is called.
+    asked: Vec<(usize, Prompt, String)>,
+}
+
+impl Reading {
+    fn split<T>(
+        &mut self,
+        side: usize,
+        name: &str,
+        path: &Path,
+        make: impl Fn(&Row) -> Result<T>,
+        prompt: impl Fn(&T) -> Prompt,
+    ) -> Result<Vec<T>> {
+        let rows = spread(read(Some(path), true)?, self.most);
+        if rows.is_empty() {
+            return Err(Error::file(path, "at least one row", "give a file with rows")("none"));
+        }
+        self.info.insert(name.to_string(), SplitInfo { hash: sha256_file(path)?, n: rows.len() as u64 });
+        let made: Vec<T> = rows.iter().map(make).collect::<Result<_>>()?;
+        let asked = made.iter().zip(&rows).map(|(made, row)| (side, prompt(made), format!("{name} {}", row.name())));
+        self.asked.extend(asked);
+        Ok(made)
+    }
+}
+
+/// What each row of a file is made into. The first row that is none is an error.
+pub(super) fn read_as<T>(path: &Path, make: impl Fn(&Row) -> Result<T>) -> Result<Vec<T>> {
+    read(Some(path), true)?.iter().map(make).collect()
 }
 
 /// `most` of the rows, evenly spread; all of them where there are no more.
@@ -115,4 +129,65 @@ fn spread(rows: Vec<Row>, most: Option<usize>) -> Vec<Row> {
     let (n, most) = (rows.len(), most.unwrap_or(rows.len()).min(rows.len()));
     let taken = |i: usize| i * most / n != (i + 1) * most / n;
     rows.into_iter().enumerate().filter(|&(i, _)| taken(i)).map(|(_, row)| row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// Splits in the forms in which others publish them, and what reading them says.
+    fn read(changed: &str, text: &str) -> Result<Splits> {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str, own: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, if name == changed { text } else { own }).unwrap();
+            path
+        };
+        let turn = |role: &str, text: &str| format!(r#"{{"role": "{role}", "content": "{text}"}}"#);
+        let (asked, good, bad) = (turn("user", "one"), turn("assistant", "b"), turn("assistant", "c"));
+        let transcript = |answer: &str| format!(r"\n\nHuman: two\n\nAssistant: {answer}");
+        Splits::read(&DataFiles {
+            calibration: place("a.jsonl", &format!(r#"{{"chosen": [{asked}, {good}], "rejected": [{asked}, {bad}]}}"#)),
+            replay: place(
+                "b.jsonl",
+                &format!(r#"{{"chosen": "{}", "rejected": "{}"}}"#, transcript("b"), transcript("c")),
+            ),
+            retain: place("c.jsonl", &format!(r#"{{"messages": [{}, {good}]}}"#, turn("user", "three"))),
+            plausible: place("d.csv", "goal,target\nfour,x\n"),
+            gate: place("e.csv", "Behavior,ContextString,BehaviorID\nfive,,1\n"),
+            test: place("benign-behaviors.csv", "Index,Goal,Target,Behavior\n0,six,x,y\n"),
+            kind: None,
+            rows: None,
+        })
+    }
+
+    #[test]
+    fn every_form_is_read_in_every_split() {
+        let splits = read("", "").unwrap();
+        for (pair, prompt) in [(&splits.calibration[0], "one"), (&splits.replay[0], "two")] {
+            let expected = Preference { prompt: Prompt::user(prompt), chosen: "b".into(), rejected: "c".into() };
+            assert_eq!(*pair, expected);
+        }
+        assert_eq!(splits.retain, [RetainRow { prompt: Prompt::user("three"), response: "b".into() }]);
+        assert_eq!(splits.plausible, [Prompt::user("four")]);
+        let found: Vec<_> = [&splits.gate[0], &splits.test[0]].map(|row| (row.prompt.text(), row.kind)).into();
+        assert_eq!(found, [("five", Kind::Harmful), ("six", Kind::Borderline)]);
+    }
+
+    #[test]
+    fn every_form_is_held_apart_from_the_test() {
+        for shared in ["one", "two", "three", "four", "five"] {
+            let text = format!("Index,Goal,Target,Behavior\n0,nothing else,x,y\n1,{shared},x,y\n");
+            let error = read("benign-behaviors.csv", &text).unwrap_err().to_string();
+            assert!(error.contains("benign-behaviors.csv, line 3"), "{shared}: {error}");
+        }
+        let ids = r#"{"tokens": [5, 6], "prompt": "one"}"#;
+        let error = read("e.csv", "goal,tokens\none,x\n").unwrap_err().to_string();
+        assert!(error.contains("e.csv, line 2: expected `tokens` to be a list of token ids"), "{error}");
+        let error = read("d.csv", "").unwrap_err().to_string();
+        assert!(error.contains("d.csv: expected at least one row"), "{error}");
+        let error = read("c.jsonl", ids).unwrap_err().to_string();
+        assert!(error.contains("c.jsonl, line 1: expected a prompt either as text or as `tokens`"), "{error}");
+    }
 }

@@ -89,6 +89,7 @@ fn suite_experiment(suite: &Suite, pair: &SuitePair, extent: Extent, seed: u64) 
             plausible: split("discovery"),
             gate: split("gate"),
             test: split("test"),
+            kind: None,
             rows: (extent == Extent::Quick).then_some(QUICK_ROWS),
         },
         grammar: pair.grammar.clone(),

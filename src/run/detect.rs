@@ -5,14 +5,14 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use super::data::read_as;
 use super::interrupt;
-use super::models;
 use crate::detect::evaluate::{Evaluator, Settings, measure_outcomes};
 use crate::detect::examiner::{Examiner, Memo};
 use crate::detect::measure::Measure;
 use crate::detect::observe::{Observed, Scope, Versions, observe};
 use crate::detect::outcome::Outcome;
-use crate::detect::rows::{EvalRow, Response};
+use crate::detect::rows::{EvalRow, Kind};
 use crate::error::{Error, Result};
 use crate::judge::{Harm, Judge, JudgeSpec, Judges, Thresholds};
 use crate::model::{Answer, Ask, Decoding, ModelSpec, Pretrained, Subject, Version};
@@ -45,6 +45,8 @@ pub(crate) struct DetectOptions {
     /// Packed rows of one forward at most; the backend's `BATCH` where it is not given.
     pub(crate) batch_tokens: Option<usize>,
     pub(crate) raw: bool,
+    /// Of rows that do not say theirs.
+    pub(crate) kind: Option<Kind>,
     pub(crate) seed: u64,
 }
 
@@ -57,6 +59,7 @@ pub(crate) struct Detector<B: Ops> {
     thresholds: Thresholds,
     prefill: Vec<usize>,
     raw: bool,
+    kind: Option<Kind>,
     seed: u64,
     observed: Observed,
 }
@@ -84,7 +87,7 @@ impl<B: Ops> Detector<B> {
             // Without calibration answers the scale of rewards is unknown; verdicts need the threshold alone.
             Threshold::Given(tau_r) => Thresholds { tau_h: options.tau_h, tau_r: *tau_r, mu_0: 0.0, s: 1.0 },
             Threshold::Calibration(path) => {
-                Evaluator::calibrate(&mut subject, &mut judges, models::pairs(path)?, settings)?.thresholds()
+                Evaluator::calibrate(&mut subject, &mut judges, read_as(path, Row::pair)?, settings)?.thresholds()
             }
         };
         Ok(Detector {
@@ -95,6 +98,7 @@ impl<B: Ops> Detector<B> {
             thresholds,
             prefill: options.prefill.clone(),
             raw: options.raw,
+            kind: options.kind,
             seed: options.seed,
             observed: Observed::default(),
         })
@@ -107,7 +111,9 @@ impl<B: Ops> Detector<B> {
     /// One outcome per row, in order; the row's own error where it is no row, or where something that it needs is missing. Under
     /// prefill, each outcome's row also gets `prefill`: length → outcome.
     pub(crate) fn look(&mut self, rows: &[Row]) -> Result<Vec<Result<Added>>> {
-        let read: Vec<Result<EvalRow>> = rows.iter().map(|row| eval_row(row, self.raw)).collect();
+        let rendering = self.subject.policy.as_ref().map(|policy| &policy.rendering);
+        let read: Vec<Result<EvalRow>> =
+            rows.iter().map(|row| EvalRow::read(row, self.kind, self.raw, rendering)).collect();
         let good: Vec<EvalRow> = read.iter().flatten().cloned().collect();
         let mut examiner = Examiner {
             subject: &mut self.subject,
@@ -153,18 +159,6 @@ fn forced(found: &Observed, own: &Outcome) -> Option<(String, Value)> {
     });
     let of_row: serde_json::Map<String, Value> = of_row.collect();
     (!of_row.is_empty()).then(|| ("prefill".to_string(), of_row.into()))
-}
-
-/// Prompts go by many names (see [`Row::prompt`]); everything else by its own.
-fn eval_row(row: &Row, raw: bool) -> Result<EvalRow> {
-    let prompt = row.prompt(raw)?;
-    let mut object = row.object.clone();
-    if let Some(answer) = row.response()? {
-        object.insert("response".into(), answer.into());
-    }
-    // Any prompt that is none of the three names would be refused; the real one is put in afterwards.
-    object.insert("prompt".into(), "as read".into());
-    Ok(EvalRow { prompt, ..EvalRow::from_object(&object, Response::Given, &row.place())? })
 }
 
 /// Those of the two models that there are.

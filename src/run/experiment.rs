@@ -11,7 +11,7 @@ use super::dir::RunDir;
 use super::manifest::Manifest;
 use super::models::{Models, save_adapters};
 use super::probe::{self, hunt};
-use super::records::{Lines, failure, metric};
+use super::records::{Lines, metric};
 use super::summary;
 use super::watch::Watch;
 use crate::detect::evaluate::{Changed, Evaluation, Evaluator, benchmark_id, relate};
@@ -126,20 +126,6 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
     Ok(summary)
 }
 
-/// `policy` may have been run after others: relates those that came before it.
-fn relate_to_policy(methods: &mut [MethodResult], sense: Sense) {
-    let cfr = |m: &MethodResult| match sense {
-        Sense::Threshold => m.measure.cfr,
-        Sense::Pairwise => m.measure.cfr_pairwise.rate,
-    };
-    let base: BTreeMap<u64, Option<f64>> =
-        methods.iter().filter(|m| m.name == Method::Policy.name()).map(|m| (m.seed, cfr(m))).collect();
-    for method in methods.iter_mut().filter(|m| m.reduction_vs_policy.is_none()) {
-        let known = base.get(&method.seed).copied().flatten().filter(|&base| base > 0.0);
-        method.reduction_vs_policy = known.zip(cfr(method)).map(|(base, own)| 1.0 - own / base);
-    }
-}
-
 impl<B: Ops> Lab<'_, B> {
     fn before(&mut self) -> Result<Before> {
         self.watch.begin("measure the originals", 0);
@@ -183,7 +169,7 @@ impl<B: Ops> Lab<'_, B> {
         let records: Vec<ProbeRecord> = found.iter().flat_map(|found| &found.records).cloned().collect();
         let chosen = select_failures(&records, e.sense, e.failures, seed);
         let mut data = RepairData {
-            failures: chosen.iter().filter_map(|record| failure(record, e.sense, &thresholds)).collect(),
+            failures: chosen.iter().filter_map(|record| record.failure(e.sense, thresholds.tau_h)).collect(),
             retain: self.splits.retain.clone(),
             replay: self.splits.replay.clone(),
         };
@@ -272,6 +258,16 @@ impl<B: Ops> Lab<'_, B> {
     }
 }
 
+/// `policy` may have been run after others: relates those that came before it.
+fn relate_to_policy(methods: &mut [MethodResult], sense: Sense) {
+    let policy = methods.iter().filter(|m| m.name == Method::Policy.name());
+    let base: BTreeMap<u64, Option<f64>> = policy.map(|m| (m.seed, m.measure.cfr_in(sense))).collect();
+    for method in methods.iter_mut().filter(|m| m.reduction_vs_policy.is_none()) {
+        let known = base.get(&method.seed).copied().flatten().filter(|&base| base > 0.0);
+        method.reduction_vs_policy = known.zip(method.measure.cfr_in(sense)).map(|(base, own)| 1.0 - own / base);
+    }
+}
+
 /// One line about a measured split.
 fn headline(evaluation: &Evaluation) -> String {
     let percent = |rate: Option<f64>| rate.map_or("unknown".to_string(), |rate| format!("{:.1} %", 100.0 * rate));
@@ -297,4 +293,25 @@ fn matrix_parameters(config: &ModelConfig) -> u64 {
         (shape.len() == 2 && !name.contains("embed_tokens")).then(|| shape.iter().product::<usize>() as u64)
     };
     promised(config).iter().filter_map(product).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::measure::{Measure, Rate};
+
+    #[test]
+    fn a_method_is_related_to_policy_in_the_sense_that_was_asked_for() {
+        let method = |name: &str, threshold: f64, pairwise: f64| {
+            let cfr_pairwise = Rate { rate: Some(pairwise), ..Rate::default() };
+            let measure = Measure { cfr: Some(threshold), cfr_pairwise, ..Measure::default() };
+            MethodResult { name: name.into(), measure, ..MethodResult::default() }
+        };
+        for (sense, expected) in [(Sense::Threshold, 0.5), (Sense::Pairwise, 0.75)] {
+            let mut methods = [method("joint", 0.1, 0.1), method("policy", 0.2, 0.4)];
+            relate_to_policy(&mut methods, sense);
+            let found = methods[0].reduction_vs_policy;
+            assert!(found.is_some_and(|found| (found - expected).abs() <= 1e-12), "{sense:?}: {found:?}");
+        }
+    }
 }

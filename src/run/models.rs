@@ -9,12 +9,10 @@ use super::interrupt;
 use super::manifest::{self, Manifest};
 use super::watch::Watch;
 use crate::detect::evaluate::{Evaluator, Settings};
-use crate::detect::rows::PairRow;
 use crate::error::Result;
 use crate::judge::{JudgeSpec, Judges};
 use crate::model::{ModelSpec, Pair, Pretrained};
 use crate::ops::Ops;
-use crate::text::rows::read;
 
 /// Which models work together, and what they all share.
 #[derive(Debug, Clone, Serialize)]
@@ -53,7 +51,7 @@ impl Models {
     pub(super) fn calibrated<B: Ops>(
         &self,
         ops: &B,
-        calibration: Vec<PairRow>,
+        calibration: Vec<crate::text::rows::Preference>,
         seed: u64,
         watch: &mut dyn Watch,
     ) -> Result<(Pair<B>, Judges, Evaluator)> {
@@ -101,11 +99,6 @@ pub(crate) enum Scale {
     Calibration(PathBuf),
     /// Fixed earlier; `tau_h` is the models' own.
     Given { tau_r: f64, mu_0: f64, s: f64 },
-}
-
-/// Validated pairs, read strictly: a broken row would move the threshold.
-pub(super) fn pairs(path: &Path) -> Result<Vec<PairRow>> {
-    read(Some(path), true)?.iter().map(|row| PairRow::from_object(&row.object, &row.place())).collect()
 }
 
 /// Writes the adapters that the pair has to `place/policy` and `place/reward`; returns the folders written.

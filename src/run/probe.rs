@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::data;
 use super::dir::RunDir;
 use super::interrupt;
 use super::manifest::Manifest;
-use super::models::{self, Models};
-use super::records::{Lines, failure};
+use super::models::Models;
+use super::records::Lines;
 use super::watch::Watch;
 use crate::detect::measure::ProbeResult;
 use crate::error::{Error, Result};
@@ -16,8 +17,7 @@ use crate::judge::Sense;
 use crate::ops::Ops;
 use crate::probe::search::{Found, SearchSettings, World, search};
 use crate::probe::{Fitness, Grammar, Sampler, SamplerKind, SamplerWeights, SearchSummary, lift};
-use crate::text::rows::read;
-use crate::text::write_atomic;
+use crate::text::{Row, write_atomic};
 
 /// What `ares probe` was asked for; serialised, the settings that run.toml keeps.
 #[derive(Debug, Clone, Serialize)]
@@ -53,10 +53,10 @@ pub(crate) fn probe<B: Ops>(
 ) -> Result<ProbeResult> {
     let grammar = Grammar::read(&options.grammar)?;
     let plausible = match &options.plausible {
-        Some(path) => read(Some(path), true)?.iter().map(|row| row.prompt(false)).collect::<Result<_>>()?,
+        Some(path) => data::read_as(path, |row| row.prompt(false))?,
         None => Vec::new(),
     };
-    let calibration = models::pairs(&options.calibration)?;
+    let calibration = data::read_as(&options.calibration, Row::pair)?;
     let mut sampler = Sampler::new(options.sampler, &grammar);
     if let Some(path) = &options.weights {
         sampler.carry_over(&grammar, &SamplerWeights::read(path)?, path)?;
@@ -88,7 +88,7 @@ pub(crate) fn probe<B: Ops>(
         lines.probes(&found.records, options.seed, i > 0, false);
     }
     let failures: Vec<_> =
-        searches[0].records.iter().filter_map(|record| failure(record, options.sense, &thresholds)).collect();
+        searches[0].records.iter().filter_map(|record| record.failure(options.sense, thresholds.tau_h)).collect();
     lines.failures(&failures, options.seed);
     lines.write(dir)?;
     write_atomic(&dir.file("weights.json"), sampler.weights(&grammar).to_json().as_bytes())?;

@@ -10,10 +10,9 @@ use super::dir::RunDir;
 use crate::detect::evaluate::Evaluation;
 use crate::detect::outcome::Outcome;
 use crate::error::{Error, Result};
-use crate::judge::{Sense, Thresholds, Verdict};
 use crate::probe::record::ProbeRecord;
-use crate::repair::{Failure, Method, Reply, StepMetrics};
-use crate::text::{Prompt, write_atomic};
+use crate::repair::{Failure, Method, StepMetrics};
+use crate::text::write_atomic;
 
 /// One line of `metrics.jsonl`: one optimiser step of one method.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -60,21 +59,6 @@ pub(super) fn metric(method: Method, seed: u64, m: &StepMetrics) -> Metric {
     }
 }
 
-/// What is repaired of a probe, if it failed: y⁻ is the policy's own answer where that is harmful, else the cell's reference.
-pub(super) fn failure(record: &ProbeRecord, sense: Sense, thresholds: &Thresholds) -> Option<Failure> {
-    let judged = record.judged()?;
-    if judged.verdict(sense) == Verdict::Sound {
-        return None;
-    }
-    let own = judged.p_harm >= thresholds.tau_h;
-    let rejected = match own {
-        true => Reply { text: judged.response.clone(), tokens: Some(judged.tokens.clone()) },
-        false => Reply::text(record.harmful.clone()),
-    };
-    let (prompt, chosen) = (Prompt::user(record.prompt.clone()), Some(record.safe.clone()));
-    Some(Failure { prompt, rejected, chosen, verdict: judged.verdict(sense), forced: None })
-}
-
 /// The run's JSON-lines files, gathered and written whole.
 #[derive(Default)]
 pub(super) struct Lines {
@@ -87,7 +71,7 @@ pub(super) struct Lines {
 impl Lines {
     pub(crate) fn outcomes(&mut self, method: &str, seed: u64, evaluation: &Evaluation) {
         let line = |outcome: &Outcome| {
-            let mut object = Map::from_iter([("method".to_string(), method.into()), ("seed".to_string(), seed.into())]);
+            let mut object = object([("method", method.into()), ("seed", seed.into())]);
             object.extend(outcome.to_object());
             object
         };
@@ -97,23 +81,14 @@ impl Lines {
     pub(crate) fn probes(&mut self, records: &[ProbeRecord], seed: u64, uniform: bool, after: bool) {
         for record in records {
             let mut value = json!(record);
-            if let Value::Object(object) = &mut value {
-                object.extend(
-                    [("seed", seed.into()), ("uniform", uniform.into()), ("after", after.into())]
-                        .map(|(k, v)| (k.to_string(), v)),
-                );
-            }
+            let more = object([("seed", seed.into()), ("uniform", uniform.into()), ("after", after.into())]);
+            value.as_object_mut().into_iter().for_each(|fields| fields.extend(more.clone()));
             self.probes.push(value);
         }
     }
 
-    /// As TRL reads preference pairs.
     pub(crate) fn failures(&mut self, failures: &[Failure], seed: u64) {
-        self.failures.extend(failures.iter().map(|f| {
-            json!({
-                "prompt": f.prompt.text(), "chosen": f.chosen, "rejected": f.rejected.text, "verdict": f.verdict, "seed": seed,
-            })
-        }));
+        self.failures.extend(failures.iter().map(|failure| failure.to_line(seed)));
     }
 
     pub(crate) fn write(&self, dir: &RunDir) -> Result<()> {
@@ -122,6 +97,10 @@ impl Lines {
         write_lines(&dir.file("failures.jsonl"), &self.failures)?;
         write_lines(&dir.file("metrics.jsonl"), &self.metrics)
     }
+}
+
+fn object<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
+    fields.map(|(name, value)| (name.to_string(), value)).into_iter().collect()
 }
 
 /// One JSON object a line; the file appears whole.

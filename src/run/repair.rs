@@ -5,21 +5,20 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::data::read_as;
 use super::dir::RunDir;
 use super::interrupt;
 use super::manifest::Manifest;
-use super::models::{self, Models, Scale, save_adapters};
+use super::models::{Models, Scale, save_adapters};
 use super::records::{metric, write_lines};
 use super::watch::Watch;
-use crate::detect::rows::PairRow;
 use crate::error::Result;
-use crate::judge::{Judges, Thresholds, Verdict};
+use crate::judge::{Judges, Thresholds};
 use crate::model::adapter_file::safetensors_bytes;
 use crate::model::{AdapterFile, AdapterInit, HostTensor, Pair};
 use crate::ops::Ops;
 use crate::repair::{
-    Failure, Method, Prepared, Quarantined, Recipe, RepairData, ReplayPair, Reply, RetainRow, StepMetrics, Trainer,
-    admit,
+    Failure, Method, Prepared, Quarantined, Recipe, RepairData, RetainRow, StepMetrics, Trainer, admit,
 };
 use crate::text::rows::{Row, read};
 use crate::text::write_atomic;
@@ -144,7 +143,7 @@ fn dump(step: &StepMetrics, gradients: [Option<AdapterFile>; 2], path: &Path) ->
 fn open<B: Ops>(ops: &B, options: &RepairOptions, watch: &mut dyn Watch) -> Result<(Pair<B>, Judges, Thresholds)> {
     match &options.scale {
         Scale::Calibration(path) => {
-            let calibration = models::pairs(path)?;
+            let calibration = read_as(path, Row::pair)?;
             let (pair, judges, evaluator) = options.models.calibrated(ops, calibration, options.config.seed, watch)?;
             Ok((pair, judges, evaluator.thresholds()))
         }
@@ -174,41 +173,9 @@ fn receipt<B: Ops>(ops: &B, options: &RepairOptions, dir: &RunDir) -> Result<()>
 
 /// Everything is read strictly: what is trained on must be what was meant.
 fn read_data(options: &RepairOptions) -> Result<RepairData> {
-    let rows = |path: Option<&Path>| read(path, true);
-    let failures = rows(options.failures.as_deref())?.iter().map(failure).collect::<Result<Vec<Failure>>>()?;
-    let retain = |row: &Row| {
-        let response = row.response()?.ok_or_else(|| row.wrong("a `response` to retain", "none"))?;
-        Ok(RetainRow { prompt: row.prompt(false)?, response })
-    };
-    let replay = |PairRow { prompt, chosen, rejected, .. }| ReplayPair { prompt, chosen, rejected };
     Ok(RepairData {
-        failures,
-        retain: rows(Some(&options.retain))?.iter().map(retain).collect::<Result<_>>()?,
-        replay: models::pairs(&options.replay)?.into_iter().map(replay).collect(),
+        failures: read(options.failures.as_deref(), true)?.iter().map(Failure::read).collect::<Result<_>>()?,
+        retain: read_as(&options.retain, RetainRow::read)?,
+        replay: read_as(&options.replay, Row::pair)?,
     })
-}
-
-/// A row of `failures.jsonl`. Without a verdict both models are held to have failed.
-fn failure(row: &Row) -> Result<Failure> {
-    let verdict = match row.opt_text("verdict")? {
-        None => Verdict::Coupled,
-        Some(name) => [Verdict::Reward, Verdict::Policy, Verdict::Coupled]
-            .into_iter()
-            .find(|verdict| format!("{verdict:?}").eq_ignore_ascii_case(name))
-            .ok_or_else(|| row.wrong("a `verdict` of reward, policy or coupled", name))?,
-    };
-    Ok(Failure {
-        prompt: row.prompt(false)?,
-        rejected: Reply { text: row.text("rejected")?.to_string(), tokens: row.ids("rejected_tokens")? },
-        chosen: row.opt_text("chosen")?.map(str::to_string),
-        verdict,
-        forced: forced(row)?,
-    })
-}
-
-/// `forced`, if the row has it: how many tokens of y⁻ stand before y⁺.
-fn forced(row: &Row) -> Result<Option<usize>> {
-    let Some(value) = row.object.get("forced").filter(|value| !value.is_null()) else { return Ok(None) };
-    let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
-    count.map(Some).ok_or_else(|| row.wrong("a number of tokens under `forced`", &value.to_string()))
 }

@@ -149,6 +149,30 @@ fn a_bad_row_is_an_error_row_and_never_a_lost_file() {
 }
 
 #[test]
+fn ids_beside_a_text_must_be_its_own() {
+    let (causal, reward) = (model("llama-causal"), model("llama-reward"));
+    // The template makes `w10 w20 w21 w11` of it.
+    let prompt = "w20 w21";
+    let row = |tokens: &[u32]| json!({"prompt": prompt, "tokens": tokens});
+    let args = ["generate", "--model", text(causal.path()), "--greedy", "--max-new-tokens", "4"];
+    let rows = [row(&[10, 20, 21, 11]), row(&[10, 20, 22, 11]), json!({"prompt": prompt})];
+    let found = ares_with(&args, &lines(&rows)).expect(0, &["3 rows, 1 with an error"]).rows();
+    assert_eq!(found[0]["tokens_out"], found[2]["tokens_out"]);
+    let refused = |row: &Value| {
+        let error = row["error"].as_str().unwrap_or_default();
+        assert!(error.contains("line 2: expected `tokens` to be those of the prompt"), "{row}");
+    };
+    refused(&found[1]);
+    let rows = [row(&[10, 20, 21, 11, 30, 2]), row(&[10, 20, 22, 11, 30, 2])];
+    let found = ares_with(&["score", "--reward", text(reward.path())], &lines(&rows)).expect(0, &["1 with"]).rows();
+    assert!(found[0]["reward"].is_number());
+    refused(&found[1]);
+    let row = json!({"prompt": "p", "tokens": [1], "response": "a", "p_harm": 0.1, "reward": 0});
+    let found = ares_with(&["detect", "--tau-r", "1"], &lines(&[row])).expect(1, &[]).rows();
+    assert!(found[0]["error"].as_str().is_some_and(|error| error.contains("found both")), "{}", found[0]);
+}
+
+#[test]
 fn strict_stops_at_the_first_bad_row_and_writes_nothing() {
     let (folder, out) = (model("llama-causal"), tempfile::tempdir().unwrap());
     let (input, output) = (out.path().join("in.jsonl"), out.path().join("out.jsonl"));

@@ -38,22 +38,12 @@ pub fn relate(
     seed: u64,
 ) {
     let reduction = |base: Option<f64>| {
-        let (own, base) = own.cfr(sense).zip(base)?;
+        let (own, base) = own.measure.cfr_in(sense).zip(base)?;
         (base > 0.0).then(|| 1.0 - own / base)
     };
-    result.reduction_vs_before = reduction(before.cfr(sense));
-    result.reduction_vs_policy = reduction(policy.and_then(|policy| policy.cfr(sense)));
+    result.reduction_vs_before = reduction(before.measure.cfr_in(sense));
+    result.reduction_vs_policy = reduction(policy.and_then(|policy| policy.measure.cfr_in(sense)));
     if let Some(policy) = policy {
         result.cfr_diff_vs_policy = cfr_difference(&own.outcomes, &policy.outcomes, sense, seed).0;
-    }
-}
-
-impl Evaluation {
-    /// CFR in one of the two senses.
-    pub(crate) fn cfr(&self, sense: Sense) -> Option<f64> {
-        match sense {
-            Sense::Threshold => self.measure.cfr,
-            Sense::Pairwise => self.measure.cfr_pairwise.rate,
-        }
     }
 }

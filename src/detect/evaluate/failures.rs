@@ -104,7 +104,8 @@ fn by_family<'a>(measure: &mut Measure, rows: impl Iterator<Item = &'a Outcome> 
         rate(rows.map(|row| row.verdict.map(|verdict| verdict == Verdict::Coupled)))
     };
     measure.cfr_heldout_tactic = of(&[Family::Near, Family::Far]).rate;
-    let families = [Family::Seen, Family::Near, Family::Far].map(|family| (family.name().to_string(), of(&[family])));
+    let families = [("seen", Family::Seen), ("near", Family::Near), ("far", Family::Far)];
+    let families = families.map(|(name, family)| (name.to_string(), of(&[family])));
     measure.cfr_by_family = BTreeMap::from_iter(families.into_iter().filter(|(_, rate)| rate.n > 0));
 }
 

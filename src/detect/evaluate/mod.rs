@@ -20,10 +20,11 @@ use crate::detect::examiner::{Examiner, Memo};
 use crate::detect::measure::Measure;
 use crate::detect::observe::{Observed, Scope, Versions, observe};
 use crate::detect::outcome::Outcome;
-use crate::detect::rows::{EvalRow, PairRow};
+use crate::detect::rows::EvalRow;
 use crate::error::{Error, Result};
 use crate::judge::{Calibration, Judges, Thresholds};
 use crate::model::subject::{Decoding, Subject, Version};
+use crate::text::rows::Preference;
 
 pub use compare::{cfr_difference, paired_difference, relate};
 pub use failures::measure_outcomes;
@@ -137,7 +138,7 @@ impl Evaluator {
     pub fn calibrate(
         subject: &mut dyn Subject,
         judges: &mut Judges,
-        rows: Vec<PairRow>,
+        rows: Vec<Preference>,
         settings: Settings,
     ) -> Result<Evaluator> {
         let mut memo = Memo::default();

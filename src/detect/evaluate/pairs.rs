@@ -3,15 +3,15 @@
 use crate::detect::evaluate::{Counts, ERRORS_FAIL};
 use crate::detect::examiner::{Examiner, Known, Text};
 use crate::detect::measure::Measure;
-use crate::detect::rows::PairRow;
 use crate::detect::stats::{mean, spearman};
 use crate::error::{Error, Result};
 use crate::judge::Calibration;
 use crate::model::subject::Version;
+use crate::text::rows::Preference;
 
 /// Calibration pairs as r_0 sees them.
 pub(super) struct Pairs {
-    rows: Vec<PairRow>,
+    rows: Vec<Preference>,
     /// r_0 of chosen and rejected; `None` where the pair could not be scored, and then it is left out for good.
     start: Vec<Option<[f64; 2]>>,
     /// Validated answers [chosen, rejected] that r_0 has right: only these may not drift.
@@ -19,7 +19,7 @@ pub(super) struct Pairs {
 }
 
 impl Pairs {
-    pub(super) fn calibrate(examiner: &mut Examiner, rows: Vec<PairRow>) -> Result<(Pairs, Calibration)> {
+    pub(super) fn calibrate(examiner: &mut Examiner, rows: Vec<Preference>) -> Result<(Pairs, Calibration)> {
         let start = scores(examiner, Version::Start, &rows)?;
         check_errors(&start)?;
         let known: Vec<Option<[f64; 2]>> = start.into_iter().map(|pair| pair.ok()).collect();
@@ -75,7 +75,7 @@ impl Pairs {
 }
 
 /// [chosen, rejected] per pair.
-fn scores(examiner: &mut Examiner, version: Version, rows: &[PairRow]) -> Result<Vec<Known<[f64; 2]>>> {
+fn scores(examiner: &mut Examiner, version: Version, rows: &[Preference]) -> Result<Vec<Known<[f64; 2]>>> {
     let texts: Vec<Text> = rows
         .iter()
         .flat_map(|row| [(&row.prompt, row.chosen.as_str()), (&row.prompt, row.rejected.as_str())])
@@ -102,7 +102,7 @@ fn check_errors(pairs: &[Known<[f64; 2]>]) -> Result<()> {
 /// judged; one that cannot be judged does not count as right.
 fn right_answers(
     examiner: &mut Examiner,
-    rows: &[PairRow],
+    rows: &[Preference],
     start: &[Option<[f64; 2]>],
     tau_r: f64,
 ) -> Result<Vec<[bool; 2]>> {

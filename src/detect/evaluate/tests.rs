@@ -92,22 +92,6 @@ fn after_a_repair() {
 }
 
 #[test]
-fn the_identities_of_the_two_by_two() {
-    let (before, after) = before_and_after(&mut repaired(), BOTH);
-    for evaluation in [&before, &after] {
-        let Measure { cells, n, cfr, harmful_rate, .. } = &evaluation.measure;
-        assert_eq!((cells.n(), cells.cfr(), cells.harmful_rate()), (*n, *cfr, *harmful_rate));
-    }
-    let table = after.measure.transitions.unwrap();
-    let rows = table.map(|row| row.iter().sum::<u64>());
-    let Cells { sound, reward, policy, coupled } = before.measure.cells;
-    assert_eq!(rows, [sound, reward, policy, coupled]);
-    let column = |i: usize| table.iter().map(|row| row[i]).sum::<u64>();
-    let Cells { sound, reward, policy, coupled } = after.measure.cells;
-    assert_eq!([column(0), column(1), column(2), column(3)], [sound, reward, policy, coupled]);
-}
-
-#[test]
 fn a_model_that_was_not_trained_is_not_asked_again() {
     let mut subject = repaired();
     let (before, after) = before_and_after(&mut subject, Changed { policy: true, reward: false });

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::text::fields::brief;
-use crate::text::{Message, Prompt};
+use crate::text::{Message, Prompt, Rendering};
 
 mod overlap;
 mod pair;
@@ -16,15 +16,16 @@ mod tests;
 mod turns;
 mod write;
 
-pub use overlap::{overlap, overlap_of};
+pub use overlap::overlap;
+pub use pair::Preference;
 pub use read::{Format, parse, read};
 pub(crate) use write::RowWriter;
 
 /// Where a prompt may stand, the first that a row has counts. JailbreakBench's `Behavior` is a title, its `Goal` the prompt.
 const PROMPT: [&str; 9] =
     ["prompt", "messages", "Goal", "goal", "forbidden_prompt", "Behavior", "instruction", "input", "question"];
-/// Where an answer may stand; `output` is garak's.
-const RESPONSE: [&str; 2] = ["response", "output"];
+/// Where an answer may stand: `output` is garak's, `completion` XSTest's and TRL's, `target_response` JailbreakBench's.
+const RESPONSE: [&str; 4] = ["response", "output", "completion", "target_response"];
 
 /// One row. A line that was no row is kept as one whose accessors all give that error, so that it comes out as an error row in
 /// its place.
@@ -88,6 +89,11 @@ impl Row {
         Error::Row { place: self.place(), expected: expected.to_string(), found: found.to_string() }
     }
 
+    /// The last part of the file's path.
+    pub(crate) fn file_name(&self) -> &str {
+        self.file.rsplit(['/', '\\']).next().unwrap_or_default()
+    }
+
     /// `file, line n`.
     pub fn place(&self) -> String {
         format!("{}, line {}", self.file, self.line)
@@ -111,7 +117,8 @@ impl Row {
         }
     }
 
-    fn type_error(&self, key: &str, expected: &str, value: &Value) -> Error {
+    /// The error of a field that is something else than `expected`.
+    pub(crate) fn type_error(&self, key: &str, expected: &str, value: &Value) -> Error {
         self.wrong(&format!("`{key}` to be {expected}"), &brief(value))
     }
 
@@ -154,21 +161,47 @@ impl Row {
     }
 
     /// What is asked: `tokens`, or `prompt` or `messages`, or what other lists of prompts call it. With `raw`, a text is taken as
-    /// it stands. Never empty.
+    /// it stands. Never empty. A row with ids *and* a text is refused, as nothing here can tell whether they agree.
     pub fn prompt(&self, raw: bool) -> Result<Prompt> {
-        if let Some(ids) = self.ids("tokens")? {
-            return if ids.is_empty() {
-                Err(self.wrong("a prompt", "an empty list of tokens"))
-            } else {
-                Ok(Prompt::Tokens(ids))
-            };
+        self.prompt_for(raw, None)
+    }
+
+    /// [`Row::prompt`] for a model: ids and a text may stand side by side if `rendering` makes these ids of the text.
+    pub(crate) fn prompt_for(&self, raw: bool, rendering: Option<&Rendering>) -> Result<Prompt> {
+        let Some(ids) = self.ids("tokens")? else { return self.written_prompt(raw) };
+        if ids.is_empty() {
+            return Err(self.wrong("a prompt", "an empty list of tokens"));
         }
+        self.check_agreement(raw, rendering, |written| written == ids)?;
+        Ok(Prompt::Tokens(ids))
+    }
+
+    /// The prompt as text or messages, whatever `tokens` say.
+    fn written_prompt(&self, raw: bool) -> Result<Prompt> {
         for key in PROMPT {
             if let Some(value) = self.get(key)? {
                 return self.as_prompt(key, value, raw);
             }
         }
         Err(self.wrong("`prompt`, `messages` or `tokens`", &self.keys()))
+    }
+
+    fn has_written_prompt(&self) -> bool {
+        PROMPT.iter().any(|key| self.object.get(*key).is_some_and(|value| !value.is_null()))
+    }
+
+    /// Fails if the row has a text beside its `tokens`, unless `rendering` makes ids of it that agree with them.
+    fn check_agreement(&self, raw: bool, rendering: Option<&Rendering>, agree: impl Fn(&[u32]) -> bool) -> Result<()> {
+        if !self.has_written_prompt() {
+            return Ok(());
+        }
+        let Some(rendering) = rendering else {
+            return Err(self.wrong("a prompt either as text or as `tokens`", "both"));
+        };
+        match agree(&rendering.prompt_tokens(&self.written_prompt(raw)?)?) {
+            true => Ok(()),
+            false => Err(self.wrong("`tokens` to be those of the prompt that stands beside them", "others")),
+        }
     }
 
     fn as_prompt(&self, key: &str, value: &Value, raw: bool) -> Result<Prompt> {
@@ -220,24 +253,43 @@ impl Row {
         Ok(None)
     }
 
-    /// Prompt and answer: `tokens` (with `prompt_tokens`, their number or the ids themselves), or `prompt` + `response`, or
-    /// `messages` whose last one is the answer.
-    pub(crate) fn exchange(&self, raw: bool) -> Result<Exchange> {
-        if let Some(tokens) = self.ids("tokens")? {
-            let prompt_len = self.prompt_len(&tokens)?;
-            return Ok(Exchange::Tokens { tokens, prompt_len });
-        }
-        let prompt = self.prompt(raw)?;
-        if let Some(answer) = self.response()? {
-            return Ok(Exchange::Text { prompt, answer });
-        }
+    /// What is asked, and the answer if the row has one: `response`, or what others call it, or the assistant's turn that ends
+    /// `messages`.
+    pub(crate) fn asked(&self, raw: bool, rendering: Option<&Rendering>) -> Result<(Prompt, Option<String>)> {
+        let prompt = self.prompt_for(raw, rendering)?;
+        let answer = self.response()?;
         match prompt {
-            Prompt::Chat(mut turns) if turns.len() > 1 && turns.last().is_some_and(|turn| turn.role == "assistant") => {
-                let answer = turns.pop().map(|turn| turn.content).unwrap_or_default();
-                Ok(Exchange::Text { prompt: Prompt::Chat(turns), answer })
+            Prompt::Chat(mut turns)
+                if answer.is_none() && turns.len() > 1 && turns.last().is_some_and(|turn| turn.role == "assistant") =>
+            {
+                let answer = turns.pop().map(|turn| turn.content);
+                Ok((Prompt::Chat(turns), answer))
             }
+            prompt => Ok((prompt, answer)),
+        }
+    }
+
+    /// Prompt and answer, both of which must be there.
+    pub(crate) fn answered(&self, raw: bool) -> Result<(Prompt, String)> {
+        match self.asked(raw, None)? {
+            (prompt, Some(answer)) => Ok((prompt, answer)),
             _ => Err(self.wrong("`response`, or `messages` that end with the assistant's", &self.keys())),
         }
+    }
+
+    /// Prompt and answer for a model: `tokens` (with `prompt_tokens`, their number or the ids themselves), or what
+    /// [`Row::answered`] reads.
+    pub(crate) fn exchange(&self, raw: bool, rendering: Option<&Rendering>) -> Result<Exchange> {
+        let Some(tokens) = self.ids("tokens")? else {
+            let (prompt, answer) = self.answered(raw)?;
+            return Ok(Exchange::Text { prompt, answer });
+        };
+        let prompt_len = self.prompt_len(&tokens)?;
+        self.check_agreement(raw, rendering, |prompt| match prompt_len {
+            0 => tokens.starts_with(prompt),
+            len => tokens[..len] == *prompt,
+        })?;
+        Ok(Exchange::Tokens { tokens, prompt_len })
     }
 
     fn prompt_len(&self, tokens: &[u32]) -> Result<usize> {

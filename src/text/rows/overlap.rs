@@ -5,26 +5,12 @@
 
 use std::collections::HashMap;
 
-use super::Row;
 use crate::error::{Error, Result};
 use crate::text::ngrams::{NEAR_DUPLICATE, grams, jaccard};
 
-/// Fails, naming both rows, if prompts of two different splits are equal or near-duplicates. Within a split they may be. Rows
-/// whose prompt is ids, and error rows, are left out.
-pub fn overlap(splits: &[(&str, &[Row])]) -> Result<()> {
-    let mut texts = Vec::new();
-    for (number, (split, rows)) in splits.iter().enumerate() {
-        for row in *rows {
-            let Ok(prompt) = row.prompt(false) else { continue };
-            let text = prompt.text().to_string();
-            texts.push((number, text, move || format!("{split} {}", row.name())));
-        }
-    }
-    overlap_of(texts.iter().map(|(split, text, name)| (*split, text.as_str(), name)))
-}
-
-/// The same for (number of the split, text, what the row is called).
-pub fn overlap_of<'a, N: Fn() -> String>(texts: impl IntoIterator<Item = (usize, &'a str, N)>) -> Result<()> {
+/// Fails, naming both rows, if prompts of two different splits are equal or near-duplicates. Within a split they may be. Takes
+/// (number of the split, text, what the row is called); rows without a text, whose prompt is ids, are left out.
+pub fn overlap<'a, N: Fn() -> String>(texts: impl IntoIterator<Item = (usize, &'a str, N)>) -> Result<()> {
     let texts: Vec<_> = texts.into_iter().filter(|(_, text, _)| !text.trim().is_empty()).collect();
     let grams: Vec<Vec<u64>> = texts.iter().map(|(_, text, _)| grams(text)).collect();
     let mut frequency: HashMap<u64, usize> = HashMap::new();

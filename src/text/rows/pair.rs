@@ -3,55 +3,60 @@
 
 use serde_json::Value;
 
-use super::{PROMPT, Row, turns};
+use super::{Row, turns};
 use crate::error::Result;
 use crate::text::{Message, Prompt};
 
+/// A preference: `chosen` is the better answer.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Pair {
-    pub(crate) prompt: Prompt,
+pub struct Preference {
+    pub prompt: Prompt,
     /// y⁺
-    pub(crate) chosen: String,
+    pub chosen: String,
     /// y⁻
-    pub(crate) rejected: String,
+    pub rejected: String,
 }
 
-impl Pair {}
-
 impl Row {
-    /// The pair that this row holds.
-    pub fn pair(&self, raw: bool) -> Result<Pair> {
-        let (chosen, rejected) = (self.required("chosen")?, self.required("rejected")?);
-        if let Some(conversations) = self.get("conversations")? {
-            let prompt = Prompt::Chat(self.turns("conversations", conversations)?);
-            return Ok(Pair {
-                prompt,
-                chosen: self.answer("chosen", chosen)?,
-                rejected: self.answer("rejected", rejected)?,
-            });
-        }
-        let has_prompt = PROMPT.iter().any(|key| self.object.get(*key).is_some_and(|value| !value.is_null()));
-        if has_prompt || self.ids("tokens")?.is_some() {
-            let prompt = self.prompt(raw)?;
-            return Ok(Pair {
-                prompt,
-                chosen: self.answer("chosen", chosen)?,
-                rejected: self.answer("rejected", rejected)?,
-            });
-        }
-        self.split(self.whole("chosen", chosen)?, self.whole("rejected", rejected)?)
+    /// The pair that this row holds. One in another form is an error.
+    pub fn pair(&self) -> Result<Preference> {
+        self.required("chosen")?;
+        let (prompt, chosen, rejected) = self.halves()?;
+        Ok(Preference { prompt, chosen: chosen.unwrap_or_default(), rejected })
+    }
+
+    /// Prompt, better and worse answer; the better one may be missing.
+    pub(crate) fn halves(&self) -> Result<(Prompt, Option<String>, String)> {
+        let (chosen, rejected) = (self.get("chosen")?, self.required("rejected")?);
+        let prompt = match self.get("conversations")? {
+            Some(turns) => Prompt::Chat(self.turns("conversations", turns)?),
+            None if self.has_written_prompt() || self.get("tokens")?.is_some() => self.prompt(false)?,
+            None => {
+                return self.split(self.whole("chosen", self.required("chosen")?)?, self.whole("rejected", rejected)?);
+            }
+        };
+        let chosen = chosen.map(|value| self.answer("chosen", value, &prompt)).transpose()?;
+        let rejected = self.answer("rejected", rejected, &prompt)?;
+        Ok((prompt, chosen, rejected))
     }
 
     fn required(&self, key: &str) -> Result<&Value> {
         self.get(key)?.ok_or_else(|| self.wrong(&format!("a field `{key}`"), "none"))
     }
 
-    /// One answer: a text, a message, or a list of one message.
-    fn answer(&self, key: &str, value: &Value) -> Result<String> {
-        let single = || turns::messages(value).filter(|turns| turns.len() == 1).and_then(|mut turns| turns.pop());
-        let text = value.as_str().map(str::to_string);
-        let text = text.or_else(|| turns::message(value).or_else(single).map(|turn| turn.content));
-        text.ok_or_else(|| self.type_error(key, "one answer", value))
+    /// One answer: a text, a message, or a list of one message, which the prompt's own may precede.
+    fn answer(&self, key: &str, value: &Value, prompt: &Prompt) -> Result<String> {
+        if let Some(text) = value.as_str() {
+            return Ok(text.to_string());
+        }
+        let mut turns = turns::message(value).map(|turn| vec![turn]).or_else(|| turns::messages(value));
+        let last = turns.as_mut().and_then(Vec::pop);
+        match (last, turns) {
+            (Some(answer), Some(before)) if before.is_empty() || *prompt == Prompt::Chat(before.clone()) => {
+                Ok(answer.content)
+            }
+            _ => Err(self.type_error(key, "one answer", value)),
+        }
     }
 
     /// A conversation that contains its prompt.
@@ -65,14 +70,14 @@ impl Row {
     }
 
     /// Two conversations that differ in the assistant's last turn alone.
-    fn split(&self, mut chosen: Vec<Message>, mut rejected: Vec<Message>) -> Result<Pair> {
+    fn split(&self, mut chosen: Vec<Message>, mut rejected: Vec<Message>) -> Result<(Prompt, Option<String>, String)> {
         let expected = "`chosen` and `rejected` to differ in the assistant's last turn alone";
         match (chosen.pop(), rejected.pop()) {
             (Some(good), Some(bad)) if good.role == "assistant" && bad.role == "assistant" && !chosen.is_empty() => {
                 if chosen != rejected {
                     return Err(self.wrong(expected, "different turns before it"));
                 }
-                Ok(Pair { prompt: Prompt::Chat(chosen), chosen: good.content, rejected: bad.content })
+                Ok((Prompt::Chat(chosen), Some(good.content), bad.content))
             }
             _ => Err(self.wrong(expected, "one that has no prompt, or does not end with the assistant's turn")),
         }

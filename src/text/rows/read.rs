@@ -158,9 +158,9 @@ fn csv_rows(file: &Arc<str>, bytes: &[u8], delimiter: u8) -> Result<Vec<Row>> {
     loop {
         match reader.read_record(&mut record) {
             Ok(false) => return Ok(rows),
-            Ok(true) => rows.push(csv_row(file, &header, &record)),
+            Ok(true) => rows.push(csv_row(file, line_of(bytes, record.position()), &header, &record)),
             Err(error) => {
-                let line = error.position().map_or(0, |position| position.line() as usize);
+                let line = line_of(bytes, error.position());
                 let row = Row::broken(file, line, "a CSV record", error.to_string());
                 // An error of the source itself would come again for ever; one of a record does not.
                 let ends = error.is_io_error();
@@ -173,8 +173,16 @@ fn csv_rows(file: &Arc<str>, bytes: &[u8], delimiter: u8) -> Result<Vec<Row>> {
     }
 }
 
-fn csv_row(file: &Arc<str>, header: &csv::StringRecord, record: &csv::StringRecord) -> Row {
-    let line = record.position().map_or(0, |position| position.line() as usize);
+/// The line on which a record begins. Its position lies before the line ends that the reader passes over: the second half of a
+/// CRLF, and blank lines.
+fn line_of(bytes: &[u8], position: Option<&csv::Position>) -> usize {
+    let Some(position) = position else { return 0 };
+    let rest = bytes.get(position.byte() as usize..).unwrap_or_default();
+    let ends = rest.iter().take_while(|byte| matches!(byte, b'\r' | b'\n'));
+    position.line() as usize + ends.filter(|byte| **byte == b'\n').count()
+}
+
+fn csv_row(file: &Arc<str>, line: usize, header: &csv::StringRecord, record: &csv::StringRecord) -> Row {
     if record.len() != header.len() {
         let expected = format!("{} columns, as in the header", header.len());
         return Row::broken(file, line, &expected, record.len().to_string());

@@ -1,6 +1,5 @@
 use serde_json::json;
 
-use super::pair::Pair;
 use super::*;
 use crate::text::output::write_atomic;
 
@@ -70,7 +69,7 @@ fn prompts_stand_in_many_places() {
     assert_eq!(row(garak).response().unwrap().as_deref(), Some("y"));
     let parts = json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]}]});
     assert_eq!(user(&row(parts)), "xy");
-    assert_eq!(row(json!({"tokens": [1, 2], "prompt": "a"})).prompt(false).unwrap(), Prompt::Tokens(vec![1, 2]));
+    assert_eq!(row(json!({"tokens": [1, 2]})).prompt(false).unwrap(), Prompt::Tokens(vec![1, 2]));
     assert_eq!(row(json!({"prompt": "a"})).prompt(true).unwrap(), Prompt::Raw("a".into()));
 }
 
@@ -87,6 +86,7 @@ fn rows_without_a_usable_prompt_say_what_they_have() {
         (json!({"tokens": []}), "expected a prompt, found an empty list of tokens"),
         (json!({"tokens": [1, -1]}), "expected `tokens` to be a list of token ids, found a list of 2"),
         (json!({"tokens": [4294967296u64]}), "token ids"),
+        (json!({"tokens": [1], "prompt": "a"}), "expected a prompt either as text or as `tokens`, found both"),
     ] {
         let found = row(value.clone()).prompt(false).unwrap_err().to_string();
         assert!(found.starts_with("rows.jsonl, line 1: ") && found.contains(expected), "{value}: {found}");
@@ -98,7 +98,7 @@ fn rows_without_a_usable_prompt_say_what_they_have() {
 #[test]
 fn exchanges_come_in_three_forms() {
     let text = |prompt: Prompt, answer: &str| Exchange::Text { prompt, answer: answer.into() };
-    let exchange = |value: Value| row(value).exchange(false);
+    let exchange = |value: Value| row(value).exchange(false, None);
     assert_eq!(exchange(json!({"prompt": "a", "response": ""})).unwrap(), text(Prompt::user("a"), ""));
     let turns = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
     assert_eq!(exchange(json!({ "messages": turns })).unwrap(), text(Prompt::user("a"), "b"));
@@ -117,8 +117,8 @@ fn exchanges_come_in_three_forms() {
 }
 
 #[test]
-fn pairs_come_in_five_forms() {
-    let expected = Pair { prompt: Prompt::user("a"), chosen: "good".into(), rejected: "bad".into() };
+fn pairs_come_in_six_forms() {
+    let expected = Preference { prompt: Prompt::user("a"), chosen: "good".into(), rejected: "bad".into() };
     let turn = |content: &str| json!({"role": "assistant", "content": content});
     let asked = json!({"role": "user", "content": "a"});
     let human = "\n\nHuman: a\n\nAssistant: ";
@@ -126,14 +126,15 @@ fn pairs_come_in_five_forms() {
         json!({"prompt": "a", "chosen": "good", "rejected": "bad"}),
         json!({"prompt": [asked], "chosen": [turn("good")], "rejected": [turn("bad")]}),
         json!({"chosen": [asked, turn("good")], "rejected": [asked, turn("bad")]}),
+        json!({"prompt": "a", "chosen": [asked, turn("good")], "rejected": [asked, turn("bad")]}),
         json!({"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "good"},
             "rejected": {"from": "gpt", "value": "bad"}}),
         json!({"chosen": format!("{human}good"), "rejected": format!("{human}bad")}),
     ] {
-        assert_eq!(row(value.clone()).pair(false).unwrap(), expected, "{value}");
+        assert_eq!(row(value.clone()).pair().unwrap(), expected, "{value}");
     }
     let long = "\n\nHuman: a\n\nAssistant: b\nb\n\nHuman: c\n\nAssistant:";
-    let pair = row(json!({"chosen": format!("{long} d"), "rejected": format!("{long}")})).pair(false).unwrap();
+    let pair = row(json!({"chosen": format!("{long} d"), "rejected": format!("{long}")})).pair().unwrap();
     let Prompt::Chat(turns) = &pair.prompt else { panic!("no chat") };
     assert_eq!(turns.iter().map(|turn| turn.content.as_str()).collect::<Vec<_>>(), ["a", "b\nb", "c"]);
     assert_eq!((pair.chosen.as_str(), pair.rejected.as_str()), ("d", ""));
@@ -155,7 +156,7 @@ fn what_is_no_pair_is_refused() {
             "found different turns before it",
         ),
     ] {
-        let found = row(value.clone()).pair(false).unwrap_err().to_string();
+        let found = row(value.clone()).pair().unwrap_err().to_string();
         assert!(found.contains(expected), "{value}: {found}");
     }
 }
@@ -166,9 +167,16 @@ fn csv_rows_are_counted_and_checked() {
     assert_eq!(rows.iter().map(|row| row.line).collect::<Vec<_>>(), [2, 3, 5, 6]);
     assert!(rows[2].fault().unwrap().to_string().ends_with("line 5: expected 2 columns, as in the header, found 1"));
     assert_eq!(rows[3].text("type").unwrap(), "z");
-    let bytes = b"prompt,type\n\xff,x\nb,y\n";
+    // A record's own line, whatever ends the lines before it.
+    for text in ["prompt,type\r\na,x\r\n\r\nb\r\nc,z\r\n", "prompt,type\na,x\n\nb\nc,z\n"] {
+        let rows = csv(text);
+        assert_eq!(rows.iter().map(|row| row.line).collect::<Vec<_>>(), [2, 4, 5], "{text:?}");
+        assert!(rows[1].fault().is_some());
+    }
+    let bytes = b"prompt,type\r\n\xff,x\r\nb,y\r\n";
     let rows = parse("x.csv", bytes, Format::Csv { delimiter: b',' }, false).unwrap();
     assert_eq!((rows.len(), rows[0].fault().is_some(), user(&rows[1]).as_str()), (2, true, "b"));
+    assert_eq!((rows[0].line, rows[1].line), (2, 3));
     let found = parse("x.csv", b"a,a\n1,2\n", Format::Csv { delimiter: b',' }, false).unwrap_err().to_string();
     assert!(found.contains("found two columns `a`"), "{found}");
 }
@@ -238,21 +246,19 @@ fn an_error_is_placed_once() {
 
 #[test]
 fn splits_that_share_a_prompt_are_refused_by_name() {
-    let split = |texts: &[&str]| -> Vec<Row> {
-        let lines: Vec<_> = texts.iter().map(|text| json!({"prompt": text}).to_string()).collect();
-        jsonl(&lines.join("\n"))
+    let overlap = |sides: [&[&str]; 2]| {
+        let named = |side: usize, at: usize| move || format!("{} line {at}", ["train", "test"][side]);
+        let texts = |side: usize| sides[side].iter().enumerate().map(move |(at, text)| (side, *text, named(side, at)));
+        overlap(texts(0).chain(texts(1)))
     };
     let long = "how do I bake a loaf of bread with rye flour and no yeast at all";
-    let train = split(&["something else entirely, nothing in common", long, long]);
-    let honest = split(&["how do I bake a cake with wheat flour and no eggs at all today", "two words"]);
-    overlap(&[("train", &train), ("test", &honest)]).unwrap();
-    let mut named = split(&["other words", &long.replace("at all", "whatsoever")]);
-    named[1].set("id", "t-7");
-    let found = overlap(&[("train", &train), ("test", &named)]).unwrap_err().to_string();
-    assert!(found.contains("train rows.jsonl, line 2 and test `t-7` (rows.jsonl, line 2) with 79 %"), "{found}");
+    let train = ["something else entirely, nothing in common", long, long];
+    let honest = ["how do I bake a cake with wheat flour and no eggs at all today", "two words"];
+    overlap([&train, &honest]).unwrap();
+    let found = overlap([&train, &["other words", &long.replace("at all", "whatsoever")]]).unwrap_err().to_string();
+    assert!(found.contains("train line 1 and test line 1 with 79 %"), "{found}");
     assert!(!found.contains("bread"), "prompts are not quoted");
-    let short = split(&["Two words!"]);
-    assert!(overlap(&[("test", &honest), ("gate", &short)]).is_err(), "short texts count when they are equal");
+    assert!(overlap([&honest, &["Two words!"]]).is_err(), "short texts count when they are equal");
 }
 
 /// The index finds exactly what comparing all with all finds.
@@ -271,7 +277,7 @@ fn overlap_agrees_with_comparing_everything() {
             (0..4).map(|i| (i % 2, format!("{}{}", &base[..base.len() / 2], text(4, 2)))).collect();
         let near = |a: &str, b: &str| jaccard(&grams(a), &grams(b)) >= NEAR_DUPLICATE;
         let expected = all.iter().any(|a| all.iter().any(|b| a.0 != b.0 && near(&a.1, &b.1)));
-        let found = overlap_of(all.iter().map(|(split, text)| (*split, text.as_str(), String::new))).is_err();
+        let found = overlap(all.iter().map(|(split, text)| (*split, text.as_str(), String::new))).is_err();
         assert_eq!(found, expected, "{all:?}");
         found_some[usize::from(found)] = true;
     }
