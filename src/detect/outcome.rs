@@ -99,11 +99,6 @@ impl Outcome {
         }
     }
 
-    /// The row of a heat map that this prompt belongs to.
-    pub(crate) fn place(&self) -> &str {
-        self.domain.as_deref().or(self.topic.as_deref()).unwrap_or_default()
-    }
-
     /// Derives both verdicts from what is known. An error row has none.
     pub(crate) fn decide(&mut self) {
         if self.error.is_some() {
