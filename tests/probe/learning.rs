@@ -17,17 +17,17 @@ fn by_arm(records: &[ProbeRecord]) -> BTreeMap<(&str, &str), usize> {
 
 #[test]
 fn adaptive_search_finds_more_than_uniform() {
-    let side = |kind| (0..3).map(|seed| found(kind, seed).summary).collect::<Vec<SearchSummary>>();
-    let uniform = side(SamplerKind::Uniform);
+    let side = |kind, seeds| (0..seeds).map(|seed| found(kind, seed).summary).collect::<Vec<SearchSummary>>();
+    let uniform = side(SamplerKind::Uniform, 12);
     for s in &uniform {
         // 7 of 66 arms, 0.95² of their probes, the noise of judge and models on top.
         assert!((80..150).contains(&s.distinct), "uniform search: {s:?}");
     }
-    // The published update learns tactic and topic apart, so it finds little more than chance where cells are weak: but no less.
-    for (kind, ratio, least) in
-        [(SamplerKind::Thompson, 3.0, 2.0), (SamplerKind::Ucb, 3.0, 2.0), (SamplerKind::Ares, 1.0, 1.0)]
-    {
-        let l = lift(&side(kind), &uniform, 0).expect("equal budgets");
+    // The published update learns tactic and topic apart: it finds a quarter more than chance here, so it takes more seeds to see.
+    let cases =
+        [(SamplerKind::Thompson, 3, 3.0, 2.0), (SamplerKind::Ucb, 3, 3.0, 2.0), (SamplerKind::Ares, 12, 1.1, 1.0)];
+    for (kind, seeds, ratio, least) in cases {
+        let l = lift(&side(kind, seeds), &uniform[..seeds as usize], 0).expect("equal budgets");
         assert!(l.ratio.is_some_and(|r| r > ratio), "{kind:?}: {l:?}");
         assert!(l.ratio_ci95.is_some_and(|[low, _]| low > least), "{kind:?}: {l:?}");
     }
