@@ -4,7 +4,7 @@
 // o is overwritten. Keys and values lie (slot, key/value head, position, channel). The cache is cut every SPLIT positions and
 // by nothing else, so a row's bits do not depend on how many rows there are: a block owns (row, key/value head, up to 16 of
 // its query heads, SPLIT positions), its warps take strips of 16 keys in turn; their sums are added in order, then those of
-// the splits by a second kernel. Grids cover the whole cache, blocks behind a row's position leave at once: a captured launch
+// the splits by a second kernel. Grids cover the whole cache, blocks past a row's position leave at once: a captured launch
 // serves every position.
 #include "attention.cuh"
 
@@ -27,7 +27,7 @@ struct Sight {
 };
 
 DEVICE Sight sight(u32 position, u32 length, u32 window) {
-    u32 end = minimum(position + 1, length);  // a position behind the cache was not appended either
+    u32 end = minimum(position + 1, length);  // a position past the end of the cache was not appended either
     return {end > window ? end - window : 0, end};
 }
 
@@ -52,7 +52,7 @@ cache_append(bf16* k, bf16* v, const bf16* qkv, const __grid_constant__ DecodePa
     *reinterpret_cast<bf16x8*>(to) = *reinterpret_cast<const bf16x8*>(from);
 }
 
-/// Leaves the block's sums, brought to one maximum, in `partial`: columns, then maximum and sum behind all columns.
+/// Leaves the block's sums, brought to one maximum, in `partial`: columns, then maximum and sum after all columns.
 DEVICE void store_partial(float* partial, const Shared& shared, u64 first, u32 apart, u64 total, u32 have) {
     for (u32 i = threadIdx.x; i < have * HEAD_DIM; i += WARPS * WARP) {
         u32 head = i / HEAD_DIM, column = i % HEAD_DIM;

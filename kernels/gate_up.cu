@@ -1,4 +1,4 @@
-// The activation behind the product (gate | up): act[t,c] = f(g) * u; with GATED 0 a row is the gate alone and act = f(g).
+// The activation after the product (gate | up): act[t,c] = f(g) * u; with GATED 0 a row is the gate alone and act = f(g).
 //   silu       f = g * sigmoid(g)
 //   GELU       f = g * Phi(g), Phi = (1 + erf(g / sqrt 2)) / 2, Phi' = exp(-g^2/2) / sqrt(2 pi)
 //   GELU_TANH  f = g * sigmoid(v), v = 2 sqrt(2/pi) (g + 0.044715 g^3): the same as g/2 * (1 + tanh(v/2))

@@ -6,7 +6,7 @@
 // An operand may lie either way in memory, and keeps its way in shared memory: `along k` ([row][k]) or `across` ([k][row]).
 // Chunks of 16 bytes are permuted within a shared row, so that the eight rows which a load_matrix reads lie in eight banks.
 // RAGGED is 1 where a chunk may begin off a 16-byte border or end inside: such chunks are copied element by element, zeros
-// behind the end. The constants come from src/ops/<op>/cuda.rs.
+// past the end. The constants come from src/ops/<op>/cuda.rs.
 #pragma once
 #include "device.cuh"
 
@@ -52,7 +52,7 @@ DEVICE u32 chunk_offset(u32 row, u32 chunk) {
     return (row * CHUNKS + (chunk ^ (row / ROWS & MASK))) * CHUNK;
 }
 
-/// Starts copying a chunk to shared memory: `count` of its elements lie inside, zeros behind them.
+/// Starts copying a chunk to shared memory: `count` of its elements lie inside, zeros past them.
 DEVICE void copy_chunk(bf16* to, const bf16* from, u32 count) {
 #if RAGGED
     if (count < CHUNK || reinterpret_cast<u64>(from) % 16 != 0) {

@@ -3,7 +3,7 @@
 constexpr u64 ARENA = 64ull << 30;
 constexpr u64 PAGE = 4096;
 constexpr u64 GRANULE = 256;  // what alloc aligns to
-/// Behind each allocation lies nobody's memory, as much again, within these bounds.
+/// After each allocation lies nobody's memory, as much again, within these bounds.
 constexpr u64 RED_LEAST = PAGE, RED_MOST = 1 << 20;
 
 struct Region {

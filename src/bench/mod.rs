@@ -29,10 +29,10 @@ use crate::repair::side::{Half, Side};
 // What is timed, and how often; as a doc comment this would take the place of the command's own help.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Workload {
-    /// Packed rows per model and repeat
+    /// Packed rows per model and repeat, at least --length
     #[arg(long, default_value_t = 2048, value_name = "N")]
     pub(crate) tokens: usize,
-    /// Length of one sequence, half of it prompt
+    /// Length of one sequence, half of it prompt; 2 or more
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub(crate) length: usize,
     /// LoRA rank
@@ -44,7 +44,7 @@ pub(crate) struct Workload {
     /// Sequences that decode at once
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub(crate) sequences: usize,
-    /// Tokens that each of them gets
+    /// Tokens that each of those sequences gets
     #[arg(long, default_value_t = 32, value_name = "N")]
     pub(crate) new_tokens: usize,
     /// Untimed repeats before those that count

@@ -21,7 +21,7 @@ pub(crate) struct Compare {
     judges: JudgeArgs,
     #[command(flatten)]
     data: DataFiles,
-    /// What probes are composed from
+    /// Grammar that probes are composed from
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     grammar: PathBuf,
     #[command(flatten)]
@@ -32,16 +32,16 @@ pub(crate) struct Compare {
     /// Repeat everything with each of these seeds: one row of the table per method and seed [default: --seed]
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = args::whole::<u64>(0, LARGEST_SEED))]
     seeds: Vec<u64>,
-    /// Queries of the search, and of the uniform one beside it
+    /// Queries of the search, and as many of the uniform one beside it
     #[arg(long, value_name = "N", default_value = "1000", value_parser = args::whole::<usize>(0, 10_000_000))]
     probes: usize,
-    /// Failures that are repaired at most
+    /// Repair at most N failures
     #[arg(long, value_name = "N", default_value = "240", value_parser = args::whole::<usize>(0, 10_000_000))]
     failures: usize,
     /// Measure also with the first K tokens of the harmful reference forced
     #[arg(long, value_name = "K,…", value_delimiter = ',', default_value = "5", value_parser = args::whole::<usize>(0, 4096))]
     prefill: Vec<usize>,
-    /// Directory to make
+    /// Directory to write; it must not exist yet
     #[arg(long, value_name = "DIR", default_value = "runs/compare")]
     out: PathBuf,
 }

@@ -11,19 +11,19 @@ use crate::error::Result;
 use crate::run::Suite;
 use crate::run::demo::{Extent, demo};
 
-/// The whole method on small models that fail together: search, three repairs at equal steps, held-out proof
+/// Run the whole method on small models that fail together: search, three repairs at equal steps, held-out proof
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
-    /// All pairs, all methods, three seeds: under an hour
+    /// Run all pairs and all methods with three seeds: some ten minutes on two cores
     #[arg(long, conflicts_with = "quick")]
     full: bool,
-    /// A few probes and steps: does everything work here?
+    /// Run only a few probes and steps, to see whether everything works here
     #[arg(long)]
     quick: bool,
-    /// Another suite than the one that the program carries
+    /// Use the suite in this folder instead of the one that the program carries
     #[arg(long, value_name = "DIR")]
     models: Option<PathBuf>,
-    /// Where the run goes; an earlier one is kept beside it as DIR.1, DIR.2, …
+    /// Write the run here; an earlier one is kept beside it as DIR.1, DIR.2, …
     #[arg(long, value_name = "DIR", default_value = "runs/demo")]
     out: PathBuf,
 }

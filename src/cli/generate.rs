@@ -15,7 +15,7 @@ use crate::model::{Answer, Ask, Decoding, Version};
 use crate::ops::Ops;
 use crate::text::{Rendering, Row};
 
-/// Answer prompts: adds `response`, `tokens_out` and `finish` to each row
+/// Answer prompts: add `response`, `tokens_out` and `finish` to each row
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
     /// Language model
@@ -33,7 +33,7 @@ struct DecodingArgs {
     /// Take the likeliest token each time
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p"])]
     greedy: bool,
-    /// Divides the logits; 0 is greedy
+    /// Divide the logits by T; 0 is greedy
     #[arg(long, value_name = "T", default_value = "1", value_parser = args::positive_or_zero)]
     temperature: f32,
     /// Sample among the K likeliest tokens; 0 keeps all
@@ -42,6 +42,7 @@ struct DecodingArgs {
     /// Sample among the likeliest tokens that reach P together
     #[arg(long, value_name = "P", default_value = "1", value_parser = args::share)]
     top_p: f64,
+    /// Cut every answer after N tokens
     #[arg(long, value_name = "N", default_value = "128")]
     max_new_tokens: NonZeroUsize,
     /// Go on after the end of the turn

@@ -22,7 +22,7 @@ pub(crate) struct PairArgs {
     /// Reward model: a sequence classifier with one label
     #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model)]
     reward: ModelSpec,
-    /// Packed tokens of one forward pass at most [default: 2048]
+    /// Pack at most N tokens into one forward pass [default: 2048]
     #[arg(long, value_name = "N", value_parser = args::whole::<usize>(1, MOST_TOKENS))]
     pub(crate) batch_tokens: Option<usize>,
     /// Longest answer in tokens, the same for all that is compared
@@ -54,16 +54,16 @@ impl PairArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Verdicts")]
 pub(crate) struct JudgeArgs {
-    /// Who judges: model:DIR or lexicon:FILE
+    /// Judge of harm: model:DIR or lexicon:FILE
     #[arg(long, value_name = "SPEC")]
     judge: JudgeSpec,
-    /// A judge that was trained apart; its rate stands beside the first's
+    /// Second judge, trained apart; its CFR stands beside the first's
     #[arg(long, value_name = "SPEC")]
     second_judge: Option<JudgeSpec>,
-    /// Who says what is a refusal, for over-refusal
+    /// Judge of refusals, for the rate of over-refusal: model:DIR or lexicon:FILE
     #[arg(long, value_name = "SPEC")]
     refusal: Option<JudgeSpec>,
-    /// Harmful means p_harm at or above this
+    /// Call an answer harmful from this p_harm on, 0 to 1
     #[arg(long, value_name = "P", default_value = "0.5", value_parser = args::share)]
     harm_threshold: f64,
     /// In which sense the reward model is wrong: it approves a harmful answer, or prefers it to the safe one
@@ -79,10 +79,11 @@ pub(crate) struct RepairArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,
-    /// Optimiser steps per trained model
+    /// Optimiser steps per trained model [default: 80]
     #[arg(long, value_name = "N", value_parser = count)]
     steps: Option<toml::Value>,
     /// Highest learning rate: reached after the warm-up, then lowered to a tenth
+    /// Learning rate at its peak, above 0 [default: 1e-4]
     #[arg(long, value_name = "X")]
     lr: Option<f64>,
     /// Rank of the LoRA adapters: how many directions a repair may change in each matrix
@@ -91,10 +92,10 @@ pub(crate) struct RepairArgs {
     /// lora_alpha: an adapter's product is scaled by alpha / rank
     #[arg(long, value_name = "X")]
     alpha: Option<f64>,
-    /// Failures per step
+    /// Failures that one step trains on [default: 16]
     #[arg(long, value_name = "N", value_parser = count)]
     items: Option<toml::Value>,
-    /// Sample answers again every N steps; 0 never
+    /// Sample answers again every N steps; 0 never [default: 25]
     #[arg(long, value_name = "N", value_parser = count)]
     resample: Option<toml::Value>,
     /// What NPO compares: mean or summed log-probabilities
@@ -104,7 +105,7 @@ pub(crate) struct RepairArgs {
     #[arg(long, value_name = "LOSS", value_parser = ["ce", "kl"])]
     #[serde(rename = "retain")]
     retain_loss: Option<String>,
-    /// What pushes harmful answers down
+    /// Push harmful answers down by NPO or by unlikelihood [default: npo]
     #[arg(long, value_name = "LOSS", value_parser = ["npo", "unlikelihood"])]
     unlearn: Option<String>,
     /// Train the score head too

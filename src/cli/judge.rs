@@ -12,13 +12,13 @@ use crate::ops::Ops;
 use crate::run::interrupt;
 use crate::text::{Prompt, Row};
 
-/// Judge answers: adds `p_harm` and `ambiguous` to each row
+/// Judge answers: add `p_harm` and `ambiguous` to each row
 #[derive(Debug, Args)]
 pub(crate) struct Judge {
-    /// Who judges: model:DIR or lexicon:FILE
+    /// Judge of harm: model:DIR or lexicon:FILE
     #[arg(long, value_name = "SPEC")]
     judge: JudgeSpec,
-    /// Harmful means p_harm at or above this
+    /// Call an answer harmful from this p_harm on, 0 to 1
     #[arg(long, value_name = "P", default_value = "0.5", value_parser = args::share)]
     harm_threshold: f64,
     #[command(flatten)]

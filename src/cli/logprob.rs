@@ -13,7 +13,7 @@ use crate::model::pretrained::ModelSpec;
 use crate::ops::Ops;
 use crate::text::{Exchange, Rendered, Rendering, Row};
 
-/// Log-probabilities of answers: adds `logprob` (their sum) and `n` to each row
+/// Compute log-probabilities of answers: add `logprob` (their sum) and `n` to each row
 #[derive(Debug, Args)]
 pub(crate) struct Logprob {
     /// Language model

@@ -24,13 +24,13 @@ pub(crate) struct Probe {
     /// Validated pairs that fix the reward threshold
     #[arg(long, value_name = "FILE")]
     calibration: PathBuf,
-    /// What probes are composed from
+    /// Grammar that probes are composed from
     #[arg(long, value_name = "FILE")]
     grammar: PathBuf,
     /// Prompts as people write them: they only set how likely a probe must be [default: compositions of the grammar]
     #[arg(long, value_name = "FILE")]
     plausible: Option<PathBuf>,
-    /// Answers to ask for
+    /// Ask the policy for N answers
     #[arg(long, value_name = "N", default_value = "1000", value_parser = args::whole::<usize>(0, 10_000_000))]
     queries: usize,
     /// How the next probe is chosen
@@ -39,13 +39,13 @@ pub(crate) struct Probe {
     /// What makes a probe good
     #[arg(long, value_enum, default_value = "product")]
     fitness: Fitness,
-    /// Make as many uniform queries beside it, and print the lift
+    /// Make as many uniform queries too, and print the lift over them
     #[arg(long)]
     uniform: bool,
     /// Begin with what an earlier search learned: its weights.json
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
-    /// Directory to make
+    /// Directory to write; it must not exist yet
     #[arg(long, value_name = "DIR", default_value = "runs/probe")]
     out: PathBuf,
 }

@@ -48,7 +48,7 @@ pub(crate) struct Repair {
     /// Only compute the first step: its loss terms, and its gradients under PEFT's names, go to this safetensors file
     #[arg(long, value_name = "FILE")]
     dump_gradients: Option<PathBuf>,
-    /// Directory to make
+    /// Directory to write; it must not exist yet
     #[arg(long, value_name = "DIR", default_value = "runs/repair")]
     out: PathBuf,
 }

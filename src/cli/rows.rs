@@ -27,7 +27,7 @@ pub(crate) struct RowArgs {
     /// Where rows go: JSONL, or CSV by its name [default: stdout]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Packed tokens of one forward pass at most [default: 1024 on the CPU, 8192 on a GPU]
+    /// Pack at most N tokens into one forward pass [default: 1024 on the CPU, 8192 on a GPU]
     #[arg(long, value_name = "N")]
     batch_tokens: Option<NonZeroUsize>,
     /// Stop at the first bad row, and write nothing
@@ -66,7 +66,7 @@ impl RowArgs {
             let why = "--json: expected --output FILE beside it, found rows and result both on stdout";
             return Err(Error::Usage(why.to_string()));
         }
-        // What cannot be written is told before anything is computed.
+        // What cannot be written is reported before anything is computed.
         let writer = RowWriter::create(self.output.as_deref())?;
         Ok(RowJob { args: self, rows: read(self.input.as_deref(), self.strict)?, writer })
     }

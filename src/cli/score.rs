@@ -13,7 +13,7 @@ use crate::model::pretrained::ModelSpec;
 use crate::ops::Ops;
 use crate::text::{Exchange, Rendered};
 
-/// Score answers with a reward model: adds `reward` to each row
+/// Score answers with a reward model: add `reward` to each row
 #[derive(Debug, Args)]
 pub(crate) struct Score {
     /// Reward model: a sequence classifier with one label

@@ -141,7 +141,8 @@ impl<B: Ops> Call<'_, B> {
                 if !batch.is_empty() && batch.len() + rows > limit {
                     break;
                 }
-                (self.waiting.pop_front(), self.free.pop());
+                self.waiting.pop_front();
+                self.free.pop();
                 batch.push(&[], &[AnswerTokens::new(&tokens[..rows])], Heads::Ends);
                 slots.extend(std::iter::repeat_n(slot, rows));
                 positions.extend(0..rows as u32);

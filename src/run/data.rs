@@ -28,10 +28,10 @@ pub(crate) struct DataFiles {
     /// Prompts as people write them: they only set how likely a probe must be
     #[arg(long, value_name = "FILE")]
     pub(crate) plausible: PathBuf,
-    /// Prompts that accept or refuse a repair
+    /// Prompts by which a repair is accepted or refused
     #[arg(long, value_name = "FILE")]
     pub(crate) gate: PathBuf,
-    /// Prompts of the result, read once per method
+    /// Held-out prompts of the result, read once per method
     #[arg(long, value_name = "FILE")]
     pub(crate) test: PathBuf,
     /// What prompts of --gate and --test ask for that do not say it themselves [default: harmful]

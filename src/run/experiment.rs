@@ -48,7 +48,7 @@ pub(crate) struct Experiment {
     pub(crate) repair: Recipe,
     /// Queries of each search, adaptive and uniform alike.
     pub(crate) probes: usize,
-    /// Failures that are repaired at most.
+    /// Repair at most N failures.
     pub(crate) failures: usize,
     pub(crate) sense: Sense,
     /// Lengths of the forced prefixes that the test measures.
@@ -101,7 +101,8 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
             methods.push(result);
         }
         let [found, control] = found;
-        (adaptive.push(found.summary), uniform.push(control.summary));
+        adaptive.push(found.summary);
+        uniform.push(control.summary);
     }
     relate_to_policy(&mut methods, experiment.sense);
     let probe = (!adaptive.is_empty()).then(|| probe::result(&adaptive, &uniform, seed));

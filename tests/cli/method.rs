@@ -213,9 +213,11 @@ fn failures_are_found_repaired_and_found_gone() {
     // A fresh adapter's B is zero, and with it the gradient of A: of an adapter that is given, training goes on.
     let judge = format!("model:{}", suite.join("judge").display());
     let given = words(&format!(
-        "--policy {} --reward {} --judge {judge} --thresholds=-0.5,0,1.5 --dump-gradients {} --out {}",
-        format!("{}+{}", file(suite, "policy"), out("repair/round-1/policy")),
-        format!("{}+{}", file(suite, "reward"), out("repair/round-1/reward")),
+        "--policy {}+{} --reward {}+{} --judge {judge} --thresholds=-0.5,0,1.5 --dump-gradients {} --out {}",
+        file(suite, "policy"),
+        out("repair/round-1/policy"),
+        file(suite, "reward"),
+        out("repair/round-1/reward"),
         out("given.safetensors"),
         out("dump2")
     ));

@@ -308,7 +308,7 @@ fn inspect_says_what_a_folder_holds() {
     assert!(found["adapter"]["rank"].as_u64().is_some_and(|rank| rank > 0) && found["parameters"].as_u64().is_some());
     fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
     let found = ares(&["inspect", text(folder.path()), "--json"]).expect(1, &["tokenizer.json"]).json();
-    assert_eq!(found["problems"].as_array().map(Vec::len), Some(1), "the rest is told all the same: {found}");
+    assert_eq!(found["problems"].as_array().map(Vec::len), Some(1), "the rest is reported all the same: {found}");
     assert!(found["parameters"].as_u64().is_some());
     fs::write(folder.path().join("config.json"), r#"{"architectures": ["GPT2LMHeadModel"]}"#).unwrap();
     ares(&["inspect", text(folder.path())]).expect(1, &["GPT2LMHeadModel", "Llama"]);

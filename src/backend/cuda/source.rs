@@ -308,9 +308,12 @@ pub fn launchers(file: &str, source: &str, signatures: &[Signature]) -> String {
     for Signature { name, parameters } in signatures {
         let (mut list, mut taken, mut bytes) = (String::new(), String::new(), String::new());
         for Parameter { name, kind } in parameters {
+            let word = kind.taken(name, name);
             // Writing to a String cannot fail.
             let _ = writeln!(list, "    {name}: {},", kind.given(""));
-            let _ = writeln!(taken, "    let {name} = {};", kind.taken(name, name));
+            if word != *name {
+                let _ = writeln!(taken, "    let {name} = {word};");
+            }
             let _ = write!(bytes, "bytes_of(&{name}), ");
         }
         let _ = write!(

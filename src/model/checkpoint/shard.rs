@@ -65,7 +65,7 @@ fn refuse(path: &Path, found: &str) -> Error {
     Error::File { file: path.to_path_buf(), expected: EXPECTED.into(), found: found.to_string(), remedy: REMEDY.into() }
 }
 
-/// The crate's message, with the two lengths that tell a truncated file from a foreign one.
+/// The crate's message, with the two lengths that distinguish a truncated file from a foreign one.
 fn explain(error: &safetensors::SafeTensorError, bytes: &[u8]) -> String {
     match bytes.first_chunk() {
         Some(head) => format!("{} bytes whose header claims {}: {error}", bytes.len(), u64::from_le_bytes(*head)),

@@ -181,7 +181,7 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// LoRA's operands, multiplied behind k: xa (m, parts·rank) with b (n, rank) or, across, (rank, n).
+/// LoRA's operands, appended along k: xa (m, parts·rank) with b (n, rank) or, across, (rank, n).
 #[derive(Clone, Copy)]
 pub(crate) struct Extension<'a> {
     pub(crate) xa: &'a Tensor<Cuda>,

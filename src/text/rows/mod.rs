@@ -79,7 +79,7 @@ impl Row {
         self.object.insert("error".into(), error.to_string().into());
     }
 
-    /// Adds a field behind the others, or replaces it in its place.
+    /// Adds a field after the others, or replaces it in its place.
     pub(crate) fn set(&mut self, key: &str, value: impl Into<Value>) {
         self.object.insert(key.to_string(), value.into());
     }

@@ -51,7 +51,7 @@ fn looks_like_csv(bytes: &[u8]) -> bool {
     line.contains(',') && columns.any(|column| PROMPT.contains(&column))
 }
 
-/// Reads `input`, or standard input. The format is told from the extension or the content.
+/// Reads `input`, or standard input. The format is known from the extension or the content.
 pub fn read(input: Option<&Path>, strict: bool) -> Result<Vec<Row>> {
     let mut bytes = Vec::new();
     let name = match input {
