@@ -52,7 +52,7 @@ struct AdamWParams {
 };
 
 KERNEL __launch_bounds__(THREADS)
-adamw(const u32* table, const float* norm, u32 entries, const __grid_constant__ AdamWParams p) {
+adamw(const u32* table, const float* norm, u32 entries, const AdamWParams p) {
     float total = norm[0];
     if (!(total < INFINITE)) return;  // NaN too
     float factor = total > p.clip ? p.clip / total : 1.0f;

@@ -142,7 +142,7 @@ DEVICE Place tile_logits(Sums& sums, Rows& most, Shared& shared, const HeadParam
     return {row, col, tile};
 }
 
-KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) lm_head_logits(const __grid_constant__ HeadParams p) {
+KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) lm_head_logits(const HeadParams p) {
     Shared& shared = shared_memory<Shared>();
     Sums sums;
     Rows most, rest;
@@ -195,7 +195,7 @@ DEVICE float log_sum(const float* stats, u32 count, u32 step, float extra, float
     return most + logf(whole);
 }
 
-KERNEL __launch_bounds__(THREADS) lm_head_combine(const __grid_constant__ HeadParams p) {
+KERNEL __launch_bounds__(THREADS) lm_head_combine(const HeadParams p) {
     u32 row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
     if (row >= p.rows) return;  // whole warps leave
     float logit = p.stats[static_cast<u64>(2) * p.rows * p.tiles + row], rest;
@@ -206,7 +206,7 @@ KERNEL __launch_bounds__(THREADS) lm_head_combine(const __grid_constant__ HeadPa
     p.log_rest[p.first + row] = logf(rest);
 }
 
-KERNEL __launch_bounds__(THREADS) lm_head_gradient(const __grid_constant__ HeadParams p) {
+KERNEL __launch_bounds__(THREADS) lm_head_gradient(const HeadParams p) {
     u32 row = p.first + blockIdx.x, target = p.targets[row];
     bf16x8* mine = reinterpret_cast<bf16x8*>(p.chunk + static_cast<u64>(blockIdx.x) * p.chunk_stride);
     const float* maxima = p.stats + static_cast<u64>(blockIdx.x) * p.tiles * 2;
@@ -236,6 +236,7 @@ constexpr u32 KL_STATS = 5;
 /// y's exponent at most; beyond it e0 has become zero.
 constexpr float LARGEST_EXPONENT = 80.0f;
 
+// __grid_constant__: at 255 registers the copies of the struct's fields that the compiler otherwise keeps would be spilled.
 KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) lm_head_kl_logits(const __grid_constant__ HeadParams p) {
     Shared& shared = shared_memory<Shared>();
     Sums sums;
@@ -280,7 +281,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) lm_head_kl_logits(const __grid_
     });
 }
 
-KERNEL __launch_bounds__(THREADS) lm_head_kl_combine(const __grid_constant__ HeadParams p) {
+KERNEL __launch_bounds__(THREADS) lm_head_kl_combine(const HeadParams p) {
     u32 row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
     if (row >= p.rows) return;  // whole warps leave
     const float* mine = p.stats + static_cast<u64>(row) * p.tiles * KL_STATS;
@@ -298,7 +299,7 @@ KERNEL __launch_bounds__(THREADS) lm_head_kl_combine(const __grid_constant__ Hea
     logs[0] = lse, logs[1] = lse0;
 }
 
-KERNEL __launch_bounds__(THREADS) lm_head_kl_gradient(const __grid_constant__ HeadParams p) {
+KERNEL __launch_bounds__(THREADS) lm_head_kl_gradient(const HeadParams p) {
     const float* mine = p.stats + static_cast<u64>(blockIdx.x) * p.tiles * KL_STATS;
     const float* logs = p.stats + static_cast<u64>(p.rows) * p.tiles * KL_STATS + blockIdx.x * 2;
     u64 at = static_cast<u64>(blockIdx.x) * p.chunk_stride;

@@ -38,7 +38,7 @@ struct LoraParams {
 
 DEVICE u32 tiles(u32 cols) { return (cols + BLOCK_N - 1) / BLOCK_N; }
 
-KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) lora_partial(const __grid_constant__ LoraParams p) {
+KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) lora_partial(const LoraParams p) {
     Shared& shared = shared_memory<Shared>();
     u32 part = 0, begin = 0, end = p.end_0, tile = blockIdx.x;
     if (tile >= tiles(p.end_0)) {

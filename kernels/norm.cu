@@ -11,7 +11,7 @@ struct NormParams {
 };
 
 KERNEL __launch_bounds__(ROWS_PER_BLOCK* WARP)
-norm_forward(bf16* y, float* rstd, const bf16* x, const bf16* w, const __grid_constant__ NormParams p) {
+norm_forward(bf16* y, float* rstd, const bf16* x, const bf16* w, const NormParams p) {
     u32 stride = p.stride;
     u32 row = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= p.rows) return;  // whole warps leave: the shuffles below stay legal
@@ -34,7 +34,7 @@ norm_forward(bf16* y, float* rstd, const bf16* x, const bf16* w, const __grid_co
 }
 
 KERNEL __launch_bounds__(ROWS_PER_BLOCK* WARP)
-norm_backward(bf16* dx, const bf16* dy, const bf16* x, const float* rstd, const bf16* w, const __grid_constant__ NormParams p) {
+norm_backward(bf16* dx, const bf16* dy, const bf16* x, const float* rstd, const bf16* w, const NormParams p) {
     u32 stride = p.stride;
     u32 row = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= p.rows) return;

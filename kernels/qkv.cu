@@ -79,7 +79,7 @@ DEVICE Head own_head(const RotationParams& p) {
 }
 
 KERNEL __launch_bounds__(HEADS_PER_BLOCK* WARP)
-rotate_forward(bf16* qkv, bf16* /*or null*/ raw, const __grid_constant__ RotationParams p) {
+rotate_forward(bf16* qkv, bf16* /*or null*/ raw, const RotationParams p) {
     u32 lane = threadIdx.x % WARP, half = p.half;
     Head own = own_head(p);
     if (own.row >= p.rows) return;  // whole warps leave: the sums stay legal
@@ -101,7 +101,7 @@ rotate_forward(bf16* qkv, bf16* /*or null*/ raw, const __grid_constant__ Rotatio
 }
 
 KERNEL __launch_bounds__(HEADS_PER_BLOCK* WARP)
-rotate_backward(bf16* dqkv, const bf16* /*or null*/ raw, const __grid_constant__ RotationParams p) {
+rotate_backward(bf16* dqkv, const bf16* /*or null*/ raw, const RotationParams p) {
     u32 lane = threadIdx.x % WARP, half = p.half;
     Head own = own_head(p);
     if (own.row >= p.rows) return;

@@ -135,7 +135,7 @@ struct DrawParams {
     float temperature, top_p;
 };
 
-KERNEL __launch_bounds__(THREADS) sample_draw(u32* tokens, float* logits, const __grid_constant__ DrawParams p) {
+KERNEL __launch_bounds__(THREADS) sample_draw(u32* tokens, float* logits, const DrawParams p) {
     Shared& shared = shared_memory<Shared>();
     u32 vocab = p.vocab;
     float* row = logits + static_cast<u64>(blockIdx.x) * vocab;
@@ -194,7 +194,7 @@ struct AdvanceParams {
 
 /// What follows a drawn token, without the host: it is noted in column step[0] of `history`, becomes the row's next input, and
 /// all positions grow by one, those that index memory up to the last below `bound`. One block.
-KERNEL __launch_bounds__(THREADS) advance(const __grid_constant__ AdvanceParams p) {
+KERNEL __launch_bounds__(THREADS) advance(const AdvanceParams p) {
     u32 column = p.step[0];
     block_barrier();
     for (u32 i = threadIdx.x; i < p.rows; i += THREADS) {

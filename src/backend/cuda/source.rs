@@ -34,7 +34,8 @@ pub enum Kind {
     Pointer { element: &'static Element, mutable: bool, nullable: bool },
     /// A number by value.
     Number(&'static Number),
-    /// `const __grid_constant__ P`, a struct of the same file.
+    /// `const P`, a struct of the same file. `const __grid_constant__ P` is read too, but then the compiler no longer knows that the
+    /// pointers in it point to global memory, and every access becomes a generic one.
     Struct(Params),
 }
 
@@ -141,7 +142,9 @@ fn signature(text: &str, file: &str) -> Result<Signature, String> {
 }
 
 fn parameter(text: &str, file: &str) -> Result<Parameter, String> {
-    let Some(of_struct) = text.strip_prefix("const __grid_constant__ ") else { return field(text) };
+    let of_struct = text.strip_prefix("const ").map(|rest| rest.strip_prefix("__grid_constant__ ").unwrap_or(rest));
+    let of_struct = of_struct.filter(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()));
+    let Some(of_struct) = of_struct else { return field(text) };
     let (kind, name) = of_struct.split_once(' ').ok_or_else(|| format!("`{text}`: expected a struct and a name"))?;
     let body = file.split_once(&format!("struct {kind} {{")).and_then(|(_, rest)| rest.split_once('}'));
     let (body, _) = body.ok_or_else(|| format!("`{text}`: expected `struct {kind} {{` in the same file"))?;
@@ -163,7 +166,7 @@ fn parameter(text: &str, file: &str) -> Result<Parameter, String> {
 fn field(text: &str) -> Result<Parameter, String> {
     let fault = || {
         format!(
-            "`{text}`: expected `const T* name`, `T* name`, `T* /*or null*/ name`, `number name` or `const __grid_constant__ Struct name`"
+            "`{text}`: expected `const T* name`, `T* name`, `T* /*or null*/ name`, `number name` or `const Struct name`"
         )
     };
     let spaced = text.replace('*', " * ");
@@ -360,7 +363,7 @@ mod tests {
     #[test]
     fn a_struct_is_taken_by_name_and_lies_as_in_c() {
         let text = "struct P {\n    u32 rows; // before a pointer\n    bf16* /*or null*/ y;\n    const float* x;\n    u32 m, n;\n    float eps;\n};\n\
-                    KERNEL f(const __grid_constant__ P p, u32 k) {}\nKERNEL g(const __grid_constant__ P p) {}";
+                    KERNEL f(const __grid_constant__ P p, u32 k) {}\nKERNEL g(const P p) {}";
         let found = signatures("f.cu", text).unwrap();
         let trampolines = trampolines(&found);
         let places = [("rows", 0), ("y", 8), ("x", 16), ("m", 24), ("n", 28), ("eps", 32)];
@@ -385,9 +388,9 @@ mod tests {
             "KERNEL f(bf16 x) {}",
             "KERNEL f(u32 n",
             "KERNEL (u32 n) {}",
-            "KERNEL f(const __grid_constant__ P p) {}",
-            "struct P { int n; }; KERNEL f(const __grid_constant__ P p) {}",
-            "struct P { bf16* y, z; }; KERNEL f(const __grid_constant__ P p) {}",
+            "KERNEL f(const P p) {}",
+            "struct P { int n; }; KERNEL f(const P p) {}",
+            "struct P { bf16* y, z; }; KERNEL f(const P p) {}",
         ] {
             assert!(signatures("f.cu", wrong).is_err(), "{wrong}");
         }
