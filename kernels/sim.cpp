@@ -68,28 +68,23 @@ EXPORT void sim_warp_barrier(u32 line) noexcept {
     }
 }
 
-EXPORT u32 sim_shuffle(u32 value, u32 lane, u32 line) noexcept {
+/// Each lane's value goes to the lanes that name it.
+static u32 permute(Call call, u32 value, u32 from, u32 line, const void* place) {
     Worker* worker = current;
     Warp& warp = *worker->self->warp;
     u32 own = worker->self->lane;
-    warp.in[0][own] = value, warp.in[1][own] = lane % WARP;
-    if (gather(worker, warp, SHUFFLE, line, PLACE)) {
+    warp.in[0][own] = value, warp.in[1][own] = from % WARP;
+    if (gather(worker, warp, call, line, place)) {
         for (u32 i = 0; i < WARP; i++) warp.out[0][i] = warp.in[0][warp.in[1][i]];
         disperse(worker, warp);
     }
     return warp.out[0][own];
 }
 
+EXPORT u32 sim_shuffle(u32 value, u32 lane, u32 line) noexcept { return permute(SHUFFLE, value, lane, line, PLACE); }
+
 EXPORT u32 sim_shuffle_xor(u32 value, u32 mask, u32 line) noexcept {
-    Worker* worker = current;
-    Warp& warp = *worker->self->warp;
-    u32 own = worker->self->lane;
-    warp.in[0][own] = value, warp.in[1][own] = (own ^ mask) % WARP;
-    if (gather(worker, warp, SHUFFLE_XOR, line, PLACE)) {
-        for (u32 i = 0; i < WARP; i++) warp.out[0][i] = warp.in[0][warp.in[1][i]];
-        disperse(worker, warp);
-    }
-    return warp.out[0][own];
+    return permute(SHUFFLE_XOR, value, current->self->lane ^ mask, line, PLACE);
 }
 
 EXPORT u32 sim_ballot(u32 predicate, u32 line) noexcept {
@@ -180,37 +175,29 @@ static void fetch_rows(Worker* worker, const Warp& warp, u16 (&rows)[WARP][8], c
     }
 }
 
-/// Matrix m's row i is 16 bytes at lane 8m + i's address; lane l gets elements 2·(l%4), +1 of row l/4.
-EXPORT SimWords sim_load_matrix(const void* row, u32 line) noexcept {
+/// Matrix m's row i is 16 bytes at lane 8m + i's address; lane l gets elements 2·(l%4), +1 of row l/4, or of column l/4.
+static SimWords load_matrix(Call call, const void* row, u32 line, const void* place) {
     Worker* worker = current;
     Warp& warp = *worker->self->warp;
     u32 own = worker->self->lane;
     warp.rows[own] = row;
-    if (gather(worker, warp, LOAD_MATRIX, line, PLACE)) {
-        u16 rows[WARP][8];
-        fetch_rows(worker, warp, rows, PLACE);
-        memcpy(warp.out, rows, sizeof rows);
+    if (gather(worker, warp, call, line, place)) {
+        u16 rows[WARP][8], columns[WARP][8];
+        fetch_rows(worker, warp, rows, place);
+        bool transposed = call == LOAD_MATRIX_TRANSPOSED;
+        for (u32 i = 0; transposed && i < WARP; i++) {
+            for (u32 j = 0; j < 8; j++) columns[i / 8 * 8 + j][i % 8] = rows[i][j];
+        }
+        memcpy(warp.out, transposed ? columns : rows, sizeof rows);
         disperse(worker, warp);
     }
     return SimWords{{warp.out[0][own], warp.out[1][own], warp.out[2][own], warp.out[3][own]}};
 }
 
-/// Lane l gets elements [2·(l%4)][l/4] and [2·(l%4) + 1][l/4].
+EXPORT SimWords sim_load_matrix(const void* row, u32 line) noexcept { return load_matrix(LOAD_MATRIX, row, line, PLACE); }
+
 EXPORT SimWords sim_load_matrix_transposed(const void* row, u32 line) noexcept {
-    Worker* worker = current;
-    Warp& warp = *worker->self->warp;
-    u32 own = worker->self->lane;
-    warp.rows[own] = row;
-    if (gather(worker, warp, LOAD_MATRIX_TRANSPOSED, line, PLACE)) {
-        u16 rows[WARP][8], columns[WARP][8];
-        fetch_rows(worker, warp, rows, PLACE);
-        for (u32 i = 0; i < WARP; i++) {
-            for (u32 j = 0; j < 8; j++) columns[i / 8 * 8 + j][i % 8] = rows[i][j];
-        }
-        memcpy(warp.out, columns, sizeof columns);
-        disperse(worker, warp);
-    }
-    return SimWords{{warp.out[0][own], warp.out[1][own], warp.out[2][own], warp.out[3][own]}};
+    return load_matrix(LOAD_MATRIX_TRANSPOSED, row, line, PLACE);
 }
 
 // ---------------------------------------------------------------------------------------------------- asynchronous copies

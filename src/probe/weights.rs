@@ -98,22 +98,24 @@ impl SamplerWeights {
         }
         for (place, of_tactic) in [("arms", &self.arms), ("cells", &self.cells)] {
             for (tactic, name, arm) in of_tactic.iter().flat_map(|(t, arms)| arms.iter().map(move |(n, a)| (t, n, a))) {
-                let sound = arm.pulls.is_finite() && arm.hits >= 0.0 && arm.hits <= arm.pulls;
+                let sound = arm.pulls <= MOST_PULLS && arm.hits >= 0.0 && arm.hits <= arm.pulls;
                 if !sound {
-                    let expected = format!("{place}.{tactic}.{name}: pulls ≥ hits ≥ 0");
+                    let expected = format!("{place}.{tactic}.{name}: {MOST_PULLS:e} ≥ pulls ≥ hits ≥ 0");
                     return Err(wrong(path, expected, format!("{} and {}", arm.pulls, arm.hits)));
                 }
             }
         }
         for (layer, weights) in &self.layers {
-            if let Some((id, w)) = weights.iter().find(|(_, w)| !(w.is_finite() && **w > 0.0)) {
-                return Err(wrong(path, format!("layers.{layer}.{id} to be positive"), w.to_string()));
+            if let Some((id, w)) = weights.iter().find(|(_, w)| !(**w > 0.0 && **w <= 1.0)) {
+                return Err(wrong(path, format!("layers.{layer}.{id} to be above 0 and at most 1"), format!("{w:e}")));
             }
         }
         Ok(())
     }
 }
 
+/// More queries than any search has: what is counted in f64 stays exact.
+const MOST_PULLS: f64 = 1e15;
 const REMEDY: &str = "give the weights.json of an earlier search, or start without";
 
 fn wrong(path: &Path, expected: String, found: String) -> Error {

@@ -222,7 +222,7 @@ impl Evaluator {
     }
 }
 
-/// Adapted models under measurement; see [`Evaluator::adapted`].
+/// Adapted models under measurement; see `Evaluator::adapted`.
 pub struct Adapted<'a> {
     evaluator: &'a mut Evaluator,
     changed: Changed,
