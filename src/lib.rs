@@ -15,7 +15,7 @@
 //! | [`probe`] | search for prompts that expose coupled failures |
 //! | [`detect`] | outcomes, measures with their intervals, gates |
 //! | [`run`] | run directory, journal, the demo and comparison from end to end |
-//! | [`bench`] | how fast: a joint step, scoring, decoding, each operation, loading |
+//! | [`mod@bench`] | how fast: a joint step, scoring, decoding, each operation, loading |
 //! | [`report`] | tables, charts, HTML |
 //! | [`cli`] | commands: what was typed becomes valid options and one call |
 

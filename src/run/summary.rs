@@ -1,4 +1,4 @@
-//! `summary.json`, the result of a run. Its parts are measured in [`crate::detect::measure`].
+//! `summary.json`, the result of a run. Its parts are measured in `detect::measure`.
 
 use std::path::Path;
 

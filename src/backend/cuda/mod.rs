@@ -10,7 +10,7 @@ pub mod cache;
 pub mod compiler;
 pub mod device;
 pub mod driver;
-pub(crate) mod guide {
+pub mod guide {
     #![doc = include_str!("guide.md")]
 }
 pub mod kernels;

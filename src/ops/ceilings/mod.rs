@@ -41,7 +41,7 @@ pub trait Measured: Ops {
     /// Measured now; `None` where a time means nothing, on the simulator.
     fn rates(&self) -> Result<Option<Rates>>;
 
-    /// [`Rates::floor`] of an operation that is run by itself again and again.
+    /// `Rates::floor` of an operation that is run by itself again and again.
     fn floor(&self, rates: &Rates, cost: Cost) -> f64 {
         rates.floor(cost)
     }
