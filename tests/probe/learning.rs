@@ -114,7 +114,7 @@ fn weights_of_another_world_are_refused() {
         ("\"hits\": 0.0", "\"hits\": 2.0", "1e15 ≥ pulls ≥ hits ≥ 0, found 0 and 2"),
         ("\"pulls\": 0.0", "\"pulls\": null", "weights of the probe search"),
         ("\"pulls\": 0.0", "\"pulls\": 1e308", "1e15 ≥ pulls ≥ hits ≥ 0, found"),
-        ("\"clerk\": ", "\"clerk\": 1e308, \"was\": ", "clerk to be above 0 and at most 1, found 1e308"),
+        ("\"layers\": {", "\"layers\": {\"x\": {\"y\": 1e308},", "layers.x.y to be above 0 and at most 1, found 1e308"),
         ("\"clerk\"", "\"clerk\"", ""),
     ] {
         let outcome = read(&good.replace(from, to));
