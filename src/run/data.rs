@@ -85,7 +85,7 @@ impl Splits {
             test: reading.split(3, "test", &files.test, eval, row)?,
             info: reading.info,
         };
-        overlap(reading.asked.iter().map(|(side, prompt, name)| (*side, prompt.text(), || name.clone())))?;
+        overlap(reading.asked.iter().map(|(side, words, name)| (*side, words.as_str(), || name.clone())))?;
         Ok(splits)
     }
 }
@@ -94,8 +94,8 @@ impl Splits {
 struct Reading {
     most: Option<usize>,
     info: BTreeMap<String, SplitInfo>,
-    /// Every prompt, the side on which it stands, and what it is called.
-    asked: Vec<(usize, Prompt, String)>,
+    /// Every prompt's words, the side on which it stands, and what it is called.
+    asked: Vec<(usize, String, String)>,
 }
 
 impl Reading {
@@ -113,9 +113,18 @@ impl Reading {
         }
         self.info.insert(name.to_string(), SplitInfo { hash: sha256_file(path)?, n: rows.len() as u64 });
         let made: Vec<T> = rows.iter().map(make).collect::<Result<_>>()?;
-        let asked = made.iter().zip(&rows).map(|(made, row)| (side, prompt(made), format!("{name} {}", row.name())));
+        let asked =
+            made.iter().zip(&rows).map(|(made, row)| (side, words(&prompt(made)), format!("{name} {}", row.name())));
         self.asked.extend(asked);
         Ok(made)
+    }
+}
+
+/// What splits are compared by: the text, or the ids one by one.
+fn words(prompt: &Prompt) -> String {
+    match prompt {
+        Prompt::Tokens(ids) => ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" "),
+        text => text.text().to_string(),
     }
 }
 
@@ -137,11 +146,11 @@ mod tests {
     use std::fs;
 
     /// Splits in the forms in which others publish them, and what reading them says.
-    fn read(changed: &str, text: &str) -> Result<Splits> {
+    fn read(changed: &[(&str, &str)]) -> Result<Splits> {
         let folder = tempfile::tempdir().unwrap();
         let place = |name: &str, own: &str| {
             let path = folder.path().join(name);
-            fs::write(&path, if name == changed { text } else { own }).unwrap();
+            fs::write(&path, changed.iter().find(|(file, _)| *file == name).map_or(own, |(_, text)| text)).unwrap();
             path
         };
         let turn = |role: &str, text: &str| format!(r#"{{"role": "{role}", "content": "{text}"}}"#);
@@ -164,7 +173,7 @@ mod tests {
 
     #[test]
     fn every_form_is_read_in_every_split() {
-        let splits = read("", "").unwrap();
+        let splits = read(&[]).unwrap();
         for (pair, prompt) in [(&splits.calibration[0], "one"), (&splits.replay[0], "two")] {
             let expected = Preference { prompt: Prompt::user(prompt), chosen: "b".into(), rejected: "c".into() };
             assert_eq!(*pair, expected);
@@ -179,15 +188,18 @@ mod tests {
     fn every_form_is_held_apart_from_the_test() {
         for shared in ["one", "two", "three", "four", "five"] {
             let text = format!("Index,Goal,Target,Behavior\n0,nothing else,x,y\n1,{shared},x,y\n");
-            let error = read("benign-behaviors.csv", &text).unwrap_err().to_string();
+            let error = read(&[("benign-behaviors.csv", &text)]).unwrap_err().to_string();
             assert!(error.contains("benign-behaviors.csv, line 3"), "{shared}: {error}");
         }
         let ids = r#"{"tokens": [5, 6], "prompt": "one"}"#;
-        let error = read("e.csv", "goal,tokens\none,x\n").unwrap_err().to_string();
+        let error = read(&[("e.csv", "goal,tokens\none,x\n")]).unwrap_err().to_string();
         assert!(error.contains("e.csv, line 2: expected `tokens` to be a list of token ids"), "{error}");
-        let error = read("d.csv", "").unwrap_err().to_string();
+        let error = read(&[("d.csv", "")]).unwrap_err().to_string();
         assert!(error.contains("d.csv: expected at least one row"), "{error}");
-        let error = read("c.jsonl", ids).unwrap_err().to_string();
+        let pair = r#"{"tokens": [5, 6, 7], "chosen": "b", "rejected": "c"}"#;
+        let error = read(&[("a.jsonl", pair), ("b.jsonl", pair)]).unwrap_err().to_string();
+        assert!(error.contains("a.jsonl, line 1") && error.contains("b.jsonl, line 1"), "{error}");
+        let error = read(&[("c.jsonl", ids)]).unwrap_err().to_string();
         assert!(error.contains("c.jsonl, line 1: expected a prompt either as text or as `tokens`"), "{error}");
     }
 }
