@@ -2,7 +2,7 @@
 
 mod list;
 pub(crate) mod load;
-pub mod ops;
+pub(crate) mod ops;
 mod timing;
 
 use std::time::Instant;

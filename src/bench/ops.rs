@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-pub use super::list::{Shape, each, generation};
+pub(crate) use super::list::Shape;
+use super::list::each;
 use super::timing::{Timed, profiled};
 use crate::backend::Tensor;
 use crate::backend::cost::Cost;
