@@ -10,7 +10,6 @@ use ares::backend::cuda::cache::Cache;
 use ares::backend::cuda::compiler::{Compiler, KernelOptions, Origin};
 use ares::backend::cuda::driver::{Arch, Define};
 use ares::backend::cuda::kernels::{NORM, SOURCES};
-use ares::backend::cuda::nvrtc::Cubin;
 use ares::backend::cuda::pack;
 use ares::backend::cuda::source::Source;
 use ares::backend::cuda::usage::{Build, parse};
@@ -55,7 +54,7 @@ fn all_fit_every_architecture() {
 
 /// Kernels, whether they were compiled anew, and what is wrong with them.
 fn check(compiler: &Compiler, build: &Build, arch: Arch) -> (usize, bool, Vec<String>) {
-    let (cubin, origin) = match compiler.compile(build.source, &build.defines, arch) {
+    let (_, cubin, origin) = match compiler.compile(build.source, &build.defines, arch) {
         Ok(compiled) => compiled,
         Err(error) => return (0, true, vec![error.to_string()]),
     };
@@ -116,7 +115,7 @@ fn spills_and_local_memory_are_seen() {
     let folder = tempfile::tempdir().unwrap();
     let Some(compiler) = compiler(folder.path()) else { return };
     for arch in Arch::ALL {
-        let (cubin, _) = compiler.compile(&SOURCE, &[], arch).unwrap();
+        let (_, cubin, _) = compiler.compile(&SOURCE, &[], arch).unwrap();
         let usages = parse(&cubin.log);
         assert!(usages.len() == 2 && usages[0].spills > 0 && usages[1].stack >= 256, "{arch} {usages:?}");
         assert!(usages.iter().all(|usage| !usage.is_clean()));
@@ -140,16 +139,16 @@ fn what_is_kept_is_used_and_damage_is_repaired() {
     let folder = tempfile::tempdir().unwrap();
     let compile = |compiler: &Compiler| compiler.compile(&NORM, DEFINES, Arch::Sm80).unwrap();
     let Some(first) = compiler(folder.path()) else { return };
-    let (made, origin) = compile(&first);
+    let (key, made, origin) = compile(&first);
     assert!(matches!(origin, Origin::Compiled(_)));
     let second = compiler(folder.path()).unwrap();
-    assert_eq!(compile(&second), (made.clone(), Origin::Cache));
+    assert_eq!(compile(&second), (key, made.clone(), Origin::Cache));
     let entry = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
     let cubin = entry.join("kernel.cubin");
     let mut bytes = fs::read(&cubin).unwrap();
     bytes[1000] ^= 1;
     fs::write(&cubin, bytes).unwrap();
-    let (again, origin) = compile(&second);
+    let (_, again, origin) = compile(&second);
     assert!(matches!(origin, Origin::Compiled(_)));
     assert_eq!(again.image, made.image);
     assert_eq!(fs::read(&cubin).unwrap(), made.image);
@@ -159,15 +158,14 @@ fn what_is_kept_is_used_and_damage_is_repaired() {
 fn a_pack_needs_no_compiler() {
     let folder = tempfile::tempdir().unwrap();
     let Some(first) = compiler(&kept()) else { return };
-    let (made, _) = first.compile(&NORM, DEFINES, Arch::Sm90a).unwrap();
+    let (key, made, _) = first.compile(&NORM, DEFINES, Arch::Sm90a).unwrap();
     let path = folder.path().join("norm.kernels");
-    let key = first.key(&NORM, DEFINES, Arch::Sm90a).unwrap();
-    fs::write(&path, pack::encode(&[(key, Cubin { image: made.image.clone(), log: made.log.clone() })])).unwrap();
+    fs::write(&path, pack::encode(&[(key.clone(), made.clone())])).unwrap();
     let nowhere = Some(folder.path().join("none"));
     let options = KernelOptions { nvrtc: nowhere, kernels: Some(path), sync: false };
     let packed = Compiler::new(options, None, Cache::at(folder.path().join("cache"))).unwrap();
     packed.check().unwrap();
-    assert_eq!(packed.compile(&NORM, DEFINES, Arch::Sm90a).unwrap(), (made, Origin::Pack));
+    assert_eq!(packed.compile(&NORM, DEFINES, Arch::Sm90a).unwrap(), (key, made, Origin::Pack));
     let error = packed.compile(&NORM, DEFINES, Arch::Sm80).unwrap_err().to_string();
     assert!(error.contains("expected norm.cu for sm_80 with ROWS_PER_BLOCK=8"), "{error}");
     assert!(error.contains("ares kernels --arch sm_80 --pack"), "{error}");

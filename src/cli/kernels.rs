@@ -103,8 +103,7 @@ impl Kernels {
 }
 
 fn compile(compiler: &Compiler, build: &Build, arch: Arch) -> Result<Compiled> {
-    let key = compiler.key(build.source, &build.defines, arch)?;
-    let (cubin, origin) = compiler.compile(build.source, &build.defines, arch)?;
+    let (key, cubin, origin) = compiler.compile(build.source, &build.defines, arch)?;
     let constants: Vec<String> = build.defines.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let line = |usage: Usage| {
         let budget =

@@ -88,20 +88,15 @@ impl Compiler {
         }
     }
 
-    /// What identifies this code in a pack.
-    pub fn key(&self, source: &'static Source, defines: &[Define], arch: Arch) -> Result<Key> {
-        Ok(pack::key(source.file, &text(source, self.options.sources())?, defines, arch))
-    }
-
-    /// The code of one file.
-    pub fn compile(&self, source: &'static Source, defines: &[Define], arch: Arch) -> Result<(Cubin, Origin)> {
+    /// The code of one file, and its key in a pack.
+    pub fn compile(&self, source: &'static Source, defines: &[Define], arch: Arch) -> Result<(Key, Cubin, Origin)> {
         let text = text(source, self.options.sources())?;
-        let key = pack::key(source.file, &text, defines, arch);
-        if let Some(cubin) = self.pack.as_ref().and_then(|pack| pack.get(&key)) {
-            return Ok((cubin.clone(), Origin::Pack));
+        let packed = pack::key(source.file, &text, defines, arch);
+        if let Some(cubin) = self.pack.as_ref().and_then(|pack| pack.get(&packed)) {
+            return Ok((packed, cubin.clone(), Origin::Pack));
         }
         let nvrtc = self.nvrtc().map_err(|error| self.not_packed(error, source, defines, arch))?;
-        let key = key.and(nvrtc.identity().as_bytes());
+        let key = packed.and(nvrtc.identity().as_bytes());
         let begin = Instant::now();
         let mut origin = Origin::Cache;
         let entry = self.cache.entry(&key, |folder| {
@@ -112,7 +107,7 @@ impl Compiler {
         })?;
         let read = |name: &str| fs::read(entry.join(name)).map_err(Error::read(&entry.join(name)));
         let log = String::from_utf8_lossy(&read(LOG)?).into_owned();
-        Ok((Cubin { image: read(IMAGE)?, log }, origin))
+        Ok((packed, Cubin { image: read(IMAGE)?, log }, origin))
     }
 
     /// Without a compiler it is the pack that lacks something.

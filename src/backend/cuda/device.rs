@@ -23,7 +23,7 @@ use self::staging::Ring;
 use self::trail::Trail;
 use super::cache::Cache;
 use super::compiler::{Compiler, KernelOptions};
-use super::driver::{Define, DeviceInfo, Driver, Event, Function, GraphHandle, LaunchConfig};
+use super::driver::{Captured, Define, DeviceInfo, Driver, Event, Function, LaunchConfig};
 use super::lock;
 use super::source::Source;
 use crate::error::{Error, Result};
@@ -65,10 +65,31 @@ struct Capture {
     freed: Vec<u64>,
 }
 
-/// A recorded sequence, which a [`GraphHandle`] stands for.
-struct Captured {
+/// A recorded sequence, destroyed with its owner.
+struct Graph {
+    driver: Arc<GpuDriver>,
     exec: sys::CUgraphExec,
     kernels: Vec<&'static str>,
+}
+
+// SAFETY: as for its driver.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    fn launch(&self) -> Result<()> {
+        let driver = &self.driver;
+        // SAFETY: whoever captured it promised that all memory is alive.
+        driver.with("launch a captured sequence", || unsafe { result::graph::launch(self.exec, driver.stream) })?;
+        lock(&driver.trail).launch(CAPTURED);
+        driver.settle(|| format!("{CAPTURED} of {}", self.kernels.join(", ")))
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: instantiated once; the driver itself waits for a launch under way. A fault is reported to whoever waits.
+        let _ = self.driver.context.bind().and_then(|()| unsafe { result::graph::exec_destroy(self.exec) });
+    }
 }
 
 impl GpuDriver {
@@ -147,7 +168,7 @@ impl GpuDriver {
         if let Some(module) = modules.get(&(source.file, defines.to_vec())) {
             return Ok(*module);
         }
-        let (cubin, _) = self.compiler.compile(source, defines, self.info.arch)?;
+        let (_, cubin, _) = self.compiler.compile(source, defines, self.info.arch)?;
         // SAFETY: a whole cubin of this architecture; the driver copies it.
         let module = self.with(&format!("load {}", source.file), || unsafe {
             result::module::load_data(cubin.image.as_ptr().cast())
@@ -285,7 +306,7 @@ impl Driver for GpuDriver {
         Ok(())
     }
 
-    fn capture_end(&self) -> Result<GraphHandle> {
+    unsafe fn capture_end(self: Arc<Self>) -> Result<Captured> {
         self.capturing.store(false, Ordering::Release);
         let Capture { kernels, freed } = std::mem::take(&mut *lock(&self.capture));
         let captured = self.with("capture", || {
@@ -299,32 +320,8 @@ impl Driver for GpuDriver {
         });
         // SAFETY: given back during the capture.
         freed.into_iter().for_each(|address| unsafe { self.free(address) });
-        Ok(GraphHandle(Box::into_raw(Box::new(Captured { exec: captured?, kernels })) as u64))
-    }
-
-    unsafe fn graph_launch(&self, graph: &GraphHandle) -> Result<()> {
-        // SAFETY: `capture_end` made the handle, and `graph_free` consumes it.
-        let captured = unsafe { &*(graph.0 as *const Captured) };
-        // SAFETY: the caller's promise.
-        self.with("launch a captured sequence", || unsafe { result::graph::launch(captured.exec, self.stream) })?;
-        lock(&self.trail).launch(CAPTURED);
-        self.settle(|| format!("{CAPTURED} of {}", captured.kernels.join(", ")))
-    }
-
-    fn graph_free(&self, graph: GraphHandle) {
-        // SAFETY: `capture_end` made it, and this is its end.
-        let captured = unsafe { Box::from_raw(graph.0 as *mut Captured) };
-        // SAFETY: as above; the driver itself waits for a launch under way. A fault is reported to whoever waits.
-        let _ = self.context.bind().and_then(|()| unsafe { result::graph::exec_destroy(captured.exec) });
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        self.outside_capture("wait")?;
-        let mark = lock(&self.trail).mark();
-        // SAFETY: the stream is alive.
-        self.with("wait", || unsafe { result::stream::synchronize(self.stream) })?;
-        lock(&self.trail).reached(mark);
-        Ok(())
+        let graph = Graph { exec: captured?, driver: self, kernels };
+        Ok(Box::new(move || graph.launch()))
     }
 
     fn event(&self) -> Result<Event> {

@@ -1,10 +1,11 @@
 //! What a device must offer: memory, copies, kernels. Two makers: the CUDA driver, and the simulator.
 //!
-//! Everything but `download`, `synchronize` and `elapsed` is queued in one stream, in order. Addresses are plain numbers; that
+//! Everything but `download` and `elapsed` is queued in one stream, in order. Addresses are plain numbers; that
 //! they are alive and long enough is the caller's promise (`mod.rs` keeps it: a buffer knows its length).
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::error::Result;
 
@@ -116,9 +117,8 @@ pub struct Function {
     pub(crate) name: &'static str,
 }
 
-/// A captured sequence of launches: the maker's own handle, freed by `free_graph`.
-#[derive(Debug, PartialEq, Eq)]
-pub struct GraphHandle(pub u64);
+/// A captured sequence of launches: each call queues it again.
+pub type Captured = Box<dyn Fn() -> Result<()> + Send>;
 
 /// A point in the stream.
 #[derive(Debug, PartialEq, Eq)]
@@ -164,16 +164,11 @@ pub trait Driver: Send + Sync {
     /// From here on work is recorded, not run.
     fn capture_begin(&self) -> Result<()>;
     /// Ends a capture, also one that failed.
-    fn capture_end(&self) -> Result<GraphHandle>;
-    /// Queues what was recorded.
     ///
     /// # Safety
-    /// All memory that it names is alive.
-    unsafe fn graph_launch(&self, graph: &GraphHandle) -> Result<()>;
-    fn graph_free(&self, graph: GraphHandle);
+    /// Whenever the sequence is called, all memory that it names is alive.
+    unsafe fn capture_end(self: Arc<Self>) -> Result<Captured>;
 
-    /// Waits for all queued work; an error names the last launch that succeeded and those since.
-    fn synchronize(&self) -> Result<()>;
     /// Marks this point of the stream.
     fn event(&self) -> Result<Event>;
     /// Milliseconds between two events; waits for the later one. Frees nothing.

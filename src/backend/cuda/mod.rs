@@ -32,7 +32,7 @@ use half::bf16;
 pub(crate) use buffer::DeviceBuffer;
 pub(crate) use usage::Build;
 
-use self::driver::{Define, DeviceInfo, Driver, Function, GraphHandle, LaunchConfig};
+use self::driver::{Captured, Define, DeviceInfo, Driver, Function, LaunchConfig};
 use self::profile::Profile;
 use self::source::Source;
 use super::cost::Cost;
@@ -61,18 +61,6 @@ struct State {
 impl Matrix for Tensor<Cuda> {
     fn shape(&self) -> (usize, usize) {
         Tensor::shape(self)
-    }
-}
-
-/// A captured sequence of launches, freed with its owner.
-#[derive(Default)]
-pub struct Graph(Option<(Arc<dyn Driver>, GraphHandle)>);
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        if let Some((driver, handle)) = self.0.take() {
-            driver.graph_free(handle);
-        }
     }
 }
 
@@ -184,7 +172,7 @@ impl Backend for Cuda {
     type Act = bf16;
     type Weight = Tensor<Cuda>;
     type Buffer<T: Element> = DeviceBuffer<T>;
-    type Graph = Graph;
+    type Graph = Option<Captured>;
 
     const BATCH: usize = 8192;
 
@@ -249,27 +237,22 @@ impl Backend for Cuda {
         Tensor::from_host(self, rows, cols, &rounded)
     }
 
-    fn replay(&self, graph: &mut Graph, mut record: impl FnMut() -> Result<()>) -> Result<()> {
+    fn replay(&self, graph: &mut Option<Captured>, mut record: impl FnMut() -> Result<()>) -> Result<()> {
         let driver = &self.state.driver;
         if self.profile().is_on() {
             // A captured sequence is one launch: its kernels would not be seen.
             return record();
         }
-        if let Some((_, handle)) = &graph.0 {
-            // SAFETY: buffers that a step names live as long as the generator that owns its graph.
-            return unsafe { driver.graph_launch(handle) };
+        if let Some(captured) = graph {
+            return captured();
         }
         // Plainly first: it loads modules and grows the scratch, which a capture may not.
         record()?;
         driver.capture_begin()?;
         let recorded = record();
-        match driver.capture_end() {
-            Ok(handle) => {
-                let captured = Graph(Some((driver.clone(), handle)));
-                // Half a step must not be replayed.
-                recorded.map(|()| *graph = captured)
-            }
-            Err(error) => recorded.and(Err(error)),
-        }
+        // SAFETY: buffers that a step names live as long as the generator that owns its graph.
+        let captured = unsafe { driver.clone().capture_end() };
+        // Half a step must not be replayed.
+        recorded.and_then(|()| captured.map(|captured| *graph = Some(captured)))
     }
 }

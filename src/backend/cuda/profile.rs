@@ -66,7 +66,6 @@ impl Profile {
         self.on.store(false, Ordering::Relaxed);
         let Record { begin, runs, .. } = std::mem::take(&mut *lock(&self.record));
         let Some(begin) = begin else { return Ok(Vec::new()) };
-        driver.synchronize()?;
         let mut out = Vec::with_capacity(runs.len());
         for (kernel, cost, before, after) in runs {
             let (at, milliseconds) = (driver.elapsed(&begin, &before)?, driver.elapsed(&before, &after)?);

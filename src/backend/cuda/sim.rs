@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use self::runtime::{Module, Runtime};
 use super::compiler::KernelOptions;
-use super::driver::{Arch, Define, DeviceInfo, Driver, Event, Function, GraphHandle, LaunchConfig};
+use super::driver::{Arch, Captured, Define, DeviceInfo, Driver, Event, Function, LaunchConfig};
 use super::lock;
 use super::source::Source;
 use super::text::text;
@@ -47,8 +47,6 @@ struct State {
     functions: Vec<(Arc<Module>, runtime::Entry)>,
     /// What is being captured.
     recording: Option<Vec<Work>>,
-    graphs: HashMap<u64, Arc<Vec<Work>>>,
-    next: u64,
 }
 
 /// One step of a stream.
@@ -202,28 +200,12 @@ impl Driver for SimDriver {
         Ok(())
     }
 
-    fn capture_end(&self) -> Result<GraphHandle> {
-        let mut state = lock(&self.state);
-        let recorded = state.recording.take().ok_or_else(|| misuse("a capture", "none"))?;
-        state.next += 1;
-        let handle = state.next;
-        state.graphs.insert(handle, Arc::new(recorded));
-        Ok(GraphHandle(handle))
-    }
-
-    unsafe fn graph_launch(&self, graph: &GraphHandle) -> Result<()> {
-        self.refuse_in_capture("a graph")?;
-        let recorded = lock(&self.state).graphs.get(&graph.0).cloned();
-        let recorded = recorded.ok_or_else(|| misuse("a captured graph", "a freed one"))?;
-        recorded.iter().try_for_each(|work| work(self))
-    }
-
-    fn graph_free(&self, graph: GraphHandle) {
-        lock(&self.state).graphs.remove(&graph.0);
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        Ok(()) // nothing is ever queued
+    unsafe fn capture_end(self: Arc<Self>) -> Result<Captured> {
+        let recorded = lock(&self.state).recording.take().ok_or_else(|| misuse("a capture", "none"))?;
+        Ok(Box::new(move || {
+            self.refuse_in_capture("a graph")?;
+            recorded.iter().try_for_each(|work| work(&self))
+        }))
     }
 
     fn event(&self) -> Result<Event> {

@@ -4,6 +4,10 @@
 
 use std::fmt::Write as _;
 
+#[cfg(test)]
+#[path = "source/tests.rs"] // from build.rs, too
+mod tests;
+
 /// A file of `kernels/`, embedded.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Source {
@@ -14,36 +18,29 @@ pub struct Source {
     pub kernels: &'static [&'static str],
 }
 
-/// One kernel's signature.
+/// A kernel with its parameters, or a struct that it takes by value with its fields: pointers and numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature {
     pub name: String,
-    pub(crate) parameters: Vec<Parameter>,
+    parameters: Vec<Parameter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Parameter {
-    pub(crate) name: String,
-    pub(crate) kind: Kind,
+struct Parameter {
+    name: String,
+    kind: Kind,
 }
 
 /// What a kernel may take.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+enum Kind {
     /// `T*` (mutable), `const T*`; `/*or null*/` after it makes it optional.
     Pointer { element: &'static Element, mutable: bool, nullable: bool },
     /// A number by value.
     Number(&'static Number),
     /// `const P`, a struct of the same file. `const __grid_constant__ P` is read too, but then the compiler no longer knows that the
     /// pointers in it point to global memory, and every access becomes a generic one.
-    Struct(Params),
-}
-
-/// A struct that a kernel takes by value: pointers and numbers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Params {
-    name: String,
-    fields: Vec<Parameter>,
+    Struct(Signature),
 }
 
 /// C++ name and Rust name of what a pointer may point to.
@@ -148,19 +145,19 @@ fn parameter(text: &str, file: &str) -> Result<Parameter, String> {
     let (kind, name) = of_struct.split_once(' ').ok_or_else(|| format!("`{text}`: expected a struct and a name"))?;
     let body = file.split_once(&format!("struct {kind} {{")).and_then(|(_, rest)| rest.split_once('}'));
     let (body, _) = body.ok_or_else(|| format!("`{text}`: expected `struct {kind} {{` in the same file"))?;
-    let mut fields: Vec<Parameter> = Vec::new();
+    let mut parameters: Vec<Parameter> = Vec::new();
     for declaration in body.split(';').map(str::trim).filter(|declaration| !declaration.is_empty()) {
         // `u32 m, n`: the further names have the first one's type, which must be a number's.
         for (i, part) in declaration.split(',').enumerate() {
-            let number =
-                fields.last().and_then(|field| matches!(&field.kind, Kind::Number(_)).then(|| field.kind.clone()));
-            fields.push(match number {
-                Some(kind) if i > 0 => Parameter { name: part.trim().into(), kind },
+            parameters.push(match parameters.last() {
+                Some(Parameter { kind: Kind::Number(number), .. }) if i > 0 => {
+                    Parameter { name: part.trim().into(), kind: Kind::Number(number) }
+                }
                 _ => field(part.trim()).map_err(|e| format!("{kind}: {e}"))?,
             });
         }
     }
-    Ok(Parameter { name: name.trim().into(), kind: Kind::Struct(Params { name: kind.into(), fields }) })
+    Ok(Parameter { name: name.trim().into(), kind: Kind::Struct(Signature { name: kind.into(), parameters }) })
 }
 
 fn field(text: &str) -> Result<Parameter, String> {
@@ -230,7 +227,7 @@ impl Kind {
     }
 }
 
-impl Params {
+impl Signature {
     /// Where each field lies, and bytes in all: as C++ and `repr(C)` have it.
     fn layout(&self) -> (Vec<usize>, usize) {
         let (mut at, mut most) = (0usize, 1);
@@ -239,14 +236,14 @@ impl Params {
             (at, most) = (offset + bytes, most.max(bytes));
             offset
         };
-        let offsets = self.fields.iter().map(|field| place(field.kind.bytes())).collect();
+        let offsets = self.parameters.iter().map(|field| place(field.kind.bytes())).collect();
         (offsets, at.next_multiple_of(most))
     }
 
     /// Holds both C++ compilers to `layout`: the size, and each place where `offsetof` is known (not to NVRTC).
     fn assertions(&self) -> (String, String) {
         let (name, (offsets, bytes)) = (&self.name, self.layout());
-        let places = self.fields.iter().zip(offsets);
+        let places = self.parameters.iter().zip(offsets);
         let place = |(field, at): (&Parameter, usize)| {
             format!("static_assert(__builtin_offsetof({name}, {0}) == {at}, \"{name}.{0}\");\n", field.name)
         };
@@ -257,7 +254,7 @@ impl Params {
     fn structs(&self, file: &str) -> String {
         let (name, (offsets, bytes)) = (&self.name, self.layout());
         let (mut given, mut places) = (String::new(), String::new());
-        for (Parameter { name, kind }, at) in self.fields.iter().zip(offsets) {
+        for (Parameter { name, kind }, at) in self.parameters.iter().zip(offsets) {
             // Writing to a String cannot fail.
             let _ = writeln!(given, "    pub(crate) {name}: {},", kind.given("'a "));
             let _ = writeln!(places, "        put(&mut words, {at}, {});", kind.taken(&format!("self.{name}"), name));
@@ -273,8 +270,8 @@ impl Params {
 }
 
 /// The structs that a file's kernels take, each once.
-fn params(signatures: &[Signature]) -> Vec<&Params> {
-    let mut all: Vec<&Params> = Vec::new();
+fn params(signatures: &[Signature]) -> Vec<&Signature> {
+    let mut all: Vec<&Signature> = Vec::new();
     for parameter in signatures.iter().flat_map(|s| &s.parameters) {
         match &parameter.kind {
             Kind::Struct(params) if !all.contains(&params) => all.push(params),
@@ -287,7 +284,7 @@ fn params(signatures: &[Signature]) -> Vec<&Params> {
 /// What is appended to a file: checks that its structs lie as Rust lays them out and, for the simulator, one function per
 /// kernel that unpacks the arguments, each of which begins at a word.
 pub fn trampolines(signatures: &[Signature]) -> String {
-    let (mut out, places): (String, String) = params(signatures).into_iter().map(Params::assertions).unzip();
+    let (mut out, places): (String, String) = params(signatures).into_iter().map(Signature::assertions).unzip();
     out.push_str("#ifdef ARES_SIM\n");
     out.push_str(&places);
     for Signature { name, parameters } in signatures {
@@ -328,83 +325,4 @@ pub fn launchers(file: &str, source: &str, signatures: &[Signature]) -> String {
         );
     }
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_signature_is_read() {
-        let text = "// KERNEL in a comment\nKERNEL __launch_bounds__(ROWS * (WARP)) f(bf16* y, const float* /*or null*/ b,\n u32 n, float eps) {}";
-        let found = signatures("f.cu", text).unwrap();
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].name, "f");
-        let kinds: Vec<_> = found[0].parameters.iter().map(|p| (p.name.as_str(), p.kind.clone())).collect();
-        let pointer =
-            |element: usize, mutable, nullable| Kind::Pointer { element: &ELEMENTS[element], mutable, nullable };
-        assert_eq!(
-            kinds,
-            [
-                ("y", pointer(0, true, false)),
-                ("b", pointer(1, false, true)),
-                ("n", Kind::Number(&NUMBERS[0])),
-                ("eps", Kind::Number(&NUMBERS[2])),
-            ]
-        );
-        let launcher = launchers("f.cu", "F", &found);
-        assert!(launcher.contains("b: Option<&DeviceBuffer<f32>>") && launcher.contains("y: &mut DeviceBuffer<bf16>"));
-        assert!(
-            trampolines(&found)
-                .contains("f(*reinterpret_cast<bf16**>(args + 0), *reinterpret_cast<const float**>(args + 1)")
-        );
-    }
-
-    #[test]
-    fn a_struct_is_taken_by_name_and_lies_as_in_c() {
-        let text = "struct P {\n    u32 rows; // before a pointer\n    bf16* /*or null*/ y;\n    const float* x;\n    u32 m, n;\n    float eps;\n};\n\
-                    KERNEL f(const __grid_constant__ P p, u32 k) {}\nKERNEL g(const P p) {}";
-        let found = signatures("f.cu", text).unwrap();
-        let trampolines = trampolines(&found);
-        let places = [("rows", 0), ("y", 8), ("x", 16), ("m", 24), ("n", 28), ("eps", 32)];
-        assert_eq!(trampolines.matches("sizeof(P) == 40").count(), 1);
-        for (field, at) in places {
-            assert!(trampolines.contains(&format!("__builtin_offsetof(P, {field}) == {at}")), "{trampolines}");
-        }
-        assert!(trampolines.contains("f(*reinterpret_cast<P*>(args + 0), *reinterpret_cast<u32*>(args + 5))"));
-        let launchers = launchers("f.cu", "F", &found);
-        assert!(
-            launchers.contains("Result<[u64; 5]>") && launchers.contains("put(&mut words, 28, narrow(\"n\", self.n)?)")
-        );
-        assert!(launchers.contains("y: Option<&'a mut DeviceBuffer<bf16>>") && launchers.contains("m: usize,"));
-        assert_eq!(launchers.matches("struct P<'a>").count(), 1);
-    }
-
-    #[test]
-    fn anything_else_is_refused() {
-        for wrong in [
-            "KERNEL f(int n) {}",
-            "KERNEL f(double* x) {}",
-            "KERNEL f(bf16 x) {}",
-            "KERNEL f(u32 n",
-            "KERNEL (u32 n) {}",
-            "KERNEL f(const P p) {}",
-            "struct P { int n; }; KERNEL f(const P p) {}",
-            "struct P { bf16* y, z; }; KERNEL f(const P p) {}",
-        ] {
-            assert!(signatures("f.cu", wrong).is_err(), "{wrong}");
-        }
-        assert!(signatures("f.cu", "KERNEL f(u32 n) { __shared__ float x[4]; }").is_err());
-    }
-
-    #[test]
-    fn a_header_is_inlined_once_and_lines_stay_true() {
-        let mut read = |name: &str| if name == "a.h" { Ok("int a;\n".to_string()) } else { Err(format!("no {name}")) };
-        let text = inline("k.cu", "#include \"a.h\"\nint b;\n#include \"a.h\"\nint c;\n", &mut read).unwrap();
-        assert_eq!(
-            text,
-            "#line 1 \"kernels/k.cu\"\n#line 1 \"kernels/a.h\"\nint a;\n#line 2 \"kernels/k.cu\"\nint b;\n\nint c;\n"
-        );
-        assert_eq!(inline("k.cu", "\n#include \"b.h\"\n", &mut read), Err("kernels/k.cu:2: no b.h".to_string()));
-    }
 }

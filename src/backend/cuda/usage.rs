@@ -25,40 +25,24 @@ impl Usage {
 
     /// Blocks of `budget` that fit one multiprocessor of `arch` at once; 0 if not even one does.
     pub fn blocks(&self, budget: &Budget, arch: Arch) -> u32 {
-        let room = Multiprocessor::of(arch);
+        // One multiprocessor, the smallest that an architecture's kernels serve: threads, blocks, KiB of shared memory and of a block's.
+        let [threads, blocks, kib, kib_per_block] = match arch {
+            // sm_80's own has 164 KiB; 8.6, 8.9 and 12.0, which share its kernels, have 100, of which a block may take 99.
+            Arch::Sm80 => [1536, 16, 100, 99],
+            Arch::Sm90a | Arch::Sm100 => [2048, 32, 228, 227],
+            Arch::Sm120 => [1536, 24, 100, 99],
+        };
         let shared = self.shared + budget.shared;
-        if shared > room.shared_per_block || budget.threads > 1024 || self.registers > 255 {
+        if shared > kib_per_block * 1024 || budget.threads > 1024 || self.registers > 255 {
             return 0;
         }
         let warps = budget.threads.div_ceil(32);
         // The hardware gives registers to warps in steps of 256, and every block 1 KiB of shared memory more.
         let registers = warps * (32 * self.registers).next_multiple_of(256);
         let by_registers = 65_536 / registers.max(1);
-        let by_shared = room.shared / (shared + 1024).next_multiple_of(128);
-        let by_threads = room.threads / (32 * warps).max(1);
-        by_registers.min(by_shared).min(by_threads).min(room.blocks)
-    }
-}
-
-/// One multiprocessor, the smallest that an architecture's kernels serve.
-struct Multiprocessor {
-    threads: u32,
-    blocks: u32,
-    shared: u32,
-    shared_per_block: u32,
-}
-
-impl Multiprocessor {
-    fn of(arch: Arch) -> Multiprocessor {
-        let kib = 1024;
-        match arch {
-            // sm_80's own has 164 KiB; 8.6, 8.9 and 12.0, which share its kernels, have 100, of which a block may take 99.
-            Arch::Sm80 => Multiprocessor { threads: 1536, blocks: 16, shared: 100 * kib, shared_per_block: 99 * kib },
-            Arch::Sm90a | Arch::Sm100 => {
-                Multiprocessor { threads: 2048, blocks: 32, shared: 228 * kib, shared_per_block: 227 * kib }
-            }
-            Arch::Sm120 => Multiprocessor { threads: 1536, blocks: 24, shared: 100 * kib, shared_per_block: 99 * kib },
-        }
+        let by_shared = kib * 1024 / (shared + 1024).next_multiple_of(128);
+        let by_threads = threads / (32 * warps).max(1);
+        by_registers.min(by_shared).min(by_threads).min(blocks)
     }
 }
 

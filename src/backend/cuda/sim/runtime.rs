@@ -9,7 +9,7 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
 use rayon::prelude::*;
 
 use super::lines;
-use super::toolchain::{Toolchain, Unit};
+use super::toolchain::Toolchain;
 use crate::backend::cuda::driver::{Arch, Define, LaunchConfig};
 use crate::backend::cuda::kernels::SIM_RUNTIME;
 use crate::error::{Error, Result};
@@ -64,8 +64,7 @@ impl Runtime {
         let toolchain = Toolchain::find()?;
         let mut compile = vec!["-std=c++17", "-O3", "-g1", "-fPIC", "-fvisibility=hidden", "-DARES_SIM"];
         compile.extend(vector_options());
-        let unit = Unit { file: "sim.cpp", text: SIM_RUNTIME, compile: &compile, link: &["-ldl", "-pthread"] };
-        let object = toolchain.shared_object(&unit)?;
+        let object = toolchain.shared_object("sim.cpp", SIM_RUNTIME, &compile, &["-ldl", "-pthread"])?;
         let library = open(&object, RTLD_GLOBAL)?;
         // SAFETY: the signatures are those of kernels/sim.cpp, which the library was compiled from.
         unsafe {
@@ -106,7 +105,7 @@ impl Runtime {
         constants.extend(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
         let constants = constants.iter().map(String::as_str);
         let compile: Vec<&str> = level.iter().chain(KERNEL_OPTIONS).copied().chain(constants).collect();
-        let object = self.toolchain.shared_object(&Unit { file, text, compile: &compile, link: &["-lm"] })?;
+        let object = self.toolchain.shared_object(file, text, &compile, &["-lm"])?;
         Ok(Module { library: open(&object, RTLD_LOCAL)?, object })
     }
 

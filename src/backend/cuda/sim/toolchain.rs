@@ -15,21 +15,6 @@ pub(crate) struct Toolchain {
     cache: Cache,
 }
 
-/// What is made from one text.
-pub(super) struct Unit<'a> {
-    /// `norm.cu`: names the files.
-    pub(crate) file: &'a str,
-    pub(crate) text: &'a str,
-    pub(crate) compile: &'a [&'a str],
-    pub(crate) link: &'a [&'static str],
-}
-
-impl Unit<'_> {
-    fn stem(&self) -> &str {
-        self.file.split('.').next().unwrap_or(self.file)
-    }
-}
-
 impl Toolchain {
     /// `$CXX`, else the first of c++, g++ and clang++ that runs.
     pub(crate) fn find() -> Result<Toolchain> {
@@ -54,37 +39,32 @@ impl Toolchain {
         &self.version
     }
 
-    /// The shared object of a unit; compiled unless the cache holds it.
-    pub(super) fn shared_object(&self, unit: &Unit) -> Result<PathBuf> {
-        let options = format!("{}\0{}", unit.compile.join("\0"), unit.link.join("\0"));
-        let parts = [unit.text, &options, &self.version, &self.program.to_string_lossy()];
-        let key = Key::new(&format!("sim-{}", unit.stem()), &parts.map(str::as_bytes));
-        let entry = self.cache.entry(&key, |folder| self.make(unit, folder))?;
-        Ok(entry.join(format!("{}.so", unit.stem())))
+    /// The shared object of `text`, which `file` names; compiled unless the cache holds it. In two steps: the object is
+    /// instrumented, and linked without the instrument's library.
+    pub(super) fn shared_object(&self, file: &str, text: &str, compile: &[&str], link: &[&str]) -> Result<PathBuf> {
+        let stem = file.split('.').next().unwrap_or(file);
+        let options = format!("{}\0{}", compile.join("\0"), link.join("\0"));
+        let parts = [text, &options, &self.version, &self.program.to_string_lossy()];
+        let key = Key::new(&format!("sim-{stem}"), &parts.map(str::as_bytes));
+        let [source, object, library] = ["cpp", "o", "so"].map(|extension| format!("{stem}.{extension}"));
+        let entry = self.cache.entry(&key, |folder| {
+            let path = folder.join(&source);
+            fs::write(&path, text).map_err(Error::write(&path))?;
+            self.run(file, &[compile, &["-c", &source, "-o", &object]].concat(), folder)?;
+            self.run(file, &[&["-shared", &object, "-o", &library], link].concat(), folder)?;
+            let path = folder.join(&object);
+            fs::remove_file(&path).map_err(Error::write(&path))
+        })?;
+        Ok(entry.join(library))
     }
 
-    /// Compiles and links in two steps: the object is instrumented, and linked without the instrument's library.
-    fn make(&self, unit: &Unit, folder: &Path) -> Result<()> {
-        let name = |extension: &str| format!("{}.{extension}", unit.stem());
-        let source = folder.join(name("cpp"));
-        fs::write(&source, unit.text).map_err(Error::write(&source))?;
-        let mut compile = Command::new(&self.program);
-        compile.args(unit.compile).args(["-c", &name("cpp"), "-o", &name("o")]);
-        self.run(unit, compile, folder)?;
-        let mut link = Command::new(&self.program);
-        link.args(["-shared", &name("o"), "-o", &name("so")]).args(unit.link);
-        self.run(unit, link, folder)?;
-        let object = folder.join(name("o"));
-        fs::remove_file(&object).map_err(Error::write(&object))
-    }
-
-    fn run(&self, unit: &Unit, mut command: Command, folder: &Path) -> Result<()> {
-        let output = command.current_dir(folder).output();
+    fn run(&self, file: &str, args: &[&str], folder: &Path) -> Result<()> {
+        let output = Command::new(&self.program).args(args).current_dir(folder).output();
         let output = output.map_err(|e| Error::NoDevice(format!("{}: {e}", self.program.to_string_lossy())))?;
         if output.status.success() {
             return Ok(());
         }
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
-        Err(Error::Kernel { file: unit.file.to_string(), target: format!("the simulator ({})", self.version), log })
+        Err(Error::Kernel { file: file.to_string(), target: format!("the simulator ({})", self.version), log })
     }
 }
