@@ -14,17 +14,18 @@ use crate::ops::{
 };
 
 /// What is run: name, the least that it must do, and how to run it once more.
-type Visit<'a> = dyn FnMut(&'static str, Cost, &mut dyn FnMut() -> Result<()>) -> Result<()> + 'a;
+pub(crate) type Visit<'a> = dyn FnMut(&'static str, Cost, &mut dyn FnMut() -> Result<()>) -> Result<()> + 'a;
 
 /// A model's layer, and a batch for it.
-pub(crate) struct Shape {
-    config: ModelConfig,
-    rank: usize,
+#[derive(Debug, Clone)]
+pub struct Shape {
+    pub config: ModelConfig,
+    pub rank: usize,
     /// Packed sequences, each of `length` tokens, the first half of them prompt.
-    groups: usize,
-    length: usize,
+    pub groups: usize,
+    pub length: usize,
     /// That decode at once, `length` tokens each in their caches.
-    sequences: usize,
+    pub sequences: usize,
 }
 
 impl Shape {
@@ -76,7 +77,7 @@ struct List<'a, 'v, B: Ops> {
 }
 
 /// Runs `visit` with each operation in the order of a step, then with those of generation.
-pub(super) fn each<B: Ops>(ops: &B, shape: &Shape, visit: &mut Visit) -> Result<()> {
+pub fn each<B: Ops>(ops: &B, shape: &Shape, visit: &mut Visit) -> Result<()> {
     let batch = shape.batch();
     let mut tables = DeviceBatch::with_capacity(ops, batch.len())?;
     tables.set(ops, &batch)?;
@@ -93,6 +94,11 @@ pub(super) fn each<B: Ops>(ops: &B, shape: &Shape, visit: &mut Visit) -> Result<
     list.heads(&tables)?;
     list.adamw()?;
     list.generation()
+}
+
+/// One step of generation: attention through the cache, and the draw with its logits.
+pub fn generation<B: Ops>(ops: &B, shape: &Shape, visit: &mut Visit) -> Result<()> {
+    List { ops, shape, made: 0, visit }.generation()
 }
 
 impl<B: Ops> List<'_, '_, B> {
@@ -287,7 +293,6 @@ impl<B: Ops> List<'_, '_, B> {
         })
     }
 
-    /// One step of generation: attention through the cache, and the draw with its logits.
     fn generation(&mut self) -> Result<()> {
         let (ops, shape) = (self.ops, self.shape);
         let (rows, spec, act) = (shape.sequences, shape.config.block_spec(0).attention, Self::ACT);

@@ -2,7 +2,7 @@
 
 mod list;
 pub(crate) mod load;
-pub(crate) mod ops;
+pub mod ops;
 mod timing;
 
 use std::time::Instant;

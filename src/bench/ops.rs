@@ -4,8 +4,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-pub(crate) use super::list::Shape;
-use super::list::each;
+pub use super::list::{Shape, each, generation};
 use super::timing::{Timed, profiled};
 use crate::backend::Tensor;
 use crate::backend::cost::Cost;

@@ -15,12 +15,12 @@ use crate::ops::Cost;
 const BEYOND_CACHES: u64 = 1 << 28;
 
 /// Measured now.
-pub(crate) fn cpu_rates() -> Rates {
+pub fn cpu_rates() -> Rates {
     Rates { matrix_flops_per_s: matrix_rate(), copy_bytes_per_s: copy_rate(BEYOND_CACHES) }
 }
 
 /// FLOP/s of f32 multiply-adds alone, numbers in registers, on all threads: no product can be faster.
-fn matrix_rate() -> f64 {
+pub fn matrix_rate() -> f64 {
     let arch = pulp::Arch::new();
     let mut flops = 0;
     let seconds = best(5, || flops = rayon::broadcast(|_| black_box(arch.dispatch(MultiplyAdds)).0).iter().sum());
@@ -52,7 +52,7 @@ impl WithSimd for MultiplyAdds {
 
 /// Bytes per second of a copy that moves `bytes` in all, those read and those written counted each: what fits a cache is copied
 /// within it.
-fn copy_rate(bytes: u64) -> f64 {
+pub fn copy_rate(bytes: u64) -> f64 {
     let half = (bytes as usize / 8).clamp(1 << 12, 1 << 26);
     let (from, mut to) = (filled(half), vec![0.0f32; half]);
     // What fits a core's own cache is copied by one thread: waking another would cost more than the copy.

@@ -5,7 +5,7 @@ pub(super) mod cuda;
 
 use serde::Serialize;
 
-pub(crate) use cpu::cpu_rates;
+pub use cpu::{copy_rate, cpu_rates, matrix_rate};
 pub(crate) use cuda::{Ceilings, measure};
 
 use super::{Cost, Ops};
