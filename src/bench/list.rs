@@ -9,8 +9,9 @@ use crate::error::Result;
 use crate::model::batch::DeviceBatch;
 use crate::model::{AnswerTokens, Batch, Heads, ModelConfig};
 use crate::ops::{
-    AdamWSpec, HeadRows, Lora, LoraGrad, Ops, Parameter, QkvWeights, Rope, SampleSpec, SampleTable, SlotTable, adamw,
-    attention, decode, embed, gate_up, layer_norm, lm_head, lora, norm, qkv, score_head,
+    AdamWSpec, HeadRows, LinearBackward, LinearForward, LinearWeights, Lora, LoraGrad, Ops, Parameter, Rope, Rotation,
+    SampleSpec, SampleTable, SlotTable, adamw, attention, decode, embed, gate_up, layer_norm, lm_head, lora, norm, qkv,
+    score_head,
 };
 
 /// What is run: name, the least that it must do, and how to run it once more.
@@ -55,6 +56,7 @@ struct ProductOperands<B: Ops> {
     xa: Tensor<B>,  // (T, P·r)
     dxa: Tensor<B>, // (T, P·r)
     w: B::Weight,   // (N, K)
+    bias: Option<Tensor<B>>,
     lora: Lora<B>,
     grad: LoraGrad<B>,
 }
@@ -65,6 +67,18 @@ impl<B: Ops> ProductOperands<B> {
         let [t, n, k] = [self.x.rows(), self.y.cols(), self.x.cols()].map(|n| n as u64);
         let (parts, rank) = (self.lora.parts.len() as u64, self.lora.rank as u64);
         lora::costs(t, n, k, parts, rank, size_of::<B::Act>() as u64)
+    }
+
+    fn forward(&mut self) -> LinearForward<'_, B> {
+        let weights = LinearWeights { w: &self.w, bias: self.bias.as_ref(), lora: Some(&self.lora) };
+        LinearForward { y: &mut self.y, xa: &mut self.xa, x: &self.x, weights }
+    }
+
+    /// With the gradient that it goes on from.
+    fn backward(&mut self) -> (LinearBackward<'_, B>, &mut Tensor<B>) {
+        let weights = LinearWeights { w: &self.w, bias: self.bias.as_ref(), lora: Some(&self.lora) };
+        let (dx, grad, dxa, x, xa) = (&mut self.dx, Some(&mut self.grad), &mut self.dxa, &self.x, &self.xa);
+        (LinearBackward { dx, grad, dxa, x, xa, weights }, &mut self.dy)
     }
 }
 
@@ -147,6 +161,7 @@ impl<B: Ops> List<'_, '_, B> {
             xa: self.out(rows, width)?,
             dxa: self.out(rows, width)?,
             w: self.weight(outputs, inputs)?,
+            bias: None,
             lora: Lora { parts: parts.to_vec(), rank, scale: 2.0, a, b },
             grad: LoraGrad { da: self.numbers(width, inputs)?, db: self.numbers(outputs, rank)? },
         })
@@ -191,18 +206,15 @@ impl<B: Ops> List<'_, '_, B> {
         let mut p = self.product(t, &parts, config.hidden_size)?;
         let rotate = qkv::rotate_cost(t as u64, spec.rotated() as u64, Self::ACT);
         let costs = p.costs().map(|cost| cost + rotate);
-        let bias = config.qkv_bias.then(|| self.act(1, spec.width())).transpose()?;
+        p.bias = config.qkv_bias.then(|| self.act(1, spec.width())).transpose()?;
         let qk_norm = if config.qk_norm { Some((self.act(1, e)?, self.act(1, e)?)) } else { None };
         let mut raw = self.out(t, if config.qk_norm { spec.rotated() } else { 0 })?;
         let rope = Rope::new(ops, &config.rope.inv_freq(e), t)?;
-        let weights = QkvWeights { w: p.w, bias, qk_norm };
-        let lora = Some(&p.lora);
-        (self.visit)("qkv, forward", costs[0], &mut || {
-            ops.qkv_forward(&mut p.y, &mut p.xa, &mut raw, &p.x, &weights, lora, positions, &rope, spec)
-        })?;
+        let rotation = || Rotation { qk_norm: qk_norm.as_ref(), positions, rope: &rope, spec };
+        (self.visit)("qkv, forward", costs[0], &mut || ops.qkv_forward(p.forward(), &mut raw, rotation()))?;
         (self.visit)("qkv, backward", costs[1], &mut || {
-            let (dx, grad, dqkv, dxa) = (&mut p.dx, Some(&mut p.grad), &mut p.dy, &mut p.dxa);
-            ops.qkv_backward(dx, grad, dqkv, dxa, &p.x, &p.xa, &raw, &weights, lora, positions, &rope, spec)
+            let (product, dqkv) = p.backward();
+            ops.qkv_backward(product, dqkv, &raw, rotation())
         })
     }
 
@@ -225,13 +237,11 @@ impl<B: Ops> List<'_, '_, B> {
     fn project(&mut self, names: [&'static str; 2], t: usize, outputs: usize, inputs: usize) -> Result<()> {
         let (ops, mut p) = (self.ops, self.product(t, &[outputs], inputs)?);
         let (residual, costs) = (self.act(t, outputs)?, p.costs());
-        let (w, lora) = (&p.w, Some(&p.lora));
         let read = Cost { flops: 0, bytes: Self::ACT * (t * outputs) as u64 };
-        (self.visit)(names[0], costs[0] + read, &mut || {
-            ops.project_forward(&mut p.y, &mut p.xa, &p.x, &residual, w, None, lora)
-        })?;
+        (self.visit)(names[0], costs[0] + read, &mut || ops.linear_forward(p.forward(), Some(&residual)))?;
         (self.visit)(names[1], costs[1], &mut || {
-            ops.project_backward(&mut p.dx, Some(&mut p.grad), &mut p.dxa, &p.dy, &p.x, &p.xa, w, lora)
+            let (product, dy) = p.backward();
+            ops.linear_backward(product, dy)
         })
     }
 
@@ -240,18 +250,16 @@ impl<B: Ops> List<'_, '_, B> {
         let (f, spec) = (config.intermediate_size, config.block_spec(0).gate_up);
         let mut p = self.product(t, &[f, f], config.hidden_size)?;
         let (mut a, dact, costs) = (self.out(t, f)?, self.act(t, f)?, p.costs());
-        let (w, lora) = (&p.w, Some(&p.lora));
         let [activate, back] = gate_up::activate_costs(t as u64, f as u64, spec, Self::ACT);
-        (self.visit)("gate_up, forward", costs[0] + activate, &mut || {
-            ops.gate_up_forward(&mut a, &mut p.y, &mut p.xa, &p.x, w, None, lora, spec)
-        })?;
+        (self.visit)("gate_up, forward", costs[0] + activate, &mut || ops.gate_up_forward(&mut a, p.forward(), spec))?;
         (self.visit)("gate_up, activation", activate, &mut || ops.activate(&mut a, &p.y, spec))?;
         // Backward turns gate and up into their gradients in place; they are put back first, which is charged.
         let len = t * p.y.stride();
         let copy = Cost { flops: 0, bytes: Self::ACT * 2 * len as u64 };
         (self.visit)("gate_up, backward", costs[1] + back + copy, &mut || {
             ops.copy(&mut p.dy.buffer, 0, &p.y.buffer, 0, len)?;
-            ops.gate_up_backward(&mut p.dx, Some(&mut p.grad), &mut p.dy, &mut p.dxa, &dact, &p.x, &p.xa, w, lora, spec)
+            let (product, gate_up) = p.backward();
+            ops.gate_up_backward(product, gate_up, &dact, spec)
         })
     }
 

@@ -1,21 +1,24 @@
 //! One transformer block: attention and feed-forward, each after a norm and added to the residual stream.
 
-use super::adapter::{BlockGrad, BlockLora};
+use super::adapter::{BlockGrad, BlockLora, Products};
 use super::tensors::tensors;
 use crate::backend::{Indices, Tensor};
 use crate::error::Result;
 use crate::ops::{
-    AttentionSpec, Decode, GateUpSpec, KvCache, NormSpec, Ops, Packing, QkvSpec, QkvWeights, Rope, SlotTable,
+    AttentionSpec, GateUpSpec, KvCache, LinearBackward, LinearForward, LinearWeights, NormSpec, Ops, Packing, QkvSpec,
+    Rope, Rotation, SlotTable,
 };
 
 /// Frozen weights of one block.
 pub struct Block<B: Ops> {
-    pub input_norm: Tensor<B>, // (1, C)
-    pub qkv: QkvWeights<B>,
-    pub o: B::Weight,         // (C, h·e)
-    pub post_norm: Tensor<B>, // (1, C)
-    pub gate_up: B::Weight,   // (2F, C)
-    pub down: B::Weight,      // (C, F)
+    pub input_norm: Tensor<B>,                   // (1, C)
+    pub qkv: B::Weight,                          // ((h + 2k)·e, C)
+    pub qkv_bias: Option<Tensor<B>>,             // (1, (h + 2k)·e)
+    pub qk_norm: Option<(Tensor<B>, Tensor<B>)>, // (1, e) each: q's gain, k's gain
+    pub o: B::Weight,                            // (C, h·e)
+    pub post_norm: Tensor<B>,                    // (1, C)
+    pub gate_up: B::Weight,                      // (2F, C)
+    pub down: B::Weight,                         // (C, F)
     pub spec: BlockSpec,
 }
 
@@ -76,7 +79,30 @@ tensors! {
     }
 }
 
+/// Which keys a row may see.
+pub enum Keys<'a, B: Ops> {
+    /// Those of its own sequence in the batch.
+    Packed(&'a Packing<B>),
+    /// Those of its slot: one new token per slot.
+    Cached(&'a mut KvCache<B>, &'a SlotTable<B>),
+}
+
 impl<B: Ops> Block<B> {
+    /// What the four products read.
+    fn products<'a>(&'a self, lora: Option<&'a BlockLora<B>>) -> Products<LinearWeights<'a, B>> {
+        let of = |w, lora| LinearWeights { w, bias: None, lora };
+        Products {
+            qkv: LinearWeights { bias: self.qkv_bias.as_ref(), ..of(&self.qkv, lora.map(|l| &l.qkv)) },
+            o: of(&self.o, lora.map(|l| &l.o)),
+            gate_up: of(&self.gate_up, lora.map(|l| &l.gate_up)),
+            down: of(&self.down, lora.map(|l| &l.down)),
+        }
+    }
+
+    fn rotation<'a>(&'a self, positions: &'a Indices<B>, rope: &'a Rope<B>) -> Rotation<'a, B> {
+        Rotation { qk_norm: self.qk_norm.as_ref(), positions, rope, spec: self.spec.qkv }
+    }
+
     /// Overwrites `out` (T, C), the next block's input; `s.x` is this one's.
     pub fn forward(
         &self,
@@ -86,31 +112,30 @@ impl<B: Ops> Block<B> {
         t: &mut BlockScratch<B>,
         lora: Option<&BlockLora<B>>,
         rope: &Rope<B>,
-        packing: &Packing<B>,
+        keys: Keys<B>,
     ) -> Result<()> {
-        let spec = &self.spec;
-        self.qkv_forward(ops, s, lora, &packing.positions, rope)?; // 1, 2
-        ops.attention_forward(&mut s.o, &mut s.lse, &s.qkv, packing, spec.attention)?; // 3
-        self.rest_forward(ops, out, s, t, lora) // 4 to 7
-    }
-
-    /// `forward` for one new token per slot, against the cache.
-    pub(crate) fn decode(
-        &self,
-        ops: &B,
-        out: &mut Tensor<B>,
-        s: &mut Saved<B>,
-        t: &mut BlockScratch<B>,
-        cache: &mut KvCache<B>,
-        lora: Option<&BlockLora<B>>,
-        rope: &Rope<B>,
-        table: &SlotTable<B>,
-    ) -> Result<()> {
-        let attention = self.spec.attention;
-        self.qkv_forward(ops, s, lora, &table.positions, rope)?;
-        ops.cache_append(cache, &s.qkv, table, attention)?;
-        Decode::decode_attention(ops, &mut s.o, &s.qkv, cache, table, attention)?;
-        self.rest_forward(ops, out, s, t, lora)
+        let (spec, Products { o, gate_up, down, .. }) = (&self.spec, self.products(lora));
+        let positions = match &keys {
+            Keys::Packed(packing) => &packing.positions,
+            Keys::Cached(_, table) => &table.positions,
+        };
+        self.qkv_forward(ops, s, lora, positions, rope)?; // 1, 2
+        match keys {
+            Keys::Packed(packing) => {
+                ops.attention_forward(&mut s.o, &mut s.lse, &s.qkv, packing, spec.attention)?; // 3
+            }
+            Keys::Cached(cache, table) => {
+                ops.cache_append(cache, &s.qkv, table, spec.attention)?;
+                ops.decode_attention(&mut s.o, &s.qkv, cache, table, spec.attention)?;
+            }
+        }
+        let product = LinearForward { y: &mut s.mid, xa: &mut s.o_xa, x: &s.o, weights: o };
+        ops.linear_forward(product, Some(&s.x))?; // 4
+        ops.norm_forward(&mut s.n_post, &mut s.rstd_post, &s.mid, &self.post_norm, spec.norm)?; // 5
+        let product = LinearForward { y: &mut s.gate_up, xa: &mut s.gate_up_xa, x: &s.n_post, weights: gate_up };
+        ops.gate_up_forward(&mut t.act, product, spec.gate_up)?; // 6
+        let product = LinearForward { y: out, xa: &mut s.down_xa, x: &t.act, weights: down };
+        ops.linear_forward(product, Some(&s.mid)) // 7
     }
 
     /// Overwrites `s.qkv`; `s.x` is the input.
@@ -122,27 +147,10 @@ impl<B: Ops> Block<B> {
         positions: &Indices<B>,
         rope: &Rope<B>,
     ) -> Result<()> {
-        let spec = &self.spec;
-        let lora = lora.map(|l| &l.qkv);
-        ops.norm_forward(&mut s.n_in, &mut s.rstd_in, &s.x, &self.input_norm, spec.norm)?; // 1
-        ops.qkv_forward(&mut s.qkv, &mut s.qkv_xa, &mut s.raw, &s.n_in, &self.qkv, lora, positions, rope, spec.qkv) // 2
-    }
-
-    fn rest_forward(
-        &self,
-        ops: &B,
-        out: &mut Tensor<B>,
-        s: &mut Saved<B>,
-        t: &mut BlockScratch<B>,
-        lora: Option<&BlockLora<B>>,
-    ) -> Result<()> {
-        let spec = &self.spec;
-        let [o, gate_up, down] = [lora.map(|l| &l.o), lora.map(|l| &l.gate_up), lora.map(|l| &l.down)];
-        ops.project_forward(&mut s.mid, &mut s.o_xa, &s.o, &s.x, &self.o, None, o)?; // 4
-        ops.norm_forward(&mut s.n_post, &mut s.rstd_post, &s.mid, &self.post_norm, spec.norm)?; // 5
-        let (act, n) = (&mut t.act, &s.n_post);
-        ops.gate_up_forward(act, &mut s.gate_up, &mut s.gate_up_xa, n, &self.gate_up, None, gate_up, spec.gate_up)?; // 6
-        ops.project_forward(out, &mut s.down_xa, &t.act, &s.mid, &self.down, None, down) // 7
+        let weights = self.products(lora).qkv;
+        ops.norm_forward(&mut s.n_in, &mut s.rstd_in, &s.x, &self.input_norm, self.spec.norm)?; // 1
+        let product = LinearForward { y: &mut s.qkv, xa: &mut s.qkv_xa, x: &s.n_in, weights };
+        ops.qkv_forward(product, &mut s.raw, self.rotation(positions, rope)) // 2
     }
 
     /// `dx` (T, C) holds the gradient of this block's output and leaves as that of its input; adds to `grad`; uses up
@@ -158,18 +166,21 @@ impl<B: Ops> Block<B> {
         rope: &Rope<B>,
         packing: &Packing<B>,
     ) -> Result<()> {
-        let spec = &self.spec;
+        let (spec, Products { qkv, o, gate_up, down }) = (&self.spec, self.products(Some(lora)));
         let [gq, go, gu, gd] = grad.each_mut().map(Some);
-        let [qkv, o, gate_up, down] = lora.each().map(Some);
         ops.activate(&mut t.act, &s.gate_up, spec.gate_up)?; // 6, again
-        ops.project_backward(&mut t.d_act, gd, &mut t.d_xa, dx, &t.act, &s.down_xa, &self.down, down)?; // 7
-        let (d_xa, n, xa, w) = (&mut t.d_gate_up_xa, &s.n_post, &s.gate_up_xa, &self.gate_up);
-        ops.gate_up_backward(&mut t.d_n, gu, &mut s.gate_up, d_xa, &t.d_act, n, xa, w, gate_up, spec.gate_up)?; // 6
+        let (dxa, x, xa) = (&mut t.d_xa, &t.act, &s.down_xa);
+        ops.linear_backward(LinearBackward { dx: &mut t.d_act, grad: gd, dxa, x, xa, weights: down }, dx)?; // 7
+        let (dxa, x, xa) = (&mut t.d_gate_up_xa, &s.n_post, &s.gate_up_xa);
+        let product = LinearBackward { dx: &mut t.d_n, grad: gu, dxa, x, xa, weights: gate_up };
+        ops.gate_up_backward(product, &mut s.gate_up, &t.d_act, spec.gate_up)?; // 6
         ops.norm_backward(dx, &t.d_n, &s.mid, &s.rstd_post, &self.post_norm, spec.norm)?; // 5
-        ops.project_backward(&mut t.d_o, go, &mut t.d_xa, dx, &s.o, &s.o_xa, &self.o, o)?; // 4
+        let (dxa, x, xa) = (&mut t.d_xa, &s.o, &s.o_xa);
+        ops.linear_backward(LinearBackward { dx: &mut t.d_o, grad: go, dxa, x, xa, weights: o }, dx)?; // 4
         ops.attention_backward(&mut t.d_qkv, &t.d_o, &s.o, &s.lse, &s.qkv, packing, spec.attention)?; // 3
-        let (d_xa, n, xa, p) = (&mut t.d_qkv_xa, &s.n_in, &s.qkv_xa, &packing.positions);
-        ops.qkv_backward(&mut t.d_n, gq, &mut t.d_qkv, d_xa, n, xa, &s.raw, &self.qkv, qkv, p, rope, spec.qkv)?; // 2
+        let (dxa, x, xa) = (&mut t.d_qkv_xa, &s.n_in, &s.qkv_xa);
+        let product = LinearBackward { dx: &mut t.d_n, grad: gq, dxa, x, xa, weights: qkv };
+        ops.qkv_backward(product, &mut t.d_qkv, &s.raw, self.rotation(&packing.positions, rope))?; // 2
         ops.norm_backward(dx, &t.d_n, &s.x, &s.rstd_in, &self.input_norm, spec.norm) // 1
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::adapter::Adapter;
 use super::batch::{AnswerTokens, Batch, Heads};
+use super::block::Keys;
 use super::config::ModelConfig;
 use super::subject::{Decoding, Finish};
 use super::transformer::Transformer;
@@ -169,7 +170,7 @@ impl<B: Ops> Call<'_, B> {
         for (l, (block, cache)) in blocks.iter().zip(caches).enumerate() {
             let lora = self.adapter.map(|a| &a.blocks[l]);
             if l + 1 < blocks.len() {
-                block.forward(ops, last, s, scratch, lora, rope, &batch.packing)?;
+                block.forward(ops, last, s, scratch, lora, rope, Keys::Packed(&batch.packing))?;
             } else {
                 block.qkv_forward(ops, s, lora, &batch.packing.positions, rope)?;
             }
@@ -218,7 +219,7 @@ impl<B: Ops> Call<'_, B> {
             ops.embed(&mut s.x, &batch.tokens, embed)?;
             for (l, (block, cache)) in blocks.iter().zip(&mut *caches).enumerate() {
                 let lora = self.adapter.map(|a| &a.blocks[l]);
-                block.decode(ops, last, s, scratch, cache, lora, rope, table)?;
+                block.forward(ops, last, s, scratch, lora, rope, Keys::Cached(cache, table))?;
                 std::mem::swap(last, &mut s.x);
             }
             ops.norm_forward(&mut head.h, &mut head.rstd, &s.x, norm, config.norm_spec())?;

@@ -5,14 +5,14 @@ use std::path::Path;
 use super::adapter::{Adapter, AdapterGrad, AdapterInit};
 use super::adapter_file::AdapterFile;
 use super::batch::Batch;
-use super::block::{Block, BlockSpec};
+use super::block::{Block, BlockSpec, Keys};
 use super::checkpoint::{Checkpoint, EMBEDDING, WeightSource};
 use super::config::{Head, ModelConfig};
 use super::projection::Projection;
 use super::workspace::{Stream, Workspace};
 use crate::backend::Tensor;
 use crate::error::{Error, Result};
-use crate::ops::{Activation, AttentionSpec, GateUpSpec, NormSpec, Ops, QkvSpec, QkvWeights, Rope};
+use crate::ops::{Activation, AttentionSpec, GateUpSpec, NormSpec, Ops, QkvSpec, Rope};
 
 /// A frozen model on its device.
 pub struct Transformer<B: Ops> {
@@ -81,14 +81,11 @@ impl<B: Ops> Transformer<B> {
             let [qkv, o, gate_up, down] = Projection::FUSED;
             let product = |parts| matrix(&all(parts, "weight"));
             let head_norm = |which: &str| vector(&name(&format!("self_attn.{which}_norm.weight")));
-            let qkv = QkvWeights {
-                w: product(qkv)?,
-                bias: config.qkv_bias.then(|| vector(&all(qkv, "bias"))).transpose()?,
-                qk_norm: config.qk_norm.then(|| Ok((head_norm("q")?, head_norm("k")?))).transpose()?,
-            };
             blocks.push(Block {
                 input_norm: vector(&name("input_layernorm.weight"))?,
-                qkv,
+                qkv: product(qkv)?,
+                qkv_bias: config.qkv_bias.then(|| vector(&all(qkv, "bias"))).transpose()?,
+                qk_norm: config.qk_norm.then(|| Ok((head_norm("q")?, head_norm("k")?))).transpose()?,
                 o: product(o)?,
                 post_norm: vector(&name("post_attention_layernorm.weight"))?,
                 gate_up: product(gate_up)?,
@@ -248,7 +245,7 @@ impl<B: Ops> Transformer<B> {
             let (done, rest) = saved.split_at_mut(at + 1);
             let out = rest.first_mut().map_or(&mut *last, |next| &mut next.x);
             let lora = adapter.map(|a| &a.blocks[l]);
-            block.forward(&self.ops, out, &mut done[at], scratch, lora, &self.rope, &batch.packing)?;
+            block.forward(&self.ops, out, &mut done[at], scratch, lora, &self.rope, Keys::Packed(&batch.packing))?;
             if shared && l + 1 < self.blocks.len() {
                 std::mem::swap(last, &mut saved[0].x);
             }

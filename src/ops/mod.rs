@@ -17,7 +17,6 @@ pub mod lm_head;
 pub mod lora;
 pub mod norm;
 pub mod product;
-pub mod project;
 pub mod qkv;
 pub mod rows;
 pub mod sample;
@@ -31,10 +30,9 @@ pub use embed::Embed;
 pub use gate_up::{Activation, GateUp, GateUpSpec};
 pub use layer_norm::LayerNorm;
 pub use lm_head::{HeadRows, LmHead};
-pub use lora::{Lora, LoraGrad};
+pub use lora::{Linear, LinearBackward, LinearForward, LinearWeights, Lora, LoraGrad};
 pub use norm::{Norm, NormSpec};
-pub use project::Project;
-pub use qkv::{Qkv, QkvSpec, QkvWeights, Rope};
+pub use qkv::{Qkv, QkvSpec, Rope, Rotation};
 pub use rows::Rows;
 pub use sample::{History, Sample, SampleSpec, SampleTable};
 pub use score_head::ScoreHead;
@@ -50,9 +48,9 @@ pub trait Ops:
     + Embed
     + Norm
     + LayerNorm
+    + Linear
     + Qkv
     + Attention
-    + Project
     + GateUp
     + Rows
     + LmHead
@@ -127,16 +125,16 @@ mod tests {
         let norm = NormSpec { eps: 1e-6, unit_offset: false };
         let spec = QkvSpec { heads: 1, kv_heads: 1, head_dim: 8, norm };
         let w = cpu.weight(24, 8, vec![0.0; 192]).unwrap();
-        let weights = QkvWeights { w, bias: None, qk_norm: None };
         let mut cache = cpu.kv_cache(4, 4, SPEC).unwrap();
         let qkv = zeros(2, 24);
         for (id, allowed) in [(3, true), (4, false)] {
             assert_eq!(cpu.gather(&mut zeros(2, 8), &zeros(4, 8), &ids(id)).is_ok(), allowed);
             assert_eq!(cpu.scatter(&mut zeros(4, 8), &zeros(2, 8), &ids(id)).is_ok(), allowed);
             assert_eq!(cpu.embed(&mut zeros(2, 8), &ids(id), &table).is_ok(), allowed);
-            let (mut y, mut xa, mut raw, p) = (zeros(2, 24), zeros(2, 0), zeros(2, 0), &ids(id));
-            let x = &zeros(2, 8);
-            let rotated = cpu.qkv_forward(&mut y, &mut xa, &mut raw, x, &weights, None, p, &rope, spec);
+            let (y, xa, x) = (&mut zeros(2, 24), &mut zeros(2, 0), &zeros(2, 8));
+            let product = LinearForward { y, xa, x, weights: LinearWeights { w: &w, bias: None, lora: None } };
+            let rotation = Rotation { qk_norm: None, positions: &ids(id), rope: &rope, spec };
+            let rotated = cpu.qkv_forward(product, &mut zeros(2, 0), rotation);
             assert_eq!(rotated.is_ok(), allowed);
             for slots in [[id, id], [0, 1]] {
                 let positions = if slots == [0, 1] { [id, id] } else { [0, 1] };

@@ -1,20 +1,16 @@
 //! Query, key and value: product and adapter, bias, norm of the heads, rotation.
 
-use ares::ops::qkv::naive::{self, Weights};
-use ares::ops::{NormSpec, Ops, QkvSpec, QkvWeights, Rope};
+use ares::ops::qkv::naive;
+use ares::ops::{NormSpec, Ops, QkvSpec, Rope, Rotation};
 
 use crate::toolkit::{self, *};
 
 #[derive(Clone)]
 struct Case {
     spec: QkvSpec,
-    k: usize,
-    x: Vec<f32>,
-    w: Vec<f32>,
-    bias: Option<Vec<f32>>,
+    product: Product,
     qk_norm: Option<[Vec<f32>; 2]>,
     freq: Vec<f32>,
-    masters: Masters,
     positions: Vec<u32>,
     dy: Vec<f32>,
 }
@@ -22,24 +18,20 @@ struct Case {
 impl Case {
     fn new((heads, kv_heads, head_dim): (usize, usize, usize), rows: usize, k: usize, bias: bool, norm: bool) -> Case {
         let spec = QkvSpec { heads, kv_heads, head_dim, norm: NormSpec { eps: 1e-2, unit_offset: false } };
-        let (n, e) = (spec.width(), head_dim);
+        let e = head_dim;
         Case {
             spec,
-            k,
-            x: random(1, rows * k, 1.0),
-            w: random(2, n * k, 0.2),
-            bias: bias.then(|| random(3, n, 0.5)),
+            product: Product::new((rows, k), &[heads, kv_heads, kv_heads].map(|n| n * e), 3, 0.2, bias.then_some(0.5)),
             qk_norm: norm.then(|| [random(4, e, 1.0), random(5, e, 1.0)]),
             freq: (0..e / 2).map(|i| 100f32.powf(-2.0 * i as f32 / e as f32)).collect(),
-            masters: Masters::new(6, &[heads * e, kv_heads * e, kv_heads * e], k, 3),
             positions: (0..rows as u32).map(|t| t * 5 % 64).collect(),
-            dy: random(9, rows * n, 1.0),
+            dy: random(9, rows * spec.width(), 1.0),
         }
     }
 
-    fn weights(&self) -> Weights<'_> {
+    fn rotation(&self) -> naive::Rotation<'_> {
         let qk_norm = self.qk_norm.as_ref().map(|[q, k]| (&q[..], &k[..]));
-        Weights { w: &self.w, bias: self.bias.as_deref(), qk_norm, freq: &self.freq }
+        naive::Rotation { qk_norm, positions: &self.positions, freq: &self.freq, spec: self.spec }
     }
 
     fn raw_columns(&self) -> usize {
@@ -48,69 +40,44 @@ impl Case {
 
     /// q∣k∣v, xa and the q∣k before norm.
     fn forward(&self) -> [Vec<f32>; 3] {
-        let rows = self.positions.len();
         let [mut qkv, mut xa, mut raw] =
-            [self.spec.width(), self.masters.width(), self.raw_columns()].map(|cols| nans(rows * cols));
-        let (weights, adapter) = (self.weights(), self.masters.naive());
-        naive::forward(&mut qkv, &mut xa, &mut raw, &self.x, weights, adapter, &self.positions, self.spec);
+            [self.spec.width(), self.product.width(), self.raw_columns()].map(|cols| nans(self.positions.len() * cols));
+        naive::forward(&mut qkv, &mut xa, &mut raw, &self.product.x, self.product.weights(), self.rotation());
         [qkv, xa, raw]
     }
 
     fn take(&self, rows: &[usize]) -> Case {
         let positions = rows.iter().map(|r| self.positions[*r]).collect();
-        let (x, dy) = (rows_of(&self.x, self.k, rows), rows_of(&self.dy, self.spec.width(), rows));
-        Case { x, dy, positions, ..self.clone() }
+        let (product, dy) = (self.product.take(rows), rows_of(&self.dy, self.spec.width(), rows));
+        Case { product, dy, positions, ..self.clone() }
     }
 }
 
 impl toolkit::Case for Case {
     fn naive(&self) -> Plain {
-        let ([qkv, xa, raw], masters, dy) = (self.forward(), &self.masters, &mut self.dy.clone());
-        let (mut dx, mut dxa) = (nans(self.x.len()), nans(xa.len()));
-        let (mut da, mut db, weights) = (masters.da.clone(), masters.db.clone(), self.weights());
-        #[rustfmt::skip] // outputs, inputs, weights
-        naive::backward(
-            &mut dx, &mut da, &mut db, dy, &mut dxa,
-            &self.x, &xa, &raw,
-            weights, masters.naive(), &self.positions, self.spec,
-        );
-        let outputs = [("qkv", qkv), ("xa", xa), ("raw", raw)];
-        let gradients = [("dqkv", dy.clone()), ("dx", dx), ("dxa", dxa), ("dA", da), ("dB", db)];
-        outputs.into_iter().chain(gradients).collect()
+        let ([qkv, xa, raw], mut dqkv, product) = (self.forward(), self.dy.clone(), &self.product);
+        let gradients = product.gradients(|(dx, dab, dxa)| {
+            naive::backward(dx, dab, &mut dqkv, dxa, &product.x, &xa, &raw, product.weights(), self.rotation());
+        });
+        [("qkv", qkv), ("xa", xa), ("raw", raw), ("dqkv", dqkv)].into_iter().chain(gradients).collect()
     }
 
     fn run<B: Ops>(&self, ops: &B) -> Outputs {
-        let (spec, k, rows, [_, xa, raw]) = (self.spec, self.k, self.positions.len(), self.forward());
-        let weights = QkvWeights {
-            w: ops.weight(spec.width(), k, self.w.clone()).unwrap(),
-            bias: self.bias.as_ref().map(|bias| act(ops, spec.width(), bias)),
-            qk_norm: self.qk_norm.as_ref().map(|gains| gains.each_ref().map(|g| act(ops, spec.head_dim, g)).into()),
-        };
+        let (spec, rows, [_, xa, raw]) = (self.spec, self.positions.len(), self.forward());
+        let qk_norm = self.qk_norm.as_ref().map(|gains| gains.each_ref().map(|g| act(ops, spec.head_dim, g)).into());
         let (rope, positions) = (Rope::new(ops, &self.freq, 64).unwrap(), indices(ops, &self.positions));
-        let (x, lora, mut grad) = (act(ops, k, &self.x), self.masters.lora(ops), self.masters.grad(ops));
-        let output = |cols| unwritten(ops, rows, cols);
-        let saved = act(ops, self.masters.width(), &xa);
-        let saved_raw = if raw.is_empty() { output(0) } else { act(ops, spec.rotated(), &raw) };
-        let (mut qkv, mut xa, mut raw) =
-            (output(spec.width()), output(self.masters.width()), output(self.raw_columns()));
-        ops.qkv_forward(&mut qkv, &mut xa, &mut raw, &x, &weights, Some(&lora), &positions, &rope, spec).unwrap();
-        let (mut dqkv, mut dx, mut dxa) = (act(ops, spec.width(), &self.dy), output(k), output(self.masters.width()));
-        #[rustfmt::skip] // outputs, inputs, weights
-        ops.qkv_backward(
-            &mut dx, Some(&mut grad), &mut dqkv, &mut dxa,
-            &x, &saved, &saved_raw,
-            &weights, Some(&lora), &positions, &rope, spec,
-        ).unwrap();
+        let rotation = || Rotation { qk_norm: qk_norm.as_ref(), positions: &positions, rope: &rope, spec };
+        let (mut product, mut dqkv) = (self.product.on(ops, &xa), act(ops, spec.width(), &self.dy));
+        let saved = if raw.is_empty() { unwritten(ops, rows, 0) } else { act(ops, spec.rotated(), &raw) };
+        let mut raw = unwritten(ops, rows, self.raw_columns());
+        ops.qkv_forward(product.forward(), &mut raw, rotation()).unwrap();
+        ops.qkv_backward(product.backward(), &mut dqkv, &saved, rotation()).unwrap();
         let mut out = Outputs::default();
+        let qkv = product.outputs(ops, &mut out, [2e-2, 1e-5, 1e-2], [(1e-2, 8e-2); 2]);
         // What lies between two bf16 is rounded one way or the other, before norm and rotation and after.
         out.act(ops, "qkv", qkv, 2.0, 2e-2);
-        out.act(ops, "xa", xa, 1.0, 1e-5);
         out.act(ops, "raw", raw, 1.0, 1e-2);
         out.act(ops, "dqkv", dqkv, 1.0, 1e-5);
-        out.act(ops, "dx", dx, 1.0, 2e-2);
-        out.act(ops, "dxa", dxa, 1.0, 1e-2);
-        out.f32(ops, "dA", grad.da, 1e-2, 8e-2).sum();
-        out.f32(ops, "dB", grad.db, 1e-2, 8e-2).sum();
         out
     }
 }
@@ -129,10 +96,7 @@ fn cases() -> impl Iterator<Item = Case> {
 fn gradient() {
     for (bias, norm) in [(false, false), (true, true)] {
         let case = Case::new((4, 2, 6), 5, 7, bias, norm);
-        let dy = ("qkv", &case.dy[..]);
-        assert_slope(&case, dy, ("dx", &[]), |case| &mut case.x);
-        assert_slope(&case, dy, ("dA", &case.masters.da), |case| &mut case.masters.a);
-        assert_slope(&case, dy, ("dB", &case.masters.db), |case| &mut case.masters.b);
+        assert_product_slopes(&case, ("qkv", &case.dy), |case| &mut case.product);
     }
 }
 

@@ -1,24 +1,20 @@
 //! What the tests of operations share: operands, devices, comparisons that fail closed, and what the four kinds of test assert.
-//!
-//! Outputs hold NaN before, accumulators noise; past the rows in use every tensor has spare ones of NaN, so that an operation
-//! that reads or writes past the end is found out.
 
 #![allow(dead_code)] // each test target uses its own part of this
 
+#[path = "toolkit/operands.rs"]
+mod operands;
+
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 use ares::backend::cuda::compiler::KernelOptions;
 use ares::backend::cuda::device::GpuDriver;
 use ares::backend::cuda::driver::{Arch, Driver};
 use ares::backend::cuda::sim::SimDriver;
-use ares::backend::{Backend, Cpu, Cuda, Element, Indices, Tensor};
-use ares::ops::lora::naive::Adapter;
-use ares::ops::{Lora, LoraGrad, Ops, Packing, Segment};
-use half::bf16;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use ares::backend::{Backend, Cpu, Cuda, Tensor};
+use ares::ops::Ops;
+pub use operands::*;
 
 /// An operation's operands. Both ways of computing give the same names; where backward reads what forward saved, a backend's
 /// reads what the plain loops saved, so that its own error is seen.
@@ -158,11 +154,6 @@ fn alone_on<B: Ops, C: Case>(
     }
 }
 
-/// The named rows of a matrix of `cols` columns.
-pub fn rows_of(values: &[f32], cols: usize, rows: &[usize]) -> Vec<f32> {
-    rows.iter().flat_map(|r| &values[r * cols..][..cols]).copied().collect()
-}
-
 /// In the plain loops, `d` (less what it held before) is the gradient of Σ dy·y with respect to the operand that `at` gives.
 #[track_caller]
 pub fn assert_slope<C: Case>(
@@ -180,6 +171,15 @@ pub fn assert_slope<C: Case>(
         at(&mut case).copy_from_slice(x);
         functional(dy, &case.naive()[y])
     });
+}
+
+/// In the plain loops, dx, dA and dB of the product that `at` gives are the gradients of Σ dy·y.
+#[track_caller]
+pub fn assert_product_slopes<C: Case>(case: &C, dy: (&str, &[f32]), at: fn(&mut C) -> &mut Product) {
+    assert_slope(case, dy, ("dx", &[]), |case| &mut at(case).x);
+    let Some(Masters { da, db, .. }) = at(&mut case.clone()).masters.take() else { return };
+    assert_slope(case, dy, ("dA", &da), |case| &mut at(case).masters.as_mut().unwrap().a);
+    assert_slope(case, dy, ("dB", &db), |case| &mut at(case).masters.as_mut().unwrap().b);
 }
 
 /// What was added to an accumulator.
@@ -250,66 +250,6 @@ pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-/// `len` bell-shaped numbers of the given scale, as bf16 holds them.
-pub fn random(seed: u64, len: usize, scale: f32) -> Vec<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut one = || (0..4).map(|_| rng.random_range(-1.0f32..1.0)).sum::<f32>() * scale * 0.87;
-    (0..len).map(|_| bf16::from_f32(one()).to_f32()).collect()
-}
-
-/// `len` numbers in (-1, 1).
-pub fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
-}
-
-/// Rows past those in use.
-const SPARE: usize = 3;
-
-/// An output that nobody has written yet.
-pub fn unwritten<B: Backend, T: Element>(ops: &B, rows: usize, cols: usize) -> Tensor<B, T> {
-    let nan = vec![bytemuck::pod_read_unaligned::<T>(&[0xff; 4][..size_of::<T>()]); (rows + SPARE) * cols];
-    let mut tensor = Tensor::from_host(ops, rows + SPARE, cols, &nan).unwrap();
-    tensor.set_rows(rows).unwrap();
-    tensor
-}
-
-/// `values` as activations, in rows of `cols`.
-pub fn act<B: Backend>(ops: &B, cols: usize, values: &[f32]) -> Tensor<B> {
-    let mut tensor = unwritten(ops, values.len() / cols.max(1), cols);
-    tensor.write(ops, &ops.activations(values)).unwrap();
-    tensor
-}
-
-/// `values` as they are.
-pub fn numbers<B: Backend>(ops: &B, cols: usize, values: &[f32]) -> Tensor<B, f32> {
-    let mut tensor = unwritten(ops, values.len() / cols, cols);
-    tensor.write(ops, values).unwrap();
-    tensor
-}
-
-/// Ids that index memory, under the least bound that holds.
-pub fn indices<B: Backend>(ops: &B, ids: &[u32]) -> Indices<B> {
-    Indices::from_host(ops, ids, ids.iter().max().map_or(0, |&id| id as usize + 1)).unwrap()
-}
-
-/// All that is in use, as f32. The spare rows must be unwritten, and the columns that pad a row zero: whoever reads it in whole
-/// chunks relies on them.
-pub fn read<B: Backend, T: Element + Into<f32>>(ops: &B, mut tensor: Tensor<B, T>) -> Vec<f32> {
-    let ((rows, cols), stride) = (tensor.shape(), tensor.stride());
-    tensor.set_rows(rows + SPARE).unwrap();
-    let mut all = vec![T::default(); (rows + SPARE) * stride];
-    ops.download(&mut all, tensor.buffer(), 0).unwrap();
-    let mut values = Vec::with_capacity(rows * cols);
-    for (row, all) in all.chunks_exact(stride.max(1)).enumerate() {
-        let (used, padding) = all.split_at(cols);
-        assert!(padding.iter().all(|v| *v == T::default()), "row {row} ends in {padding:?}");
-        assert!(row < rows || used.iter().all(|&v| v.into().is_nan()), "row {row} past the {rows} in use was written");
-        values.extend(used.iter().take(if row < rows { cols } else { 0 }).map(|&v| v.into()));
-    }
-    values
-}
-
 /// The device under test, a stream of its own for each test; `None` where it cannot be had, and the reason is printed.
 pub fn device() -> Option<Cuda> {
     driver().map(Cuda::new)
@@ -332,96 +272,5 @@ pub fn driver() -> Option<Arc<dyn Driver>> {
             println!("skipped: {reason}");
             None
         }
-    }
-}
-
-/// An output of the plain loops that nobody has written yet.
-pub fn nans(len: usize) -> Vec<f32> {
-    vec![f32::NAN; len]
-}
-
-/// One product's adapter, and gradients that already hold something.
-#[derive(Clone)]
-pub struct Masters {
-    pub parts: Vec<usize>,
-    pub rank: usize,
-    pub a: Vec<f32>,  // (P·r, K)
-    pub b: Vec<f32>,  // (N, r)
-    pub da: Vec<f32>, // (P·r, K)
-    pub db: Vec<f32>, // (N, r)
-}
-
-impl Masters {
-    const SCALE: f32 = 2.0;
-
-    pub fn new(seed: u64, parts: &[usize], k: usize, rank: usize) -> Masters {
-        let (width, n) = (parts.len() * rank, parts.iter().sum::<usize>());
-        let [a, da] = [(seed, 0.3), (seed + 100, 1.0)].map(|(seed, scale)| random(seed, width * k, scale));
-        let [b, db] = [(seed + 1, 0.3), (seed + 101, 1.0)].map(|(seed, scale)| random(seed, n * rank, scale));
-        Masters { parts: parts.to_vec(), rank, a, b, da, db }
-    }
-
-    pub fn width(&self) -> usize {
-        self.parts.len() * self.rank
-    }
-
-    pub fn naive(&self) -> Adapter<'_> {
-        Adapter { parts: &self.parts, rank: self.rank, scale: Self::SCALE, a: &self.a, b: &self.b }
-    }
-
-    /// What a product reads.
-    pub fn lora<B: Backend>(&self, ops: &B) -> Lora<B> {
-        let b: Vec<f32> = self.b.iter().map(|b| b * Self::SCALE).collect();
-        let (a, b) = (act(ops, self.a.len() / self.width(), &self.a), act(ops, self.rank, &b));
-        Lora { parts: self.parts.clone(), rank: self.rank, scale: Self::SCALE, a, b }
-    }
-
-    pub fn grad<B: Backend>(&self, ops: &B) -> LoraGrad<B> {
-        LoraGrad { da: numbers(ops, self.a.len() / self.width(), &self.da), db: numbers(ops, self.rank, &self.db) }
-    }
-}
-
-/// Lengths of a prompt segment and of the answer segments that follow it.
-pub type Group<'a> = (usize, &'a [usize]);
-
-/// A packed batch; positions run on from the prompt into each answer.
-#[derive(Clone, Default)]
-pub struct Pack {
-    pub segments: Vec<Segment>,
-    groups: Vec<Range<usize>>,
-    positions: Vec<u32>,
-}
-
-impl Pack {
-    pub fn new(groups: &[Group]) -> Pack {
-        let mut pack = Pack::default();
-        for (prompt, answers) in groups {
-            let (first, at) = (pack.segments.len(), pack.rows());
-            let (prompt, end) = (at..at + prompt, at + prompt + answers.iter().sum::<usize>());
-            if !prompt.is_empty() {
-                pack.push(prompt.clone(), at..at, end);
-            }
-            for answer in *answers {
-                let at = pack.rows();
-                pack.push(at..at + answer, prompt.clone(), at + answer);
-            }
-            pack.groups.push(first..pack.segments.len());
-        }
-        pack
-    }
-
-    fn push(&mut self, rows: Range<usize>, prompt: Range<usize>, seen_until: usize) {
-        self.positions.extend((0..rows.len()).map(|row| (prompt.len() + row) as u32));
-        self.segments.push(Segment { rows, prompt, seen_until });
-    }
-
-    pub fn rows(&self) -> usize {
-        self.positions.len()
-    }
-
-    pub fn on<B: Backend>(&self, ops: &B) -> Packing<B> {
-        let mut packing = Packing::with_capacity(ops, self.rows()).unwrap();
-        packing.set(ops, self.segments.clone(), self.groups.clone(), &self.positions).unwrap();
-        packing
     }
 }

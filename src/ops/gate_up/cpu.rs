@@ -4,9 +4,8 @@ use super::curve::{Curve, Gelu, GeluTanh, Silu};
 use super::{Activation, GateUp, GateUpSpec, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
-use crate::ops::lora::{linear_backward, linear_forward};
 use crate::ops::product::simd;
-use crate::ops::{Lora, LoraGrad};
+use crate::ops::{Linear, LinearBackward, LinearForward};
 
 /// Rows per task.
 const ROWS: usize = 32;
@@ -14,20 +13,10 @@ const ROWS: usize = 32;
 const LANES: usize = 16;
 
 impl GateUp for Cpu {
-    fn gate_up_forward(
-        &self,
-        act: &mut Tensor<Self>,
-        gate_up: &mut Tensor<Self>,
-        xa: &mut Tensor<Self>,
-        x: &Tensor<Self>,
-        w: &Self::Weight,
-        bias: Option<&Tensor<Self>>,
-        lora: Option<&Lora<Self>>,
-        spec: GateUpSpec,
-    ) -> Result<()> {
-        let (rows, cols) = check(act, gate_up, spec)?;
-        linear_forward(self, "gate_up", gate_up, xa, x, w, lora, bias, None)?;
-        self.store(&mut gate_up.buffer[..rows * spec.width(cols)]);
+    fn gate_up_forward(&self, act: &mut Tensor<Self>, product: LinearForward<Self>, spec: GateUpSpec) -> Result<()> {
+        let LinearForward { y: gate_up, xa, x, weights } = product;
+        check(act, gate_up, spec)?;
+        self.linear_forward(LinearForward { y: gate_up, xa, x, weights }, None)?;
         self.activate(act, gate_up, spec)
     }
 
@@ -43,15 +32,9 @@ impl GateUp for Cpu {
 
     fn gate_up_backward(
         &self,
-        dx: &mut Tensor<Self>,
-        grad: Option<&mut LoraGrad<Self>>,
+        product: LinearBackward<Self>,
         gate_up: &mut Tensor<Self>,
-        dxa: &mut Tensor<Self>,
         dact: &Tensor<Self>,
-        x: &Tensor<Self>,
-        xa: &Tensor<Self>,
-        w: &Self::Weight,
-        lora: Option<&Lora<Self>>,
         spec: GateUpSpec,
     ) -> Result<()> {
         let (rows, cols) = check(dact, gate_up, spec)?;
@@ -61,7 +44,7 @@ impl GateUp for Cpu {
             backward(gate_up, dact, cols, spec);
             self.store(gate_up);
         });
-        linear_backward(self, "gate_up", dx, grad, dxa, gate_up, x, xa, w, lora)
+        self.linear_backward(product, gate_up)
     }
 }
 

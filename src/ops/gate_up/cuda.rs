@@ -3,8 +3,7 @@ use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
-use crate::ops::lora::cuda::{linear_backward, linear_forward};
-use crate::ops::{Lora, LoraGrad};
+use crate::ops::{Linear, LinearBackward, LinearForward};
 
 const THREADS: u32 = 256;
 
@@ -40,19 +39,10 @@ fn launch(rows: usize, f: usize, spec: GateUpSpec) -> ([Define; 5], LaunchConfig
 }
 
 impl GateUp for Cuda {
-    fn gate_up_forward(
-        &self,
-        act: &mut Tensor<Self>,
-        gate_up: &mut Tensor<Self>,
-        xa: &mut Tensor<Self>,
-        x: &Tensor<Self>,
-        w: &Self::Weight,
-        bias: Option<&Tensor<Self>>,
-        lora: Option<&Lora<Self>>,
-        spec: GateUpSpec,
-    ) -> Result<()> {
+    fn gate_up_forward(&self, act: &mut Tensor<Self>, product: LinearForward<Self>, spec: GateUpSpec) -> Result<()> {
+        let LinearForward { y: gate_up, xa, x, weights } = product;
         check(act, gate_up, spec)?;
-        linear_forward(self, "gate_up", gate_up, xa, x, w, lora, bias, None)?;
+        self.linear_forward(LinearForward { y: gate_up, xa, x, weights }, None)?;
         self.activate(act, gate_up, spec)
     }
 
@@ -68,15 +58,9 @@ impl GateUp for Cuda {
 
     fn gate_up_backward(
         &self,
-        dx: &mut Tensor<Self>,
-        grad: Option<&mut LoraGrad<Self>>,
+        product: LinearBackward<Self>,
         gate_up: &mut Tensor<Self>,
-        dxa: &mut Tensor<Self>,
         dact: &Tensor<Self>,
-        x: &Tensor<Self>,
-        xa: &Tensor<Self>,
-        w: &Self::Weight,
-        lora: Option<&Lora<Self>>,
         spec: GateUpSpec,
     ) -> Result<()> {
         let (rows, f) = check(dact, gate_up, spec)?;
@@ -88,6 +72,6 @@ impl GateUp for Cuda {
             let (gate_up, dact) = (&mut gate_up.buffer, &dact.buffer);
             kernels::activate_backward(self, &defines, config, gate_up, dact, rows, f, act_stride, stride)?;
         }
-        linear_backward(self, "gate_up", dx, grad, dxa, gate_up, x, xa, w, lora)
+        self.linear_backward(product, gate_up)
     }
 }

@@ -6,7 +6,7 @@ pub(super) mod cuda;
 mod curve;
 pub mod naive;
 
-use super::{Cost, Lora, LoraGrad, expect};
+use super::{Cost, Linear, LinearBackward, LinearForward, expect};
 use crate::backend::{Backend, Tensor};
 use crate::error::Result;
 
@@ -35,37 +35,20 @@ impl GateUpSpec {
     }
 }
 
-/// `gate_up` (T, N) holds gate∣up, N = 2F, or where ungated the gate alone, N = F; P is the number of these halves.
-pub trait GateUp: Backend {
-    /// Overwrites `act` (T, F), `gate_up` (T, N) and `xa` (T, P·r). The caller saves gate_up; act is cheap to have again.
-    fn gate_up_forward(
-        &self,
-        act: &mut Tensor<Self>,
-        gate_up: &mut Tensor<Self>,
-        xa: &mut Tensor<Self>,
-        x: &Tensor<Self>,
-        w: &Self::Weight,
-        bias: Option<&Tensor<Self>>,
-        lora: Option<&Lora<Self>>,
-        spec: GateUpSpec,
-    ) -> Result<()>;
+/// `gate_up` (T, N) holds gate∣up, N = 2F, or where ungated the gate alone, N = F.
+pub trait GateUp: Linear {
+    /// Overwrites `act` (T, F) and the product's gate_up. The caller saves gate_up; act is cheap to have again.
+    fn gate_up_forward(&self, act: &mut Tensor<Self>, product: LinearForward<Self>, spec: GateUpSpec) -> Result<()>;
 
     /// Overwrites `act` (T, F) from the saved gate_up: backward's first line, since the next product's gradient needs it.
     fn activate(&self, act: &mut Tensor<Self>, gate_up: &Tensor<Self>, spec: GateUpSpec) -> Result<()>;
 
-    /// Turns `gate_up` in place into its own gradient, then overwrites `dx` (T, K) and the scratch `dxa` (T, P·r) and adds to
-    /// `grad`. No dW and no dbias: the base is frozen.
+    /// Turns `gate_up` in place into its own gradient, with which the product goes on; `dact` (T, F).
     fn gate_up_backward(
         &self,
-        dx: &mut Tensor<Self>,
-        grad: Option<&mut LoraGrad<Self>>,
+        product: LinearBackward<Self>,
         gate_up: &mut Tensor<Self>,
-        dxa: &mut Tensor<Self>,
         dact: &Tensor<Self>,
-        x: &Tensor<Self>,
-        xa: &Tensor<Self>,
-        w: &Self::Weight,
-        lora: Option<&Lora<Self>>,
         spec: GateUpSpec,
     ) -> Result<()>;
 }

@@ -3,26 +3,12 @@
 use std::f64::consts::PI;
 
 use super::{Activation, GateUpSpec};
-use crate::ops::lora::naive::{self as lora, Adapter};
+use crate::ops::lora::naive::{self as linear, Weights};
 
-/// Overwrites `act` (T, F), `gate_up` (T, N) and `xa` (T, P·r); `k` is K.
-pub fn forward(
-    act: &mut [f32],
-    gate_up: &mut [f32],
-    xa: &mut [f32],
-    x: &[f32],
-    w: &[f32],
-    bias: Option<&[f32]>,
-    adapter: Option<Adapter>,
-    spec: GateUpSpec,
-    k: usize,
-) {
-    lora::forward(gate_up, xa, x, w, adapter, k);
-    let n = w.len() / k;
-    for i in 0..gate_up.len() {
-        gate_up[i] += bias.map_or(0.0, |bias| bias[i % n]);
-    }
-    activate(act, gate_up, spec, x.len() / k);
+/// Overwrites `act` (T, F), `gate_up` (T, N) and `xa` (T, P·r).
+pub fn forward(act: &mut [f32], gate_up: &mut [f32], xa: &mut [f32], x: &[f32], weights: Weights, spec: GateUpSpec) {
+    linear::forward(gate_up, xa, x, weights, None);
+    activate(act, gate_up, spec, x.len() / weights.k);
 }
 
 /// Overwrites `act` (T, F): f(gate)·up, or f(gate).
@@ -40,19 +26,16 @@ pub fn activate(act: &mut [f32], gate_up: &[f32], spec: GateUpSpec, rows: usize)
 /// Turns `gate_up` into its own gradient; overwrites `dx` (T, K) and `dxa` (T, P·r); adds to `da` and `db`.
 pub fn backward(
     dx: &mut [f32],
-    da: &mut [f32],
-    db: &mut [f32],
+    (da, db): (&mut [f32], &mut [f32]),
     gate_up: &mut [f32],
     dxa: &mut [f32],
     dact: &[f32],
     x: &[f32],
     xa: &[f32],
-    w: &[f32],
-    adapter: Option<Adapter>,
+    weights: Weights,
     spec: GateUpSpec,
-    k: usize,
 ) {
-    let rows = x.len() / k;
+    let rows = x.len() / weights.k;
     let features = dact.len() / rows;
     for t in 0..rows {
         let row = &mut gate_up[t * spec.width(features)..];
@@ -65,7 +48,7 @@ pub fn backward(
             }
         }
     }
-    lora::backward(dx, da, db, dxa, gate_up, x, xa, w, adapter, k);
+    linear::backward(dx, (da, db), dxa, gate_up, x, xa, weights);
 }
 
 /// f(g) and f′(g), in f64.

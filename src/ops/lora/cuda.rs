@@ -1,4 +1,4 @@
-use super::{Lora, LoraGrad, check};
+use super::{Linear, LinearBackward, LinearForward, LinearWeights, Lora, check, check_backward};
 use crate::backend::cuda::driver::{DeviceInfo, LaunchConfig};
 use crate::backend::cuda::kernels::{self, LoraParams};
 use crate::backend::cuda::{Build, DeviceBuffer};
@@ -10,74 +10,52 @@ use crate::ops::{Cost, expect};
 /// Parts that the kernels know; q∣k∣v is the most that a block has.
 const MAX_PARTS: usize = 3;
 
-/// Overwrites `y` (T, N) and, with an adapter, `xa` (T, P·r): y = x·Wᵀ + xa·Bᵀ [+ bias] [+ residual].
-pub(crate) fn linear_forward(
-    cuda: &Cuda,
-    op: &'static str,
-    y: &mut Tensor<Cuda>,
-    xa: &mut Tensor<Cuda>,
-    x: &Tensor<Cuda>,
-    w: &Tensor<Cuda>,
-    lora: Option<&Lora<Cuda>>,
-    bias: Option<&Tensor<Cuda>>,
-    residual: Option<&Tensor<Cuda>>,
-) -> Result<()> {
-    check(op, y, xa, x, w, lora)?;
-    let (t, n, k) = (x.rows(), w.rows(), w.cols());
-    let input = Operand::of(x);
-    if let Some(lora) = lora {
-        let inner = Product::new(Layout::Along, [t, lora.width(), k], input, Operand::of(&lora.a));
-        inner.run(cuda, op, Output::of(xa))?;
+impl Linear for Cuda {
+    fn linear_forward(&self, operands: LinearForward<Self>, residual: Option<&Tensor<Self>>) -> Result<()> {
+        let LinearForward { y, xa, x, weights } = operands;
+        check(y, xa, x, &weights)?;
+        let LinearWeights { w, bias, lora } = weights;
+        let (t, n, k) = (x.rows(), w.rows(), w.cols());
+        let input = Operand::of(x);
+        if let Some(lora) = lora {
+            let inner = Product::new(Layout::Along, [t, lora.width(), k], input, Operand::of(&lora.a));
+            inner.run(self, "linear", Output::of(xa))?;
+        }
+        let extension = match lora {
+            Some(lora) => Some(Extension { xa, b: &lora.b, rank: lora.rank, ends: ends(lora, n)? }),
+            None => None,
+        };
+        let product = Product::new(Layout::Along, [t, n, k], input, Operand::of(w));
+        Product { extension, bias, residual, ..product }.run(self, "linear", Output::of(y))
     }
-    let extension = match lora {
-        Some(lora) => Some(Extension { xa, b: &lora.b, rank: lora.rank, ends: ends(op, lora, n)? }),
-        None => None,
-    };
-    let product = Product::new(Layout::Along, [t, n, k], input, Operand::of(w));
-    Product { extension, bias, residual, ..product }.run(cuda, op, Output::of(y))
-}
 
-/// Overwrites `dx` (T, K) and the scratch `dxa` (T, P·r); adds to the adapter's gradients.
-pub(crate) fn linear_backward(
-    cuda: &Cuda,
-    op: &'static str,
-    dx: &mut Tensor<Cuda>,
-    grad: Option<&mut LoraGrad<Cuda>>,
-    dxa: &mut Tensor<Cuda>,
-    dy: &Tensor<Cuda>,
-    x: &Tensor<Cuda>,
-    xa: &Tensor<Cuda>,
-    w: &Tensor<Cuda>,
-    lora: Option<&Lora<Cuda>>,
-) -> Result<()> {
-    check(op, dy, xa, x, w, lora)?;
-    expect(op, "dx", dx.shape(), x.shape())?;
-    let (t, n, k) = (x.rows(), w.rows(), w.cols());
-    let upper = Operand::of(dy);
-    let product = Product::new(Layout::Across, [t, k, n], upper, Operand::of(w));
-    let Some(lora) = lora else { return product.run(cuda, op, Output::of(dx)) };
-    expect(op, "dxa", dxa.shape(), xa.shape())?;
-    let (stride, mut first) = (dxa.stride(), 0);
-    for (p, &part) in lora.parts.iter().enumerate() {
-        let b = Operand::of(&lora.b).from(first * lora.b.stride());
-        let inner = Product::new(Layout::Across, [t, lora.rank, part], upper.from(first), b);
-        inner.run(cuda, op, Output::Rounded { buffer: &mut dxa.buffer, first: p * lora.rank, stride })?;
-        first += part;
+    fn linear_backward(&self, operands: LinearBackward<Self>, dy: &Tensor<Self>) -> Result<()> {
+        check_backward(&operands, dy)?;
+        let LinearBackward { dx, grad, dxa, x, xa, weights: LinearWeights { w, lora, .. } } = operands;
+        let (t, n, k) = (x.rows(), w.rows(), w.cols());
+        let upper = Operand::of(dy);
+        let product = Product::new(Layout::Across, [t, k, n], upper, Operand::of(w));
+        let Some(lora) = lora else { return product.run(self, "linear", Output::of(dx)) };
+        let (stride, mut first) = (dxa.stride(), 0);
+        for (p, &part) in lora.parts.iter().enumerate() {
+            let b = Operand::of(&lora.b).from(first * lora.b.stride());
+            let inner = Product::new(Layout::Across, [t, lora.rank, part], upper.from(first), b);
+            inner.run(self, "linear", Output::Rounded { buffer: &mut dxa.buffer, first: p * lora.rank, stride })?;
+            first += part;
+        }
+        let extension = Extension { xa: dxa, b: &lora.a, rank: lora.width(), ends: [k, k] };
+        Product { extension: Some(extension), ..product }.run(self, "linear", Output::of(dx))?;
+        if let Some(grad) = grad {
+            accumulate(self, &mut grad.da.buffer, dxa, x, lora.width(), [k, k], 1.0, false)?;
+            accumulate(self, &mut grad.db.buffer, xa, dy, lora.rank, ends(lora, n)?, lora.scale, true)?;
+        }
+        Ok(())
     }
-    let extension = Extension { xa: dxa, b: &lora.a, rank: lora.width(), ends: [k, k] };
-    Product { extension: Some(extension), ..product }.run(cuda, op, Output::of(dx))?;
-    if let Some(grad) = grad {
-        expect(op, "dA", grad.da.shape(), lora.a.shape())?;
-        expect(op, "dB", grad.db.shape(), lora.b.shape())?;
-        accumulate(cuda, &mut grad.da.buffer, dxa, x, lora.width(), [k, k], 1.0, false)?;
-        accumulate(cuda, &mut grad.db.buffer, xa, dy, lora.rank, ends(op, lora, n)?, lora.scale, true)?;
-    }
-    Ok(())
 }
 
 /// Where the first and the second part of `n` output features end.
-fn ends(op: &'static str, lora: &Lora<Cuda>, n: usize) -> Result<[usize; 2]> {
-    expect(op, "at most three parts", lora.parts.len() <= MAX_PARTS, true)?;
+fn ends(lora: &Lora<Cuda>, n: usize) -> Result<[usize; 2]> {
+    expect("linear", "at most three parts", lora.parts.len() <= MAX_PARTS, true)?;
     let end = |count: usize| if lora.parts.len() <= count { n } else { lora.parts[..count].iter().sum() };
     Ok([end(1), end(2)])
 }

@@ -1,13 +1,12 @@
-//! LoRA on a frozen product of one or more parts (q∣k∣v, gate∣up): y_p = x·W_pᵀ + (lora_alpha/r)·(x·A_pᵀ)·B_pᵀ.
-//! (arXiv:2106.09685)
+//! LoRA on a frozen product of one or more parts (q∣k∣v, gate∣up): y_p = x·W_pᵀ + (lora_alpha/r)·(x·A_pᵀ)·B_pᵀ (+ bias)
+//! (+ residual). (arXiv:2106.09685)
 //!
-//! Backward, with dY the gradient of y: dxa_p = dY_p·sB_p, dx = dY·W + dxa·A, dA += dxaᵀ·x, dB_p += s·dY_pᵀ·xa_p.
+//! Backward, with dY the gradient of y: dxa_p = dY_p·sB_p, dx = dY·W + dxa·A, dA += dxaᵀ·x, dB_p += s·dY_pᵀ·xa_p. No dW and no
+//! dbias: the base is frozen.
 
 mod cpu;
 pub(crate) mod cuda;
 pub mod naive;
-
-pub(crate) use cpu::{linear_backward, linear_forward};
 
 use super::{Cost, expect};
 use crate::backend::{Backend, Matrix, Tensor};
@@ -37,24 +36,62 @@ impl<B: Backend> Lora<B> {
     }
 }
 
+/// What a product reads in both directions.
+pub struct LinearWeights<'a, B: Backend> {
+    pub w: &'a B::Weight,            // (N, K)
+    pub bias: Option<&'a Tensor<B>>, // (1, N)
+    pub lora: Option<&'a Lora<B>>,
+}
+
+pub struct LinearForward<'a, B: Backend> {
+    pub y: &'a mut Tensor<B>,  // (T, N) overwritten
+    pub xa: &'a mut Tensor<B>, // (T, P·r) overwritten, with an adapter
+    pub x: &'a Tensor<B>,      // (T, K)
+    pub weights: LinearWeights<'a, B>,
+}
+
+pub struct LinearBackward<'a, B: Backend> {
+    pub dx: &'a mut Tensor<B>,             // (T, K) overwritten
+    pub grad: Option<&'a mut LoraGrad<B>>, // added to
+    pub dxa: &'a mut Tensor<B>,            // (T, P·r) overwritten: scratch
+    pub x: &'a Tensor<B>,                  // (T, K)
+    pub xa: &'a Tensor<B>,                 // (T, P·r)
+    pub weights: LinearWeights<'a, B>,
+}
+
+pub trait Linear: Backend {
+    /// Adds `residual` (T, N), so that the next saved input is written at once: nothing is copied.
+    fn linear_forward(&self, operands: LinearForward<Self>, residual: Option<&Tensor<Self>>) -> Result<()>;
+
+    /// Goes on from `dy` (T, N), which is the residual's gradient, too.
+    fn linear_backward(&self, operands: LinearBackward<Self>, dy: &Tensor<Self>) -> Result<()>;
+}
+
 /// Shapes of a product with its adapter, forward or backward: x (T, K), y (T, N), xa (T, P·r).
-pub(crate) fn check<B: Backend>(
-    op: &'static str,
-    y: &Tensor<B>,
-    xa: &Tensor<B>,
-    x: &Tensor<B>,
-    w: &B::Weight,
-    lora: Option<&Lora<B>>,
-) -> Result<()> {
-    expect(op, "output", y.shape(), (x.rows(), w.rows()))?;
-    expect(op, "input columns", x.cols(), w.cols())?;
+fn check<B: Backend>(y: &Tensor<B>, xa: &Tensor<B>, x: &Tensor<B>, weights: &LinearWeights<B>) -> Result<()> {
+    let LinearWeights { w, bias, lora } = weights;
+    expect("linear", "output", y.shape(), (x.rows(), w.rows()))?;
+    expect("linear", "input columns", x.cols(), w.cols())?;
+    if let Some(bias) = bias {
+        expect("linear", "bias", bias.shape(), (1, w.rows()))?;
+    }
     if let Some(lora) = lora {
-        expect(op, "xa", xa.shape(), (x.rows(), lora.width()))?;
-        expect(op, "A", lora.a.shape(), (lora.width(), w.cols()))?;
-        expect(op, "B", lora.b.shape(), (w.rows(), lora.rank))?;
-        expect(op, "parts", lora.parts.iter().sum::<usize>(), w.rows())?;
+        expect("linear", "xa", xa.shape(), (x.rows(), lora.width()))?;
+        expect("linear", "A", lora.a.shape(), (lora.width(), w.cols()))?;
+        expect("linear", "B", lora.b.shape(), (w.rows(), lora.rank))?;
+        expect("linear", "parts", lora.parts.iter().sum::<usize>(), w.rows())?;
     }
     Ok(())
+}
+
+fn check_backward<B: Backend>(operands: &LinearBackward<B>, dy: &Tensor<B>) -> Result<()> {
+    let LinearBackward { dx, grad, dxa, x, xa, weights } = operands;
+    check(dy, xa, x, weights)?;
+    expect("linear", "dx", dx.shape(), x.shape())?;
+    let Some(lora) = weights.lora else { return Ok(()) };
+    expect("linear", "dxa", dxa.shape(), xa.shape())?;
+    let Some(grad) = grad else { return Ok(()) };
+    expect("linear", "dA and dB", (grad.da.shape(), grad.db.shape()), (lora.a.shape(), lora.b.shape()))
 }
 
 /// Forward: each operand read once, y and xa written once. Backward: dx, dA and dB; no dW, since the base is frozen.

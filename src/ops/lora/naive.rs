@@ -30,32 +30,44 @@ impl Adapter<'_> {
     }
 }
 
-/// Overwrites `y` (T, N) and, with an adapter, `xa` (T, P·r); `k` is K.
-pub fn forward(y: &mut [f32], xa: &mut [f32], x: &[f32], w: &[f32], lora: Option<Adapter>, k: usize) {
+/// What a product reads in both directions.
+#[derive(Clone, Copy)]
+pub struct Weights<'a> {
+    pub w: &'a [f32],            // (N, K)
+    pub k: usize,                // K
+    pub bias: Option<&'a [f32]>, // (N)
+    pub lora: Option<Adapter<'a>>,
+}
+
+/// Overwrites `y` (T, N) and, with an adapter, `xa` (T, P·r); adds `residual` (T, N).
+pub fn forward(y: &mut [f32], xa: &mut [f32], x: &[f32], weights: Weights, residual: Option<&[f32]>) {
+    let Weights { w, k, bias, lora } = weights;
+    let n = w.len() / k;
     product::forward(y, x, w, k);
-    let Some(lora) = lora else { return };
-    product::forward(xa, x, lora.a, k);
-    let (n, r) = (w.len() / k, lora.rank);
-    for (y, xa) in y.chunks_mut(n).zip(xa.chunks(lora.width())) {
-        for j in 0..n {
-            y[j] += lora.scale * dot(&xa[lora.columns(j)], &lora.b[j * r..][..r]);
+    if let Some(lora) = lora {
+        product::forward(xa, x, lora.a, k);
+        for (y, xa) in y.chunks_mut(n).zip(xa.chunks(lora.width())) {
+            for j in 0..n {
+                y[j] += lora.scale * dot(&xa[lora.columns(j)], &lora.b[j * lora.rank..][..lora.rank]);
+            }
         }
+    }
+    for i in 0..y.len() {
+        y[i] += residual.map_or(0.0, |residual| residual[i]) + bias.map_or(0.0, |bias| bias[i % n]);
     }
 }
 
 /// Overwrites `dx` (T, K) and, with an adapter, `dxa` (T, P·r); adds to `da` and `db`.
 pub fn backward(
     dx: &mut [f32],
-    da: &mut [f32],
-    db: &mut [f32],
+    (da, db): (&mut [f32], &mut [f32]),
     dxa: &mut [f32],
     dy: &[f32],
     x: &[f32],
     xa: &[f32],
-    w: &[f32],
-    lora: Option<Adapter>,
-    k: usize,
+    weights: Weights,
 ) {
+    let Weights { w, k, lora, .. } = weights;
     product::backward(dx, dy, w, k);
     let Some(lora) = lora else { return };
     let (n, width, s) = (w.len() / k, lora.width(), lora.scale);

@@ -1,43 +1,35 @@
 use rayon::prelude::*;
 
-use super::{Qkv, QkvSpec, QkvWeights, Rope, check};
-use crate::backend::{Cpu, Indices, Tensor};
+use super::{Qkv, QkvSpec, Rope, Rotation, check};
+use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
-use crate::ops::lora::{linear_backward, linear_forward};
 use crate::ops::norm::{rms_backward_row, rms_row};
 use crate::ops::product::simd;
-use crate::ops::{Lora, LoraGrad};
+use crate::ops::{Linear, LinearBackward, LinearForward};
 
 impl Qkv for Cpu {
     fn qkv_forward(
         &self,
-        qkv: &mut Tensor<Self>,
-        xa: &mut Tensor<Self>,
+        product: LinearForward<Self>,
         raw: &mut Tensor<Self>,
-        x: &Tensor<Self>,
-        weights: &QkvWeights<Self>,
-        lora: Option<&Lora<Self>>,
-        positions: &Indices<Self>,
-        rope: &Rope<Self>,
-        spec: QkvSpec,
+        rotation: Rotation<Self>,
     ) -> Result<()> {
-        check(qkv, raw, weights, positions, rope, spec)?;
-        let (rows, width) = qkv.shape();
-        linear_forward(self, "qkv", qkv, xa, x, &weights.w, lora, weights.bias.as_ref(), None)?;
-        let rotated = spec.rotated();
-        let tasks = qkv.buffer[..rows * width].par_chunks_exact_mut(width).with_min_len(32);
-        if let Some(norms) = &weights.qk_norm {
+        let LinearForward { y: qkv, xa, x, weights } = product;
+        check(qkv, raw, &rotation)?;
+        self.linear_forward(LinearForward { y: qkv, xa, x, weights }, None)?;
+        let Rotation { qk_norm, positions, rope, spec } = rotation;
+        let ((rows, width), rotated) = (qkv.shape(), spec.rotated());
+        let tasks = qkv.buffer[..rows * width].par_chunks_exact_mut(width).with_min_len(32).zip(positions.buffer());
+        if let Some(norms) = qk_norm {
             let raw = raw.buffer[..rows * rotated].par_chunks_exact_mut(rotated);
-            tasks.zip(raw).zip(positions.buffer()).for_each(|((row, raw), &position)| {
-                self.store(row);
+            tasks.zip(raw).for_each(|((row, &position), raw)| {
                 raw.copy_from_slice(&row[..rotated]);
                 norm_heads(&mut row[..rotated], raw, norms, spec);
                 rotate(&mut row[..rotated], position, rope, 1.0);
                 self.store(&mut row[..rotated]);
             });
         } else {
-            tasks.zip(positions.buffer()).for_each(|(row, &position)| {
-                self.store(row); // a GPU's product leaves its result in memory before it is rotated
+            tasks.for_each(|(row, &position)| {
                 rotate(&mut row[..rotated], position, rope, 1.0);
                 self.store(&mut row[..rotated]);
             });
@@ -47,31 +39,23 @@ impl Qkv for Cpu {
 
     fn qkv_backward(
         &self,
-        dx: &mut Tensor<Self>,
-        grad: Option<&mut LoraGrad<Self>>,
+        product: LinearBackward<Self>,
         dqkv: &mut Tensor<Self>,
-        dxa: &mut Tensor<Self>,
-        x: &Tensor<Self>,
-        xa: &Tensor<Self>,
         raw: &Tensor<Self>,
-        weights: &QkvWeights<Self>,
-        lora: Option<&Lora<Self>>,
-        positions: &Indices<Self>,
-        rope: &Rope<Self>,
-        spec: QkvSpec,
+        rotation: Rotation<Self>,
     ) -> Result<()> {
-        check(dqkv, raw, weights, positions, rope, spec)?;
-        let (rows, width) = dqkv.shape();
-        let rotated = spec.rotated();
+        check(dqkv, raw, &rotation)?;
+        let Rotation { qk_norm, positions, rope, spec } = rotation;
+        let ((rows, width), rotated) = (dqkv.shape(), spec.rotated());
         let tasks = dqkv.buffer[..rows * width].par_chunks_exact_mut(width).with_min_len(32).zip(positions.buffer());
         tasks.enumerate().for_each(|(t, (row, &position))| {
             rotate(&mut row[..rotated], position, rope, -1.0);
-            if let Some(norms) = &weights.qk_norm {
+            if let Some(norms) = qk_norm {
                 unnorm(&mut row[..rotated], &raw.buffer[t * rotated..][..rotated], norms, spec);
             }
             self.store(&mut row[..rotated]);
         });
-        linear_backward(self, "qkv", dx, grad, dxa, dqkv, x, xa, &weights.w, lora)
+        self.linear_backward(product, dqkv)
     }
 }
 

@@ -6,8 +6,8 @@ mod cpu;
 pub(super) mod cuda;
 pub mod naive;
 
-use super::{Cost, Lora, LoraGrad, NormSpec, expect};
-use crate::backend::{Backend, Indices, Matrix, Tensor};
+use super::{Cost, Linear, LinearBackward, LinearForward, NormSpec, expect};
+use crate::backend::{Backend, Indices, Tensor};
 use crate::error::Result;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,13 +31,6 @@ impl QkvSpec {
     }
 }
 
-/// The frozen parts of one attention layer's input.
-pub struct QkvWeights<B: Backend> {
-    pub w: B::Weight,                            // ((h + 2k)·e, C)
-    pub bias: Option<Tensor<B>>,                 // (1, (h + 2k)·e)
-    pub qk_norm: Option<(Tensor<B>, Tensor<B>)>, // (1, e) each: q's gain, k's gain
-}
-
 /// Rotation tables by position, made once per model.
 pub struct Rope<B: Backend> {
     pub(crate) cos: Tensor<B, f32>, // (positions, e/2)
@@ -57,59 +50,39 @@ impl<B: Backend> Rope<B> {
     }
 }
 
-pub trait Qkv: Backend {
-    /// Overwrites `qkv` (T, (h+2k)·e), `xa` (T, 3r) and, with a q/k norm, `raw` (T, (h+k)·e): q∣k before norm and rotation
-    /// (zero columns without one).
-    fn qkv_forward(
-        &self,
-        qkv: &mut Tensor<Self>,
-        xa: &mut Tensor<Self>,
-        raw: &mut Tensor<Self>,
-        x: &Tensor<Self>,
-        weights: &QkvWeights<Self>,
-        lora: Option<&Lora<Self>>,
-        positions: &Indices<Self>,
-        rope: &Rope<Self>,
-        spec: QkvSpec,
-    ) -> Result<()>;
+/// What follows the product.
+pub struct Rotation<'a, B: Backend> {
+    pub qk_norm: Option<&'a (Tensor<B>, Tensor<B>)>, // (1, e) each: q's gain, k's gain
+    pub positions: &'a Indices<B>,                   // (T, 1)
+    pub rope: &'a Rope<B>,
+    pub spec: QkvSpec,
+}
 
-    /// Turns `dqkv` in place into the product's gradient (rotation and norm undone), then overwrites `dx` (T, C) and the scratch
-    /// `dxa` (T, 3r) and adds to `grad`. No dW: the base is frozen.
+pub trait Qkv: Linear {
+    /// Overwrites the product's q∣k∣v (T, (h+2k)·e) and, with a q/k norm, `raw` (T, (h+k)·e): q∣k before norm and rotation (zero
+    /// columns without one).
+    fn qkv_forward(&self, product: LinearForward<Self>, raw: &mut Tensor<Self>, rotation: Rotation<Self>)
+    -> Result<()>;
+
+    /// Turns `dqkv` in place into the product's gradient (rotation and norm undone), with which the product goes on.
     fn qkv_backward(
         &self,
-        dx: &mut Tensor<Self>,
-        grad: Option<&mut LoraGrad<Self>>,
+        product: LinearBackward<Self>,
         dqkv: &mut Tensor<Self>,
-        dxa: &mut Tensor<Self>,
-        x: &Tensor<Self>,
-        xa: &Tensor<Self>,
         raw: &Tensor<Self>,
-        weights: &QkvWeights<Self>,
-        lora: Option<&Lora<Self>>,
-        positions: &Indices<Self>,
-        rope: &Rope<Self>,
-        spec: QkvSpec,
+        rotation: Rotation<Self>,
     ) -> Result<()>;
 }
 
-pub(crate) fn check<B: Backend>(
-    qkv: &Tensor<B>,
-    raw: &Tensor<B>,
-    weights: &QkvWeights<B>,
-    positions: &Indices<B>,
-    rope: &Rope<B>,
-    spec: QkvSpec,
-) -> Result<()> {
+fn check<B: Backend>(qkv: &Tensor<B>, raw: &Tensor<B>, rotation: &Rotation<B>) -> Result<()> {
+    let Rotation { qk_norm, positions, rope, spec } = rotation;
     let rows = qkv.rows();
-    expect("qkv", "columns", (qkv.cols(), weights.w.rows()), (spec.width(), spec.width()))?;
+    expect("qkv", "columns", qkv.cols(), spec.width())?;
     expect("qkv", "positions", positions.rows(), rows)?;
     let known = rope.cos.rows().min(rope.sin.rows());
     expect("qkv", "positions within the rotation tables", positions.bound() <= known, true)?;
     expect("qkv", "rotation", (rope.cos.cols(), rope.sin.cols()), (spec.head_dim / 2, spec.head_dim / 2))?;
-    if let Some(bias) = &weights.bias {
-        expect("qkv", "bias", bias.shape(), (1, spec.width()))?;
-    }
-    if let Some((q, k)) = &weights.qk_norm {
+    if let Some((q, k)) = qk_norm {
         expect("qkv", "q and k norm", (q.shape(), k.shape()), ((1, spec.head_dim), (1, spec.head_dim)))?;
         expect("qkv", "raw", raw.shape(), (rows, spec.rotated()))?;
     }

@@ -1,16 +1,16 @@
 //! Query, key and value in plain loops.
 
 use super::QkvSpec;
-use crate::ops::lora::naive::{self as lora, Adapter};
+use crate::ops::lora::naive::{self as linear, Weights};
 use crate::ops::norm::naive as norm;
 
-/// The frozen parts.
+/// What follows the product.
 #[derive(Clone, Copy)]
-pub struct Weights<'a> {
-    pub w: &'a [f32],                            // ((h + 2k)·e, C)
-    pub bias: Option<&'a [f32]>,                 // ((h + 2k)·e)
+pub struct Rotation<'a> {
     pub qk_norm: Option<(&'a [f32], &'a [f32])>, // (e) each: q's gain, k's gain
+    pub positions: &'a [u32],                    // (T)
     pub freq: &'a [f32],                         // (e/2) angle per position of each pair
+    pub spec: QkvSpec,
 }
 
 /// Overwrites `qkv` (T, (h+2k)·e), `xa` (T, 3r) and, with a q/k norm, `raw` (T, (h+k)·e).
@@ -20,26 +20,20 @@ pub fn forward(
     raw: &mut [f32],
     x: &[f32],
     weights: Weights,
-    adapter: Adapter,
-    positions: &[u32],
-    spec: QkvSpec,
+    Rotation { qk_norm, positions, freq, spec }: Rotation,
 ) {
     let (e, width) = (spec.head_dim, spec.width());
-    lora::forward(qkv, xa, x, weights.w, Some(adapter), weights.w.len() / width);
+    linear::forward(qkv, xa, x, weights, None);
     for t in 0..positions.len() {
-        let row = &mut qkv[t * width..][..width];
-        for c in 0..width {
-            row[c] += weights.bias.map_or(0.0, |bias| bias[c]);
-        }
         for head in 0..spec.heads + spec.kv_heads {
-            let row = &mut row[head * e..][..e];
-            if let Some((q, k)) = weights.qk_norm {
+            let row = &mut qkv[t * width + head * e..][..e];
+            if let Some((q, k)) = qk_norm {
                 let gain = if head < spec.heads { q } else { k };
                 let raw = &mut raw[t * spec.rotated() + head * e..][..e];
                 raw.copy_from_slice(row);
                 norm::forward(row, &mut [0.0], raw, gain, spec.norm);
             }
-            rotate(row, positions[t] as f32, weights.freq);
+            rotate(row, positions[t] as f32, freq);
         }
     }
 }
@@ -47,24 +41,21 @@ pub fn forward(
 /// Turns `dqkv` into the product's gradient; overwrites `dx` (T, C) and `dxa` (T, 3r); adds to `da` and `db`.
 pub fn backward(
     dx: &mut [f32],
-    da: &mut [f32],
-    db: &mut [f32],
+    (da, db): (&mut [f32], &mut [f32]),
     dqkv: &mut [f32],
     dxa: &mut [f32],
     x: &[f32],
     xa: &[f32],
     raw: &[f32],
     weights: Weights,
-    adapter: Adapter,
-    positions: &[u32],
-    spec: QkvSpec,
+    Rotation { qk_norm, positions, freq, spec }: Rotation,
 ) {
     let (e, width) = (spec.head_dim, spec.width());
     for t in 0..positions.len() {
         for head in 0..spec.heads + spec.kv_heads {
             let row = &mut dqkv[t * width + head * e..][..e];
-            rotate(row, -(positions[t] as f32), weights.freq); // a rotation's transpose turns back
-            if let Some((q, k)) = weights.qk_norm {
+            rotate(row, -(positions[t] as f32), freq); // a rotation's transpose turns back
+            if let Some((q, k)) = qk_norm {
                 let gain = if head < spec.heads { q } else { k };
                 let raw = &raw[t * spec.rotated() + head * e..][..e];
                 let (dy, mut y, mut rstd) = (row.to_vec(), vec![0.0; e], [0.0]);
@@ -74,7 +65,7 @@ pub fn backward(
             }
         }
     }
-    lora::backward(dx, da, db, dxa, dqkv, x, xa, weights.w, Some(adapter), weights.w.len() / width);
+    linear::backward(dx, (da, db), dxa, dqkv, x, xa, weights);
 }
 
 fn rotate(head: &mut [f32], position: f32, freq: &[f32]) {
