@@ -6,7 +6,8 @@ use std::time::Instant;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::timing::Spread;
+use super::Workload;
+use super::timing::{Spread, repeated};
 use crate::backend::cuda::cache::Cache;
 use crate::backend::cuda::compiler::{Compiler, KernelOptions};
 use crate::backend::cuda::device::driver_version;
@@ -37,9 +38,9 @@ pub(crate) struct KernelLoad {
 }
 
 /// Opens and uploads the checkpoint in `dir`, again and again; nothing drops it from the system's cache of files in between.
-pub(crate) fn checkpoint<B: Ops>(ops: &B, dir: &Path, warmup: usize, repeats: usize) -> Result<CheckpointLoad> {
+pub(crate) fn checkpoint<B: Ops>(ops: &B, dir: &Path, load: &Workload) -> Result<CheckpointLoad> {
     let last = Tensor::<B, f32>::zeros(ops, 1, 1)?;
-    let once = || -> Result<([f64; 2], usize, u64)> {
+    let runs = repeated(load, |_| {
         let begin = Instant::now();
         let config = ModelConfig::open(dir)?;
         let checkpoint = Checkpoint::open(dir, &config)?;
@@ -51,9 +52,7 @@ pub(crate) fn checkpoint<B: Ops>(ops: &B, dir: &Path, warmup: usize, repeats: us
         let upload = begin.elapsed().as_secs_f64();
         drop(model);
         Ok(([open, upload], checkpoint.files().count(), checkpoint.bytes()))
-    };
-    (0..warmup).try_for_each(|_| once().map(drop))?;
-    let runs = (0..repeats.max(1)).map(|_| once()).collect::<Result<Vec<_>>>()?;
+    })?;
     let spread = |part: usize| Spread::of(runs.iter().map(|(seconds, ..)| seconds[part]).collect());
     let ((_, files, bytes), upload_seconds) = (&runs[0], spread(1));
     Ok(CheckpointLoad {

@@ -22,8 +22,8 @@ use crate::model::{
 };
 use crate::ops::{AdamWSpec, Measured, Ops};
 use crate::repair::RepairConfig;
-use crate::repair::policy_step::{PolicyItem, policy_step};
-use crate::repair::reward_step::{RewardItem, RewardKind, reward_step};
+use crate::repair::policy_step::{self, PolicyItem, policy_step};
+use crate::repair::reward_step::{self, RewardItem, RewardKind, reward_step};
 use crate::repair::side::{Half, Side};
 
 // What is timed, and how often; as a doc comment this would take the place of the command's own help.
@@ -127,20 +127,14 @@ fn reward_item(failure: bool, prompt: Vec<u32>, [rejected, chosen]: [Vec<u32>; 2
     RewardItem { prompt, rejected, chosen: Some(chosen), kind }
 }
 
-/// Adds the arithmetic of one item, as the step packs it.
-fn count(
-    done: &mut Done,
-    config: &ModelConfig,
-    rank: usize,
-    prompt: &[u32],
-    answers: [Option<&[u32]>; 3],
-    heads: Heads,
-) {
-    let mut batch = Batch::default();
-    let answers: Vec<AnswerTokens> = answers.into_iter().flatten().map(AnswerTokens::new).collect();
-    batch.push(prompt, &answers, heads);
-    done.tokens += batch.len() as u64;
-    done.flops += flops(config, &batch, rank, true);
+impl Done {
+    /// Adds the arithmetic of one item, as the step packs it.
+    fn add(&mut self, config: &ModelConfig, rank: usize, prompt: &[u32], answers: &[AnswerTokens], heads: Heads) {
+        let mut batch = Batch::default();
+        batch.push(prompt, answers, heads);
+        self.tokens += batch.len() as u64;
+        self.flops += flops(config, &batch, rank, true);
+    }
 }
 
 /// One whole joint step: reward forward and backward, policy forward and backward, both optimisers.
@@ -157,13 +151,10 @@ pub(crate) fn step<B: Measured>(policy: &Transformer<B>, reward: &Transformer<B>
         writer.update(i)?;
         let mut done = Done::default();
         for p in &pairs {
-            let answers = [Some(&p.rejected[..]), p.chosen.as_deref(), None];
-            count(&mut done, &reward.config, load.rank, &p.prompt, answers, Heads::Ends);
+            done.add(&reward.config, load.rank, &p.prompt, &reward_step::answers(p), Heads::Ends);
         }
         for p in &items {
-            let (rejected, chosen) = (p.rejected.as_ref().map(|r| &r.0[..]), p.chosen.as_ref().map(|c| &c.0[..]));
-            let answers = [rejected, chosen, p.retain.as_deref()];
-            count(&mut done, &policy.config, load.rank, &p.prompt, answers, Heads::Targets);
+            done.add(&policy.config, load.rank, &p.prompt, &policy_step::answers(p), Heads::Targets);
         }
         Ok(done)
     })
@@ -208,13 +199,10 @@ pub(crate) fn decode<B: Measured>(policy: &Transformer<B>, load: &Workload) -> R
     let mut generation = Generation::new(policy, load)?;
     time(ops, "decode", load, |i| {
         let mut begin = None;
-        let mut first = |_| {
-            if begin.is_none() {
-                begin = Some(Instant::now());
-                // What ran before is not decoding.
-                return if i == profiled { ops.profile_begin() } else { Ok(()) };
-            }
-            Ok(())
+        let mut first = |_| match begin.replace(begin.unwrap_or_else(Instant::now)) {
+            // What ran before is not decoding.
+            None if i == profiled => ops.profile_begin(),
+            _ => Ok(()),
         };
         let whole = generation.run(i, &mut first)?;
         let seconds = begin.map(|begin| begin.elapsed().as_secs_f64());

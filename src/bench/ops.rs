@@ -4,11 +4,13 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::Workload;
 pub use super::list::{Shape, each, generation};
 use super::timing::{Timed, profiled};
 use crate::backend::Tensor;
 use crate::backend::cost::Cost;
 use crate::error::Result;
+use crate::model::ModelConfig;
 use crate::ops::{Measured, Rates};
 
 /// One operation's time.
@@ -30,16 +32,15 @@ impl OpTiming {
     }
 }
 
-/// Times every operation; `say` hears the name of each before it begins.
+/// Times every operation at the shapes of `config`; `say` hears the name of each before it begins.
 pub(crate) fn ops<B: Measured>(
     ops: &B,
-    shape: &Shape,
-    warmup: usize,
-    repeats: usize,
+    config: &ModelConfig,
+    load: &Workload,
     mut say: impl FnMut(&str),
 ) -> Result<Vec<OpTiming>> {
     let (mut found, last) = (Vec::new(), Tensor::<B, f32>::zeros(ops, 1, 1)?);
-    each(ops, shape, &mut |op, cost, run| {
+    each(ops, &Shape::new(config, load), &mut |op, cost, run| {
         say(op);
         // Reading a number waits for all that was queued.
         let mut seconds_of = |count: usize| -> Result<f64> {
@@ -48,9 +49,9 @@ pub(crate) fn ops<B: Measured>(
             last.read(ops)?;
             Ok(begin.elapsed().as_secs_f64() / count as f64)
         };
-        (0..warmup).try_for_each(|_| seconds_of(1).map(drop))?;
+        (0..load.warmup).try_for_each(|_| seconds_of(1).map(drop))?;
         let count = runs_between_reads(seconds_of(1)?);
-        let seconds = (0..repeats.max(1)).map(|_| seconds_of(count)).collect::<Result<Vec<f64>>>()?;
+        let seconds = (0..load.repeats).map(|_| seconds_of(count)).collect::<Result<Vec<f64>>>()?;
         let timed = Timed::new(seconds, cost.flops, profiled(ops, run)?);
         let bytes_per_second = cost.bytes as f64 / timed.seconds.median;
         found.push(OpTiming { op, timed, bytes: cost.bytes, bytes_per_second });

@@ -72,44 +72,41 @@ impl Spread {
 }
 
 impl KernelShare {
-    /// The slowest first.
-    pub(super) fn of(runs: &[KernelRun]) -> Vec<KernelShare> {
+    /// The slowest first; floors where the rates are known.
+    fn of(runs: &[KernelRun], rates: Option<&Rates>) -> Vec<KernelShare> {
         let mut shares: Vec<KernelShare> = Vec::new();
         for run in runs {
-            let known = shares.iter().position(|s| s.kernel == run.kernel);
-            let at = known.unwrap_or(shares.len());
-            if known.is_none() {
+            let at = shares.iter().position(|s| s.kernel == run.kernel).unwrap_or(shares.len());
+            if at == shares.len() {
                 shares.push(KernelShare { kernel: run.kernel, ..KernelShare::default() });
             }
-            let (share, Cost { flops, bytes }) = (&mut shares[at], run.cost);
+            let share = &mut shares[at];
             share.launches += 1;
             share.milliseconds += f64::from(run.milliseconds);
-            (share.flops, share.bytes) = (share.flops + flops, share.bytes + bytes);
+            share.flops += run.cost.flops;
+            share.bytes += run.cost.bytes;
+            let seconds = rates.map_or(0.0, |rates| rates.floor(run.cost));
+            share.floor_ms = Some(share.floor_ms.unwrap_or_default() + seconds);
+        }
+        for share in &mut shares {
+            share.floor_ms = share.floor_ms.map(|seconds| 1e3 * seconds).filter(|floor| *floor > 0.0);
+            share.share_of_floor = share.floor_ms.map(|floor| floor / share.milliseconds);
         }
         shares.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
         shares
-    }
-
-    /// Fills in the floor.
-    pub(super) fn hold_against(&mut self, rates: &Rates, runs: &[KernelRun]) {
-        let own = runs.iter().filter(|run| run.kernel == self.kernel);
-        let floor = 1e3 * own.map(|run| rates.floor(run.cost)).sum::<f64>();
-        self.floor_ms = (floor > 0.0).then_some(floor);
-        self.share_of_floor = self.floor_ms.map(|floor| floor / self.milliseconds);
     }
 }
 
 impl Timed {
     pub(super) fn new(seconds: Vec<f64>, flops: u64, runs: Vec<KernelRun>) -> Timed {
-        let (seconds, kernels) = (Spread::of(seconds), KernelShare::of(&runs));
+        let (seconds, kernels) = (Spread::of(seconds), KernelShare::of(&runs, None));
         let flops_per_second = flops as f64 / seconds.median;
         Timed { seconds, flops, flops_per_second, floor_ms: None, share_of_floor: None, kernels, runs }
     }
 
     /// Fills in each kernel's floor, and its own: `floor` seconds, or the sum of its kernels'.
     pub(super) fn hold_against(&mut self, rates: &Rates, floor: Option<f64>) {
-        let Timed { kernels, runs, .. } = self;
-        kernels.iter_mut().for_each(|kernel| kernel.hold_against(rates, runs));
+        self.kernels = KernelShare::of(&self.runs, Some(rates));
         let sum = || self.kernels.iter().filter_map(|kernel| kernel.floor_ms).sum();
         let floor_ms = floor.map_or_else(sum, |seconds| 1e3 * seconds);
         self.floor_ms = Some(floor_ms);
@@ -143,19 +140,23 @@ pub(super) fn time<B: Measured>(
     load: &Workload,
     mut work: impl FnMut(usize) -> Result<Done>,
 ) -> Result<Timing> {
-    for i in 0..load.warmup {
-        work(i)?;
-    }
-    let (mut seconds, mut last) = (Vec::new(), Done::default());
-    for i in 0..load.repeats.max(1) {
+    let (mut tokens, mut flops) = (0, 0);
+    let seconds = repeated(load, |i| {
         let begin = Instant::now();
-        last = work(load.warmup + i)?;
-        seconds.push(last.seconds.unwrap_or_else(|| begin.elapsed().as_secs_f64()));
-    }
+        let done = work(i)?;
+        (tokens, flops) = (done.tokens, done.flops);
+        Ok(done.seconds.unwrap_or_else(|| begin.elapsed().as_secs_f64()))
+    })?;
     let runs = profiled(ops, || work(load.warmup + load.repeats).map(drop))?;
-    let timed = Timed::new(seconds, last.flops, runs);
-    let tokens_per_second = last.tokens as f64 / timed.seconds.median;
-    Ok(Timing { task, timed, tokens: last.tokens, tokens_per_second })
+    let timed = Timed::new(seconds, flops, runs);
+    let tokens_per_second = tokens as f64 / timed.seconds.median;
+    Ok(Timing { task, timed, tokens, tokens_per_second })
+}
+
+/// Warm-up, then the repeats that count: what `work` returned of each of these.
+pub(super) fn repeated<T>(load: &Workload, mut work: impl FnMut(usize) -> Result<T>) -> Result<Vec<T>> {
+    (0..load.warmup).try_for_each(|i| work(i).map(drop))?;
+    (load.warmup..load.warmup + load.repeats).map(work).collect()
 }
 
 /// Every kernel's run of `work`.
@@ -188,26 +189,14 @@ mod tests {
         KernelRun { kernel, begin: 0.0, milliseconds, cost: Cost { flops, bytes } }
     }
 
-    fn timing(runs: Vec<KernelRun>) -> Timing {
-        let timed = Timed::new(vec![0.02, 0.01, 0.03], 5000, runs);
-        Timing { task: "test", timed, tokens: 1, tokens_per_second: 50.0 }
-    }
-
     #[test]
     fn each_run_is_bound_by_its_flops_or_by_its_bytes() {
         // 1 ms of FLOPs, then 3 ms of bytes: the sums alone would say 3 ms.
         let runs = vec![run("a", 4.0, 1000, 0), run("a", 4.0, 0, 3), run("b", 2.0, 0, 0), run("c", 4.0, 1000, 2)];
-        let mut timing = timing(runs);
-        timing.hold_against(&RATES);
-        let found: Vec<_> = timing.timed.kernels.iter().map(|k| (k.kernel, k.floor_ms, k.share_of_floor)).collect();
+        let mut timed = Timed::new(vec![0.02, 0.01, 0.03], 5000, runs);
+        timed.hold_against(&RATES, None);
+        let found: Vec<_> = timed.kernels.iter().map(|k| (k.kernel, k.floor_ms, k.share_of_floor)).collect();
         assert_eq!(found, [("a", Some(4.0), Some(0.5)), ("c", Some(2.0), Some(0.5)), ("b", None, None)]);
-        assert_eq!((timing.timed.floor_ms, timing.timed.share_of_floor), (Some(6.0), Some(0.3)));
-    }
-
-    #[test]
-    fn without_kernels_a_task_is_held_against_the_matrix_rate() {
-        let mut timing = timing(Vec::new());
-        timing.hold_against(&RATES);
-        assert_eq!((timing.timed.floor_ms, timing.timed.share_of_floor), (Some(5.0), Some(0.25)));
+        assert_eq!((timed.floor_ms, timed.share_of_floor), (Some(6.0), Some(0.3)));
     }
 }

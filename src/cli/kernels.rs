@@ -17,7 +17,8 @@ use crate::backend::cuda::usage::{Usage, parse};
 use crate::backend::cuda::{Build, pack};
 use crate::error::{Error, Result};
 use crate::ops::builds;
-use crate::report::{Align, Table};
+use crate::report::Align::{Left, Right};
+use crate::report::{Column, Table};
 use crate::text::output::write_atomic;
 
 /// List the GPU kernels; with --arch compile them, no GPU needed, and report what each takes
@@ -148,18 +149,18 @@ impl Compilation {
     }
 
     fn table(&self) -> Table {
-        let right = ["threads", "registers", "shared", "stack", "spills", "blocks"].map(|name| (name, Align::Right));
-        let left = ["kernel", "arch"].map(|name| (name, Align::Left));
-        let mut table = Table::new(&[left.as_slice(), &right, &[("constants", Align::Left)]].concat());
-        for line in &self.kernels {
-            let usage = &line.usage;
-            let shared = usage.shared + line.dynamic_shared;
-            let numbers = [line.threads, usage.registers, shared, usage.stack, usage.spills, line.blocks];
-            let names = [usage.kernel.clone(), line.arch.to_string()];
-            let cells = names.into_iter().chain(numbers.map(|n| n.to_string())).chain([line.constants.clone()]);
-            table.row(cells.map(Into::into).collect());
-        }
-        table
+        let columns: [Column<&Line>; 9] = [
+            ("kernel", Left, &|line| line.usage.kernel.clone().into()),
+            ("arch", Left, &|line| line.arch.into()),
+            ("threads", Right, &|line| line.threads.to_string().into()),
+            ("registers", Right, &|line| line.usage.registers.to_string().into()),
+            ("shared", Right, &|line| (line.usage.shared + line.dynamic_shared).to_string().into()),
+            ("stack", Right, &|line| line.usage.stack.to_string().into()),
+            ("spills", Right, &|line| line.usage.spills.to_string().into()),
+            ("blocks", Right, &|line| line.blocks.to_string().into()),
+            ("constants", Left, &|line| line.constants.clone().into()),
+        ];
+        Table::of(&self.kernels, &columns)
     }
 
     fn check(&self) -> Result<()> {
@@ -188,7 +189,7 @@ fn fault(line: &Line) -> Option<String> {
 /// What there is, without compiling.
 fn list(session: &Session) -> Result<()> {
     let (builds, mut files) = (builds(), Vec::new());
-    let mut table = Table::new(&[("file", Align::Left), ("builds", Align::Right), ("kernels", Align::Left)]);
+    let mut table = Table::new(&[("file", Left), ("builds", Right), ("kernels", Left)]);
     for source in SOURCES {
         let count = builds.iter().filter(|build| build.source == *source).count();
         table.row(vec![source.file.into(), count.to_string().into(), source.kernels.join(", ").into()]);

@@ -69,7 +69,7 @@ pub fn policy_step<B: Ops>(half: &mut Half<'_, B>, items: &[PolicyItem], config:
     Ok(terms)
 }
 
-fn answers(item: &PolicyItem) -> Vec<AnswerTokens<'_>> {
+pub(crate) fn answers(item: &PolicyItem) -> Vec<AnswerTokens<'_>> {
     let rejected = item.rejected.iter().map(|(tokens, ..)| AnswerTokens::new(tokens));
     let chosen = item.chosen.iter().map(|(tokens, context)| AnswerTokens { tokens, context: *context });
     rejected.chain(chosen).chain(item.retain.iter().map(|tokens| AnswerTokens::new(tokens))).collect()

@@ -97,7 +97,7 @@ pub fn reward_step<B: Ops>(
     Ok((terms, rejected))
 }
 
-fn answers(item: &RewardItem) -> Vec<AnswerTokens<'_>> {
+pub(crate) fn answers(item: &RewardItem) -> Vec<AnswerTokens<'_>> {
     std::iter::once(&item.rejected).chain(&item.chosen).map(|tokens| AnswerTokens::new(tokens)).collect()
 }
 

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::text::output::write_atomic;
 
 pub(crate) use data::RunData;
-pub(crate) use table::{Align, Cell, Mark, Style, Table};
+pub(crate) use table::{Align, Cell, Column, Mark, Style, Table};
 
 /// The file's name in a run directory.
 pub(crate) const NAME: &str = "report.html";

@@ -69,6 +69,9 @@ pub(crate) struct Table {
     pub(crate) rows: Vec<Vec<Cell>>,
 }
 
+/// A column: its name, on which side its cells stand, and what it shows of a row's subject.
+pub(crate) type Column<'a, T> = (&'a str, Align, &'a dyn Fn(&T) -> Cell);
+
 /// Between two columns.
 const GAP: usize = 2;
 /// Text narrower than this says nothing any more.
@@ -79,6 +82,13 @@ const PAGE: usize = 100;
 impl Table {
     pub(crate) fn new(columns: &[(&str, Align)]) -> Table {
         Table { columns: columns.iter().map(|(name, align)| (name.to_string(), *align)).collect(), rows: Vec::new() }
+    }
+
+    /// Makes a table with one row for each of `items`.
+    pub(crate) fn of<T>(items: impl IntoIterator<Item = T>, columns: &[Column<T>]) -> Table {
+        let mut table = Table::new(&columns.iter().map(|(name, align, _)| (*name, *align)).collect::<Vec<_>>());
+        items.into_iter().for_each(|item| table.row(columns.iter().map(|(.., show)| show(&item)).collect()));
+        table
     }
 
     /// Adds a row; missing cells are empty, surplus ones are left out.

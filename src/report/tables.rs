@@ -5,15 +5,19 @@ use std::collections::BTreeMap;
 use crate::detect::measure::{GateResult, Measure, MethodResult, ProbeResult, Summary};
 
 use super::numbers::{UNKNOWN, count, number, percent, percent_ci};
-use super::table::{Align, Cell, Mark, Table};
+use super::table::Align::{Left, Right};
+use super::table::{Cell, Column, Mark, Table};
 
 /// Names a method: `joint`, or `joint · seed 2` where there are several seeds.
 pub(crate) fn label(method: &MethodResult, summary: &Summary) -> String {
     if summary.seeds.len() > 1 { format!("{} · seed {}", method.name, method.seed) } else { method.name.clone() }
 }
 
+/// A row of most tables: its name, what was measured, and by which method.
+type State<'a> = (String, &'a Measure, Option<&'a MethodResult>);
+
 /// Lists what was measured before any repair, and then under each method.
-pub(super) fn states(summary: &Summary) -> Vec<(String, &Measure, Option<&MethodResult>)> {
+pub(super) fn states(summary: &Summary) -> Vec<State<'_>> {
     let methods = summary.methods.iter().map(|method| (label(method, summary), &method.measure, Some(method)));
     [("before".to_string(), &summary.before, None)].into_iter().chain(methods).collect()
 }
@@ -34,26 +38,26 @@ pub(super) fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str>
     found
 }
 
-/// A column over measures: its name, its value, how that is shown.
-type Column = (&'static str, fn(&Measure) -> Option<f64>, fn(Option<f64>) -> String);
+/// A column of measures: its name, its value, how that is shown.
+type Figure = (&'static str, fn(&Measure) -> Option<f64>, fn(Option<f64>) -> String);
 
 fn thousandths(value: Option<f64>) -> String {
     number(value, 3)
 }
 
 /// Sets names on the left and numbers on the right; columns of words come first, then `columns`.
-fn headed(words: &[&str], columns: &[Column]) -> Table {
+fn headed(words: &[&str], columns: &[Figure]) -> Table {
     let names = words.iter().copied().chain(columns.iter().map(|(name, ..)| *name)).enumerate();
-    Table::new(&names.map(|(i, name)| (name, if i == 0 { Align::Left } else { Align::Right })).collect::<Vec<_>>())
+    Table::new(&names.map(|(i, name)| (name, if i == 0 { Left } else { Right })).collect::<Vec<_>>())
 }
 
-fn cells(measure: &Measure, columns: &[Column]) -> impl Iterator<Item = Cell> {
+fn cells(measure: &Measure, columns: &[Figure]) -> impl Iterator<Item = Cell> {
     columns.iter().map(|(_, value, show)| show(value(measure)).into())
 }
 
 /// Shows what each method reached: the main table. `before` comes first; a column in which nothing is known is left out.
 pub(crate) fn methods(summary: &Summary) -> Table {
-    const COLUMNS: [Column; 8] = [
+    const COLUMNS: [Figure; 8] = [
         ("CFR % [95 %]", |m| m.cfr, percent),
         ("pairwise %", |m| m.cfr_pairwise.rate, percent),
         ("prefill 5 %", prefill, percent),
@@ -64,7 +68,7 @@ pub(crate) fn methods(summary: &Summary) -> Table {
         ("pair acc. %", |m| m.pair_accuracy, percent),
     ];
     let mut table = headed(&["method"], &COLUMNS);
-    table.columns.extend(["gates", "accepted"].map(|name| (name.to_string(), Align::Right)));
+    table.columns.extend(["gates", "accepted"].map(|name| (name.to_string(), Right)));
     let best = summary.methods.iter().filter_map(|m| m.measure.cfr).min_by(f64::total_cmp);
     for (name, m, method) in states(summary) {
         let is_best = method.is_some() && m.cfr.is_some() && m.cfr == best;
@@ -86,7 +90,7 @@ pub(crate) fn methods(summary: &Summary) -> Table {
 }
 
 /// Shows the smallest and the largest value: a few seeds have no interval.
-fn extremes((_, value, show): &Column, measures: &[&Measure]) -> Cell {
+fn extremes((_, value, show): &Figure, measures: &[&Measure]) -> Cell {
     let Some(values) = measures.iter().map(|m| value(m)).collect::<Option<Vec<f64>>>() else { return UNKNOWN.into() };
     let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
     Cell::new(format!("{}–{}", show(Some(low)), show(Some(high))), Mark::Dim)
@@ -103,57 +107,46 @@ fn gate_count(method: &MethodResult) -> Cell {
 
 /// Shows what each method cost, and on which data it was spent.
 pub(super) fn costs(summary: &Summary) -> Table {
-    let numbers = ["method", "steps", "lr", "policy tokens", "reward tokens", "generated", "FLOP", "seconds"];
-    let mut table = headed(&numbers, &[]);
-    table.columns.push(("data".into(), Align::Left));
-    for method in &summary.methods {
-        let tokens = |n: Option<u64>| count(n.map(|n| n as f64)).into();
-        table.row(vec![
-            label(method, summary).into(),
-            method.steps.to_string().into(),
-            method.lr.map_or(UNKNOWN.to_string(), |lr| format!("{lr:e}")).into(),
-            tokens(method.tokens_policy),
-            tokens(method.tokens_reward),
-            tokens(method.tokens_generated),
-            count(method.flops).into(),
-            number(method.seconds, 1).into(),
-            method.data.join(", ").into(),
-        ]);
-    }
-    table.without_empty_columns()
+    let tokens = |n: Option<u64>| count(n.map(|n| n as f64)).into();
+    let columns: [Column<&MethodResult>; 9] = [
+        ("method", Left, &|m| label(m, summary).into()),
+        ("steps", Right, &|m| m.steps.to_string().into()),
+        ("lr", Right, &|m| m.lr.map_or(UNKNOWN.to_string(), |lr| format!("{lr:e}")).into()),
+        ("policy tokens", Right, &|m| tokens(m.tokens_policy)),
+        ("reward tokens", Right, &|m| tokens(m.tokens_reward)),
+        ("generated", Right, &|m| tokens(m.tokens_generated)),
+        ("FLOP", Right, &|m| count(m.flops).into()),
+        ("seconds", Right, &|m| number(m.seconds, 1).into()),
+        ("data", Left, &|m| m.data.join(", ").into()),
+    ];
+    Table::of(&summary.methods, &columns).without_empty_columns()
 }
 
 /// Shows how much of the failures went away, each time against a base that is named, and CFR as others would count it.
 pub(super) fn reductions(summary: &Summary) -> Table {
-    fn family(measure: &Measure, name: &str) -> Option<f64> {
-        measure.cfr_by_family.get(name).and_then(|rate| rate.rate)
-    }
-    const COLUMNS: [Column; 6] = [
-        ("ground truth %", |m| m.cfr_truth, percent),
-        ("second judge %", |m| m.cfr_second_judge, percent),
-        ("recalibrated %", |m| m.cfr_recalibrated, percent),
-        ("seen %", |m| family(m, "seen"), percent),
-        ("near %", |m| family(m, "near"), percent),
-        ("far %", |m| family(m, "far"), percent),
-    ];
     let less = |reduction: Option<f64>| match reduction {
         Some(r) if r.abs() < 0.005 => "0 %".into(),
-        Some(r) => format!("{}{} %", if r > 0.0 { "−" } else { "+" }, number(Some(100.0 * r.abs()), 0)),
+        Some(r) => format!("{}{} %", if r > 0.0 { "−" } else { "+" }, number(Some(100.0 * r.abs()), 0)).into(),
         None => UNKNOWN.into(),
     };
-    let words = ["method", "CFR against before", "against policy", "CFR − CFR(policy), points"];
-    let mut table = headed(&words, &COLUMNS);
-    for (name, measure, method) in states(summary) {
+    let difference = |method: Option<&MethodResult>| {
         let difference = method.map(|m| m.cfr_diff_vs_policy).unwrap_or_default();
-        let against = [
-            name,
-            less(method.and_then(|m| m.reduction_vs_before)),
-            less(method.and_then(|m| m.reduction_vs_policy)),
-            percent_ci(difference.value, difference.ci95),
-        ];
-        table.row(against.map(Cell::from).into_iter().chain(cells(measure, &COLUMNS)).collect());
-    }
-    table.without_empty_columns()
+        percent_ci(difference.value, difference.ci95).into()
+    };
+    let family = |m: &Measure, name: &str| percent(m.cfr_by_family.get(name).and_then(|rate| rate.rate)).into();
+    let columns: [Column<State>; 10] = [
+        ("method", Left, &|(name, ..)| name.clone().into()),
+        ("CFR against before", Right, &|(.., method)| less(method.and_then(|m| m.reduction_vs_before))),
+        ("against policy", Right, &|(.., method)| less(method.and_then(|m| m.reduction_vs_policy))),
+        ("CFR − CFR(policy), points", Right, &|(.., method)| difference(*method)),
+        ("ground truth %", Right, &|(_, m, _)| percent(m.cfr_truth).into()),
+        ("second judge %", Right, &|(_, m, _)| percent(m.cfr_second_judge).into()),
+        ("recalibrated %", Right, &|(_, m, _)| percent(m.cfr_recalibrated).into()),
+        ("seen %", Right, &|(_, m, _)| family(m, "seen")),
+        ("near %", Right, &|(_, m, _)| family(m, "near")),
+        ("far %", Right, &|(_, m, _)| family(m, "far")),
+    ];
+    Table::of(states(summary), &columns).without_empty_columns()
 }
 
 /// Shows what a repair may have broken.
@@ -161,7 +154,7 @@ pub(super) fn side_effects(summary: &Summary) -> Table {
     fn refused(measure: &Measure, kind: &str) -> Option<f64> {
         measure.over_refusal_by_kind.get(kind).and_then(|rate| rate.rate)
     }
-    const COLUMNS: [Column; 10] = [
+    const COLUMNS: [Figure; 10] = [
         ("refused benign %", |m| refused(m, "benign"), percent),
         ("refused borderline %", |m| refused(m, "borderline"), percent),
         ("exact match %", |m| m.exact_match, percent),
@@ -178,7 +171,7 @@ pub(super) fn side_effects(summary: &Summary) -> Table {
 
 /// Shows whose repair it was: CFR of the four combinations of starting and adapted models.
 pub(super) fn attribution(summary: &Summary) -> Option<Table> {
-    const COLUMNS: [Column; 4] = [
+    const COLUMNS: [Figure; 4] = [
         ("both as before %", |m| m.attribution.p0r0, percent),
         ("policy repaired %", |m| m.attribution.p1r0, percent),
         ("reward repaired %", |m| m.attribution.p0r1, percent),
@@ -190,7 +183,7 @@ pub(super) fn attribution(summary: &Summary) -> Option<Table> {
 }
 
 /// Shows `columns` of every state; those in which nothing is known are left out.
-fn over_states(summary: &Summary, columns: &[Column]) -> Table {
+fn over_states(summary: &Summary, columns: &[Figure]) -> Table {
     let mut table = headed(&["method"], columns);
     for (name, measure, _) in states(summary) {
         table.row([name.into()].into_iter().chain(cells(measure, columns)).collect());
@@ -237,12 +230,11 @@ fn accepted(method: &MethodResult) -> Cell {
 
 /// Shows what the search found, beside the same number of uniform queries.
 pub(crate) fn search(probe: &ProbeResult) -> Table {
-    let mut table = headed(&["search", ""], &[]);
     let lift = match (probe.lift, probe.lift_ci95) {
         (Some(lift), Some([low, high])) => format!("{lift:.2} [{low:.2}, {high:.2}]"),
         (lift, _) => number(lift, 2),
     };
-    let rows: [(&str, String); 11] = [
+    let rows = [
         ("queries", probe.queries.to_string()),
         ("coupled failures", probe.coupled_found.to_string()),
         ("distinct among them", probe.distinct.to_string()),
@@ -255,10 +247,8 @@ pub(crate) fn search(probe: &ProbeResult) -> Table {
         ("ms per failure", number(probe.seconds_per_failure.map(|s| 1e3 * s), 1)),
         ("after repair, per 1000 queries", number(probe.reprobe_per_1000, 1)),
     ];
-    for (name, value) in rows.into_iter().filter(|(_, value)| value != UNKNOWN) {
-        table.row(vec![name.into(), value.into()]);
-    }
-    table
+    let known = rows.into_iter().filter(|(_, value)| value != UNKNOWN);
+    Table::of(known, &[("search", Left, &|(name, _)| (*name).into()), ("", Right, &|(_, value)| value.clone().into())])
 }
 
 /// Sums up what the rows of `ares detect` say, in both senses.

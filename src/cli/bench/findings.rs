@@ -11,8 +11,9 @@ use crate::bench::ops::OpTiming;
 use crate::bench::{KernelShare, Spread, Timing, Workload};
 use crate::error::{Error, Result};
 use crate::ops::Rates;
-use crate::report::numbers::{count, number};
-use crate::report::{Align, Table};
+use crate::report::Align::{Left, Right};
+use crate::report::numbers::{count, number, percent};
+use crate::report::{Column, Table};
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
@@ -59,23 +60,21 @@ impl Findings {
     }
 
     fn task_table(&self) -> Table {
-        let columns = ["median ms", "q1–q3", "tokens", "tokens/s", "FLOP/s", "of floor %", "beside"];
-        let mut table = of_numbers("task", &columns);
-        for t in &self.tasks {
+        let beside = |t: &&Timing| {
             let beside = self.beside.iter().find(|b| b.task == t.task);
-            let beside = beside.map_or(String::new(), |b| format!("{:.2}× {}", b.ratio, b.setting));
-            table.row(vec![
-                t.task.into(),
-                ms(t.timed.seconds.median).into(),
-                quartiles(&t.timed.seconds).into(),
-                t.tokens.to_string().into(),
-                count(Some(t.tokens_per_second)).into(),
-                count(Some(t.timed.flops_per_second)).into(),
-                percent(t.timed.share_of_floor).into(),
-                beside.into(),
-            ]);
-        }
-        table.without_empty_columns()
+            beside.map_or(String::new(), |b| format!("{:.2}× {}", b.ratio, b.setting)).into()
+        };
+        let columns: [Column<&Timing>; 8] = [
+            ("task", Left, &|t| t.task.into()),
+            ("median ms", Right, &|t| ms(t.timed.seconds.median).into()),
+            ("q1–q3", Right, &|t| quartiles(&t.timed.seconds).into()),
+            ("tokens", Right, &|t| t.tokens.to_string().into()),
+            ("tokens/s", Right, &|t| count(Some(t.tokens_per_second)).into()),
+            ("FLOP/s", Right, &|t| count(Some(t.timed.flops_per_second)).into()),
+            ("of floor %", Right, &|t| percent(t.timed.share_of_floor).into()),
+            ("beside", Right, &beside),
+        ];
+        Table::of(&self.tasks, &columns).without_empty_columns()
     }
 
     /// Of every task that ran kernels.
@@ -101,60 +100,46 @@ impl Findings {
     }
 }
 
-/// A name, then numbers.
-fn of_numbers(first: &str, numbers: &[&str]) -> Table {
-    let numbers = numbers.iter().map(|name| (*name, Align::Right));
-    Table::new(&[(first, Align::Left)].into_iter().chain(numbers).collect::<Vec<_>>())
-}
-
 fn kernel_table(kernels: &[KernelShare]) -> Table {
-    let mut table = of_numbers("kernel", &["launches", "ms", "share %", "FLOP/s", "bytes/s", "of floor %"]);
     let whole: f64 = kernels.iter().map(|k| k.milliseconds).sum();
-    for k in kernels {
-        let rate = |n: u64| if n == 0 { None } else { Some(n as f64 / (1e-3 * k.milliseconds)) };
-        table.row(vec![
-            k.kernel.into(),
-            k.launches.to_string().into(),
-            number(Some(k.milliseconds), 3).into(),
-            number(Some(100.0 * k.milliseconds / whole), 1).into(),
-            count(rate(k.flops)).into(),
-            count(rate(k.bytes)).into(),
-            percent(k.share_of_floor).into(),
-        ]);
-    }
-    table
+    let rate = |n: u64, k: &KernelShare| count((n > 0).then(|| n as f64 / (1e-3 * k.milliseconds))).into();
+    let columns: [Column<&KernelShare>; 7] = [
+        ("kernel", Left, &|k| k.kernel.into()),
+        ("launches", Right, &|k| k.launches.to_string().into()),
+        ("ms", Right, &|k| number(Some(k.milliseconds), 3).into()),
+        ("share %", Right, &|k| number(Some(100.0 * k.milliseconds / whole), 1).into()),
+        ("FLOP/s", Right, &|k| rate(k.flops, k)),
+        ("bytes/s", Right, &|k| rate(k.bytes, k)),
+        ("of floor %", Right, &|k| percent(k.share_of_floor).into()),
+    ];
+    Table::of(kernels, &columns)
 }
 
 fn op_table(ops: &[OpTiming]) -> Table {
-    let mut table = of_numbers("operation", &["median ms", "q1–q3", "FLOP/s", "bytes/s", "of floor %"]);
-    for op in ops {
-        table.row(vec![
-            op.op.into(),
-            ms(op.timed.seconds.median).into(),
-            quartiles(&op.timed.seconds).into(),
-            count((op.timed.flops > 0).then_some(op.timed.flops_per_second)).into(),
-            count(Some(op.bytes_per_second)).into(),
-            percent(op.timed.share_of_floor).into(),
-        ]);
-    }
-    table
+    let columns: [Column<&OpTiming>; 6] = [
+        ("operation", Left, &|op| op.op.into()),
+        ("median ms", Right, &|op| ms(op.timed.seconds.median).into()),
+        ("q1–q3", Right, &|op| quartiles(&op.timed.seconds).into()),
+        ("FLOP/s", Right, &|op| count((op.timed.flops > 0).then_some(op.timed.flops_per_second)).into()),
+        ("bytes/s", Right, &|op| count(Some(op.bytes_per_second)).into()),
+        ("of floor %", Right, &|op| percent(op.timed.share_of_floor).into()),
+    ];
+    Table::of(ops, &columns)
 }
 
 fn load_table(load: &Load) -> Table {
-    let mut table = of_numbers("loaded", &["files", "bytes", "open ms", "upload ms", "bytes/s"]);
-    for c in &load.checkpoints {
-        table.row(vec![
-            c.model.clone().into(),
-            c.files.to_string().into(),
-            count(Some(c.bytes as f64)).into(),
-            ms(c.open_seconds.median).into(),
-            ms(c.upload_seconds.median).into(),
-            count(Some(c.upload_bytes_per_second)).into(),
-        ]);
-    }
+    let columns: [Column<&CheckpointLoad>; 6] = [
+        ("loaded", Left, &|c| c.model.clone().into()),
+        ("files", Right, &|c| c.files.to_string().into()),
+        ("bytes", Right, &|c| count(Some(c.bytes as f64)).into()),
+        ("open ms", Right, &|c| ms(c.open_seconds.median).into()),
+        ("upload ms", Right, &|c| ms(c.upload_seconds.median).into()),
+        ("bytes/s", Right, &|c| count(Some(c.upload_bytes_per_second)).into()),
+    ];
+    let mut table = Table::of(&load.checkpoints, &columns);
     if let Some(KernelLoad { files, kernels, seconds }) = &load.kernels {
         let name = format!("{kernels} compiled kernels");
-        table.row(vec![name.into(), files.to_string().into(), "".into(), "".into(), ms(*seconds).into(), "".into()]);
+        table.row(vec![name.into(), files.to_string().into(), "".into(), "".into(), ms(*seconds).into()]);
     }
     table
 }
@@ -165,11 +150,6 @@ fn ms(seconds: f64) -> String {
 
 fn quartiles(seconds: &Spread) -> String {
     format!("{}–{}", ms(seconds.q1), ms(seconds.q3))
-}
-
-/// A share as a person reads it.
-fn percent(share: Option<f64>) -> String {
-    number(share.map(|share| 100.0 * share), 1)
 }
 
 /// What was measured elsewhere: the JSON that scripts/baseline_hf.py wrote.

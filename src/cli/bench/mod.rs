@@ -137,8 +137,8 @@ impl Timer<'_> {
         })
     }
 
-    fn wants(&self, task: Task) -> bool {
-        self.tasks.contains(&task)
+    fn wants(&self, tasks: &[Task]) -> bool {
+        self.tasks.iter().any(|task| tasks.contains(task))
     }
 
     fn say(&self, what: &str) {
@@ -146,54 +146,46 @@ impl Timer<'_> {
     }
 
     fn tasks<B: Measured>(&self, ops: &B) -> Result<Vec<Timing>> {
-        let (load, seed) = (&self.workload, self.workload.seed);
-        let mut tasks = Vec::new();
-        let reward = match self.wants(Task::Step) || self.wants(Task::Score) {
-            true => Some(self.reward.load(ops, true, seed + 1)?),
-            false => None,
+        use Task::{Decode, Generate, Score, Step};
+        let (load, seed, mut timings) = (&self.workload, self.workload.seed, Vec::new());
+        let mut time = |task, name, timing: &dyn Fn() -> Result<Timing>| -> Result<()> {
+            if self.wants(&[task]) {
+                self.say(name);
+                timings.push(timing()?);
+            }
+            Ok(())
         };
-        if let (Some(reward), true) = (&reward, self.wants(Task::Score)) {
-            self.say("score");
-            tasks.push(bench::score(reward, load)?);
+        let reward = self.wants(&[Step, Score]).then(|| self.reward.load(ops, true, seed + 1)).transpose()?;
+        if let Some(reward) = &reward {
+            time(Score, "score", &|| bench::score(reward, load))?;
         }
-        if self.wants(Task::Step) || self.wants(Task::Decode) || self.wants(Task::Generate) {
-            let policy = self.policy.load(ops, false, seed)?;
-            if self.wants(Task::Generate) {
-                self.say("generate");
-                tasks.push(bench::generate(&policy, load)?);
-            }
-            if self.wants(Task::Decode) {
-                self.say("decode");
-                tasks.push(bench::decode(&policy, load)?);
-            }
-            if let (Some(reward), true) = (&reward, self.wants(Task::Step)) {
-                self.say("step");
-                tasks.push(bench::step(&policy, reward, load)?);
+        if self.wants(&[Step, Decode, Generate]) {
+            let policy = &self.policy.load(ops, false, seed)?;
+            time(Generate, "generate", &|| bench::generate(policy, load))?;
+            time(Decode, "decode", &|| bench::decode(policy, load))?;
+            if let Some(reward) = &reward {
+                time(Step, "step", &|| bench::step(policy, reward, load))?;
             }
         }
-        Ok(tasks)
+        Ok(timings)
     }
 
-    /// At the policy's shapes.
     fn ops<B: Measured>(&self, ops: &B) -> Result<Vec<OpTiming>> {
-        if !self.wants(Task::Ops) {
-            return Ok(Vec::new());
+        match self.wants(&[Task::Ops]) {
+            true => bench::ops::ops(ops, &self.policy.config, &self.workload, |op| self.say(op)),
+            false => Ok(Vec::new()),
         }
-        let Workload { warmup, repeats, .. } = self.workload;
-        let shape = bench::ops::Shape::new(&self.policy.config()?, &self.workload);
-        bench::ops::ops(ops, &shape, warmup, repeats, |op| self.say(op))
     }
 
     fn load<B: Measured>(&self, ops: &B) -> Result<Option<Load>> {
-        if !self.wants(Task::Load) {
+        if !self.wants(&[Task::Load]) {
             return Ok(None);
         }
-        let Workload { warmup, repeats, .. } = self.workload;
-        let timed = |shape: &Subject| {
-            self.say(&shape.name());
-            bench::load::checkpoint(ops, shape.checkpoint()?, warmup, repeats)
+        let timed = |subject: &Subject| {
+            self.say(&subject.name());
+            bench::load::checkpoint(ops, subject.checkpoint()?, &self.workload)
         };
-        let checkpoints = [&self.policy, &self.reward].map(timed).into_iter().collect::<Result<Vec<_>>>()?;
+        let checkpoints = vec![timed(&self.policy)?, timed(&self.reward)?];
         Ok(Some(Load { checkpoints, kernels: self.kernels }))
     }
 }
