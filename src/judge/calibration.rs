@@ -1,4 +1,6 @@
-//! τ_r: from which score on the reward model is held to approve. Calibrated once, on r_0.
+//! τ_r: from which score on the reward model is held to approve. Calibrated once, on r_0. It is the threshold that separates
+//! chosen from rejected calibration answers best: the midpoint of the widest plateau of best balanced accuracy ((share of chosen
+//! with r ≥ τ_r + share of rejected with r < τ_r) / 2), the lowest on a tie.
 
 use crate::error::{Error, Result};
 use crate::judge::Thresholds;
@@ -8,48 +10,29 @@ const LEAST_BALANCED_ACCURACY: f64 = 0.6;
 /// Below this standard deviation all scores are one score.
 const LEAST_DEVIATION: f64 = 1e-6;
 
-/// The threshold that separates chosen from rejected calibration answers best, and the scale of the scores.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Calibration {
-    /// Midpoint of the widest plateau of best balanced accuracy, the lowest on a tie.
-    pub(crate) tau_r: f64,
-    /// (share of chosen with r ≥ τ_r + share of rejected with r < τ_r) / 2.
-    pub(crate) balanced_accuracy: f64,
-    /// Mean over all calibration answers.
-    pub(crate) mu_0: f64,
-    /// Standard deviation over all calibration answers.
-    pub(crate) s: f64,
-}
-
-impl Calibration {
-    /// Scores of the chosen and of the rejected answers, raw. An error if they do not vary, do not separate, or are not finite.
-    pub(crate) fn of(chosen: &[f32], rejected: &[f32]) -> Result<Calibration> {
-        let all = || chosen.iter().chain(rejected).map(|&score| f64::from(score));
-        if chosen.is_empty() || rejected.is_empty() {
-            let found = format!("{} chosen and {} rejected", chosen.len(), rejected.len());
-            return Err(unusable("at least one scored answer of each side", found));
-        }
-        if let Some(score) = all().find(|score| !score.is_finite()) {
-            return Err(unusable("finite scores", format!("{score}")));
-        }
-        let n = all().count() as f64;
-        let mu_0 = all().sum::<f64>() / n;
-        let s = (all().map(|score| (score - mu_0).powi(2)).sum::<f64>() / n).sqrt();
-        if s < LEAST_DEVIATION {
-            return Err(unusable("scores that vary (standard deviation ≥ 1e-6)", format!("{s:.1e}")));
-        }
-        let (tau_r, balanced_accuracy) = widest_best_plateau(chosen, rejected);
-        if balanced_accuracy < LEAST_BALANCED_ACCURACY {
-            let found = format!("balanced accuracy {balanced_accuracy:.3} at best");
-            return Err(unusable("scores that separate chosen from rejected (balanced accuracy ≥ 0.6)", found));
-        }
-        Ok(Calibration { tau_r, balanced_accuracy, mu_0, s })
+/// Thresholds beside a judge's `tau_h`, and the balanced accuracy of τ_r, from the raw scores of chosen and rejected answers. Fails
+/// if they do not vary, do not separate, or are not finite.
+pub(crate) fn calibrate(chosen: &[f32], rejected: &[f32], tau_h: f64) -> Result<(Thresholds, f64)> {
+    let all = || chosen.iter().chain(rejected).map(|&score| f64::from(score));
+    if chosen.is_empty() || rejected.is_empty() {
+        let found = format!("{} chosen and {} rejected", chosen.len(), rejected.len());
+        return Err(unusable("at least one scored answer of each side", found));
     }
-
-    /// Together with the judge's threshold.
-    pub(crate) fn thresholds(&self, tau_h: f64) -> Thresholds {
-        Thresholds { tau_h, tau_r: self.tau_r, mu_0: self.mu_0, s: self.s }
+    if let Some(score) = all().find(|score| !score.is_finite()) {
+        return Err(unusable("finite scores", format!("{score}")));
     }
+    let n = all().count() as f64;
+    let mu_0 = all().sum::<f64>() / n;
+    let s = (all().map(|score| (score - mu_0).powi(2)).sum::<f64>() / n).sqrt();
+    if s < LEAST_DEVIATION {
+        return Err(unusable("scores that vary (standard deviation ≥ 1e-6)", format!("{s:.1e}")));
+    }
+    let (tau_r, balanced_accuracy) = widest_best_plateau(chosen, rejected);
+    if balanced_accuracy < LEAST_BALANCED_ACCURACY {
+        let found = format!("balanced accuracy {balanced_accuracy:.3} at best");
+        return Err(unusable("scores that separate chosen from rejected (balanced accuracy ≥ 0.6)", found));
+    }
+    Ok((Thresholds { tau_h, tau_r, mu_0, s }, balanced_accuracy))
 }
 
 fn unusable(expected: &str, found: String) -> Error {
@@ -103,9 +86,9 @@ mod tests {
 
     #[test]
     fn the_midpoint_of_the_gap_between_separated_scores() {
-        let found = Calibration::of(&[2.0, 3.0], &[-1.0, 0.0]).unwrap();
-        assert_eq!((found.tau_r, found.balanced_accuracy, found.mu_0), (1.0, 1.0, 1.0));
-        assert!((found.s - 2.5f64.sqrt()).abs() <= 1e-12, "{}", found.s);
+        let (Thresholds { tau_r, mu_0, s, .. }, accuracy) = calibrate(&[2.0, 3.0], &[-1.0, 0.0], 0.5).unwrap();
+        assert_eq!((tau_r, accuracy, mu_0), (1.0, 1.0, 1.0));
+        assert!((s - 2.5f64.sqrt()).abs() <= 1e-12, "{s}");
     }
 
     #[test]
@@ -125,13 +108,13 @@ mod tests {
     #[test]
     fn the_threshold_lies_between_neighbouring_floats() {
         let (low, high) = (1.0f32, f32::from_bits(1.0f32.to_bits() + 1));
-        let tau = Calibration::of(&[high, high + 1.0], &[low, low - 1.0]).unwrap().tau_r;
+        let tau = calibrate(&[high, high + 1.0], &[low, low - 1.0], 0.5).unwrap().0.tau_r;
         assert!(f64::from(low) < tau && tau < f64::from(high), "{tau}");
     }
 
     #[test]
     fn what_cannot_be_calibrated_is_an_error_with_a_remedy() {
-        let message = |chosen: &[f32], rejected: &[f32]| Calibration::of(chosen, rejected).unwrap_err().to_string();
+        let message = |chosen: &[f32], rejected: &[f32]| calibrate(chosen, rejected, 0.5).unwrap_err().to_string();
         assert!(message(&[], &[1.0]).contains("0 chosen and 1 rejected"));
         assert!(message(&[1.0, 1.0], &[1.0]).contains("standard deviation"));
         assert!(message(&[f32::NAN], &[1.0]).contains("found NaN"));

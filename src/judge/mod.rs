@@ -6,7 +6,7 @@ pub(crate) mod lexicon;
 pub(crate) mod spec;
 pub(crate) mod verdict;
 
-pub(crate) use calibration::Calibration;
+pub(crate) use calibration::calibrate;
 pub(crate) use lexicon::Lexicon;
 pub(crate) use spec::JudgeSpec;
 pub use verdict::{Sense, Thresholds, Verdict};

@@ -62,7 +62,7 @@ impl Models {
         watch.end(&format!(
             "reward threshold {:.3}, balanced accuracy {:.1} % on {n} pairs",
             evaluator.thresholds().tau_r,
-            100.0 * evaluator.calibration().balanced_accuracy,
+            100.0 * evaluator.balanced_accuracy,
         ));
         Ok((pair, judges, evaluator))
     }

@@ -1,8 +1,9 @@
 //! Files that appear whole or not at all.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Write, stdout};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tempfile::TempPath;
 
@@ -12,20 +13,25 @@ use crate::error::{Error, Result};
 /// Fails if it cannot be written there.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
-    file.write_all(bytes).map_err(Error::write(path))?;
+    file.write(bytes)?;
     file.commit()
 }
 
 /// A file that takes its name only in [`AtomicFile::commit`]: written under a temporary name in the same folder, flushed to the
 /// disk, then renamed. Dropped without commit it leaves nothing.
 pub(crate) struct AtomicFile {
-    path: PathBuf,
-    file: BufWriter<File>,
+    /// For messages, too.
+    pub(crate) path: PathBuf,
+    out: BufWriter<Box<dyn Write>>,
     /// `None` for what is no file: a pipe, `/dev/null`. Such a thing is written directly; a rename would replace it.
-    temporary: Option<TempPath>,
+    temporary: Option<(Arc<File>, TempPath)>,
 }
 
 impl AtomicFile {
+    pub(crate) fn stdout() -> AtomicFile {
+        AtomicFile { path: "standard output".into(), out: BufWriter::new(Box::new(stdout())), temporary: None }
+    }
+
     /// Opens the temporary file. Fails if `path` is a folder, or lies in one that cannot be written.
     pub(crate) fn create(path: &Path) -> Result<AtomicFile> {
         if path.file_name().is_none() || path.is_dir() {
@@ -33,37 +39,31 @@ impl AtomicFile {
         }
         // Through a link the file it leads to is replaced, not the link.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-        let opened = match fs::metadata(&path) {
-            Ok(found) if !found.is_file() => File::create(&path).map(|file| (file, None)),
-            // Made by hand, since tempfile's own files are readable by their owner alone.
-            _ => hidden().make_in(folder(&path), |hidden| File::create_new(hidden)).map(|made| {
-                let (file, temporary) = made.into_parts();
-                (file, Some(temporary))
-            }),
-        };
-        let (file, temporary) = opened.map_err(Error::write(&path))?;
-        Ok(AtomicFile { path, file: BufWriter::new(file), temporary })
+        if fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
+            let out = BufWriter::new(Box::new(File::create(&path).map_err(Error::write(&path))?) as Box<dyn Write>);
+            return Ok(AtomicFile { path, out, temporary: None });
+        }
+        // Made by hand, since tempfile's own files are readable by their owner alone.
+        let made = hidden().make_in(folder(&path), |hidden| File::create_new(hidden)).map_err(Error::write(&path))?;
+        let (file, temporary) = made.into_parts();
+        let file = Arc::new(file);
+        Ok(AtomicFile { path, out: BufWriter::new(Box::new(file.clone())), temporary: Some((file, temporary)) })
+    }
+
+    /// Adds `bytes`. Fails if they cannot be written.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out.write_all(bytes).map_err(Error::write(&self.path))
     }
 
     /// Flushes to the disk and gives the file its name. Fails, without harm to an earlier file, if either cannot be done.
     pub(crate) fn commit(mut self) -> Result<()> {
-        let done = self.file.flush().and_then(|()| {
-            let Some(temporary) = self.temporary else { return Ok(()) };
-            self.file.get_ref().sync_all()?;
+        let done = self.out.flush().and_then(|()| {
+            let Some((file, temporary)) = self.temporary else { return Ok(()) };
+            file.sync_all()?;
             temporary.persist(&self.path)?;
             sync(folder(&self.path))
         });
         done.map_err(Error::write(&self.path))
-    }
-}
-
-impl Write for AtomicFile {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.file.write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.file.flush()
     }
 }
 
@@ -129,7 +129,7 @@ mod tests {
         let path = dir.path().join("out.json");
         write_atomic(&path, b"old").unwrap();
         let mut file = AtomicFile::create(&path).unwrap();
-        file.write_all(b"half").unwrap();
+        file.write(b"half").unwrap();
         drop(file);
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

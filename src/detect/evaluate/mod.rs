@@ -22,7 +22,7 @@ use crate::detect::observe::{Observed, Scope, Versions, observe};
 use crate::detect::outcome::Outcome;
 use crate::detect::rows::EvalRow;
 use crate::error::{Error, Result};
-use crate::judge::{Calibration, Judges, Thresholds};
+use crate::judge::{Judges, Thresholds};
 use crate::model::subject::{Decoding, Subject, Version};
 use crate::text::rows::Preference;
 
@@ -127,7 +127,9 @@ impl Evaluation {
 /// Measures one comparison: thresholds, calibration pairs and everything already found out.
 pub struct Evaluator {
     settings: Settings,
-    calibration: Calibration,
+    thresholds: Thresholds,
+    /// Of τ_r on the calibration pairs.
+    pub(crate) balanced_accuracy: f64,
     pairs: Pairs,
     memo: Memo,
 }
@@ -144,16 +146,12 @@ impl Evaluator {
         let mut memo = Memo::default();
         let mut examiner =
             Examiner { subject, judges, memo: &mut memo, decoding: &settings.decoding, tau_h: settings.tau_h };
-        let (pairs, calibration) = Pairs::calibrate(&mut examiner, rows)?;
-        Ok(Evaluator { settings, calibration, pairs, memo })
-    }
-
-    pub(crate) fn calibration(&self) -> Calibration {
-        self.calibration
+        let (pairs, thresholds, balanced_accuracy) = Pairs::calibrate(&mut examiner, rows)?;
+        Ok(Evaluator { settings, thresholds, balanced_accuracy, pairs, memo })
     }
 
     pub fn thresholds(&self) -> Thresholds {
-        self.calibration.thresholds(self.settings.tau_h)
+        self.thresholds
     }
 
     pub(crate) fn settings(&self) -> &Settings {

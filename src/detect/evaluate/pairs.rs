@@ -5,7 +5,7 @@ use crate::detect::examiner::{Examiner, Known, Text};
 use crate::detect::measure::Measure;
 use crate::detect::stats::{mean, spearman};
 use crate::error::{Error, Result};
-use crate::judge::Calibration;
+use crate::judge::{Thresholds, calibrate};
 use crate::model::subject::Version;
 use crate::text::rows::Preference;
 
@@ -19,14 +19,14 @@ pub(super) struct Pairs {
 }
 
 impl Pairs {
-    pub(super) fn calibrate(examiner: &mut Examiner, rows: Vec<Preference>) -> Result<(Pairs, Calibration)> {
+    pub(super) fn calibrate(examiner: &mut Examiner, rows: Vec<Preference>) -> Result<(Pairs, Thresholds, f64)> {
         let start = scores(examiner, Version::Start, &rows)?;
         check_errors(&start)?;
         let known: Vec<Option<[f64; 2]>> = start.into_iter().map(|pair| pair.ok()).collect();
         let side = |side: usize| -> Vec<f32> { known.iter().flatten().map(|pair| pair[side] as f32).collect() };
-        let calibration = Calibration::of(&side(0), &side(1))?;
-        let right = right_answers(examiner, &rows, &known, calibration.tau_r)?;
-        Ok((Pairs { rows, start: known, right }, calibration))
+        let (thresholds, balanced_accuracy) = calibrate(&side(0), &side(1), examiner.tau_h)?;
+        let right = right_answers(examiner, &rows, &known, thresholds.tau_r)?;
+        Ok((Pairs { rows, start: known, right }, thresholds, balanced_accuracy))
     }
 
     /// Fixed drift, raw and centred; pair accuracy; rank correlation with r_0; τ_r as r_φ itself calibrates to.
@@ -69,7 +69,8 @@ impl Pairs {
         measure.spearman = spearman(&answers);
         let side = |side: usize| -> Vec<f32> { known.iter().map(|(_, now)| now[side] as f32).collect() };
         // Scores that no longer separate the pairs have no threshold: unknown, with a warning by the caller.
-        measure.tau_r_recalibrated = Calibration::of(&side(0), &side(1)).ok().map(|calibration| calibration.tau_r);
+        measure.tau_r_recalibrated =
+            calibrate(&side(0), &side(1), examiner.tau_h).ok().map(|(thresholds, _)| thresholds.tau_r);
         Ok(())
     }
 }

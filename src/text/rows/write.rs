@@ -1,7 +1,7 @@
 //! Rows out: JSONL or CSV, to standard output or to a file that appears whole or not at all.
 
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
@@ -10,29 +10,19 @@ use crate::text::output::AtomicFile;
 
 /// Writes rows in the order in which they come.
 pub(crate) struct RowWriter {
-    /// For messages.
-    path: PathBuf,
-    sink: Sink,
+    out: AtomicFile,
     /// CSV needs all rows before it knows its columns.
     csv: Option<Vec<Map<String, Value>>>,
-}
-
-enum Sink {
-    Stdout(BufWriter<io::Stdout>),
-    File(AtomicFile),
 }
 
 impl RowWriter {
     /// Standard output when `None`. A file ending in `.csv` is written as CSV, everything else as JSONL; an output that cannot be
     /// written is an error here, before any work.
     pub(crate) fn create(output: Option<&Path>) -> Result<RowWriter> {
-        let Some(path) = output else {
-            let sink = Sink::Stdout(BufWriter::new(io::stdout()));
-            return Ok(RowWriter { path: "standard output".into(), sink, csv: None });
-        };
-        let is_csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
-        let sink = Sink::File(AtomicFile::create(path)?);
-        Ok(RowWriter { path: path.to_path_buf(), sink, csv: is_csv.then(Vec::new) })
+        let extension = output.and_then(Path::extension);
+        let is_csv = extension.is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
+        let out = output.map_or_else(|| Ok(AtomicFile::stdout()), AtomicFile::create)?;
+        Ok(RowWriter { out, csv: is_csv.then(Vec::new) })
     }
 
     pub(crate) fn write(&mut self, object: &Map<String, Value>) -> Result<()> {
@@ -40,30 +30,18 @@ impl RowWriter {
             rows.push(object.clone());
             return Ok(());
         }
-        let path = &self.path;
-        let mut line = serde_json::to_vec(object).map_err(|error| Error::write(path)(error.into()))?;
+        let mut line = serde_json::to_vec(object).map_err(|error| Error::write(&self.out.path)(error.into()))?;
         line.push(b'\n');
-        self.put(&line)
+        self.out.write(&line)
     }
 
     /// Nothing is in the file before this.
     pub(crate) fn finish(mut self) -> Result<()> {
-        if let Some(rows) = self.csv.take() {
-            let table = table(&rows).map_err(Error::write(&self.path))?;
-            self.put(&table)?;
+        if let Some(rows) = self.csv {
+            let table = table(&rows).map_err(Error::write(&self.out.path))?;
+            self.out.write(&table)?;
         }
-        match self.sink {
-            Sink::Stdout(mut out) => out.flush().map_err(Error::write(&self.path)),
-            Sink::File(file) => file.commit(),
-        }
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        let done = match &mut self.sink {
-            Sink::Stdout(out) => out.write_all(bytes),
-            Sink::File(file) => file.write_all(bytes),
-        };
-        done.map_err(Error::write(&self.path))
+        self.out.commit()
     }
 }
 
