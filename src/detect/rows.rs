@@ -170,11 +170,11 @@ fn choice<T: for<'de> Deserialize<'de>>(row: &Row, key: &str, choices: &str) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::rows::{Format, parse};
+    use crate::text::rows::parse;
     use serde_json::json;
 
     fn rows(name: &str, text: &str) -> Vec<Row> {
-        parse(name, text.as_bytes(), Format::detect(name, text.as_bytes()), false).unwrap()
+        parse(name, text.as_bytes(), false).unwrap()
     }
 
     fn read(value: Value) -> Result<EvalRow> {

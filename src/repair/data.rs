@@ -134,10 +134,10 @@ impl Shuffle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::rows::{Format, parse};
+    use crate::text::rows::parse;
 
     fn read(line: &str) -> Result<Failure> {
-        Failure::read(&parse("failures.jsonl", line.as_bytes(), Format::JsonLines, true)?[0])
+        Failure::read(&parse("failures.jsonl", line.as_bytes(), true)?[0])
     }
 
     #[test]

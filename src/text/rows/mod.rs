@@ -18,7 +18,7 @@ mod write;
 
 pub use overlap::overlap;
 pub use pair::Preference;
-pub use read::{Format, parse, read};
+pub use read::{parse, read};
 pub(crate) use write::RowWriter;
 
 /// Where a prompt may stand, the first that a row has counts. JailbreakBench's `Behavior` is a title, its `Goal` the prompt.

@@ -10,39 +10,6 @@ use super::{PROMPT, Row};
 use crate::error::{Error, Result};
 use crate::text::fields::brief;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// One object a line.
-    JsonLines,
-    /// One list of objects.
-    Json,
-    /// With a header.
-    Csv { delimiter: u8 },
-    /// One prompt a line.
-    Plain,
-}
-
-impl Format {
-    /// By the file's extension, else by what the content looks like.
-    pub(crate) fn detect(name: &str, bytes: &[u8]) -> Format {
-        let extension = Path::new(name).extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
-        let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
-        match extension.as_deref() {
-            Some("csv") => return Format::Csv { delimiter: b',' },
-            Some("tsv") => return Format::Csv { delimiter: b'\t' },
-            Some("txt") => return Format::Plain,
-            Some("jsonl" | "ndjson") => return Format::JsonLines,
-            _ => {}
-        }
-        match first {
-            Some(b'[') => Format::Json,
-            Some(b'{') => Format::JsonLines,
-            _ if looks_like_csv(bytes) => Format::Csv { delimiter: b',' },
-            _ => Format::Plain,
-        }
-    }
-}
-
 /// A first line with commas, one of whose columns is called as a prompt is called.
 fn looks_like_csv(bytes: &[u8]) -> bool {
     let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
@@ -51,7 +18,7 @@ fn looks_like_csv(bytes: &[u8]) -> bool {
     line.contains(',') && columns.any(|column| PROMPT.contains(&column))
 }
 
-/// Reads `input`, or standard input. The format is known from the extension or the content.
+/// Reads `input`, or standard input. Fails if it cannot be read, and as [`parse`] does.
 pub fn read(input: Option<&Path>, strict: bool) -> Result<Vec<Row>> {
     let mut bytes = Vec::new();
     let name = match input {
@@ -66,19 +33,23 @@ pub fn read(input: Option<&Path>, strict: bool) -> Result<Vec<Row>> {
             name.to_string()
         }
     };
-    let format = Format::detect(&name, &bytes);
-    parse(&name, &bytes, format, strict)
+    parse(&name, &bytes, strict)
 }
 
-/// `bytes` is what `name` holds.
-pub fn parse(name: &str, bytes: &[u8], format: Format, strict: bool) -> Result<Vec<Row>> {
+/// The rows of `bytes`, which is what `name` holds: by its extension, else by what they look like, one JSON object a line, a list
+/// of them, CSV with a header, or one prompt a line. Fails on a list or a header that is none, and with `strict` on any bad row.
+pub fn parse(name: &str, bytes: &[u8], strict: bool) -> Result<Vec<Row>> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let file: Arc<str> = name.into();
-    let rows = match format {
-        Format::JsonLines => lines(bytes, |line, text| json_line(&file, line, text)),
-        Format::Plain => lines(bytes, |line, text| plain_line(&file, line, text)),
-        Format::Json => json_list(&file, bytes)?,
-        Format::Csv { delimiter } => csv_rows(&file, bytes, delimiter)?,
+    let extension = Path::new(name).extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+    let rows = match (extension.as_deref(), bytes.trim_ascii_start().first()) {
+        (Some("csv"), _) => csv_rows(&file, bytes, b',')?,
+        (Some("tsv"), _) => csv_rows(&file, bytes, b'\t')?,
+        (Some("txt"), _) => lines(&file, bytes, plain_line),
+        (Some("jsonl" | "ndjson"), _) | (_, Some(b'{')) => lines(&file, bytes, json_line),
+        (_, Some(b'[')) => json_list(&file, bytes)?,
+        _ if looks_like_csv(bytes) => csv_rows(&file, bytes, b',')?,
+        _ => lines(&file, bytes, plain_line),
     };
     match rows.iter().find_map(Row::fault) {
         Some(error) if strict => Err(error),
@@ -87,10 +58,10 @@ pub fn parse(name: &str, bytes: &[u8], format: Format, strict: bool) -> Result<V
 }
 
 /// Every line that is not blank, counted from 1.
-fn lines(bytes: &[u8], row: impl Fn(usize, &[u8]) -> Row) -> Vec<Row> {
+fn lines(file: &Arc<str>, bytes: &[u8], row: fn(&Arc<str>, usize, &[u8]) -> Row) -> Vec<Row> {
     let lines = bytes.split(|byte| *byte == b'\n').enumerate();
     let full = lines.filter(|(_, line)| !line.trim_ascii().is_empty());
-    full.map(|(at, line)| row(at + 1, line.strip_suffix(b"\r").unwrap_or(line))).collect()
+    full.map(|(at, line)| row(file, at + 1, line.strip_suffix(b"\r").unwrap_or(line))).collect()
 }
 
 fn json_line(file: &Arc<str>, line: usize, text: &[u8]) -> Row {
@@ -118,19 +89,8 @@ fn plain_line(file: &Arc<str>, line: usize, text: &[u8]) -> Row {
 fn json_list(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Row>> {
     const REMEDY: &str = "write one JSON object a line (.jsonl), or a list of objects";
     let path = Path::new(&**file);
-    let value: Value = serde_json::from_slice(bytes).map_err(Error::file(path, "a list of JSON objects", REMEDY))?;
-    let list = match value {
-        Value::Array(list) => list,
-        Value::Object(object) => vec![Value::Object(object)],
-        other => {
-            return Err(Error::File {
-                file: path.to_path_buf(),
-                expected: "a list of JSON objects".into(),
-                found: brief(&other),
-                remedy: REMEDY.into(),
-            });
-        }
-    };
+    let list: Vec<Value> =
+        serde_json::from_slice(bytes).map_err(Error::file(path, "a list of JSON objects", REMEDY))?;
     let row = |(at, value)| match value {
         Value::Object(object) => Row::new(file, at + 1, object),
         other => Row::broken(file, at + 1, "a JSON object", brief(&other)),
@@ -146,12 +106,8 @@ fn csv_rows(file: &Arc<str>, bytes: &[u8], delimiter: u8) -> Result<Vec<Row>> {
     let mut names: Vec<&str> = header.iter().collect();
     names.sort_unstable();
     if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(Error::File {
-            file: path.to_path_buf(),
-            expected: "columns of different names".into(),
-            found: format!("two columns `{}`", pair[0]),
-            remedy: REMEDY.into(),
-        });
+        let found = format!("two columns `{}`", pair[0]);
+        return Err(Error::file(path, "columns of different names", REMEDY)(found));
     }
     let mut rows = Vec::new();
     let mut record = csv::StringRecord::new();
@@ -161,13 +117,7 @@ fn csv_rows(file: &Arc<str>, bytes: &[u8], delimiter: u8) -> Result<Vec<Row>> {
             Ok(true) => rows.push(csv_row(file, line_of(bytes, record.position()), &header, &record)),
             Err(error) => {
                 let line = line_of(bytes, error.position());
-                let row = Row::broken(file, line, "a CSV record", error.to_string());
-                // An error of the source itself would come again for ever; one of a record does not.
-                let ends = error.is_io_error();
-                rows.push(row);
-                if ends {
-                    return Ok(rows);
-                }
+                rows.push(Row::broken(file, line, "a CSV record", error.to_string()));
             }
         }
     }

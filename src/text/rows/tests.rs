@@ -4,7 +4,7 @@ use super::*;
 use crate::text::output::write_atomic;
 
 fn jsonl(text: &str) -> Vec<Row> {
-    parse("rows.jsonl", text.as_bytes(), Format::JsonLines, false).unwrap()
+    parse("rows.jsonl", text.as_bytes(), false).unwrap()
 }
 
 fn row(value: Value) -> Row {
@@ -12,7 +12,7 @@ fn row(value: Value) -> Row {
 }
 
 fn csv(text: &str) -> Vec<Row> {
-    parse("rows.csv", text.as_bytes(), Format::Csv { delimiter: b',' }, false).unwrap()
+    parse("rows.csv", text.as_bytes(), false).unwrap()
 }
 
 fn user(row: &Row) -> String {
@@ -35,7 +35,7 @@ fn unknown_fields_and_their_order_survive() {
 #[test]
 fn bad_lines_keep_their_place_and_say_why() {
     let text = b"{\"prompt\":\"a\"}\nnot json\n[1]\n{\"prompt\":\"b\"\n{\"prompt\":\"\xff\"}\n{\"prompt\":\"c\"}\n";
-    let rows = parse("x.jsonl", text, Format::JsonLines, false).unwrap();
+    let rows = parse("x.jsonl", text, false).unwrap();
     assert_eq!(
         rows.iter().map(|row| row.fault().is_some()).collect::<Vec<_>>(),
         [false, true, true, true, true, false]
@@ -47,9 +47,9 @@ fn bad_lines_keep_their_place_and_say_why() {
         rows[2].prompt(false).unwrap_err().to_string().ends_with("line 3: expected a JSON object, found a list of 1")
     );
     assert_eq!(rows[5].line, 6);
-    let strict = parse("x.jsonl", text, Format::JsonLines, true).unwrap_err().to_string();
+    let strict = parse("x.jsonl", text, true).unwrap_err().to_string();
     assert!(strict.starts_with("x.jsonl, line 2: expected a JSON object"), "{strict}");
-    assert!(parse("x.jsonl", b"{\"prompt\":\"a\"}", Format::JsonLines, true).is_ok());
+    assert!(parse("x.jsonl", b"{\"prompt\":\"a\"}", true).is_ok());
 }
 
 #[test]
@@ -174,29 +174,34 @@ fn csv_rows_are_counted_and_checked() {
         assert!(rows[1].fault().is_some());
     }
     let bytes = b"prompt,type\r\n\xff,x\r\nb,y\r\n";
-    let rows = parse("x.csv", bytes, Format::Csv { delimiter: b',' }, false).unwrap();
+    let rows = parse("x.csv", bytes, false).unwrap();
     assert_eq!((rows.len(), rows[0].fault().is_some(), user(&rows[1]).as_str()), (2, true, "b"));
     assert_eq!((rows[0].line, rows[1].line), (2, 3));
-    let found = parse("x.csv", b"a,a\n1,2\n", Format::Csv { delimiter: b',' }, false).unwrap_err().to_string();
+    let found = parse("x.csv", b"a,a\n1,2\n", false).unwrap_err().to_string();
     assert!(found.contains("found two columns `a`"), "{found}");
 }
 
 #[test]
 fn formats_are_told_apart() {
-    let detect = |name: &str, text: &str| Format::detect(name, text.as_bytes());
-    let comma = Format::Csv { delimiter: b',' };
-    assert_eq!(detect("a.CSV", "{}"), comma);
-    assert_eq!(detect("a.tsv", ""), Format::Csv { delimiter: b'\t' });
-    assert_eq!(detect("a.txt", "{}"), Format::Plain);
-    assert_eq!(detect("a.json", " [{}]"), Format::Json);
-    assert_eq!(detect("a.json", "{}\n{}"), Format::JsonLines);
-    assert_eq!(detect("standard input", "goal,target\nx,y"), comma);
-    assert_eq!(detect("standard input", "well, hello\nyou"), Format::Plain);
-    let plain = parse("a.txt", b" one \n\ntwo\r\n", Format::Plain, false).unwrap();
+    let json = "{\"prompt\": \"x\"}";
+    for (name, text, rows, prompt) in [
+        ("a.CSV", "prompt\n{}", 1, "{}"),
+        ("a.tsv", "prompt\tn\nx, y\t1", 1, "x, y"),
+        ("a.txt", "{}", 1, "{}"),
+        ("a.json", &format!(" [{json}]"), 1, "x"),
+        ("a.json", &format!("{json}\n{json}"), 2, "x"),
+        ("a.json", &format!("\u{feff}{json}"), 1, "x"),
+        ("standard input", "goal,target\nx,y", 1, "x"),
+        ("standard input", "well, hello\nyou", 2, "well, hello"),
+    ] {
+        let found = parse(name, text.as_bytes(), true).unwrap();
+        assert_eq!((found.len(), user(&found[0]).as_str()), (rows, prompt), "{name}: {text}");
+    }
+    let plain = parse("a.txt", b" one \n\ntwo\r\n", false).unwrap();
     assert_eq!((user(&plain[0]).as_str(), user(&plain[1]).as_str(), plain[1].line), ("one", "two", 3));
-    let list = parse("a.json", br#"[{"prompt":"a"}, 3]"#, Format::Json, false).unwrap();
+    let list = parse("a.json", br#"[{"prompt":"a"}, 3]"#, false).unwrap();
     assert!(list[0].fault().is_none() && list[1].fault().is_some());
-    assert!(parse("a.json", b"[1", Format::Json, false).unwrap_err().to_string().contains("a.json: expected a list"));
+    assert!(parse("a.json", b"[1", false).unwrap_err().to_string().contains("a.json: expected a list"));
 }
 
 #[test]
