@@ -80,6 +80,11 @@ impl Error {
         move |source| Error::Io { path, action, source, remedy }
     }
 
+    /// Makes an error of one row.
+    pub(crate) fn row(place: &str, expected: impl Into<String>, found: impl ToString) -> Error {
+        Error::Row { place: place.to_string(), expected: expected.into(), found: found.to_string() }
+    }
+
     /// Makes an error about a file, for `.map_err(Error::file(path, "what it should be", "what to do"))`: the source's text
     /// becomes `found`.
     pub(crate) fn file<E: std::fmt::Display>(

@@ -23,12 +23,8 @@ impl<B: Ops> Classifier<B> {
         let spec = ModelSpec { dir: dir.to_path_buf(), adapter: None };
         let model = Pretrained::open(ops, &spec, batch_tokens, interrupt)?;
         if let Head::Causal = model.transformer.config.head {
-            return Err(Error::File {
-                file: dir.join("config.json"),
-                expected: "a sequence classifier as judge".into(),
-                found: "a causal language model".into(),
-                remedy: "name a folder with a score head".into(),
-            });
+            let (file, remedy) = (dir.join("config.json"), "name a folder with a score head");
+            return Err(Error::file(&file, "a sequence classifier as judge", remedy)("a causal language model"));
         }
         // By content, not by path: the name is part of a benchmark's identity on every machine.
         let hash = Checkpoint::open(dir, &model.transformer.config)?.sha256();

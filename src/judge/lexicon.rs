@@ -51,12 +51,7 @@ impl Lexicon {
 
     /// `path` names the text in messages and in the judge's name.
     pub fn parse(text: &str, path: &Path) -> Result<Lexicon> {
-        let wrong = |found: String| Error::File {
-            file: path.into(),
-            expected: "a lexicon".into(),
-            found,
-            remedy: REMEDY.into(),
-        };
+        let wrong = |found: String| Error::file(path, "a lexicon", REMEDY)(found);
         let written: Written = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
         let Written { schema, rule: Rule::Any, ignore_case, start, contains } = written;
         if schema != 1 {

@@ -176,11 +176,7 @@ impl<B: Ops> Pretrained<B> {
         let scores = self.scores(version, rendered)?;
         let first = |scores: Vec<f32>| match scores.first() {
             Some(r) if r.is_finite() => Ok(*r),
-            other => Err(Error::Row {
-                place: self.dir.display().to_string(),
-                expected: "a finite reward".into(),
-                found: format!("{other:?}"),
-            }),
+            other => Err(Error::row(&self.dir.display().to_string(), "a finite reward", format!("{other:?}"))),
         };
         Ok(scores.into_iter().map(|scores| scores.and_then(first)).collect())
     }
@@ -205,11 +201,8 @@ fn request(rendering: &Rendering, ask: &Ask, context: usize) -> Result<Continue>
     };
     tokens.extend_from_slice(&forced);
     if tokens.len() >= context {
-        return Err(Error::Row {
-            place: "prompt with forced answer".into(),
-            expected: format!("fewer than {context} tokens (the model's context)"),
-            found: tokens.len().to_string(),
-        });
+        let expected = format!("fewer than {context} tokens (the model's context)");
+        return Err(Error::row("prompt with forced answer", expected, tokens.len()));
     }
     Ok(Continue { tokens, forced: forced.len(), id: ask.id })
 }

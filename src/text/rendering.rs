@@ -153,14 +153,12 @@ impl Rendering {
     fn split(&self, turns: &[Message], answer: &str) -> Result<(String, String)> {
         let before = self.chat(turns, true)?;
         let full = self.chat(&with_turn(turns, answer), false)?;
-        match full.strip_prefix(&before) {
-            Some(rest) => Ok((before.clone(), rest.to_string())),
-            None => Err(Error::Row {
-                place: format!("chat template of {}", self.dir.display()),
-                expected: "an answered conversation to begin with the unanswered one".into(),
-                found: "another beginning: use --raw".into(),
-            }),
-        }
+        let Some(rest) = full.strip_prefix(&before) else {
+            let place = format!("chat template of {}", self.dir.display());
+            let expected = "an answered conversation to begin with the unanswered one";
+            return Err(Error::row(&place, expected, "another beginning: use --raw"));
+        };
+        Ok((before, rest.to_string()))
     }
 
     fn chat(&self, turns: &[Message], add_generation_prompt: bool) -> Result<String> {
@@ -209,11 +207,10 @@ impl Rendering {
     fn checked(&self, ids: &[u32]) -> Result<Vec<u32>> {
         match ids.iter().position(|id| *id as usize >= self.vocab_size) {
             None => Ok(ids.to_vec()),
-            Some(at) => Err(Error::Row {
-                place: format!("token {at}"),
-                expected: format!("an id below {}, the model's vocabulary", self.vocab_size),
-                found: ids[at].to_string(),
-            }),
+            Some(at) => {
+                let expected = format!("an id below {}, the model's vocabulary", self.vocab_size);
+                Err(Error::row(&format!("token {at}"), expected, ids[at]))
+            }
         }
     }
 
@@ -221,11 +218,8 @@ impl Rendering {
         if tokens.len() <= limit {
             return Ok(tokens);
         }
-        Err(Error::Row {
-            place: what.to_string(),
-            expected: format!("at most {limit} tokens (the model's context is {})", self.context),
-            found: format!("{} tokens", tokens.len()),
-        })
+        let expected = format!("at most {limit} tokens (the model's context is {})", self.context);
+        Err(Error::row(what, expected, format!("{} tokens", tokens.len())))
     }
 }
 
@@ -240,5 +234,5 @@ fn filled(tokens: Vec<u32>, what: &str) -> Result<Vec<u32>> {
 }
 
 fn empty(what: &str) -> Error {
-    Error::Row { place: what.to_string(), expected: "text".into(), found: "none".into() }
+    Error::row(what, "text", "none")
 }

@@ -57,21 +57,14 @@ impl Tokenizer {
     /// Encodes `text` alone, or `around` with what the tokenizer puts around every text (a beginning-of-text token, say). Special
     /// tokens written out in it become their ids. Fails on text that the tokenizer has no ids for.
     pub(crate) fn encode(&self, text: &str, around: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, around).map_err(|error| Error::Row {
-            place: "text".into(),
-            expected: format!("one that {} can encode", self.file.display()),
-            found: error.to_string(),
-        })?;
-        Ok(encoding.get_ids().to_vec())
+        let refused = |error| Error::row("text", format!("one that {} can encode", self.file.display()), error);
+        Ok(self.inner.encode_fast(text, around).map_err(refused)?.get_ids().to_vec())
     }
 
     /// Decodes `ids`; ids without a token count for nothing.
     pub(crate) fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(|error| Error::Row {
-            place: "token ids".into(),
-            expected: format!("ones that {} can decode", self.file.display()),
-            found: error.to_string(),
-        })
+        let refused = |error| Error::row("token ids", format!("ones that {} can decode", self.file.display()), error);
+        self.inner.decode(ids, skip_special).map_err(refused)
     }
 
     /// Highest id + 1.

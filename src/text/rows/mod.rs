@@ -86,7 +86,7 @@ impl Row {
 
     /// An error of this row.
     pub(crate) fn wrong(&self, expected: &str, found: &str) -> Error {
-        Error::Row { place: self.place(), expected: expected.to_string(), found: found.to_string() }
+        Error::row(&self.place(), expected, found)
     }
 
     /// The last part of the file's path.
