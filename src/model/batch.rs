@@ -67,21 +67,13 @@ impl Batch {
         group: impl Fn(&'a T) -> (&'a [u32], Vec<AnswerTokens<'a>>),
     ) -> Vec<(&'a [T], Batch)> {
         let groups: Vec<_> = items.iter().map(group).collect();
-        let costs: Vec<usize> = groups.iter().map(|(prompt, answers)| Batch::cost(prompt, answers, heads)).collect();
         let batch = |range: Range<usize>| {
             let mut batch = Batch::default();
-            groups[range.clone()].iter().for_each(|(prompt, answers)| batch.push(prompt, answers, heads));
-            (&items[range], batch)
+            groups[range].iter().for_each(|(prompt, answers)| batch.push(prompt, answers, heads));
+            batch
         };
-        plan(&costs, limit).into_iter().map(batch).collect()
-    }
-
-    /// Rows that `push` would add.
-    fn cost(prompt: &[u32], answers: &[AnswerTokens], heads: Heads) -> usize {
-        let own = usize::from(!prompt.is_empty());
-        let unread = usize::from(heads == Heads::Targets);
-        let rows = |answer: &AnswerTokens| (own + answer.tokens.len()).saturating_sub(unread);
-        prompt.len().saturating_sub(1) + answers.iter().map(rows).sum::<usize>()
+        let rows: Vec<usize> = (0..groups.len()).map(|at| batch(at..at + 1).len()).collect();
+        plan(&rows, limit).into_iter().map(|range| (&items[range.clone()], batch(range))).collect()
     }
 
     /// Adds a group. Token ids and lengths were checked where they came from.
@@ -199,7 +191,6 @@ mod tests {
         assert_eq!(batch.segments[0], Segment { rows: 0..2, prompt: 0..0, seen_until: 8 });
         assert_eq!(batch.segments[1], Segment { rows: 2..5, prompt: 0..2, seen_until: 5 });
         assert_eq!(batch.groups.as_slice(), std::slice::from_ref(&(0..3)));
-        assert_eq!(Batch::cost(&[1, 2, 3], &answers, Heads::Targets), 8);
         assert_eq!(batch.pairs(), 3 + (6 + 6) * 2);
     }
 

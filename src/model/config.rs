@@ -182,7 +182,7 @@ impl ModelConfig {
             head_dim,
             rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
             max_position_embeddings,
-            tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
+            tie_word_embeddings: fields.flag("tie_word_embeddings")?,
             qkv_bias: family == Family::Qwen2,
             qk_norm: family == Family::Qwen3,
             rope: RopeConfig::read(fields, max_position_embeddings)?,
@@ -261,7 +261,7 @@ fn refuse_unsupported(fields: &Fields, family: Family) -> Result<()> {
     // Qwen2 has its biases whatever the config says; elsewhere the flag also biases the output projection.
     let biases: &[&str] = if family == Family::Qwen2 { &["use_mrope"] } else { &["attention_bias", "mlp_bias"] };
     for key in biases {
-        if fields.flag(key, false)? {
+        if fields.flag(key)? {
             return Err(fields.refuse(key, "false", "true", REMEDY));
         }
     }
@@ -305,7 +305,7 @@ fn windows(fields: &Fields, family: Family, layers: usize) -> Result<Vec<Option<
     let on = match family {
         Family::Llama => false,
         Family::Mistral => true,
-        Family::Qwen2 | Family::Qwen3 => fields.flag("use_sliding_window", false)?,
+        Family::Qwen2 | Family::Qwen3 => fields.flag("use_sliding_window")?,
     };
     // Null turns the window off; where the field is missing, transformers takes its own default.
     let window = if fields.has("sliding_window") { fields.size("sliding_window")? } else { Some(4096) };

@@ -103,8 +103,9 @@ impl Fields {
         self.read(key, "a number above 0 that f32 holds", |value| value.as_f64().filter(holds))
     }
 
-    pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool> {
-        Ok(self.read(key, "true or false", Value::as_bool)?.unwrap_or(default))
+    /// Reads a flag, false when absent.
+    pub(crate) fn flag(&self, key: &str) -> Result<bool> {
+        Ok(self.read(key, "true or false", Value::as_bool)?.unwrap_or(false))
     }
 
     pub(crate) fn text(&self, key: &str) -> Result<Option<&str>> {

@@ -79,10 +79,8 @@ impl Template {
     /// Renders a conversation, with the beginning of the answer's turn when `add_generation_prompt`. What the template refuses
     /// is that row's error.
     pub(crate) fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let row = |expected: &str, found: String| {
-            let place = format!("chat template of {}", self.file.display());
-            Error::Row { place, expected: expected.into(), found }
-        };
+        let place = format!("chat template of {}", self.file.display());
+        let row = |expected: &str, found: String| Error::row(&place, expected, found);
         let failed = |error| row("a conversation that it renders", on_one_line(&error));
         let template = self.environment.get_template(NAME).map_err(failed)?;
         let none = Value::from(());

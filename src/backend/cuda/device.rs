@@ -10,7 +10,6 @@ mod trail;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use cudarc::driver::result::{self, DriverError};
@@ -46,8 +45,7 @@ pub struct GpuDriver {
     trail: Mutex<Trail>,
     small: Mutex<Option<Ring>>,
     large: Mutex<Option<Ring>>,
-    capturing: AtomicBool,
-    capture: Mutex<Capture>,
+    capture: Mutex<Option<Capture>>,
     /// Dropped last.
     context: Context,
 }
@@ -120,7 +118,6 @@ impl GpuDriver {
             trail: Mutex::default(),
             small: Mutex::default(),
             large: Mutex::default(),
-            capturing: AtomicBool::new(false),
             capture: Mutex::default(),
             context,
         }))
@@ -137,7 +134,7 @@ impl GpuDriver {
 
     /// What a capture forbids: it would wait, or change what is recorded.
     fn outside_capture(&self, action: &str) -> Result<()> {
-        if !self.capturing.load(Ordering::Acquire) {
+        if lock(&self.capture).is_none() {
             return Ok(());
         }
         Err(fault::ours(&self.info.name, format!("cannot {action} while a sequence is captured")))
@@ -226,8 +223,8 @@ impl Driver for GpuDriver {
     }
 
     unsafe fn free(&self, address: u64) {
-        if self.capturing.load(Ordering::Acquire) {
-            lock(&self.capture).freed.push(address);
+        if let Some(capture) = &mut *lock(&self.capture) {
+            capture.freed.push(address);
             return;
         }
         // SAFETY: the caller's promise; what is queued may still use it, so that comes first. A fault was or will be reported by
@@ -289,8 +286,8 @@ impl Driver for GpuDriver {
             result::launch_kernel(function, (x, y, z), (bx, by, bz), config.shared, self.stream, &mut args)
         });
         launched.map_err(|error| self.fault(&format!("launch {name} with {config:?}"), error))?;
-        if self.capturing.load(Ordering::Acquire) {
-            lock(&self.capture).kernels.push(name);
+        if let Some(capture) = &mut *lock(&self.capture) {
+            capture.kernels.push(name);
             return Ok(());
         }
         lock(&self.trail).launch(name);
@@ -302,13 +299,12 @@ impl Driver for GpuDriver {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is alive.
         self.with("capture", || unsafe { result::stream::begin_capture(self.stream, mode) })?;
-        self.capturing.store(true, Ordering::Release);
+        *lock(&self.capture) = Some(Capture::default());
         Ok(())
     }
 
     unsafe fn capture_end(self: Arc<Self>) -> Result<Captured> {
-        self.capturing.store(false, Ordering::Release);
-        let Capture { kernels, freed } = std::mem::take(&mut *lock(&self.capture));
+        let Capture { kernels, freed } = lock(&self.capture).take().unwrap_or_default();
         let captured = self.with("capture", || {
             // SAFETY: the stream is alive; the graph is destroyed once, after what was made from it.
             unsafe {
@@ -356,9 +352,7 @@ impl Drop for GpuDriver {
         // SAFETY: all of it is ours; nothing is queued once the stream is idle.
         unsafe {
             let _ = self.context.bind().and_then(|()| result::stream::synchronize(self.stream));
-            [&self.small, &self.large].into_iter().for_each(|ring| {
-                let _ = lock(ring).take().map(|mut ring| ring.free());
-            });
+            [&self.small, &self.large].into_iter().for_each(|ring| drop(lock(ring).take()));
             for (_, module) in lock(&self.modules).drain() {
                 let _ = result::module::unload(module);
             }

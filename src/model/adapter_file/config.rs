@@ -19,7 +19,7 @@ pub fn read(fields: &Fields) -> Result<AdapterFile> {
     Ok(AdapterFile {
         rank: fields.required_size("r")?,
         lora_alpha: lora_alpha.ok_or_else(|| fields.wrong("lora_alpha", "a number above 0", "no such field"))?,
-        use_rslora: fields.flag("use_rslora", false)?,
+        use_rslora: fields.flag("use_rslora")?,
         task_type,
         base_model_name: fields.text("base_model_name_or_path")?.map(str::to_string),
         tensors: BTreeMap::new(),
@@ -42,7 +42,7 @@ fn refuse_unsupported(fields: &Fields) -> Result<()> {
         ("use_qalora", "pooled inputs"),
         ("use_bdlora", "block-diagonal matrices"),
     ] {
-        if fields.flag(flag, false)? {
+        if fields.flag(flag)? {
             return Err(fields.refuse(flag, "false", &format!("true ({meaning})"), REMEDY));
         }
     }

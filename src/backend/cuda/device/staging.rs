@@ -23,28 +23,7 @@ unsafe impl Send for Ring {}
 impl Ring {
     /// The context must be current, here and in every method.
     pub(crate) fn new(slots: usize, bytes: usize) -> Result<Ring, DriverError> {
-        let mut ring = Ring { slots: Vec::with_capacity(slots), bytes, next: 0 };
-        let filled = (0..slots).try_for_each(|_| ring.grow());
-        if filled.is_err() {
-            ring.free();
-        }
-        filled.map(|()| ring)
-    }
-
-    fn grow(&mut self) -> Result<(), DriverError> {
-        // SAFETY: freed by `free`; flags 0 ask for plain pinned memory.
-        let memory = unsafe { result::malloc_host(self.bytes, 0)? };
-        match event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING) {
-            Ok(done) => {
-                self.slots.push(Slot { memory: memory.cast(), done });
-                Ok(())
-            }
-            Err(error) => {
-                // SAFETY: just allocated, used by nothing.
-                let _ = unsafe { result::free_host(memory) };
-                Err(error)
-            }
-        }
+        Ok(Ring { slots: (0..slots).map(|_| Slot::new(bytes)).collect::<Result<_, _>>()?, bytes, next: 0 })
     }
 
     /// The next slot, once the device has done with it.
@@ -106,22 +85,32 @@ impl Ring {
         }
         Ok(())
     }
-
-    /// Gives everything back; the context must be current and idle.
-    pub(crate) fn free(&mut self) {
-        for slot in self.slots.drain(..) {
-            // SAFETY: created by `new`, freed once. After a fault there is nothing left to do about an error.
-            unsafe {
-                let _ = event::destroy(slot.done);
-                let _ = result::free_host(slot.memory.cast());
-            }
-        }
-    }
 }
 
 impl Slot {
+    fn new(bytes: usize) -> Result<Slot, DriverError> {
+        // SAFETY: freed with the slot; flags 0 ask for plain pinned memory.
+        let memory = unsafe { result::malloc_host(bytes, 0)? }.cast();
+        let mut slot = Slot { memory, done: std::ptr::null_mut() };
+        slot.done = event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
+        Ok(slot)
+    }
+
     fn wait(&self) -> Result<(), DriverError> {
         // SAFETY: the event is alive.
         unsafe { event::synchronize(self.done) }
+    }
+}
+
+impl Drop for Slot {
+    /// The context must be current and idle.
+    fn drop(&mut self) {
+        // SAFETY: both are its own. After a fault there is nothing left to do about an error.
+        unsafe {
+            if !self.done.is_null() {
+                let _ = event::destroy(self.done);
+            }
+            let _ = result::free_host(self.memory.cast());
+        }
     }
 }
