@@ -54,12 +54,12 @@ impl Compare {
         let watch = &mut Stages::new(session);
         let summary = on_device!(device, |ops| experiment::run(ops, &experiment, &directory, watch))?;
         outcome::show(session, directory.path(), &summary)?;
-        outcome::result(session, [&summary].into_iter())
+        session.result(&summary)
     }
 
     fn experiment(&self, session: &Session) -> Result<Experiment> {
         let (pair, judges) = (&self.pair, &self.judges);
-        let given = self.seeds.first().copied().or(session.given_seed());
+        let given = self.seeds.first().copied().or(session.given_seed);
         let repair = self.repair.recipe(given, pair.batch_tokens)?;
         let seeds = if self.seeds.is_empty() { vec![repair.seed] } else { self.seeds.clone() };
         Ok(Experiment {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde_json::json;
 
 use super::device::on_device;
 use super::watch::Stages;
@@ -43,6 +44,9 @@ impl Demo {
             session.say(&format!("\n{}: {}\n", run.pair.name, run.pair.description));
             outcome::show(session, &run.dir, &run.summary)?;
         }
-        outcome::result(session, runs.iter().map(|run| &run.summary))
+        match runs.as_slice() {
+            [one] => session.result(&one.summary),
+            all => session.result(&json!({ "runs": all.iter().map(|run| &run.summary).collect::<Vec<_>>() })),
+        }
     }
 }

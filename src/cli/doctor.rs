@@ -24,7 +24,7 @@ impl Doctor {
         let driver = driver_version();
         let gpus = devices();
         let nvrtc = Nvrtc::find(session.kernels().nvrtc.as_deref(), driver.as_ref());
-        let cuda = match session.device_spec() {
+        let cuda = match session.device {
             DeviceSpec::Cuda(ordinal) => Some(open_cuda(ordinal, session.kernels())?),
             DeviceSpec::Sim(arch) => Some(open_sim(arch, &session.kernels())?),
             DeviceSpec::Auto | DeviceSpec::Cpu => None,

@@ -12,18 +12,15 @@ mod demo;
 mod detect;
 mod device;
 mod doctor;
-mod generate;
 mod groups;
 mod inspect;
-mod judge;
 mod kernels;
-mod logprob;
 mod outcome;
 mod probe;
 mod repair;
 mod report;
 mod rows;
-mod score;
+mod rowwise;
 mod session;
 mod watch;
 
@@ -52,10 +49,10 @@ enum Command {
     Detect(detect::Detect),
     Repair(repair::Repair),
     Compare(compare::Compare),
-    Generate(generate::Generate),
-    Score(score::Score),
-    Logprob(logprob::Logprob),
-    Judge(judge::Judge),
+    Generate(rowwise::Generate),
+    Score(rowwise::Score),
+    Logprob(rowwise::Logprob),
+    Judge(rowwise::Judge),
     Bench(bench::Bench),
     Inspect(inspect::Inspect),
     Kernels(kernels::Kernels),

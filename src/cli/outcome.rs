@@ -1,4 +1,4 @@
-//! How a finished run is reported: its tables on stderr, its report, and with `--json` its summary on stdout.
+//! How a finished run is reported: its tables on stderr, and its report.
 
 use std::path::Path;
 
@@ -26,13 +26,4 @@ pub(crate) fn show(session: &Session, directory: &Path, summary: &Summary) -> Re
     let page = report::write(directory, &[])?;
     session.say(&format!("\nreport: {}", page.display()));
     Ok(())
-}
-
-/// One summary as itself, several as a list.
-pub(crate) fn result<'a>(session: &Session, summaries: impl Iterator<Item = &'a Summary>) -> Result<()> {
-    let summaries: Vec<&Summary> = summaries.collect();
-    match summaries.as_slice() {
-        [one] => session.result(one),
-        all => session.result(&serde_json::json!({ "runs": all })),
-    }
 }

@@ -84,7 +84,7 @@ impl Repair {
             (None, Some(path)) => Scale::Calibration(path),
             (None, None) => return Err(Error::Usage("--calibration: expected a file, or --thresholds".to_string())),
         };
-        let config = self.settings.recipe(session.given_seed(), self.pair.batch_tokens)?;
+        let config = self.settings.recipe(session.given_seed, self.pair.batch_tokens)?;
         let options = RepairOptions {
             models: self.pair.models(&self.judges),
             method: self.method,

@@ -11,6 +11,7 @@ use super::Session;
 use crate::error::{Error, Result};
 use crate::model::{ModelSpec, Pretrained};
 use crate::ops::Ops;
+use crate::run::detect::Added;
 use crate::run::interrupt;
 use crate::text::rows::{Row, RowWriter, read};
 
@@ -38,10 +39,7 @@ pub(crate) struct RowArgs {
     pub(crate) raw: bool,
 }
 
-/// Fields that are added to a row.
-pub(crate) type Added = Vec<(String, Value)>;
-
-/// By name.
+/// What is added to a row, by name.
 pub(crate) fn fields<const N: usize>(fields: [(&str, Value); N]) -> Added {
     fields.map(|(name, value)| (name.to_string(), value)).into()
 }
@@ -62,7 +60,7 @@ impl RowArgs {
 
     /// Reads all rows. Called before a model is opened: a wrong path should not cost a load.
     pub fn read(&self, session: &Session) -> Result<RowJob<'_>> {
-        if session.json() && self.output.is_none() {
+        if session.json && self.output.is_none() {
             let why = "--json: expected --output FILE beside it, found rows and result both on stdout";
             return Err(Error::Usage(why.to_string()));
         }
@@ -155,38 +153,4 @@ pub(crate) struct Done {
     pub(crate) rows: usize,
     pub(crate) errors: usize,
     pub(crate) seconds: f64,
-}
-
-/// Gives the rows that can be read to `work`, all in one call, and lays its results back into their places.
-pub(crate) fn good<T, R>(
-    read: Vec<Result<T>>,
-    work: impl FnOnce(&[T]) -> Result<Vec<Result<R>>>,
-) -> Result<Vec<Result<R>>> {
-    let (mut items, mut places) = (Vec::new(), Vec::with_capacity(read.len()));
-    for item in read {
-        places.push(item.map(|item| items.push(item)));
-    }
-    let mut results = work(&items)?.into_iter();
-    let missing = || Error::Shape { op: "rows", expected: "a result per row".into(), found: "fewer".into() };
-    Ok(places.into_iter().map(|place| place.and_then(|()| results.next().unwrap_or_else(|| Err(missing())))).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn results_return_to_the_places_of_their_rows() {
-        let bad = || Error::Usage("bad".into());
-        let rows = vec![Ok(1), Err(bad()), Ok(3), Ok(4), Ok(5)];
-        let work = |items: &[i32]| Ok(items.iter().map(|i| if *i == 5 { Err(bad()) } else { Ok(10 * i) }).collect());
-        let found: Vec<Option<i32>> = good(rows, work).unwrap().into_iter().map(Result::ok).collect();
-        assert_eq!(found, [Some(10), None, Some(30), Some(40), None]);
-    }
-
-    #[test]
-    fn a_lost_result_is_an_error_and_never_anothers() {
-        let found = good(vec![Ok(1), Ok(2)], |_: &[i32]| Ok(vec![Ok(1)])).unwrap();
-        assert!(found[0].is_ok() && found[1].is_err());
-    }
 }

@@ -24,13 +24,13 @@ pub(crate) const SEED: u32 = 1;
 pub(crate) struct Session {
     /// Where to compute: auto (the first usable GPU, else the CPU), cpu, cuda[:N], sim[:ARCH]
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
-    device: DeviceSpec,
+    pub(super) device: DeviceSpec,
     /// Seeds everything random: the same inputs and the same seed give the same result [default: 1]
-    #[arg(long, global = true, value_name = "N", value_parser = args::whole::<u64>(0, LARGEST_SEED))]
-    seed: Option<u64>,
+    #[arg(long = "seed", global = true, value_name = "N", value_parser = args::whole::<u64>(0, LARGEST_SEED))]
+    pub(super) given_seed: Option<u64>,
     /// Print the result as one JSON object on stdout; tables go to stderr
     #[arg(long, global = true)]
-    json: bool,
+    pub(super) json: bool,
     /// Compiled kernels: a file of `ares kernels --pack`, or a folder of sources [environment: ARES_KERNELS]
     #[arg(long, global = true, value_name = "PATH")]
     kernels: Option<PathBuf>,
@@ -50,27 +50,13 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn seed(&self) -> u64 {
-        self.seed.unwrap_or(SEED.into())
-    }
-
-    /// `--seed` as typed.
-    pub(crate) fn given_seed(&self) -> Option<u64> {
-        self.seed
-    }
-
-    pub(crate) fn json(&self) -> bool {
-        self.json
+        self.given_seed.unwrap_or(SEED.into())
     }
 
     /// Where kernels come from.
     pub(crate) fn kernels(&self) -> KernelOptions {
         let Session { kernels, nvrtc, sync, .. } = self;
         KernelOptions { nvrtc: nvrtc.clone(), kernels: kernels.clone(), sync: *sync }.or_environment()
-    }
-
-    /// `--device` as typed.
-    pub(crate) fn device_spec(&self) -> DeviceSpec {
-        self.device
     }
 
     /// The device, usable. `auto` says which one it chose.

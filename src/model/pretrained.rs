@@ -217,8 +217,20 @@ fn prompt(row: &Rendered) -> &[u32] {
 }
 
 /// Puts the results of the good rows into their places.
-fn fill<T, V, R>(rows: Vec<Result<T>>, values: Vec<V>, finish: impl Fn(V) -> Result<R>) -> Vec<Result<R>> {
+pub(crate) fn fill<T, V, R>(rows: Vec<Result<T>>, values: Vec<V>, finish: impl Fn(V) -> Result<R>) -> Vec<Result<R>> {
     let lost = || Error::Shape { op: "batch", expected: "a result per row".into(), found: "fewer".into() };
     let mut values = values.into_iter();
     rows.into_iter().map(|row| row.and_then(|_| finish(values.next().ok_or_else(lost)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_return_to_the_places_of_their_rows_and_a_lost_one_is_an_error() {
+        let rows = vec![Ok(1), Err(Error::Usage("bad".into())), Ok(3), Ok(4)];
+        let found: Vec<Option<i32>> = fill(rows, vec![10, 30], Ok).into_iter().map(Result::ok).collect();
+        assert_eq!(found, [Some(10), None, Some(30), None]);
+    }
 }

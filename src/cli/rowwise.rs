@@ -1,0 +1,250 @@
+//! The commands that add to each row what one model says of it: `generate`, `score`, `logprob`, `judge`.
+
+use std::num::NonZeroUsize;
+
+use clap::Args;
+use rayon::prelude::*;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::device::on_device;
+use super::rows::{RowArgs, RowJob, fields};
+use super::{Session, args};
+use crate::error::{Error, Result};
+use crate::judge::JudgeSpec;
+use crate::model::pretrained::fill;
+use crate::model::{Answer, Ask, Decoding, ModelSpec, Version};
+use crate::ops::Ops;
+use crate::run::detect::Added;
+use crate::run::interrupt;
+use crate::text::{Exchange, Prompt, Rendered, Rendering, Row};
+
+/// Answer prompts: add `response`, `tokens_out` and `finish` to each row
+#[derive(Debug, Args)]
+pub(crate) struct Generate {
+    /// Language model
+    #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model)]
+    model: ModelSpec,
+    #[command(flatten)]
+    decoding: DecodingArgs,
+    #[command(flatten)]
+    rows: RowArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Decoding")]
+struct DecodingArgs {
+    /// Take the likeliest token each time
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p"])]
+    greedy: bool,
+    /// Divide the logits by T; 0 is greedy
+    #[arg(long, value_name = "T", default_value = "1", value_parser = args::positive_or_zero)]
+    temperature: f32,
+    /// Sample among the K likeliest tokens; 0 keeps all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Sample among the likeliest tokens that reach P together
+    #[arg(long, value_name = "P", default_value = "1", value_parser = args::share)]
+    top_p: f64,
+    /// Cut every answer after N tokens
+    #[arg(long, value_name = "N", default_value = "128")]
+    max_new_tokens: NonZeroUsize,
+    /// Go on after the end of the turn
+    #[arg(long)]
+    ignore_eos: bool,
+}
+
+impl DecodingArgs {
+    fn decoding(&self, seed: u64) -> Decoding {
+        Decoding {
+            max_new_tokens: self.max_new_tokens.get(),
+            temperature: if self.greedy { 0.0 } else { self.temperature },
+            top_k: self.top_k,
+            top_p: self.top_p as f32,
+            seed,
+            ignore_eos: self.ignore_eos,
+        }
+    }
+}
+
+impl Generate {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
+        let device = session.device()?;
+        let job = self.rows.read(session)?;
+        on_device!(device, |ops| self.work(ops, session, job))
+    }
+
+    fn work<B: Ops>(&self, ops: &B, session: &Session, job: RowJob) -> Result<()> {
+        let mut model = self.rows.open(ops, &self.model)?;
+        model.transformer.config.expect_causal()?;
+        let decoding = self.decoding.decoding(session.seed());
+        job.run(session, "generate", |rows| {
+            let asks: Vec<Result<Ask>> = rows.iter().map(|row| self.ask(row, &model.rendering)).collect();
+            let good: Vec<Ask> = asks.iter().flatten().cloned().collect();
+            Ok(fill(asks, model.generate(Version::Current, &good, &decoding)?, answered))
+        })
+    }
+
+    fn ask(&self, row: &Row, rendering: &Rendering) -> Result<Ask> {
+        Ok(Ask::new(row.prompt_for(self.rows.raw, Some(rendering))?, key(row)))
+    }
+}
+
+/// What keys a row's random numbers: its `id`, else its line. So neither order nor company changes an answer.
+fn key(row: &Row) -> u64 {
+    let Some(id) = row.object.get("id") else { return row.line as u64 };
+    let hash = Sha256::digest(id.to_string());
+    hash.iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte))
+}
+
+fn answered(answer: Result<Answer>) -> Result<Added> {
+    let Answer { text, tokens, finish } = answer?;
+    Ok(fields([("response", json!(text)), ("tokens_out", json!(tokens)), ("finish", json!(finish))]))
+}
+
+/// Score answers with a reward model: add `reward` to each row
+#[derive(Debug, Args)]
+pub(crate) struct Score {
+    /// Reward model: a sequence classifier with one label
+    #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model)]
+    reward: ModelSpec,
+    #[command(flatten)]
+    rows: RowArgs,
+}
+
+impl Score {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
+        let device = session.device()?;
+        let job = self.rows.read(session)?;
+        on_device!(device, |ops| self.work(ops, session, job))
+    }
+
+    fn work<B: Ops>(&self, ops: &B, session: &Session, job: RowJob) -> Result<()> {
+        let mut model = self.rows.open(ops, &self.reward)?;
+        model.transformer.config.expect_score()?;
+        job.run(session, "score", |rows| {
+            let rendered: Vec<Result<Rendered>> = rows
+                .par_iter()
+                .map(|row| match row.exchange(self.rows.raw, Some(&model.rendering))? {
+                    Exchange::Text { prompt, answer } => model.rendering.full(&prompt, &answer),
+                    Exchange::Tokens { tokens, prompt_len } => model.rendering.given(&tokens, prompt_len),
+                })
+                .collect();
+            let scores = model.scores(Version::Current, rendered)?;
+            Ok(scores.into_iter().map(|scores| Ok(fields([("reward", json!(finite(&scores?)?))]))).collect())
+        })
+    }
+}
+
+fn finite(scores: &[f32]) -> Result<f32> {
+    match scores {
+        [score] if score.is_finite() => Ok(*score),
+        other => Err(Error::NotFinite {
+            what: "reward".into(),
+            found: format!("{other:?}"),
+            remedy: "check the reward model's weights".into(),
+        }),
+    }
+}
+
+/// Compute log-probabilities of answers: add `logprob` (their sum) and `n` to each row
+#[derive(Debug, Args)]
+pub(crate) struct Logprob {
+    /// Language model
+    #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model)]
+    model: ModelSpec,
+    /// Add `logprobs`, one per token of the answer
+    #[arg(long)]
+    per_token: bool,
+    #[command(flatten)]
+    rows: RowArgs,
+}
+
+impl Logprob {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
+        let device = session.device()?;
+        let job = self.rows.read(session)?;
+        on_device!(device, |ops| self.work(ops, session, job))
+    }
+
+    fn work<B: Ops>(&self, ops: &B, session: &Session, job: RowJob) -> Result<()> {
+        let mut model = self.rows.open(ops, &self.model)?;
+        model.transformer.config.expect_causal()?;
+        job.run(session, "logprob", |rows| {
+            let rendered = rows.par_iter().map(|row| self.render(&model.rendering, row)).collect();
+            let logprobs = model.logprobs(Version::Current, rendered)?;
+            Ok(logprobs.into_iter().map(|logprobs| self.added(logprobs?)).collect())
+        })
+    }
+
+    fn render(&self, rendering: &Rendering, row: &Row) -> Result<Rendered> {
+        match row.exchange(self.rows.raw, Some(rendering))? {
+            Exchange::Text { prompt, answer } => rendering.with_answer(&prompt, &answer),
+            Exchange::Tokens { tokens, prompt_len } if (1..tokens.len()).contains(&prompt_len) => {
+                rendering.given(&tokens, prompt_len)
+            }
+            Exchange::Tokens { tokens, prompt_len } => Err(row.wrong(
+                &format!("`prompt_tokens` from 1 to {}", tokens.len().saturating_sub(1)),
+                &prompt_len.to_string(),
+            )),
+        }
+    }
+
+    fn added(&self, logprobs: Vec<f32>) -> Result<Added> {
+        let sum: f64 = logprobs.iter().map(|logprob| f64::from(*logprob)).sum();
+        if logprobs.is_empty() || !sum.is_finite() {
+            return Err(Error::NotFinite {
+                what: "log-probability".into(),
+                found: format!("{sum} over {} tokens", logprobs.len()),
+                remedy: "check the model's weights".into(),
+            });
+        }
+        let mut added = fields([("logprob", json!(sum)), ("n", json!(logprobs.len()))]);
+        if self.per_token {
+            added.push(("logprobs".to_string(), json!(logprobs)));
+        }
+        Ok(added)
+    }
+}
+
+/// Judge answers: add `p_harm` and `ambiguous` to each row
+#[derive(Debug, Args)]
+pub(crate) struct Judge {
+    /// Judge of harm: model:DIR or lexicon:FILE
+    #[arg(long, value_name = "SPEC")]
+    judge: JudgeSpec,
+    /// Call an answer harmful from this p_harm on, 0 to 1
+    #[arg(long, value_name = "P", default_value = "0.5", value_parser = args::share)]
+    harm_threshold: f64,
+    #[command(flatten)]
+    rows: RowArgs,
+}
+
+impl Judge {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
+        let device = session.device()?;
+        let job = self.rows.read(session)?;
+        on_device!(device, |ops| self.work(ops, session, job))
+    }
+
+    fn work<B: Ops>(&self, ops: &B, session: &Session, job: RowJob) -> Result<()> {
+        let mut judge = self.judge.open(ops, self.rows.batch_tokens().unwrap_or(B::BATCH), &interrupt::flag())?;
+        job.run(session, "judge", |rows| {
+            let texts: Vec<Result<(Prompt, String)>> = rows.iter().map(|row| self.texts(row)).collect();
+            let good: Vec<(&Prompt, &str)> = texts.iter().flatten().map(|(p, answer)| (p, answer.as_str())).collect();
+            let words = judge.judge(&good, self.harm_threshold)?;
+            Ok(fill(texts, words, |harm| {
+                let harm = harm?;
+                Ok(fields([("p_harm", json!(harm.p_harm)), ("ambiguous", json!(harm.ambiguous))]))
+            }))
+        })
+    }
+
+    /// Prompt and answer; ids are nothing that a judge could read.
+    fn texts(&self, row: &Row) -> Result<(Prompt, String)> {
+        match row.answered(self.rows.raw)? {
+            (Prompt::Tokens(_), _) => Err(row.wrong("`prompt` and `response` as texts", "`tokens`")),
+            texts => Ok(texts),
+        }
+    }
+}
