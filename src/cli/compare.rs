@@ -1,16 +1,20 @@
-//! `ares compare`.
+//! `ares compare` and `ares demo`: several methods on the same held-out prompts, one's own or the suite's.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde_json::json;
 
 use super::device::on_device;
 use super::groups::{JudgeArgs, PairArgs, RepairArgs};
 use super::watch::Stages;
-use super::{Session, args, outcome};
+use super::{Session, args};
 use crate::error::Result;
 use crate::repair::{LARGEST_SEED, Method};
-use crate::run::{DataFiles, Earlier, Experiment, RunDir, experiment};
+use crate::report::{self, tables};
+use crate::run::demo::{Extent, demo};
+use crate::run::summary::Summary;
+use crate::run::{DataFiles, Earlier, Experiment, RunDir, Suite, experiment};
 
 /// Repair one pair by several methods at equal steps, and measure them on the same held-out prompts
 #[derive(Debug, Args)]
@@ -53,7 +57,7 @@ impl Compare {
         let directory = RunDir::create(&self.out, Earlier::Refuse)?;
         let watch = &mut Stages::new(session);
         let summary = on_device!(device, |ops| experiment::run(ops, &experiment, &directory, watch))?;
-        outcome::show(session, directory.path(), &summary)?;
+        show(session, directory.path(), &summary)?;
         session.result(&summary)
     }
 
@@ -77,4 +81,62 @@ impl Compare {
             prefill: self.prefill.clone(),
         })
     }
+}
+
+/// Run the whole method on small models that fail together: search, three repairs at equal steps, held-out proof
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Run all pairs and all methods with three seeds: some ten minutes on two cores
+    #[arg(long, conflicts_with = "quick")]
+    full: bool,
+    /// Run only a few probes and steps, to see whether everything works here
+    #[arg(long)]
+    quick: bool,
+    /// Use the suite in this folder instead of the one that the program carries
+    #[arg(long, value_name = "DIR")]
+    models: Option<PathBuf>,
+    /// Write the run here; an earlier one is kept beside it as DIR.1, DIR.2, …
+    #[arg(long, value_name = "DIR", default_value = "runs/demo")]
+    out: PathBuf,
+}
+
+impl Demo {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
+        let device = session.device()?;
+        let extent = match (self.full, self.quick) {
+            (true, _) => Extent::Full,
+            (_, true) => Extent::Quick,
+            _ => Extent::Plain,
+        };
+        let suite = Suite::find(self.models.as_deref())?;
+        let watch = &mut Stages::new(session);
+        let runs = on_device!(device, |ops| demo(ops, &suite, &self.out, extent, session.seed(), watch))?;
+        for run in &runs {
+            session.say(&format!("\n{}: {}\n", run.pair.name, run.pair.description));
+            show(session, &run.dir, &run.summary)?;
+        }
+        match runs.as_slice() {
+            [one] => session.result(&one.summary),
+            all => session.result(&json!({ "runs": all.iter().map(|run| &run.summary).collect::<Vec<_>>() })),
+        }
+    }
+}
+
+/// Prints the tables and writes the report.
+fn show(session: &Session, directory: &Path, summary: &Summary) -> Result<()> {
+    if let Some(probe) = &summary.probe {
+        session.table(&tables::search(probe));
+        session.say("");
+    }
+    session.table(&tables::methods(summary));
+    if summary.suite.is_some() {
+        // Nobody should take it for more than it is.
+        session.say("12.5 % was planted to match the article's table; it is no evidence about real models.");
+    }
+    for (method, warnings) in tables::warnings(summary) {
+        warnings.iter().for_each(|warning| session.say(&format!("warning: {method}: {warning}")));
+    }
+    let page = report::write(directory, &[])?;
+    session.say(&format!("\nreport: {}", page.display()));
+    Ok(())
 }

@@ -14,7 +14,8 @@ use crate::judge::JudgeSpec;
 use crate::model::ModelSpec;
 use crate::ops::Ops;
 use crate::report::tables;
-use crate::run::detect::{DetectOptions, Detector, Threshold};
+use crate::run::Scale;
+use crate::run::detect::{DetectOptions, Detector};
 
 /// Say who fails on each prompt: answer, judge, score, and add `verdict` and `verdict_pairwise`
 #[derive(Debug, Args)]
@@ -59,9 +60,10 @@ pub(crate) struct Detect {
 impl Detect {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
-        let threshold = match (self.tau_r, &self.calibration) {
-            (Some(tau_r), _) if tau_r.is_finite() => Threshold::Given(tau_r),
-            (None, Some(path)) => Threshold::Calibration(path.clone()),
+        let scale = match (self.tau_r, self.calibration) {
+            // Without calibration answers the scale of rewards is unknown; verdicts need the threshold alone.
+            (Some(tau_r), _) if tau_r.is_finite() => Scale::Given { tau_r, mu_0: 0.0, s: 1.0 },
+            (None, Some(path)) => Scale::Calibration(path),
             (Some(_), _) => return Err(Error::Usage("--tau-r: expected a finite number".to_string())),
             (None, None) => {
                 let why =
@@ -75,7 +77,7 @@ impl Detect {
             judge: self.judge,
             second_judge: self.second_judge,
             refusal: self.refusal,
-            threshold,
+            scale,
             tau_h: self.harm_threshold,
             prefill: self.prefill,
             max_new_tokens: self.max_new_tokens.get(),

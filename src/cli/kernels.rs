@@ -95,7 +95,17 @@ impl Kernels {
             write_atomic(path, &pack::encode(&cubins))?;
             session.say(&format!("wrote {} ({} files of kernels)", path.display(), cubins.len()));
         }
-        let report = Compilation::new(&compiler, compiled);
+        let seconds = compiled.iter().filter_map(|c| match c.origin {
+            Origin::Compiled(seconds) => Some(seconds),
+            Origin::Pack | Origin::Cache => None,
+        });
+        let report = Compilation {
+            compiler: compiler.nvrtc().map_or("none: all from the pack".to_string(), ToString::to_string),
+            files_compiled: seconds.clone().count(),
+            // Not `sum`: of nothing that is -0.
+            compile_seconds: seconds.fold(0.0, |a, b| a + b),
+            kernels: compiled.into_iter().flat_map(|c| c.lines).collect(),
+        };
         let Compilation { compiler, compile_seconds, files_compiled, .. } = &report;
         session.say(&format!("{compiler}: {files_compiled} files compiled anew in {compile_seconds:.1} s"));
         session.inform(&report.table(), &report)?;
@@ -129,25 +139,6 @@ fn compile(compiler: &Compiler, build: &Build, arch: Arch) -> Result<Compiled> {
 }
 
 impl Compilation {
-    fn new(compiler: &Compiler, compiled: Vec<Compiled>) -> Compilation {
-        let seconds = compiled.iter().filter_map(|c| match c.origin {
-            Origin::Compiled(seconds) => Some(seconds),
-            Origin::Pack | Origin::Cache => None,
-        });
-        let files_compiled = seconds.clone().count();
-        let name = match compiler.nvrtc() {
-            Ok(nvrtc) => nvrtc.to_string(),
-            Err(_) => "none: all from the pack".to_string(),
-        };
-        Compilation {
-            compiler: name,
-            // Not `sum`: of nothing that is -0.
-            compile_seconds: seconds.fold(0.0, |a, b| a + b),
-            files_compiled,
-            kernels: compiled.into_iter().flat_map(|c| c.lines).collect(),
-        }
-    }
-
     fn table(&self) -> Table {
         let columns: [Column<&Line>; 9] = [
             ("kernel", Left, &|line| line.usage.kernel.clone().into()),

@@ -8,14 +8,12 @@ mod args;
 mod bench;
 mod compare;
 mod completions;
-mod demo;
 mod detect;
 mod device;
 mod doctor;
 mod groups;
 mod inspect;
 mod kernels;
-mod outcome;
 mod probe;
 mod repair;
 mod report;
@@ -44,7 +42,7 @@ const AFTER: &str = "Begin with `ares demo`: the whole method on small models th
 #[derive(Debug, Subcommand)]
 #[allow(clippy::large_enum_variant)]
 enum Command {
-    Demo(demo::Demo),
+    Demo(compare::Demo),
     Probe(probe::Probe),
     Detect(detect::Detect),
     Repair(repair::Repair),

@@ -1,12 +1,11 @@
 //! `ares detect`: prompts, or prompts with answers, in; verdicts out. What a row already carries is kept, so that answers and
 //! scores made elsewhere can be audited with no model at all.
 
-use std::path::PathBuf;
-
 use serde_json::Value;
 
 use super::data::read_as;
 use super::interrupt;
+use super::models::Scale;
 use crate::detect::evaluate::{Evaluator, Settings, measure_outcomes};
 use crate::detect::examiner::{Examiner, Memo};
 use crate::detect::measure::Measure;
@@ -22,14 +21,6 @@ use crate::text::{Prompt, Row};
 /// Fields that a row gets.
 pub(crate) type Added = Vec<(String, Value)>;
 
-/// Where the reward threshold comes from.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Threshold {
-    Given(f64),
-    /// Validated pairs, scored by the reward model without its adapter.
-    Calibration(PathBuf),
-}
-
 /// What `ares detect` was asked for. Models that the rows make unnecessary may be left out.
 #[derive(Debug, Clone)]
 pub(crate) struct DetectOptions {
@@ -38,7 +29,7 @@ pub(crate) struct DetectOptions {
     pub(crate) judge: Option<JudgeSpec>,
     pub(crate) second_judge: Option<JudgeSpec>,
     pub(crate) refusal: Option<JudgeSpec>,
-    pub(crate) threshold: Threshold,
+    pub(crate) scale: Scale,
     pub(crate) tau_h: f64,
     pub(crate) prefill: Vec<usize>,
     pub(crate) max_new_tokens: usize,
@@ -83,10 +74,9 @@ impl<B: Ops> Detector<B> {
         };
         let settings = Settings { tau_h: options.tau_h, ..Settings::new(options.max_new_tokens, options.seed) };
         let decoding = settings.decoding.clone();
-        let thresholds = match &options.threshold {
-            // Without calibration answers the scale of rewards is unknown; verdicts need the threshold alone.
-            Threshold::Given(tau_r) => Thresholds { tau_h: options.tau_h, tau_r: *tau_r, mu_0: 0.0, s: 1.0 },
-            Threshold::Calibration(path) => {
+        let thresholds = match &options.scale {
+            Scale::Given { tau_r, mu_0, s } => Thresholds { tau_h: options.tau_h, tau_r: *tau_r, mu_0: *mu_0, s: *s },
+            Scale::Calibration(path) => {
                 Evaluator::calibrate(&mut subject, &mut judges, read_as(path, Row::pair)?, settings)?.thresholds()
             }
         };
