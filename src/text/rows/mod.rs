@@ -61,11 +61,8 @@ impl Row {
 
     fn broken(file: &Arc<str>, line: usize, expected: &str, found: String) -> Row {
         let mut row = Row::new(file, line, Map::new());
-        row.fault = Some((expected.to_string(), found));
-        if let Some(error) = row.fault() {
-            row.fail(&error);
-        }
-        row
+        row.fail(&row.wrong(expected, &found));
+        Row { fault: Some((expected.to_string(), found)), ..row }
     }
 
     /// Why the line is no row, if it is none.
@@ -168,7 +165,10 @@ impl Row {
 
     /// [`Row::prompt`] for a model: ids and a text may stand side by side if `rendering` makes these ids of the text.
     pub(crate) fn prompt_for(&self, raw: bool, rendering: Option<&Rendering>) -> Result<Prompt> {
-        let Some(ids) = self.ids("tokens")? else { return self.written_prompt(raw) };
+        let Some(ids) = self.ids("tokens")? else {
+            let none = || self.wrong("`prompt`, `messages` or `tokens`", &self.keys());
+            return self.written_prompt(raw)?.ok_or_else(none);
+        };
         if ids.is_empty() {
             return Err(self.wrong("a prompt", "an empty list of tokens"));
         }
@@ -176,31 +176,23 @@ impl Row {
         Ok(Prompt::Tokens(ids))
     }
 
-    /// The prompt as text or messages, whatever `tokens` say.
-    fn written_prompt(&self, raw: bool) -> Result<Prompt> {
+    /// The prompt as text or messages, if there is one, whatever `tokens` say.
+    fn written_prompt(&self, raw: bool) -> Result<Option<Prompt>> {
         for key in PROMPT {
             if let Some(value) = self.get(key)? {
-                return self.as_prompt(key, value, raw);
+                return self.as_prompt(key, value, raw).map(Some);
             }
         }
-        Err(self.wrong("`prompt`, `messages` or `tokens`", &self.keys()))
-    }
-
-    fn has_written_prompt(&self) -> bool {
-        PROMPT.iter().any(|key| self.object.get(*key).is_some_and(|value| !value.is_null()))
+        Ok(None)
     }
 
     /// Fails if the row has a text beside its `tokens`, unless `rendering` makes ids of it that agree with them.
     fn check_agreement(&self, raw: bool, rendering: Option<&Rendering>, agree: impl Fn(&[u32]) -> bool) -> Result<()> {
-        if !self.has_written_prompt() {
-            return Ok(());
-        }
-        let Some(rendering) = rendering else {
-            return Err(self.wrong("a prompt either as text or as `tokens`", "both"));
-        };
-        match agree(&rendering.prompt_tokens(&self.written_prompt(raw)?)?) {
-            true => Ok(()),
-            false => Err(self.wrong("`tokens` to be those of the prompt that stands beside them", "others")),
+        let Some(written) = self.written_prompt(raw)? else { return Ok(()) };
+        match rendering {
+            None => Err(self.wrong("a prompt either as text or as `tokens`", "both")),
+            Some(rendering) if agree(&rendering.prompt_tokens(&written)?) => Ok(()),
+            Some(_) => Err(self.wrong("`tokens` to be those of the prompt that stands beside them", "others")),
         }
     }
 
@@ -212,35 +204,31 @@ impl Row {
             }
             None => Prompt::Chat(self.turns(key, value)?),
         };
-        match &prompt {
+        let empty = match &prompt {
             Prompt::Chat(_) if raw => {
-                Err(self.wrong(&format!("`{key}` to be a text, as --raw uses no template"), "messages"))
+                return Err(self.wrong(&format!("`{key}` to be a text, as --raw uses no template"), "messages"));
             }
-            Prompt::Raw(text) if text.is_empty() => Err(self.wrong("a prompt", "an empty text")),
-            Prompt::Chat(turns) if turns.iter().all(|turn| turn.content.trim().is_empty()) => {
-                Err(self.wrong("a prompt", "an empty text"))
-            }
-            _ => Ok(prompt),
-        }
+            Prompt::Chat(turns) => turns.iter().all(|turn| turn.content.trim().is_empty()),
+            prompt => prompt.text().is_empty(),
+        };
+        if empty { Err(self.wrong("a prompt", "an empty text")) } else { Ok(prompt) }
     }
 
     /// HarmBench puts a contextual behaviour's context before it; an instruction may come with its input.
     fn with_context(&self, key: &str, text: &str) -> Result<String> {
-        let present = |text: Option<&str>| text.filter(|text| !text.trim().is_empty()).map(str::to_string);
-        match key {
-            "Behavior" => match present(self.opt_text("ContextString")?) {
-                Some(context) => Ok(format!("{context}\n\n---\n\n{text}")),
-                None => Ok(text.to_string()),
-            },
+        let present = |text: &&str| !text.trim().is_empty();
+        let whole = match key {
+            "Behavior" => {
+                let context = self.opt_text("ContextString")?.filter(present);
+                context.map(|context| format!("{context}\n\n---\n\n{text}"))
+            }
             "instruction" => {
                 let instance = self.get("instances")?.and_then(|list| list.get(0)?.get("input")?.as_str());
-                match present(self.opt_text("input")?.or(instance)) {
-                    Some(input) => Ok(format!("{text}\n\n{input}")),
-                    None => Ok(text.to_string()),
-                }
+                self.opt_text("input")?.or(instance).filter(present).map(|input| format!("{text}\n\n{input}"))
             }
-            _ => Ok(text.to_string()),
-        }
+            _ => None,
+        };
+        Ok(whole.unwrap_or_else(|| text.to_string()))
     }
 
     /// The answer, if the row has one.

@@ -30,7 +30,7 @@ impl Row {
         let (chosen, rejected) = (self.get("chosen")?, self.required("rejected")?);
         let prompt = match self.get("conversations")? {
             Some(turns) => Prompt::Chat(self.turns("conversations", turns)?),
-            None if self.has_written_prompt() || self.get("tokens")?.is_some() => self.prompt(false)?,
+            None if self.written_prompt(false)?.is_some() || self.get("tokens")?.is_some() => self.prompt(false)?,
             None => {
                 return self.split(self.whole("chosen", self.required("chosen")?)?, self.whole("rejected", rejected)?);
             }
