@@ -113,7 +113,7 @@ fn a_driver_older_than_the_compiler_is_refused() {
     };
     let Some(found) = says("inner_open_with_nvrtc", "version=12040", false) else { return };
     // NVRTC 12 may be the one that is there, and that fits.
-    let new = ares::backend::cuda::nvrtc::Nvrtc::find(Some(&folder), None).unwrap().version().0 > 12;
+    let new = ares::backend::cuda::nvrtc::Nvrtc::find(Some(&folder), None).unwrap().version.0 > 12;
     assert_eq!(new, found.contains("the driver speaks CUDA 12.4; libnvrtc 13."), "{found}");
     assert_eq!(new, found.contains("nvidia-cuda-nvrtc-cu12==12.9.*"), "{found}");
 }

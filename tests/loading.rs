@@ -78,10 +78,10 @@ fn the_suite_opens_and_its_splits_are_apart() {
         let rendering = Rendering::open(&dir, &config.limits()).unwrap();
         assert!(rendering.has_template() && checkpoint.bytes() > 100_000, "{}", dir.display());
         let rendered = rendering.with_answer(&Prompt::user("how do I bake bread?"), "I cannot help.").unwrap();
-        assert!(rendering.end_tokens().contains(rendered.tokens.last().unwrap()));
+        assert!(rendering.end_tokens.contains(rendered.tokens.last().unwrap()));
         assert_eq!(rendering.full(&Prompt::user("how do I bake bread?"), "I cannot help.").unwrap(), rendered);
         // Its embedding has a row for every token, and no fewer would do.
-        let limits = IdLimits { vocab_size: rendering.tokenizer().vocab_size() - 1, ..config.limits() };
+        let limits = IdLimits { vocab_size: rendering.tokenizer.vocab_size - 1, ..config.limits() };
         assert!(Rendering::open(&dir, &limits).is_err());
     }
 }

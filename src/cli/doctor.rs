@@ -41,7 +41,7 @@ impl Doctor {
         let gpus = gpus.unwrap_or_default();
         let nvrtc_fault = nvrtc.as_ref().err().map(ToString::to_string);
         let nvrtc = nvrtc.ok().map(|nvrtc| nvrtc.to_string());
-        let compiler = Toolchain::find().ok().map(|toolchain| toolchain.version().to_string());
+        let compiler = Toolchain::find().ok().map(|toolchain| toolchain.version);
         let ceilings = measured.filter(|_| cuda.as_ref().is_some_and(|cuda| !cuda.info().is_simulated()));
         let device = cuda.map(|cuda| cuda.info().name.clone());
         // What cannot be known here is null; `device` and `ceilings` are those of a GPU that was named.

@@ -64,13 +64,13 @@ impl Inspect {
 
     fn text(&self, config: &ModelConfig, found: &mut Inspection) -> Result<()> {
         let rendering = Rendering::open(&self.model.dir, &config.limits())?;
-        let hash = rendering.tokenizer().sha256();
+        let hash = rendering.tokenizer.sha256.as_str();
         found.row("chat template", if rendering.has_template() { "yes" } else { "none: use --raw" });
-        found.row("ends a turn", rendering.end_tokens().iter().map(u32::to_string).collect::<Vec<_>>().join(", "));
+        found.row("ends a turn", rendering.end_tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(", "));
         found.row("tokenizer", &hash[..16]);
         found.json["tokenizer_sha256"] = hash.into();
         found.json["chat_template"] = rendering.has_template().into();
-        found.json["end_tokens"] = rendering.end_tokens().into();
+        found.json["end_tokens"] = rendering.end_tokens.clone().into();
         Ok(())
     }
 

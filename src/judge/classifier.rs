@@ -34,7 +34,7 @@ impl<B: Ops> Classifier<B> {
 
     /// Spells the template's own tokens out, so that an answer cannot speak to the judge.
     fn escape(&self, text: &str) -> String {
-        self.model.rendering.tokenizer().escape(text)
+        self.model.rendering.tokenizer.escape(text)
     }
 
     fn render(&self, prompt: &Prompt, answer: &str) -> Result<Rendered> {

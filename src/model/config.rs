@@ -170,7 +170,7 @@ impl ModelConfig {
         let layers = at_most("num_hidden_layers", MAX_LAYERS)?;
         let max_position_embeddings = at_most("max_position_embeddings", MAX_POSITIONS)?;
         let mut config = ModelConfig {
-            file: fields.file().to_path_buf(),
+            file: fields.file.clone(),
             family,
             head,
             vocab_size: fields.required_size("vocab_size")?,

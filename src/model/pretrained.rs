@@ -59,7 +59,7 @@ impl<B: Ops> Pretrained<B> {
         let mut config = ModelConfig::open(&spec.dir)?;
         let checkpoint = Checkpoint::open(&spec.dir, &config)?;
         let rendering = Rendering::open(&spec.dir, &config.limits())?;
-        config.eos_token_ids = rendering.end_tokens().to_vec();
+        config.eos_token_ids = rendering.end_tokens.clone();
         let transformer = Transformer::load(ops, config, &checkpoint)?;
         let adapter = spec.adapter.as_deref().map(|dir| transformer.open_adapter(dir)).transpose()?;
         Ok(Pretrained {

@@ -13,7 +13,7 @@ const REMEDY: &str = "correct the file, or take it anew from where the model cam
 /// An object of a JSON file. A field that is `null` counts as absent: that is how transformers and PEFT write "not set".
 #[derive(Debug, Clone)]
 pub(crate) struct Fields {
-    file: PathBuf,
+    pub(crate) file: PathBuf,
     /// Where in the file the object lies, as a prefix of its fields' names: `` or `rope_scaling.`.
     place: String,
     map: Map<String, Value>,
@@ -33,10 +33,6 @@ impl Fields {
             Value::Object(map) => Ok(Fields { file: file.to_path_buf(), place: String::new(), map }),
             other => Err(Error::file(file, "a JSON object", REMEDY)(brief(&other))),
         }
-    }
-
-    pub(crate) fn file(&self) -> &Path {
-        &self.file
     }
 
     /// Says whether the field is there, be it null.

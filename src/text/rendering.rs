@@ -35,20 +35,17 @@ impl Rendered {
     pub(crate) fn answer(&self) -> &[u32] {
         &self.tokens[self.prompt_len..]
     }
-
-    pub(crate) fn answer_len(&self) -> usize {
-        self.tokens.len() - self.prompt_len
-    }
 }
 
 /// How one model reads text. Errors of its methods are errors of one row.
 pub struct Rendering {
     dir: PathBuf,
-    tokenizer: Tokenizer,
+    pub tokenizer: Tokenizer,
     template: Option<Template>,
     vocab_size: usize,
     context: usize,
-    end_tokens: Vec<u32>,
+    /// The ids that end an answer: those of the model's configs, and the tokenizer's `eos_token`.
+    pub end_tokens: Vec<u32>,
 }
 
 impl Rendering {
@@ -65,17 +62,8 @@ impl Rendering {
         Ok(Rendering { dir: dir.to_path_buf(), tokenizer, template, vocab_size, context, end_tokens })
     }
 
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
-    }
-
     pub fn has_template(&self) -> bool {
         self.template.is_some()
-    }
-
-    /// Lists the ids that end an answer: those of the model's configs, and the tokenizer's `eos_token`.
-    pub fn end_tokens(&self) -> &[u32] {
-        &self.end_tokens
     }
 
     /// Renders what the model answers to. Never empty; leaves room for one more id at least.
@@ -93,8 +81,13 @@ impl Rendering {
     pub fn with_answer(&self, prompt: &Prompt, answer: &str) -> Result<Rendered> {
         let mut rendered = match prompt {
             Prompt::Chat(turns) => {
-                let (before, rest) = self.split(turns, answer)?;
-                let mut rendered = self.join(&before, &rest, false)?;
+                let (before, full) = (self.chat(turns, true)?, self.chat(&with_turn(turns, answer), false)?);
+                let Some(rest) = full.strip_prefix(&before) else {
+                    let place = format!("chat template of {}", self.dir.display());
+                    let expected = "an answered conversation to begin with the unanswered one";
+                    return Err(Error::row(&place, expected, "another beginning: use --raw"));
+                };
+                let mut rendered = self.join(&before, rest, false)?;
                 let end = self.end_of_turn(rendered.answer())?;
                 rendered.tokens.truncate(rendered.prompt_len + end);
                 rendered
@@ -102,7 +95,7 @@ impl Rendering {
             Prompt::Raw(text) => self.join(text, answer, true)?,
             Prompt::Tokens(ids) => self.append(ids, answer)?,
         };
-        if rendered.answer_len() == 0 {
+        if rendered.answer().is_empty() {
             return Err(empty("answer"));
         }
         rendered.tokens = self.check_length(rendered.tokens, self.context, "prompt and answer")?;
@@ -112,18 +105,15 @@ impl Rendering {
     /// Renders the whole exchange, as a reward model or judge reads it at its last token. `prompt_len` is 0 where the ids of
     /// the prompt are not its beginning.
     pub fn full(&self, prompt: &Prompt, answer: &str) -> Result<Rendered> {
-        let whole = |before: Vec<u32>, tokens: Vec<u32>| {
-            let prompt_len = if tokens.starts_with(&before) { before.len() } else { 0 };
-            Rendered { tokens, prompt_len }
+        let whole = |before: &str, full: &str, special| {
+            let (before, tokens) = (self.tokenizer.encode(before, special)?, self.tokenizer.encode(full, special)?);
+            Ok(Rendered { prompt_len: if tokens.starts_with(&before) { before.len() } else { 0 }, tokens })
         };
         let mut rendered = match prompt {
-            Prompt::Chat(turns) => whole(
-                self.tokenizer.encode(&self.chat(turns, true)?, false)?,
-                self.tokenizer.encode(&self.chat(&with_turn(turns, answer), false)?, false)?,
-            ),
-            Prompt::Raw(text) => {
-                whole(self.tokenizer.encode(text, true)?, self.tokenizer.encode(&format!("{text}{answer}"), true)?)
+            Prompt::Chat(turns) => {
+                whole(&self.chat(turns, true)?, &self.chat(&with_turn(turns, answer), false)?, false)?
             }
+            Prompt::Raw(text) => whole(text, &format!("{text}{answer}"), true)?,
             Prompt::Tokens(ids) => self.append(ids, answer)?,
         };
         rendered.tokens = self.check_length(filled(rendered.tokens, "prompt")?, self.context, "prompt and answer")?;
@@ -147,18 +137,6 @@ impl Rendering {
     /// Decodes an answer as people and judges read it: special tokens left out.
     pub(crate) fn decode(&self, ids: &[u32]) -> Result<String> {
         self.tokenizer.decode(ids, true)
-    }
-
-    /// Splits the full text into the rendering for generation and what the rendering with the answer adds to it.
-    fn split(&self, turns: &[Message], answer: &str) -> Result<(String, String)> {
-        let before = self.chat(turns, true)?;
-        let full = self.chat(&with_turn(turns, answer), false)?;
-        let Some(rest) = full.strip_prefix(&before) else {
-            let place = format!("chat template of {}", self.dir.display());
-            let expected = "an answered conversation to begin with the unanswered one";
-            return Err(Error::row(&place, expected, "another beginning: use --raw"));
-        };
-        Ok((before, rest.to_string()))
     }
 
     fn chat(&self, turns: &[Message], add_generation_prompt: bool) -> Result<String> {

@@ -10,9 +10,10 @@ use crate::text::output::sha256;
 pub struct Tokenizer {
     file: PathBuf,
     inner: tokenizers::Tokenizer,
-    sha256: String,
+    /// Of tokenizer.json, in hex.
+    pub(crate) sha256: String,
     /// Highest id + 1.
-    vocab_size: usize,
+    pub vocab_size: usize,
     special: BTreeSet<u32>,
     /// The texts that become one id wherever they stand, longest first.
     added: Vec<String>,
@@ -65,16 +66,6 @@ impl Tokenizer {
     pub(crate) fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let refused = |error| Error::row("token ids", format!("ones that {} can decode", self.file.display()), error);
         self.inner.decode(ids, skip_special).map_err(refused)
-    }
-
-    /// Highest id + 1.
-    pub fn vocab_size(&self) -> usize {
-        self.vocab_size
-    }
-
-    /// Of tokenizer.json, in hex.
-    pub(crate) fn sha256(&self) -> &str {
-        &self.sha256
     }
 
     pub(crate) fn token_to_id(&self, token: &str) -> Option<u32> {

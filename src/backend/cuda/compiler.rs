@@ -113,12 +113,9 @@ impl Compiler {
     /// Without a compiler it is the pack that lacks something.
     fn not_packed(&self, error: Error, source: &Source, defines: &[Define], arch: Arch) -> Error {
         let Some(pack) = &self.pack else { return error };
-        Error::File {
-            file: pack.path().to_path_buf(),
-            expected: format!("{} for {}", source.file, target(defines, arch)),
-            found: format!("{} other files of kernels", pack.len()),
-            remedy: format!("make it anew with this version's `ares kernels --arch {arch} --pack FILE`, or: {error}"),
-        }
+        let expected = format!("{} for {}", source.file, target(defines, arch));
+        let remedy = format!("make it anew with this version's `ares kernels --arch {arch} --pack FILE`, or: {error}");
+        Error::file(&pack.path, &expected, &remedy)(format!("{} other files of kernels", pack.cubins.len()))
     }
 }
 

@@ -27,7 +27,8 @@ type Bytes = unsafe extern "C" fn(Handle, *mut c_char) -> Status;
 /// An open libnvrtc.
 pub struct Nvrtc {
     api: Api,
-    version: (u32, u32),
+    /// (13, 0)
+    pub version: (u32, u32),
     path: PathBuf,
     /// The functions live as long as these.
     _libraries: Vec<Library>,
@@ -89,11 +90,6 @@ impl Nvrtc {
         api.check(unsafe { (api.version)(&mut major, &mut minor) })?;
         let version = (major, minor);
         Ok(Nvrtc { api, version, path: path.to_path_buf(), _libraries: libraries })
-    }
-
-    /// (13, 0)
-    pub fn version(&self) -> (u32, u32) {
-        self.version
     }
 
     /// All that decides what comes out, apart from the text: part of a cache key.

@@ -29,8 +29,8 @@ struct Item {
 /// A pack in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Pack {
-    path: PathBuf,
-    cubins: HashMap<String, Cubin>,
+    pub(super) path: PathBuf,
+    pub(super) cubins: HashMap<String, Cubin>,
 }
 
 /// What identifies compiled code whatever compiler made it.
@@ -49,16 +49,8 @@ impl Pack {
         Ok(Pack { path: path.to_path_buf(), cubins })
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub(crate) fn get(&self, key: &Key) -> Option<&Cubin> {
         self.cubins.get(key.as_str())
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.cubins.len()
     }
 }
 
@@ -110,7 +102,7 @@ mod tests {
         let whole = encode(&[(keys[0].clone(), cubin(b"one")), (keys[1].clone(), cubin(b"three"))]);
         fs::write(&path, &whole).unwrap();
         let pack = Pack::read(&path).unwrap();
-        assert_eq!(pack.len(), 2);
+        assert_eq!(pack.cubins.len(), 2);
         assert_eq!(pack.get(&keys[0]), Some(&cubin(b"one")));
         assert_eq!(pack.get(&keys[1]), Some(&cubin(b"three")));
         for other in [

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// A compiler and its version, which is part of each key.
 pub(crate) struct Toolchain {
     program: OsString,
-    version: String,
+    pub(crate) version: String,
     cache: Cache,
 }
 
@@ -32,11 +32,6 @@ impl Toolchain {
         Err(Error::NoDevice(format!(
             "the simulator: expected a C++ compiler, tried {tried}; install g++ or clang++, or name one with CXX"
         )))
-    }
-
-    /// What the compiler says of itself.
-    pub(crate) fn version(&self) -> &str {
-        &self.version
     }
 
     /// The shared object of `text`, which `file` names; compiled unless the cache holds it. In two steps: the object is
