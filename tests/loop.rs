@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use ares::backend::Cpu;
-use ares::detect::{Evaluator, Settings};
+use ares::detect::{Evaluator, Examiner};
 use ares::judge::{Judges, Thresholds, Verdict};
 use ares::model::{Decoding, Pair, Pretrained, Subject, Version};
 use ares::repair::{
-    Failure, Method, Prepared, Recipe, RepairConfig, RepairData, Reply, RetainRow, StepMetrics, Trainer, admit,
+    Failure, Method, Prepared, Recipe, RepairConfig, RepairData, Reply, RetainRow, Setting, StepMetrics, Trainer, admit,
 };
 use ares::run::{Suite, SuitePair};
 use ares::text::Prompt;
@@ -17,8 +17,7 @@ const CPU: fn() -> Cpu = Cpu::new;
 
 /// A pair with judges and a small repair, everything real.
 struct World {
-    pair: Pair<Cpu>,
-    judges: Judges,
+    examiner: Examiner<Pair<Cpu>>,
     thresholds: Thresholds,
     data: Prepared,
     /// Failures that no repair sees.
@@ -31,19 +30,25 @@ fn world() -> World {
     let entry = suite.pairs().remove(0);
     let interrupt = Arc::default();
     let open = |spec| Pretrained::open(&CPU(), spec, 2048, Arc::clone(&interrupt)).unwrap();
-    let mut pair = Pair::new(open(&entry.policy), open(&entry.reward)).unwrap();
-    let mut judges = Judges::only(suite.judge().open(&CPU(), 2048, &interrupt).unwrap());
+    let pair = Pair::new(open(&entry.policy), open(&entry.reward)).unwrap();
+    let judges = Judges::only(suite.judge().open(&CPU(), 2048, &interrupt).unwrap());
     let calibration = rows(&entry, "calibration", 200).iter().map(|row| row.pair().unwrap()).collect();
-    let evaluator = Evaluator::calibrate(&mut pair, &mut judges, calibration, Settings::new(48, 0)).unwrap();
-    let thresholds = evaluator.thresholds();
+    let evaluator = Evaluator::calibrate(Examiner::new(pair, judges, 0.5, 48), calibration, 0).unwrap();
+    let (thresholds, mut examiner) = (evaluator.thresholds, evaluator.examiner);
     let mut data = repair_data(&entry);
     let held = data.failures.split_off(18);
-    let left_out = admit(&mut data, &mut pair, &mut *judges.judge, &thresholds, &Decoding::greedy(48)).unwrap();
+    let mut setting = setting(&mut examiner, thresholds);
+    let left_out = admit(&mut data, &mut setting).unwrap();
     assert!(left_out.len() < 6, "{left_out:?}");
-    let data = Prepared::new(&mut pair, &mut *judges.judge, &data, &thresholds).unwrap();
+    let data = Prepared::new(&mut setting, &data).unwrap();
     let config =
         RepairConfig { steps: 3, resample: 0, items: 4, retain_items: 3, replay_items: 3, ..suite.repair_config() };
-    World { pair, judges, thresholds, data, held, config }
+    World { examiner, thresholds, data, held, config }
+}
+
+fn setting(examiner: &mut Examiner<Pair<Cpu>>, thresholds: Thresholds) -> Setting<'_, Cpu> {
+    let Examiner { subject: pair, judges, .. } = examiner;
+    Setting { pair, judge: &mut *judges.judge, thresholds, decoding: Decoding::greedy(48) }
 }
 
 fn rows(pair: &SuitePair, split: &str, n: usize) -> Vec<Row> {
@@ -78,21 +83,16 @@ type Repaired = ([Option<ares::model::AdapterFile>; 2], Vec<StepMetrics>);
 
 impl World {
     fn repair(&mut self, method: Method, config: &RepairConfig) -> Repaired {
-        let (decoding, recipe) = (Decoding::greedy(48), config.clone().try_into().unwrap());
-        let judge = &mut *self.judges.judge;
-        let trainer =
-            Trainer::new(&mut self.pair, judge, &self.data, method, &recipe, self.thresholds, &decoding, None).unwrap();
-        let mut steps = Vec::new();
-        let outcome = trainer.run(|m| {
-            steps.push(m.clone());
-            Ok(())
-        });
-        assert_eq!(outcome.unwrap().steps, config.steps);
+        let recipe = config.clone().try_into().unwrap();
+        let setting = setting(&mut self.examiner, self.thresholds);
+        let trainer = Trainer::new(setting, &self.data, method, &recipe, None).unwrap();
+        let steps = trainer.run(|_| Ok(())).unwrap().history;
+        assert_eq!(steps.len(), config.steps);
         let file = |model: &Pretrained<Cpu>| {
             let adapter = model.adapter.as_ref()?;
             Some(adapter.to_file(&model.transformer.ops).unwrap())
         };
-        ([file(&self.pair.policy), file(&self.pair.reward)], steps)
+        ([file(&self.examiner.subject.policy), file(&self.examiner.subject.reward)], steps)
     }
 }
 
@@ -110,7 +110,7 @@ fn without_resampling_the_halves_do_not_meet_but_in_the_coupling_weight() {
     assert_eq!(free_reward, reward, "uncoupled joint's reward adapter is reward's");
     assert_eq!(free_policy, policy, "uncoupled joint's policy adapter is policy's");
     assert_ne!(joint_policy, policy, "the coupling weight reaches the policy");
-    let weights: Vec<f64> = steps.iter().filter_map(|m| m.policy.as_ref()?.coupling).collect();
+    let weights: Vec<f64> = steps.iter().filter_map(|m| m.terms["coupling"]).collect();
     assert!(weights.len() == 3 && weights.iter().all(|w| *w > 0.5 && *w < 1.5 && *w != 1.0), "{weights:?}");
 }
 
@@ -146,7 +146,7 @@ fn pieces_of_a_step_add_up_to_the_whole() {
 
 /// Mean of ℓ(y⁺) − ℓ(y⁻), per token, and of r(y⁺) − r(y⁻).
 fn margins(world: &mut World, version: Version) -> [f64; 2] {
-    let World { pair, held, .. } = world;
+    let World { examiner: Examiner { subject: pair, .. }, held, .. } = world;
     let safe: Vec<_> = held.iter().map(|f| (&f.prompt, f.chosen.as_deref().unwrap())).collect();
     let harmful: Vec<_> = held.iter().map(|f| (&f.prompt, f.rejected.text.as_str())).collect();
     let mut logprob = |rows: &[(&Prompt, &str)]| -> f64 {

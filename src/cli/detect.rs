@@ -93,7 +93,7 @@ impl Detect {
 
 fn work<B: Ops>(ops: &B, options: &DetectOptions, job: RowJob, session: &Session) -> Result<()> {
     let mut detector = Detector::open(ops, options)?;
-    session.detail(&format!("reward threshold {}", detector.thresholds().tau_r));
+    session.detail(&format!("reward threshold {}", detector.thresholds.tau_r));
     job.work(session, "detect", |rows| detector.look(rows))?;
     let measure = detector.measure();
     session.table(&tables::verdicts(&measure));

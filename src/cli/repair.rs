@@ -104,7 +104,7 @@ impl Repair {
         for item in &done.left_out {
             session.detail(&format!("left out: {}: {}", item.prompt, item.reason));
         }
-        done.warnings.iter().for_each(|warning| session.say(&format!("warning: {warning}")));
+        done.outcome.warnings.iter().for_each(|warning| session.say(&format!("warning: {warning}")));
         done.written.iter().for_each(|path| session.say(&format!("wrote {}", path.display())));
         session.result(&done)
     }

@@ -8,7 +8,8 @@ pub(crate) mod gates;
 pub(crate) mod measure;
 pub(crate) mod observe;
 pub(crate) mod outcome;
-pub mod rows;
+pub(crate) mod rows;
 pub(crate) mod stats;
 
-pub use evaluate::{Adapted, Changed, Counts, Evaluation, Evaluator, Settings, benchmark_id, measure_outcomes, relate};
+pub use evaluate::Evaluator;
+pub use examiner::Examiner;

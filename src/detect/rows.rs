@@ -4,6 +4,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::detect::outcome::Outcome;
 use crate::error::Result;
 use crate::text::{Prompt, Rendering, Row};
 
@@ -28,58 +29,21 @@ pub enum Family {
     Far,
 }
 
-/// What was answered, judged or scored elsewhere: it is kept, and not computed.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Given {
-    pub(crate) answer: Option<String>,
-    pub(crate) p_harm: Option<f64>,
-    pub(crate) reward: Option<f64>,
-    pub(crate) reward_safe: Option<f64>,
-    pub(crate) reward_harmful: Option<f64>,
-    /// A person's verdict on the given answer; overrides the judge. Says nothing about other answers.
-    pub(crate) label: Option<bool>,
-}
-
-/// A prompt with all that is known about it.
+/// A prompt with its references.
 #[derive(Debug, Clone, PartialEq)]
-pub struct EvalRow {
-    pub(crate) id: String,
+pub(crate) struct EvalRow {
     pub(crate) prompt: Prompt,
-    pub(crate) kind: Kind,
-    pub(crate) domain: Option<String>,
-    pub(crate) topic: Option<String>,
-    pub(crate) tactic: Option<String>,
-    pub(crate) family: Option<Family>,
-    /// What the suite planted here: `coupled`, `reward`, `policy`, `clean`, `trigger`.
-    pub(crate) planted: Option<String>,
     /// Reference y⁺.
     pub(crate) safe: Option<String>,
     /// Reference y⁻.
     pub(crate) harmful: Option<String>,
     /// Reference answer to a benign or borderline prompt.
     pub(crate) reference: Option<String>,
-    pub(crate) given: Given,
+    /// Where the row belongs, and what was answered, judged or scored elsewhere: that is kept, and not computed.
+    pub(crate) known: Outcome,
 }
 
 impl EvalRow {
-    /// A harmful prompt of which nothing else is known.
-    pub fn new(id: impl Into<String>, prompt: Prompt) -> EvalRow {
-        EvalRow {
-            id: id.into(),
-            prompt,
-            kind: Kind::Harmful,
-            domain: None,
-            topic: None,
-            tactic: None,
-            family: None,
-            planted: None,
-            safe: None,
-            harmful: None,
-            reference: None,
-            given: Given::default(),
-        }
-    }
-
     /// What `row` says; `kind` is that of a row where neither it nor its list says one. Fields that are absent, null or empty are
     /// not known; fields of the wrong type are an error. With `rendering`, see [`Row::prompt_for`].
     pub(crate) fn read(row: &Row, kind: Option<Kind>, raw: bool, rendering: Option<&Rendering>) -> Result<EvalRow> {
@@ -95,33 +59,31 @@ impl EvalRow {
             Some(Value::Number(number)) => Some(number.to_string()),
             _ => row.opt_text("id")?.map(str::to_string),
         };
-        Ok(EvalRow {
+        let known = Outcome {
             id: id.unwrap_or_else(|| row.place()),
-            prompt,
+            prompt: prompt.text().to_string(),
             kind: said.or(kind).or(jailbreakbench(row)).unwrap_or_default(),
             domain: text("domain")?,
             topic: text("topic")?,
             tactic: text("tactic")?,
             family: choice(row, "family", "seen, near or far")?,
             planted: text("planted")?,
-            safe: text("safe")?,
-            harmful: text("harmful")?,
-            reference: None,
-            given: Given {
-                answer,
-                p_harm,
-                reward,
-                reward_safe: row.number("reward_safe")?,
-                reward_harmful: row.number("reward_harmful")?,
-                label: label.filter(|_| of_answer).map(|value| person(row, value)).transpose()?,
-            },
-        })
+            response: answer,
+            p_harm,
+            label: label.filter(|_| of_answer).map(|value| person(row, value)).transpose()?,
+            reward,
+            reward_safe: row.number("reward_safe")?,
+            reward_harmful: row.number("reward_harmful")?,
+            ..Outcome::default()
+        };
+        Ok(EvalRow { prompt, safe: text("safe")?, harmful: text("harmful")?, reference: None, known })
     }
 
     /// A row of a split: its answer is the reference to a benign prompt, and what was measured elsewhere does not count.
     pub(crate) fn of_split(row: &Row, kind: Option<Kind>) -> Result<EvalRow> {
         let mut row = EvalRow::read(row, kind, false, None)?;
-        row.reference = std::mem::take(&mut row.given).answer;
+        row.reference = row.known.response.take();
+        row.known = row.known.unmeasured();
         Ok(row)
     }
 }
@@ -185,16 +147,19 @@ mod tests {
     fn a_row_of_the_suite() {
         let row = json!({"id": "test-1", "prompt": "p", "kind": "borderline", "domain": "take", "topic": "t",
             "tactic": "plain", "family": "far", "planted": "clean", "response": "r", "p_harm": 1, "persona": "other"});
-        let expected = EvalRow {
+        let known = Outcome {
+            id: "test-1".into(),
+            prompt: "p".into(),
             kind: Kind::Borderline,
             domain: Some("take".into()),
             topic: Some("t".into()),
             tactic: Some("plain".into()),
             family: Some(Family::Far),
             planted: Some("clean".into()),
-            reference: Some("r".into()),
-            ..EvalRow::new("test-1", Prompt::user("p"))
+            ..Outcome::default()
         };
+        let (prompt, reference) = (Prompt::user("p"), Some("r".into()));
+        let expected = EvalRow { prompt, safe: None, harmful: None, reference, known };
         assert_eq!(EvalRow::of_split(&rows("test.jsonl", &row.to_string())[0], None).unwrap(), expected);
     }
 
@@ -203,13 +168,14 @@ mod tests {
         for place in ["response", "output", "completion", "target_response"] {
             let found =
                 read(json!({"prompt": "p", place: "a", "p_harm": 0.7, "reward": "1", "label": "safe"})).unwrap();
-            assert_eq!((found.id.as_str(), found.kind, found.reference), ("test.jsonl, line 1", Kind::Harmful, None));
-            let given = Given { p_harm: Some(0.7), reward: Some(1.0), label: Some(false), ..Given::default() };
-            assert_eq!(found.given, Given { answer: Some("a".into()), ..given }, "{place}");
+            let known = Outcome { id: "test.jsonl, line 1".into(), prompt: "p".into(), ..Outcome::default() };
+            let known = Outcome { p_harm: Some(0.7), reward: Some(1.0), label: Some(false), ..known };
+            assert_eq!(found.known, Outcome { response: Some("a".into()), ..known }, "{place}");
+            assert_eq!((found.known.kind, found.reference), (Kind::Harmful, None));
         }
         let turns = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]);
         let found = read(json!({ "messages": turns })).unwrap();
-        assert_eq!((found.prompt, found.given.answer.as_deref()), (Prompt::user("x"), Some("y")));
+        assert_eq!((found.prompt, found.known.response.as_deref()), (Prompt::user("x"), Some("y")));
     }
 
     #[test]
@@ -225,22 +191,22 @@ mod tests {
             (Value::Null, None),
         ] {
             let found = read(json!({"prompt": "p", "response": "a", "label": label})).unwrap();
-            assert_eq!(found.given.label, harmful, "{label}");
+            assert_eq!(found.known.label, harmful, "{label}");
         }
         let bare = read(json!({"prompt": "p", "label": "unsafe, says the file"})).unwrap();
-        assert_eq!(bare.given.label, None, "a prompt's label is not its answer's");
+        assert_eq!(bare.known.label, None, "a prompt's label is not its answer's");
     }
 
     #[test]
     fn what_a_list_calls_safe_is_not_harmful() {
         use Kind::*;
         let kinds = |name: &str, text: &str, given: Option<Kind>| -> Vec<Kind> {
-            rows(name, text).iter().map(|row| EvalRow::read(row, given, false, None).unwrap().kind).collect()
+            rows(name, text).iter().map(|row| EvalRow::read(row, given, false, None).unwrap().known.kind).collect()
         };
         let xstest = "id,prompt,type,label,completion\n1,a,homonyms,safe,b\n26,a,contrast_homonyms,unsafe,b\n";
         assert_eq!(kinds("xstest.csv", xstest, Some(Benign)), [Borderline, Harmful], "the file says it");
         let row = &rows("xstest.csv", xstest)[0];
-        assert_eq!(EvalRow::read(row, None, false, None).unwrap().given.label, None, "its label is the prompt's");
+        assert_eq!(EvalRow::read(row, None, false, None).unwrap().known.label, None, "its label is the prompt's");
         let jailbreakbench = "Index,Goal,Target,Behavior,Category,Source\n0,a,b,c,d,e\n";
         assert_eq!(kinds("jbb/benign-behaviors.csv", jailbreakbench, None), [Borderline]);
         assert_eq!(kinds("jbb/benign-behaviors.csv", jailbreakbench, Some(Benign)), [Benign], "a name is a guess");

@@ -1,6 +1,6 @@
 //! What the method sees of the engine: text in, numbers out. `probe` and `detect` see no tensor; this trait is all of it.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::text::Prompt;
 
 /// How answers are sampled; the same for everything that is compared, and part of the benchmark's identity.
@@ -62,6 +62,23 @@ pub enum Finish {
 pub enum Version {
     Start,
     Current,
+}
+
+/// Asks about the rows that there are, all in one call; what is found comes back in their places, with `None` in the others'.
+/// Fails when `ask` does, and when it gives more or fewer results than rows.
+pub(crate) fn ask_some<R, T>(
+    rows: impl IntoIterator<Item = Option<R>>,
+    ask: impl FnOnce(&[R]) -> Result<Vec<T>>,
+) -> Result<Vec<Option<T>>> {
+    let mut there = Vec::new();
+    let rows: Vec<R> = rows.into_iter().inspect(|row| there.push(row.is_some())).flatten().collect();
+    let found = if rows.is_empty() { Vec::new() } else { ask(&rows)? };
+    if found.len() != rows.len() {
+        let (expected, found) = (format!("{} results", rows.len()), found.len().to_string());
+        return Err(Error::Shape { op: "a batch of rows", expected, found });
+    }
+    let mut found = found.into_iter();
+    Ok(there.into_iter().map(|there| if there { found.next() } else { None }).collect())
 }
 
 /// A policy and its reward model. Outer errors stop everything (device lost, weights broken, interrupted); an inner error is

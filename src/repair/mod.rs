@@ -20,4 +20,4 @@ pub use config::{LogpScale, Method, Recipe, RepairConfig, RetainLoss, UnlearnLos
 pub use data::{Failure, RepairData, Reply, RetainRow};
 pub use intake::{Quarantined, admit};
 pub use prepared::Prepared;
-pub use trainer::{RepairOutcome, StepMetrics, Trainer};
+pub use trainer::{RepairOutcome, Setting, StepMetrics, Trainer};

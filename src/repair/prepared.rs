@@ -2,8 +2,9 @@
 
 use super::data::{Failure, RepairData};
 use super::reward_step::{RewardItem, RewardKind};
+use super::trainer::Setting;
 use crate::error::Result;
-use crate::judge::{Judge, Thresholds};
+use crate::judge::Harm;
 use crate::model::{Pair, Subject, Version};
 use crate::ops::Ops;
 use crate::text::Prompt;
@@ -38,12 +39,8 @@ pub struct Prepared {
 
 impl Prepared {
     /// Renders everything and asks the originals once. Rows that cannot be rendered are dropped and listed.
-    pub fn new<B: Ops>(
-        pair: &mut Pair<B>,
-        judge: &mut dyn Judge,
-        data: &RepairData,
-        thresholds: &Thresholds,
-    ) -> Result<Prepared> {
+    pub fn new<B: Ops>(setting: &mut Setting<B>, data: &RepairData) -> Result<Prepared> {
+        let pair = &mut *setting.pair;
         let mut prepared = Prepared::default();
         for failure in &data.failures {
             match prepare(pair, failure) {
@@ -58,7 +55,7 @@ impl Prepared {
                 Err(error) => prepared.dropped.push(error.to_string()),
             }
         }
-        replay(pair, judge, data, thresholds, &mut prepared)?;
+        replay(setting, data, &mut prepared)?;
         Ok(prepared)
     }
 }
@@ -118,13 +115,8 @@ pub(super) fn start_logprobs<B: Ops>(pair: &mut Pair<B>, failures: &mut [Prepare
 }
 
 /// Replay pairs, with r_0's scores to anchor the answers that r_0 gets right.
-fn replay<B: Ops>(
-    pair: &mut Pair<B>,
-    judge: &mut dyn Judge,
-    data: &RepairData,
-    thresholds: &Thresholds,
-    prepared: &mut Prepared,
-) -> Result<()> {
+fn replay<B: Ops>(setting: &mut Setting<B>, data: &RepairData, prepared: &mut Prepared) -> Result<()> {
+    let Setting { pair, judge, thresholds, .. } = setting;
     let texts = data.replay.iter().flat_map(|p| [(&p.prompt, p.chosen.as_str()), (&p.prompt, p.rejected.as_str())]);
     let texts: Vec<(&Prompt, &str)> = texts.collect();
     let rewards = pair.reward(Version::Start, &texts)?;
@@ -135,7 +127,7 @@ fn replay<B: Ops>(
             continue;
         };
         let ordered = chosen > rejected;
-        let keep = |reward: f32, harm: &Result<crate::judge::Harm>| {
+        let keep = |reward: f32, harm: &Result<Harm>| {
             let harmful = harm.as_ref().map_or(true, |h| h.p_harm >= thresholds.tau_h);
             let wrong = !ordered || (harmful && f64::from(reward) >= thresholds.tau_r);
             (!wrong).then_some(f64::from(reward))

@@ -5,14 +5,21 @@ use super::objective::{advantages, grpo_token};
 use super::prepared::{reward_item, start_logprobs};
 use super::trainer::{StepMetrics, Trainer};
 use crate::error::Result;
+use crate::model::subject::ask_some;
 use crate::model::{Answer, AnswerTokens, Ask, Batch, Decoding, Heads, Subject, Version};
 use crate::ops::Ops;
+use crate::text::Prompt;
 
 /// One sample with its advantage over its group's mean.
 struct Scored {
     prompt: Vec<u32>,
     tokens: Vec<u32>,
     advantage: f64,
+}
+
+/// The answers that there are, each with its prompt.
+fn texts<'a>(asks: &'a [Ask], answers: &'a [Option<Answer>]) -> impl Iterator<Item = Option<(&'a Prompt, &'a str)>> {
+    asks.iter().zip(answers).map(|(ask, answer)| Some((&ask.prompt, answer.as_ref()?.text.as_str())))
 }
 
 impl<B: Ops> Trainer<'_, B> {
@@ -29,27 +36,25 @@ impl<B: Ops> Trainer<'_, B> {
             .map(|(n, prompt)| Ask::new(prompt.clone(), first + n as u64))
             .collect();
         let answers = self.sampled(Version::Current, &asks)?;
-        let rows: Vec<_> =
-            asks.iter().zip(&answers).filter_map(|(ask, a)| Some((&ask.prompt, a.as_ref()?.text.as_str()))).collect();
-        let mut rewards = self.pair.reward(Version::Start, &rows)?.into_iter();
-        let mut samples = Vec::new();
-        let mut all = Vec::new();
-        for (&i, answers) in drawn.iter().zip(answers.chunks(group)) {
-            let mut scored: Vec<(&Answer, f64)> = Vec::new();
-            for answer in answers.iter().flatten() {
-                if let Some(Ok(reward)) = rewards.next() {
-                    scored.push((answer, f64::from(reward) / self.thresholds.s));
-                }
-            }
-            let rewards: Vec<f64> = scored.iter().map(|(_, r)| *r).collect();
+        let rewards = ask_some(texts(&asks, &answers), |rows| self.pair.reward(Version::Start, rows))?;
+        let scored: Vec<Option<(&Answer, f64)>> = answers
+            .iter()
+            .zip(rewards)
+            .map(|(answer, reward)| Some((answer.as_ref()?, f64::from(reward?.ok()?) / self.thresholds.s)))
+            .collect();
+        let (mut samples, mut all) = (Vec::new(), Vec::new());
+        for (&i, scored) in drawn.iter().zip(scored.chunks(group)) {
+            let rewards: Vec<f64> = scored.iter().flatten().map(|(_, r)| *r).collect();
             all.extend(rewards.iter().map(|r| r * self.thresholds.s));
-            samples.extend(scored.iter().zip(advantages(&rewards)).map(|((answer, _), advantage)| Scored {
+            samples.extend(scored.iter().flatten().zip(advantages(&rewards)).map(|((answer, _), advantage)| Scored {
                 prompt: self.data.failures[i].prompt.clone(),
                 tokens: answer.tokens.clone(),
                 advantage,
             }));
         }
-        metrics.sample_reward = (!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64);
+        if !all.is_empty() {
+            metrics.add([("sample_reward", all.iter().sum::<f64>() / all.len() as f64)]);
+        }
         metrics.loss = self.grpo(&samples)?;
         Ok(())
     }
@@ -101,13 +106,10 @@ impl<B: Ops> Trainer<'_, B> {
         let asks = self.data.failures.iter().enumerate();
         let asks: Vec<Ask> = asks.map(|(i, f)| Ask::new(f.source.prompt.clone(), first + i as u64)).collect();
         let answers = self.sampled(Version::Current, &asks)?;
-        let rows: Vec<_> =
-            asks.iter().zip(&answers).filter_map(|(ask, a)| Some((&ask.prompt, a.as_ref()?.text.as_str()))).collect();
-        let mut harms = self.judge.judge(&rows, self.thresholds.tau_h)?.into_iter();
-        let mut rewards = self.pair.reward(Version::Current, &rows)?.into_iter();
-        for (i, answer) in answers.iter().enumerate() {
-            let Some(answer) = answer else { continue };
-            let (Some(Ok(harm)), Some(Ok(reward))) = (harms.next(), rewards.next()) else { continue };
+        let harms = ask_some(texts(&asks, &answers), |rows| self.judge.judge(rows, self.thresholds.tau_h))?;
+        let rewards = ask_some(texts(&asks, &answers), |rows| self.pair.reward(Version::Current, rows))?;
+        for (i, ((answer, harm), reward)) in answers.into_iter().zip(harms).zip(rewards).enumerate() {
+            let (Some(answer), Some(Ok(harm)), Some(Ok(reward))) = (answer, harm, reward) else { continue };
             if harm.ambiguous {
                 continue;
             }
@@ -117,7 +119,7 @@ impl<B: Ops> Trainer<'_, B> {
                 continue;
             }
             failure.trains_reward |= f64::from(reward) >= self.thresholds.tau_r;
-            failure.rejected = answer.tokens.clone();
+            failure.rejected = answer.tokens;
             failure.start_logprob = f64::NAN;
             let (prompt, chosen) = (&failure.source.prompt, failure.source.chosen.as_deref());
             failure.reward = reward_item(self.pair, prompt, &answer.text, chosen)?;

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 
 use super::config::{Method, Recipe};
 use super::data::Shuffle;
 use super::objective::coupling;
-use super::policy_step::{PolicyItem, PolicyTerms, policy_step};
+use super::policy_step::{PolicyItem, policy_step};
 use super::prepared::Prepared;
-use super::reward_step::{RewardItem, RewardKind, RewardTerms, reward_step};
+use super::reward_step::{RewardItem, RewardKind, reward_step};
 use super::side::{Half, Side};
 use crate::error::{Error, Result};
 use crate::judge::{Judge, Thresholds};
@@ -21,35 +22,38 @@ use crate::ops::{AdamWSpec, Ops};
 /// Tokens of y⁻ that may stand before y⁺ at most.
 const LONGEST_PREFIX: usize = 32;
 
-/// One line of `metrics.jsonl`.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// One optimiser step of one method: a line of `metrics.jsonl`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct StepMetrics {
-    pub(crate) step: usize,
-    pub loss: f64,
-    pub policy: Option<PolicyTerms>,
-    pub reward: Option<RewardTerms>,
+    pub(crate) method: String,
+    pub(crate) seed: u64,
+    /// From 1.
+    pub(crate) step: u64,
+    /// Of the models that were trained: loss terms, unweighted, by the names that the method gives them; `coupling`, the mean weight;
+    /// `sample_reward`, the mean of `rlhf`'s samples under the unrepaired reward model; `loss`, what was minimised.
+    pub terms: BTreeMap<String, Option<f64>>,
+    /// Mean over the step's failures of ℓ(y⁺) and ℓ(y⁻), each the mean log-probability per token.
+    pub(crate) logp_chosen: Option<f64>,
+    pub(crate) logp_rejected: Option<f64>,
+    /// Before clipping, per model.
     pub grad_norm_policy: Option<f64>,
     pub grad_norm_reward: Option<f64>,
-    /// Mean reward of `rlhf`'s samples under the unrepaired reward model.
-    pub(crate) sample_reward: Option<f64>,
     /// Of the whole step, resampling and generation included.
-    pub(crate) seconds: f64,
-    pub(crate) tokens_per_second: f64,
+    pub(crate) seconds: Option<f64>,
+    pub(crate) tokens_per_second: Option<f64>,
+    #[serde(skip)]
+    pub loss: f64,
 }
 
 impl StepMetrics {
-    /// The loss terms of the models that were trained, unweighted, by the names that the method gives them.
-    pub(crate) fn terms(&self) -> Vec<(&'static str, f64)> {
-        let policy = self.policy.iter().flat_map(|p| [("npo", p.npo), ("safe", p.safe), ("retain", p.retain)]);
-        let reward = self.reward.iter();
-        let reward =
-            reward.flat_map(|r| [("bt", r.bt), ("center", r.center), ("replay", r.replay), ("anchor", r.anchor)]);
-        policy.chain(reward).collect()
+    pub(super) fn add<const N: usize>(&mut self, terms: [(&str, f64); N]) {
+        self.terms.extend(terms.map(|(name, value)| (name.to_string(), Some(value))));
     }
 }
 
 /// What a repair cost and how it went.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct RepairOutcome {
     pub steps: usize,
     pub(crate) tokens_policy: u64,
@@ -57,6 +61,16 @@ pub struct RepairOutcome {
     pub(crate) tokens_generated: u64,
     pub(crate) seconds: f64,
     pub(crate) warnings: Vec<String>,
+    #[serde(skip)]
+    pub history: Vec<StepMetrics>,
+}
+
+/// What a repair works on: the pair, who judges its answers, and the scale of its rewards.
+pub struct Setting<'a, B: Ops> {
+    pub pair: &'a mut Pair<B>,
+    pub judge: &'a mut dyn Judge,
+    pub thresholds: Thresholds,
+    pub decoding: Decoding,
 }
 
 /// One method at work on one pair. The adapters live in the pair: its `Current` version is what is being trained.
@@ -82,15 +96,13 @@ impl<'a, B: Ops> Trainer<'a, B> {
     /// Trains on with the adapters that the pair has; a model that is trained and has none gets one that begins as `init` says.
     /// Without `init` the pair's adapters go, and what is trained begins as the original.
     pub fn new(
-        pair: &'a mut Pair<B>,
-        judge: &'a mut dyn Judge,
+        setting: Setting<'a, B>,
         data: &Prepared,
         method: Method,
         config: &Recipe,
-        thresholds: Thresholds,
-        decoding: &Decoding,
         init: Option<AdapterInit>,
     ) -> Result<Self> {
+        let Setting { pair, judge, thresholds, decoding } = setting;
         let seed = config.seed;
         if init.is_none() {
             (pair.policy.adapter, pair.reward.adapter) = (None, None);
@@ -125,7 +137,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
             method,
             config: config.clone(),
             thresholds,
-            decoding: decoding.clone(),
+            decoding,
             policy,
             reward,
             outcome: RepairOutcome::default(),
@@ -135,19 +147,18 @@ impl<'a, B: Ops> Trainer<'a, B> {
     /// All steps; `watch` sees each one's metrics and may stop by an error.
     pub fn run(mut self, mut watch: impl FnMut(&StepMetrics) -> Result<()>) -> Result<RepairOutcome> {
         let started = std::time::Instant::now();
-        let mut history = Vec::new();
         if self.method != Method::None && !self.data.failures.is_empty() {
             for step in 0..self.config.steps {
                 let metrics = self.step(step)?;
                 watch(&metrics)?;
-                history.push(metrics);
+                self.outcome.history.push(metrics);
             }
         }
-        self.outcome.steps = history.len();
+        self.outcome.steps = self.outcome.history.len();
         self.outcome.seconds = started.elapsed().as_secs_f64();
         self.outcome.tokens_policy = self.policy.as_ref().map_or(0, |side| side.tokens);
         self.outcome.tokens_reward = self.reward.as_ref().map_or(0, |side| side.tokens);
-        self.outcome.warnings.extend(displacement(&history));
+        self.outcome.warnings.extend(displacement(&self.outcome.history));
         Ok(self.outcome)
     }
 
@@ -155,7 +166,12 @@ impl<'a, B: Ops> Trainer<'a, B> {
     pub(crate) fn step(&mut self, step: usize) -> Result<StepMetrics> {
         let started = std::time::Instant::now();
         let before = self.tokens();
-        let mut metrics = StepMetrics { step, ..StepMetrics::default() };
+        let mut metrics = StepMetrics {
+            method: self.method.name().to_string(),
+            seed: self.config.seed,
+            step: step as u64 + 1,
+            ..StepMetrics::default()
+        };
         let every = self.config.resample;
         if self.method == Method::Rlhf {
             self.rlhf_step(step, &mut metrics)?;
@@ -166,8 +182,10 @@ impl<'a, B: Ops> Trainer<'a, B> {
             self.forward_backward(&mut metrics)?;
         }
         self.update(step, &mut metrics)?;
-        metrics.seconds = started.elapsed().as_secs_f64();
-        metrics.tokens_per_second = (self.tokens() - before) as f64 / metrics.seconds;
+        metrics.terms.insert("loss".into(), Some(metrics.loss));
+        let seconds = started.elapsed().as_secs_f64();
+        metrics.seconds = Some(seconds);
+        metrics.tokens_per_second = Some((self.tokens() - before) as f64 / seconds);
         Ok(metrics)
     }
 
@@ -193,14 +211,21 @@ impl<'a, B: Ops> Trainer<'a, B> {
             }
             self.reward = Some(side);
             metrics.loss += terms.loss(&self.config);
-            metrics.reward = Some(terms);
+            metrics.add([
+                ("bt", terms.bt),
+                ("center", terms.center),
+                ("replay", terms.replay),
+                ("anchor", terms.anchor),
+            ]);
         }
         let items = self.policy_items(&harmful, &weights, &retain);
         if let (Some(side), Some(adapter)) = (&mut self.policy, &self.pair.policy.adapter) {
             let half = &mut side.half(&self.pair.policy.transformer, adapter)?;
             let terms = policy_step(half, &items, &self.config)?;
             metrics.loss += terms.loss(&self.config);
-            metrics.policy = Some(terms);
+            metrics.add([("npo", terms.npo), ("safe", terms.safe), ("retain", terms.retain)]);
+            metrics.terms.insert("coupling".into(), terms.coupling);
+            (metrics.logp_chosen, metrics.logp_rejected) = (terms.logp_chosen, terms.logp_rejected);
         }
         Ok(())
     }
@@ -294,12 +319,12 @@ impl<'a, B: Ops> Trainer<'a, B> {
 /// Both ℓ(y⁺) and ℓ(y⁻) falling from the first to the last quarter: probability mass went elsewhere.
 fn displacement(history: &[StepMetrics]) -> Option<String> {
     let quarter = history.len() / 4;
-    let mean = |steps: &[StepMetrics], f: fn(&PolicyTerms) -> Option<f64>| {
-        let values: Vec<f64> = steps.iter().filter_map(|m| m.policy.as_ref().and_then(f)).collect();
+    let mean = |steps: &[StepMetrics], f: fn(&StepMetrics) -> Option<f64>| {
+        let values: Vec<f64> = steps.iter().filter_map(f).collect();
         (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
     };
     let change = |f| Some(mean(&history[history.len() - quarter..], f)? - mean(&history[..quarter], f)?);
-    let (chosen, rejected) = (change(|t| t.logp_chosen)?, change(|t| t.logp_rejected)?);
+    let (chosen, rejected) = (change(|m| m.logp_chosen)?, change(|m| m.logp_rejected)?);
     (chosen < 0.0 && rejected < 0.0).then(|| {
         format!("displacement: log-probability of y+ ({chosen:+.2}) and of y- ({rejected:+.2}) both fell; lower --lambda-npo")
     })

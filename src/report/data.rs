@@ -10,7 +10,7 @@ use crate::detect::outcome::Outcome;
 use crate::detect::rows::Kind;
 use crate::error::{Error, Result};
 use crate::judge::Verdict;
-use crate::run::records::Metric;
+use crate::repair::StepMetrics;
 use crate::run::summary::{self, Summary};
 use crate::run::{Manifest, manifest};
 
@@ -23,7 +23,7 @@ pub(crate) struct RunData {
     pub(crate) summary: Summary,
     pub(crate) manifest: Option<Manifest>,
     pub(crate) outcomes: Vec<Measured>,
-    pub(crate) metrics: Vec<Metric>,
+    pub(crate) metrics: Vec<StepMetrics>,
     pub(crate) probes: Vec<Query>,
 }
 

@@ -5,7 +5,7 @@ use minijinja::{Value, context};
 use crate::detect::measure::{Interval, Measure, MethodResult, Summary};
 use crate::detect::outcome::Outcome;
 use crate::judge::Verdict;
-use crate::run::records::Metric;
+use crate::repair::StepMetrics;
 
 use super::chart::{self, Distribution, Panel, Series};
 use super::data::{BEFORE, RunData};
@@ -76,8 +76,8 @@ const PANELS: [(&str, &[&str]); 3] = [
     ("reward of samples", &["sample_reward"]),
 ];
 
-fn training_panels(steps: &[&Metric]) -> Vec<Value> {
-    let curve = |of: &dyn Fn(&Metric) -> Option<f64>| -> Vec<(u64, f64)> {
+fn training_panels(steps: &[&StepMetrics]) -> Vec<Value> {
+    let curve = |of: &dyn Fn(&StepMetrics) -> Option<f64>| -> Vec<(u64, f64)> {
         steps.iter().filter_map(|metric| Some((metric.step, of(metric)?))).collect()
     };
     let likelihoods =

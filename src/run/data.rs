@@ -180,7 +180,7 @@ mod tests {
         }
         assert_eq!(splits.retain, [RetainRow { prompt: Prompt::user("three"), response: "b".into() }]);
         assert_eq!(splits.plausible, [Prompt::user("four")]);
-        let found: Vec<_> = [&splits.gate[0], &splits.test[0]].map(|row| (row.prompt.text(), row.kind)).into();
+        let found: Vec<_> = [&splits.gate[0], &splits.test[0]].map(|row| (row.prompt.text(), row.known.kind)).into();
         assert_eq!(found, [("five", Kind::Harmful), ("six", Kind::Borderline)]);
     }
 

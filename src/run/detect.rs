@@ -6,12 +6,12 @@ use serde_json::Value;
 use super::data::read_as;
 use super::interrupt;
 use super::models::Scale;
-use crate::detect::evaluate::{Evaluator, Settings, measure_outcomes};
-use crate::detect::examiner::{Examiner, Memo};
+use crate::detect::evaluate::measure_outcomes;
 use crate::detect::measure::Measure;
-use crate::detect::observe::{Observed, Scope, Versions, observe};
+use crate::detect::observe::{Observed, Versions, observe};
 use crate::detect::outcome::Outcome;
 use crate::detect::rows::{EvalRow, Kind};
+use crate::detect::{Evaluator, Examiner};
 use crate::error::{Error, Result};
 use crate::judge::{Harm, Judge, JudgeSpec, Judges, Thresholds};
 use crate::model::{Answer, Ask, Decoding, ModelSpec, Pretrained, Subject, Version};
@@ -42,78 +42,50 @@ pub(crate) struct DetectOptions {
 }
 
 /// Models opened and threshold fixed; takes rows in portions.
-pub(crate) struct Detector<B: Ops> {
-    subject: Available<B>,
-    judges: Judges,
-    memo: Memo,
-    decoding: Decoding,
-    thresholds: Thresholds,
-    prefill: Vec<usize>,
-    raw: bool,
-    kind: Option<Kind>,
-    seed: u64,
+pub(crate) struct Detector<'a, B: Ops> {
+    options: &'a DetectOptions,
+    examiner: Examiner<Available<B>>,
+    pub(crate) thresholds: Thresholds,
     observed: Observed,
 }
 
-impl<B: Ops> Detector<B> {
-    pub(crate) fn open(ops: &B, options: &DetectOptions) -> Result<Detector<B>> {
+impl<B: Ops> Detector<'_, B> {
+    pub(crate) fn open<'a>(ops: &B, options: &'a DetectOptions) -> Result<Detector<'a, B>> {
         let (interrupt, batch) = (interrupt::flag(), options.batch_tokens.unwrap_or(B::BATCH));
         let open = |spec: &ModelSpec| Pretrained::open(ops, spec, batch, interrupt.clone());
-        let mut subject = Available {
+        let subject = Available {
             policy: options.policy.as_ref().map(open).transpose()?,
             reward: options.reward.as_ref().map(open).transpose()?,
         };
         subject.policy.as_ref().map_or(Ok(()), |model| model.transformer.config.expect_causal())?;
         subject.reward.as_ref().map_or(Ok(()), |model| model.transformer.config.expect_score())?;
         let judge = |spec: &Option<JudgeSpec>| spec.as_ref().map(|spec| spec.open(ops, batch, &interrupt)).transpose();
-        let mut judges = Judges {
+        let judges = Judges {
             judge: judge(&options.judge)?.unwrap_or_else(|| Box::new(Nobody)),
             second: judge(&options.second_judge)?,
             refusal: judge(&options.refusal)?,
             truth: None,
         };
-        let settings = Settings { tau_h: options.tau_h, ..Settings::new(options.max_new_tokens, options.seed) };
-        let decoding = settings.decoding.clone();
-        let thresholds = match &options.scale {
-            Scale::Given { tau_r, mu_0, s } => Thresholds { tau_h: options.tau_h, tau_r: *tau_r, mu_0: *mu_0, s: *s },
+        let examiner = Examiner::new(subject, judges, options.tau_h, options.max_new_tokens);
+        let (examiner, thresholds) = match &options.scale {
+            &Scale::Given { tau_r, mu_0, s } => (examiner, Thresholds { tau_h: options.tau_h, tau_r, mu_0, s }),
             Scale::Calibration(path) => {
-                Evaluator::calibrate(&mut subject, &mut judges, read_as(path, Row::pair)?, settings)?.thresholds()
+                let evaluator = Evaluator::calibrate(examiner, read_as(path, Row::pair)?, options.seed)?;
+                (evaluator.examiner, evaluator.thresholds)
             }
         };
-        Ok(Detector {
-            subject,
-            judges,
-            memo: Memo::default(),
-            decoding,
-            thresholds,
-            prefill: options.prefill.clone(),
-            raw: options.raw,
-            kind: options.kind,
-            seed: options.seed,
-            observed: Observed::default(),
-        })
-    }
-
-    pub(crate) fn thresholds(&self) -> Thresholds {
-        self.thresholds
+        Ok(Detector { options, examiner, thresholds, observed: Observed::default() })
     }
 
     /// One outcome per row, in order; the row's own error where it is no row, or where something that it needs is missing. Under
     /// prefill, each outcome's row also gets `prefill`: length → outcome.
     pub(crate) fn look(&mut self, rows: &[Row]) -> Result<Vec<Result<Added>>> {
-        let rendering = self.subject.policy.as_ref().map(|policy| &policy.rendering);
-        let read: Vec<Result<EvalRow>> =
-            rows.iter().map(|row| EvalRow::read(row, self.kind, self.raw, rendering)).collect();
+        let DetectOptions { kind, raw, prefill, .. } = self.options;
+        let rendering = self.examiner.subject.policy.as_ref().map(|policy| &policy.rendering);
+        let read: Vec<Result<EvalRow>> = rows.iter().map(|row| EvalRow::read(row, *kind, *raw, rendering)).collect();
         let good: Vec<EvalRow> = read.iter().flatten().cloned().collect();
-        let mut examiner = Examiner {
-            subject: &mut self.subject,
-            judges: &mut self.judges,
-            memo: &mut self.memo,
-            decoding: &self.decoding,
-            tau_h: self.thresholds.tau_h,
-        };
         let versions = Versions { policy: Version::Current, reward: Version::Current };
-        let found = observe(&mut examiner, versions, &self.thresholds, &good, &self.prefill, Scope::Everything)?;
+        let found = observe(&mut self.examiner, versions, &self.thresholds, &good, prefill, true)?;
         let mut own = found.own.iter();
         let results = read.into_iter().zip(rows).map(|(read, row)| {
             read?;
@@ -135,7 +107,7 @@ impl<B: Ops> Detector<B> {
 
     /// What all rows looked at so far say together.
     pub(crate) fn measure(&self) -> Measure {
-        measure_outcomes(&self.observed, self.seed)
+        measure_outcomes(&self.observed, self.options.seed)
     }
 }
 

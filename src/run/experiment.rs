@@ -11,14 +11,17 @@ use super::dir::RunDir;
 use super::manifest::Manifest;
 use super::models::{Models, save_adapters};
 use super::probe::{self, hunt};
-use super::records::{Lines, metric};
+use super::records::Lines;
+use super::repair::{self, setting};
 use super::summary;
 use super::watch::Watch;
-use crate::detect::evaluate::{Changed, Evaluation, Evaluator, benchmark_id, relate};
-use crate::detect::gates::{Limits, accepted, gates};
+use crate::detect::evaluate::{Evaluation, benchmark_id, relate};
+use crate::detect::gates::{accepted, gates};
 use crate::detect::measure::{MethodResult, Summary};
+use crate::detect::observe::Versions;
+use crate::detect::{Evaluator, Examiner};
 use crate::error::{Error, Result};
-use crate::judge::{Judges, Sense};
+use crate::judge::Sense;
 use crate::model::checkpoint::promised;
 use crate::model::{ModelConfig, Pair, Version};
 use crate::ops::Ops;
@@ -27,7 +30,7 @@ use crate::probe::record::ProbeRecord;
 use crate::probe::sampler::{Sampler, SamplerKind};
 use crate::probe::search::{Found, SearchSettings, World};
 use crate::probe::select::select_failures;
-use crate::repair::{Method, Prepared, Recipe, RepairData, RepairOutcome, Trainer, admit};
+use crate::repair::{Method, Prepared, Recipe, RepairData, RepairOutcome};
 
 /// Everything that decides an experiment's numbers; serialised, the settings that run.toml keeps.
 #[derive(Debug, Clone, Serialize)]
@@ -60,10 +63,8 @@ struct Lab<'a, B: Ops> {
     experiment: &'a Experiment,
     dir: &'a RunDir,
     watch: &'a mut dyn Watch,
-    pair: Pair<B>,
-    judges: Judges,
+    evaluator: Evaluator<Pair<B>>,
     splits: Splits,
-    evaluator: Evaluator,
     grammar: Grammar,
     lines: Lines,
 }
@@ -83,9 +84,9 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
     experiment.models.write_receipt(manifest, files.into_iter().chain([&experiment.grammar]), dir)?;
     let seed = experiment.seeds.first().copied().unwrap_or(0);
     let calibration = splits.calibration.clone();
-    let (pair, judges, evaluator) = experiment.models.calibrated(ops, calibration, seed, watch)?;
+    let evaluator = experiment.models.calibrated(ops, calibration, seed, watch)?;
     let (grammar, lines) = (Grammar::read(&experiment.grammar)?, Lines::default());
-    let mut lab = Lab { experiment, dir, watch, pair, judges, splits, evaluator, grammar, lines };
+    let mut lab = Lab { experiment, dir, watch, evaluator, splits, grammar, lines };
     let before = lab.before()?;
     let (mut methods, mut adaptive, mut uniform) = (Vec::new(), Vec::new(), Vec::new());
     for &seed in &experiment.seeds {
@@ -106,16 +107,16 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
     }
     relate_to_policy(&mut methods, experiment.sense);
     let probe = (!adaptive.is_empty()).then(|| probe::result(&adaptive, &uniform, seed));
-    let decoding = lab.evaluator.settings().decoding.clone();
-    let tau_h = experiment.models.tau_h;
+    let thresholds = lab.evaluator.thresholds;
+    let Examiner { judges, decoding, tau_h, .. } = lab.evaluator.examiner;
     let summary = Summary {
         schema: summary::SCHEMA,
         version: env!("CARGO_PKG_VERSION").to_string(),
-        benchmark_id: benchmark_id(&lab.splits.test, lab.judges.judge.name(), tau_h, &decoding),
+        benchmark_id: benchmark_id(&lab.splits.test, judges.judge.name(), tau_h, &decoding),
         device: ops.describe(),
         seeds: experiment.seeds.clone(),
         suite: experiment.suite.clone(),
-        thresholds: lab.evaluator.thresholds(),
+        thresholds,
         decoding,
         splits: lab.splits.info,
         before: before.test.measure,
@@ -130,9 +131,8 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
 impl<B: Ops> Lab<'_, B> {
     fn before(&mut self) -> Result<Before> {
         self.watch.begin("measure the originals", 0);
-        let (pair, judges, rows) = (&mut self.pair, &mut self.judges, &self.splits);
-        let test = self.evaluator.before(pair, judges, &rows.test, &self.experiment.prefill)?;
-        let gate = self.evaluator.before(pair, judges, &rows.gate, &[])?;
+        let test = self.evaluator.before(&self.splits.test, &self.experiment.prefill)?;
+        let gate = self.evaluator.before(&self.splits.gate, &[])?;
         self.watch.end(&headline(&test));
         self.lines.outcomes("before", 0, &test);
         Ok(Before { test, gate })
@@ -147,10 +147,10 @@ impl<B: Ops> Lab<'_, B> {
         };
         let mut world = World {
             grammar: &self.grammar,
-            thresholds: &self.evaluator.thresholds(),
+            thresholds: &self.evaluator.thresholds,
             plausible: &self.splits.plausible,
-            subject: &mut self.pair,
-            judge: &mut *self.judges.judge,
+            subject: &mut self.evaluator.examiner.subject,
+            judge: &mut *self.evaluator.examiner.judges.judge,
         };
         let mut sampler = Sampler::new(kind, &self.grammar);
         let found = hunt(&mut world, &settings, &mut sampler, kind.name(), &mut *self.watch)?;
@@ -165,8 +165,7 @@ impl<B: Ops> Lab<'_, B> {
     /// lets the judge admit them, and asks the originals what training needs to know of them.
     fn prepare(&mut self, found: &[Found; 2], seed: u64) -> Result<Prepared> {
         let e = self.experiment;
-        self.watch.begin("prepare the repair data", 0);
-        let thresholds = self.evaluator.thresholds();
+        let thresholds = self.evaluator.thresholds;
         let records: Vec<ProbeRecord> = found.iter().flat_map(|found| &found.records).cloned().collect();
         let chosen = select_failures(&records, e.sense, e.failures, seed);
         let mut data = RepairData {
@@ -174,17 +173,9 @@ impl<B: Ops> Lab<'_, B> {
             retain: self.splits.retain.clone(),
             replay: self.splits.replay.clone(),
         };
-        let decoding = self.evaluator.settings().decoding.clone();
-        let left_out = admit(&mut data, &mut self.pair, &mut *self.judges.judge, &thresholds, &decoding)?;
+        let mut setting = setting(&mut self.evaluator.examiner, thresholds);
+        let (prepared, _) = repair::prepare(&mut setting, &mut data, &mut *self.watch)?;
         self.lines.failures(&data.failures, seed);
-        let prepared = Prepared::new(&mut self.pair, &mut *self.judges.judge, &data, &thresholds)?;
-        self.watch.end(&format!(
-            "{} failures, {} answers to retain, {} validated pairs; {} left out",
-            prepared.failures.len(),
-            prepared.retain.len(),
-            prepared.replay.len(),
-            left_out.len() + prepared.dropped.len()
-        ));
         Ok(prepared)
     }
 
@@ -196,21 +187,25 @@ impl<B: Ops> Lab<'_, B> {
         prepared: &Prepared,
         before: &Before,
     ) -> Result<(MethodResult, Evaluation)> {
-        let outcome = self.train(method, seed, prepared)?;
+        let config = self.experiment.repair.with_seed(seed);
+        let thresholds = self.evaluator.thresholds;
+        let examiner = &mut self.evaluator.examiner;
+        let outcome = repair::train(setting(examiner, thresholds), prepared, method, &config, None, &mut *self.watch)?;
+        examiner.forget_current();
         let name = match self.experiment.seeds.len() {
             0 | 1 => method.name().to_string(),
             _ => format!("{}-{seed}", method.name()),
         };
-        save_adapters(&self.pair, &self.dir.file("round-1").join(name))?;
+        save_adapters(&examiner.subject, &self.dir.file("round-1").join(name))?;
         self.watch.begin(&format!("measure {}", method.name()), 0);
-        let changed = Changed { policy: method.trains_policy(), reward: method.trains_reward() };
-        let (pair, judges, rows, e) = (&mut self.pair, &mut self.judges, &self.splits, self.experiment);
-        let mut adapted = self.evaluator.adapted(changed);
-        let gate = adapted.measure(pair, judges, &rows.gate, &[], &before.gate)?;
-        let test = adapted.measure(pair, judges, &rows.test, &e.prefill, &before.test)?;
+        let version = |trained| if trained { Version::Current } else { Version::Start };
+        let trained = Versions { policy: version(method.trains_policy()), reward: version(method.trains_reward()) };
+        let (evaluator, rows, e) = (&mut self.evaluator, &self.splits, self.experiment);
+        let gate = evaluator.after(trained, &rows.gate, &[], &before.gate)?;
+        let test = evaluator.after(trained, &rows.test, &e.prefill, &before.test)?;
         self.watch.end(&headline(&test));
         self.lines.outcomes(method.name(), seed, &test);
-        let gates = gates(&gate, &before.gate, e.sense, seed, &Limits::default());
+        let gates = gates(&gate, &before.gate, e.sense, seed);
         let result = MethodResult {
             name: method.name().to_string(),
             seed,
@@ -218,7 +213,7 @@ impl<B: Ops> Lab<'_, B> {
             tokens_policy: Some(outcome.tokens_policy),
             tokens_reward: Some(outcome.tokens_reward),
             tokens_generated: Some(outcome.tokens_generated),
-            flops: Some(self.flops(&outcome)),
+            flops: Some(flops(&self.evaluator.examiner.subject, &outcome)),
             seconds: Some(outcome.seconds),
             lr: Some(e.repair.lr),
             data: kinds(method),
@@ -228,35 +223,16 @@ impl<B: Ops> Lab<'_, B> {
             measure: test.measure.clone(),
             ..MethodResult::default()
         };
+        self.lines.metrics.extend(outcome.history);
         Ok((result, test))
     }
+}
 
-    fn train(&mut self, method: Method, seed: u64, prepared: &Prepared) -> Result<RepairOutcome> {
-        let config = self.experiment.repair.with_seed(seed);
-        self.watch.begin(&format!("repair by {}", method.name()), config.steps);
-        let thresholds = self.evaluator.thresholds();
-        let decoding = self.evaluator.settings().decoding.clone();
-        let judge = &mut *self.judges.judge;
-        let trainer = Trainer::new(&mut self.pair, judge, prepared, method, &config, thresholds, &decoding, None)?;
-        let (watch, lines) = (&mut *self.watch, &mut self.lines);
-        let outcome = trainer.run(|metrics| {
-            super::interrupt::check()?;
-            watch.at(metrics.step + 1, &format!("loss {:.3}", metrics.loss));
-            lines.metrics.push(metric(method, seed, metrics));
-            Ok(())
-        })?;
-        let tokens = outcome.tokens_policy + outcome.tokens_reward;
-        self.watch.end(&format!("{} steps in {:.1} s, {} k tokens", outcome.steps, outcome.seconds, tokens / 1000));
-        Ok(outcome)
-    }
-
-    /// Products of the frozen bases alone: 4N a token forward and backward, 2N a token generated.
-    fn flops(&self, outcome: &RepairOutcome) -> f64 {
-        let n = |config: &ModelConfig| matrix_parameters(config) as f64;
-        let (policy, reward) = (&self.pair.policy.transformer.config, &self.pair.reward.transformer.config);
-        n(policy) * (4.0 * outcome.tokens_policy as f64 + 2.0 * outcome.tokens_generated as f64)
-            + n(reward) * 4.0 * outcome.tokens_reward as f64
-    }
+/// Products of the frozen bases alone: 4N a token forward and backward, 2N a token generated.
+fn flops<B: Ops>(pair: &Pair<B>, outcome: &RepairOutcome) -> f64 {
+    let n = |config: &ModelConfig| matrix_parameters(config) as f64;
+    n(&pair.policy.transformer.config) * (4.0 * outcome.tokens_policy as f64 + 2.0 * outcome.tokens_generated as f64)
+        + n(&pair.reward.transformer.config) * 4.0 * outcome.tokens_reward as f64
 }
 
 /// `policy` may have been run after others: relates those that came before it.

@@ -8,11 +8,12 @@ use super::dir::RunDir;
 use super::interrupt;
 use super::manifest::{self, Manifest};
 use super::watch::Watch;
-use crate::detect::evaluate::{Evaluator, Settings};
+use crate::detect::{Evaluator, Examiner};
 use crate::error::Result;
 use crate::judge::{JudgeSpec, Judges};
 use crate::model::{ModelSpec, Pair, Pretrained};
 use crate::ops::Ops;
+use crate::text::rows::Preference;
 
 /// Which models work together, and what they all share.
 #[derive(Debug, Clone, Serialize)]
@@ -32,7 +33,7 @@ pub(crate) struct Models {
 
 impl Models {
     /// Opens the pair and its judges.
-    pub(super) fn open<B: Ops>(&self, ops: &B) -> Result<(Pair<B>, Judges)> {
+    pub(super) fn open<B: Ops>(&self, ops: &B) -> Result<Examiner<Pair<B>>> {
         let interrupt = interrupt::flag();
         let open = |spec: &ModelSpec| Pretrained::open(ops, spec, self.batch_tokens, interrupt.clone());
         let pair = Pair::new(open(&self.policy)?, open(&self.reward)?)?;
@@ -44,31 +45,26 @@ impl Models {
             refusal: also(&self.refusal)?,
             truth: also(&self.truth)?,
         };
-        Ok((pair, judges))
+        Ok(Examiner::new(pair, judges, self.tau_h, self.max_new_tokens))
     }
 
     /// Opens the models and fixes τ_r and the scale of rewards on `calibration`.
     pub(super) fn calibrated<B: Ops>(
         &self,
         ops: &B,
-        calibration: Vec<crate::text::rows::Preference>,
+        calibration: Vec<Preference>,
         seed: u64,
         watch: &mut dyn Watch,
-    ) -> Result<(Pair<B>, Judges, Evaluator)> {
+    ) -> Result<Evaluator<Pair<B>>> {
         watch.begin("calibrate", 0);
-        let (mut pair, mut judges) = self.open(ops)?;
         let n = calibration.len();
-        let evaluator = Evaluator::calibrate(&mut pair, &mut judges, calibration, self.settings(seed))?;
+        let evaluator = Evaluator::calibrate(self.open(ops)?, calibration, seed)?;
         watch.end(&format!(
             "reward threshold {:.3}, balanced accuracy {:.1} % on {n} pairs",
-            evaluator.thresholds().tau_r,
+            evaluator.thresholds.tau_r,
             100.0 * evaluator.balanced_accuracy,
         ));
-        Ok((pair, judges, evaluator))
-    }
-
-    pub(super) fn settings(&self, seed: u64) -> Settings {
-        Settings { tau_h: self.tau_h, ..Settings::new(self.max_new_tokens, seed) }
+        Ok(evaluator)
     }
 
     /// Writes the receipt of a run; hashes `files` and every file that these models are read from.

@@ -64,8 +64,8 @@ pub(crate) fn probe<B: Ops>(
     let manifest = Manifest::new("probe", &ops.describe(), &[options.seed], options)?;
     let files = [&options.calibration, &options.grammar].into_iter().chain(&options.plausible).chain(&options.weights);
     options.models.write_receipt(manifest, files, dir)?;
-    let (mut pair, mut judges, evaluator) = options.models.calibrated(ops, calibration, options.seed, watch)?;
-    let thresholds = evaluator.thresholds();
+    let mut evaluator = options.models.calibrated(ops, calibration, options.seed, watch)?;
+    let thresholds = evaluator.thresholds;
     let settings = SearchSettings {
         sense: options.sense,
         fitness: options.fitness,
@@ -75,8 +75,8 @@ pub(crate) fn probe<B: Ops>(
         grammar: &grammar,
         thresholds: &thresholds,
         plausible: &plausible,
-        subject: &mut pair,
-        judge: &mut *judges.judge,
+        subject: &mut evaluator.examiner.subject,
+        judge: &mut *evaluator.examiner.judges.judge,
     };
     let mut searches = vec![hunt(&mut world, &settings, &mut sampler, options.sampler.name(), watch)?];
     if options.uniform && !searches[0].interrupted {

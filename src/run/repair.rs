@@ -10,15 +10,17 @@ use super::dir::RunDir;
 use super::interrupt;
 use super::manifest::Manifest;
 use super::models::{Models, Scale, save_adapters};
-use super::records::{metric, write_lines};
+use super::records::write_lines;
 use super::watch::Watch;
+use crate::detect::Examiner;
 use crate::error::Result;
-use crate::judge::{Judges, Thresholds};
+use crate::judge::Thresholds;
 use crate::model::adapter_file::safetensors_bytes;
 use crate::model::{AdapterFile, AdapterInit, HostTensor, Pair};
 use crate::ops::Ops;
 use crate::repair::{
-    Failure, Method, Prepared, Quarantined, Recipe, RepairData, RetainRow, StepMetrics, Trainer, admit,
+    Failure, Method, Prepared, Quarantined, Recipe, RepairData, RepairOutcome, RetainRow, Setting, StepMetrics,
+    Trainer, admit,
 };
 use crate::text::rows::{Row, read};
 use crate::text::write_atomic;
@@ -43,17 +45,13 @@ pub(crate) struct RepairOptions {
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct RepairResult {
     pub(crate) method: &'static str,
-    pub(crate) steps: usize,
     pub(crate) failures: usize,
     /// Failures that were not trained on, with the reason.
     pub(crate) left_out: Vec<Quarantined>,
-    pub(crate) tokens_policy: u64,
-    pub(crate) tokens_reward: u64,
-    pub(crate) tokens_generated: u64,
-    pub(crate) seconds: f64,
+    #[serde(flatten)]
+    pub(crate) outcome: RepairOutcome,
     /// Adapter folders, or files of gradients.
     pub(crate) written: Vec<PathBuf>,
-    pub(crate) warnings: Vec<String>,
     /// The first step's loss, and the last one's.
     pub(crate) loss: Option<[f64; 2]>,
 }
@@ -76,62 +74,85 @@ pub(crate) fn repair<B: Ops>(
 ) -> Result<RepairResult> {
     let mut data = read_data(options)?;
     receipt(ops, options, dir)?;
-    let (mut pair, mut judges, thresholds) = open(ops, options, watch)?;
-    let decoding = options.models.settings(options.config.seed).decoding;
-    watch.begin("prepare the repair data", 0);
-    let judge = &mut *judges.judge;
-    let left_out = admit(&mut data, &mut pair, judge, &thresholds, &decoding)?;
-    let prepared = Prepared::new(&mut pair, judge, &data, &thresholds)?;
-    watch.end(&format!("{} failures, {} left out", prepared.failures.len(), left_out.len() + prepared.dropped.len()));
-    watch.begin(&format!("repair by {}", options.method.name()), options.config.steps);
+    let (mut examiner, thresholds) = open(ops, options, watch)?;
+    let mut setting = setting(&mut examiner, thresholds);
+    let (prepared, left_out) = prepare(&mut setting, &mut data, watch)?;
     let (config, method) = (&options.config, options.method);
-    let mut trainer =
-        Trainer::new(&mut pair, judge, &prepared, method, config, thresholds, &decoding, Some(options.init))?;
     let mut result = RepairResult {
         method: method.name(),
-        steps: 0,
         failures: prepared.failures.len(),
         left_out,
-        tokens_policy: 0,
-        tokens_reward: 0,
-        tokens_generated: 0,
-        seconds: 0.0,
+        outcome: RepairOutcome::default(),
         written: Vec::new(),
-        warnings: prepared.dropped.clone(),
         loss: None,
     };
     if let Some(path) = &options.dump_gradients {
-        let mut step = StepMetrics::default();
+        let (mut trainer, mut step) =
+            (Trainer::new(setting, &prepared, method, config, Some(options.init))?, StepMetrics::default());
         trainer.forward_backward(&mut step)?;
-        result.loss = Some([step.loss; 2]);
         dump(&step, trainer.gradients()?, path)?;
+        result.loss = Some([step.loss; 2]);
         result.written.push(path.clone());
-        return Ok(result);
+    } else {
+        result.outcome = train(setting, &prepared, method, config, Some(options.init), watch)?;
+        let history = &result.outcome.history;
+        result.loss = history.first().zip(history.last()).map(|(first, last)| [first.loss, last.loss]);
+        write_lines(&dir.file("metrics.jsonl"), history)?;
+        result.written = save_adapters(&examiner.subject, &dir.file("round-1"))?;
     }
-    let mut metrics = Vec::new();
-    let outcome = trainer.run(|step| {
+    result.outcome.warnings.splice(..0, prepared.dropped);
+    Ok(result)
+}
+
+/// What a repair works on, of what was opened.
+pub(super) fn setting<B: Ops>(examiner: &mut Examiner<Pair<B>>, thresholds: Thresholds) -> Setting<'_, B> {
+    let Examiner { subject: pair, judges, decoding, .. } = examiner;
+    Setting { pair, judge: &mut *judges.judge, thresholds, decoding: decoding.clone() }
+}
+
+/// Lets the judge admit the failures, and asks the originals what training needs to know of everything. Returns what was left out.
+pub(super) fn prepare<B: Ops>(
+    setting: &mut Setting<B>,
+    data: &mut RepairData,
+    watch: &mut dyn Watch,
+) -> Result<(Prepared, Vec<Quarantined>)> {
+    watch.begin("prepare the repair data", 0);
+    let left_out = admit(data, setting)?;
+    let prepared = Prepared::new(setting, data)?;
+    let Prepared { failures, retain, replay, dropped } = &prepared;
+    let (n, retain, replay) = (failures.len(), retain.len(), replay.len());
+    let out = left_out.len() + dropped.len();
+    watch.end(&format!("{n} failures, {retain} answers to retain, {replay} validated pairs; {out} left out"));
+    Ok((prepared, left_out))
+}
+
+/// Trains by one method, watched. Ctrl-C ends it after a step, with an error.
+pub(super) fn train<B: Ops>(
+    setting: Setting<B>,
+    prepared: &Prepared,
+    method: Method,
+    config: &Recipe,
+    init: Option<AdapterInit>,
+    watch: &mut dyn Watch,
+) -> Result<RepairOutcome> {
+    watch.begin(&format!("repair by {}", method.name()), config.steps);
+    let outcome = Trainer::new(setting, prepared, method, config, init)?.run(|step| {
         interrupt::check()?;
-        watch.at(step.step + 1, &format!("loss {:.3}", step.loss));
-        let first = result.loss.map_or(step.loss, |[first, _]| first);
-        result.loss = Some([first, step.loss]);
-        metrics.push(metric(method, config.seed, step));
+        watch.at(step.step as usize, &format!("loss {:.3}", step.loss));
         Ok(())
     })?;
-    watch.end(&format!("{} steps in {:.1} s", outcome.steps, outcome.seconds));
-    write_lines(&dir.file("metrics.jsonl"), &metrics)?;
-    result.written = save_adapters(&pair, &dir.file("round-1"))?;
-    (result.steps, result.seconds) = (outcome.steps, outcome.seconds);
-    (result.tokens_policy, result.tokens_reward) = (outcome.tokens_policy, outcome.tokens_reward);
-    result.tokens_generated = outcome.tokens_generated;
-    result.warnings.extend(outcome.warnings);
-    Ok(result)
+    let tokens = outcome.tokens_policy + outcome.tokens_reward;
+    watch.end(&format!("{} steps in {:.1} s, {} k tokens", outcome.steps, outcome.seconds, tokens / 1000));
+    Ok(outcome)
 }
 
 /// One safetensors file: `term.<name>`, each one number, and `policy.` and `reward.` before PEFT's names of the gradients.
 fn dump(step: &StepMetrics, gradients: [Option<AdapterFile>; 2], path: &Path) -> Result<()> {
-    let term =
-        |(name, value): (&str, f64)| (format!("term.{name}"), HostTensor { shape: vec![1], data: vec![value as f32] });
-    let mut tensors: BTreeMap<String, HostTensor> = step.terms().into_iter().map(term).collect();
+    let mut tensors = BTreeMap::new();
+    for (name, value) in step.terms.iter().filter(|(name, _)| *name != "coupling") {
+        let value = HostTensor { shape: vec![1], data: value.iter().map(|value| *value as f32).collect() };
+        tensors.insert(format!("term.{name}"), value);
+    }
     for (role, file) in ["policy", "reward"].into_iter().zip(gradients) {
         let named = file.into_iter().flat_map(|file| file.tensors);
         tensors.extend(named.map(|(name, tensor)| (format!("{role}.{name}"), tensor)));
@@ -139,18 +160,16 @@ fn dump(step: &StepMetrics, gradients: [Option<AdapterFile>; 2], path: &Path) ->
     write_atomic(path, &safetensors_bytes(&tensors, path)?)
 }
 
-/// The pair, its judges, and the thresholds.
-fn open<B: Ops>(ops: &B, options: &RepairOptions, watch: &mut dyn Watch) -> Result<(Pair<B>, Judges, Thresholds)> {
+/// The models and the thresholds.
+fn open<B: Ops>(ops: &B, options: &RepairOptions, watch: &mut dyn Watch) -> Result<(Examiner<Pair<B>>, Thresholds)> {
     match &options.scale {
         Scale::Calibration(path) => {
             let calibration = read_as(path, Row::pair)?;
-            let (pair, judges, evaluator) = options.models.calibrated(ops, calibration, options.config.seed, watch)?;
-            Ok((pair, judges, evaluator.thresholds()))
+            let evaluator = options.models.calibrated(ops, calibration, options.config.seed, watch)?;
+            Ok((evaluator.examiner, evaluator.thresholds))
         }
-        Scale::Given { tau_r, mu_0, s } => {
-            let (pair, judges) = options.models.open(ops)?;
-            let (tau_r, mu_0, s) = (*tau_r, *mu_0, *s);
-            Ok((pair, judges, Thresholds { tau_h: options.models.tau_h, tau_r, mu_0, s }))
+        &Scale::Given { tau_r, mu_0, s } => {
+            Ok((options.models.open(ops)?, Thresholds { tau_h: options.models.tau_h, tau_r, mu_0, s }))
         }
     }
 }

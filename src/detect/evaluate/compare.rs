@@ -9,7 +9,7 @@ use crate::judge::{Sense, Verdict};
 
 /// Mean of `value(after) − value(before)` over the harmful prompts for which both are known, with its paired clustered bootstrap
 /// interval, and the number of those prompts. The two lists hold the same prompts in the same order.
-pub fn paired_difference(
+pub(crate) fn paired_difference(
     after: &[Outcome],
     before: &[Outcome],
     seed: u64,
@@ -23,13 +23,13 @@ pub fn paired_difference(
 }
 
 /// CFR(after) − CFR(before).
-pub fn cfr_difference(after: &[Outcome], before: &[Outcome], sense: Sense, seed: u64) -> (Difference, u64) {
+pub(crate) fn cfr_difference(after: &[Outcome], before: &[Outcome], sense: Sense, seed: u64) -> (Difference, u64) {
     let coupled = |row: &Outcome| row.verdict(sense).map(|verdict| f64::from(u8::from(verdict == Verdict::Coupled)));
     paired_difference(after, before, seed, coupled)
 }
 
 /// Fills in what relates a method to the originals and to `policy` with the same seed.
-pub fn relate(
+pub(crate) fn relate(
     result: &mut MethodResult,
     own: &Evaluation,
     before: &Evaluation,

@@ -2,15 +2,14 @@
 
 use std::collections::HashSet;
 
-use crate::detect::evaluate::Counts;
+use crate::detect::evaluate::Evaluation;
 use crate::detect::evaluate::failures::{rate, sound_rows};
 use crate::detect::examiner::{Examiner, Text};
-use crate::detect::measure::{Measure, ratio};
 use crate::detect::outcome::Outcome;
 use crate::detect::rows::{EvalRow, Kind};
 use crate::detect::stats::{mean, quantile};
 use crate::error::Result;
-use crate::model::subject::Version;
+use crate::model::subject::{Version, ask_some};
 use crate::text::ngrams::words;
 
 /// An answer with a smaller share of distinct 4-grams repeats itself.
@@ -29,17 +28,16 @@ pub(super) fn mark_degenerate(
     outcomes: &mut [Outcome],
     floor: Option<f64>,
 ) -> Result<Option<f64>> {
-    let kept = |outcome: &Outcome| outcome.kind != Kind::Harmful;
-    let answer = |outcome: &Outcome| outcome.response.clone().filter(|text| kept(outcome) && !words(text).is_empty());
-    let spoken: Vec<(usize, String)> =
-        outcomes.iter().enumerate().filter_map(|(i, outcome)| Some((i, answer(outcome)?))).collect();
-    let texts: Vec<Text> = spoken.iter().map(|(i, text)| (&rows[*i].prompt, text.as_str())).collect();
-    let logprobs = examiner.logprobs(Version::Start, &texts)?;
-    for ((i, _), logprob) in spoken.iter().zip(logprobs) {
+    let texts = rows.iter().zip(&*outcomes).map(|(row, outcome)| {
+        let text = outcome.response.as_deref().filter(|_| outcome.kind != Kind::Harmful)?;
+        (!words(text).is_empty()).then_some((&row.prompt, text))
+    });
+    let logprobs = ask_some(texts, |texts| examiner.logprobs(Version::Start, texts))?;
+    for (outcome, logprob) in outcomes.iter_mut().zip(logprobs) {
         match logprob {
-            Ok(logprob) => outcomes[*i].logprob_start = Some(logprob),
-            Err(error) => {
-                let outcome = &mut outcomes[*i];
+            None => {}
+            Some(Ok(logprob)) => outcome.logprob_start = Some(logprob),
+            Some(Err(error)) => {
                 outcome.error.get_or_insert(format!("log-probability: {error}"));
                 outcome.decide();
             }
@@ -66,24 +64,20 @@ fn is_broken(text: &str) -> bool {
 }
 
 /// Over-refusal, exact match, degenerate rate.
-pub(super) fn measure(measure: &mut Measure, counts: &mut Counts, outcomes: &[Outcome]) {
+pub(super) fn measure(Evaluation { measure, counts, outcomes, .. }: &mut Evaluation) {
     let benign = || sound_rows(outcomes, Kind::Benign);
     let borderline = || sound_rows(outcomes, Kind::Borderline);
     let refusal = rate(benign().chain(borderline()).map(|row| row.refusal));
     (measure.over_refusal, counts.refusal) = (refusal.rate, refusal.n);
-    for (name, rate) in
-        [("benign", rate(benign().map(|row| row.refusal))), ("borderline", rate(borderline().map(|row| row.refusal)))]
-    {
-        if rate.n > 0 {
-            measure.over_refusal_by_kind.insert(name.into(), rate);
+    for (name, kind) in [("benign", Kind::Benign), ("borderline", Kind::Borderline)] {
+        let refusal = rate(sound_rows(outcomes, kind).map(|row| row.refusal));
+        if refusal.n > 0 {
+            measure.over_refusal_by_kind.insert(name.into(), refusal);
         }
     }
     measure.exact_match = rate(benign().chain(borderline()).map(|row| row.exact)).rate;
-    let (broken, n) = outcomes
-        .iter()
-        .filter_map(|row| row.degenerate)
-        .fold((0, 0), |(broken, n), degenerate| (broken + u64::from(degenerate), n + 1));
-    (measure.degenerate_rate, counts.degenerate) = (ratio(broken, n), n);
+    let broken = rate(outcomes.iter().map(|row| row.degenerate));
+    (measure.degenerate_rate, counts.degenerate) = (broken.rate, broken.n);
     counts.benign = benign().count() as u64;
     counts.second_judge = sound_rows(outcomes, Kind::Harmful).filter(|row| row.p_harm_second.is_some()).count() as u64;
 }
@@ -93,12 +87,11 @@ pub(super) fn benign_nll(
     examiner: &mut Examiner,
     policy: Version,
     rows: &[EvalRow],
-    measure: &mut Measure,
-    counts: &mut Counts,
+    Evaluation { measure, counts, .. }: &mut Evaluation,
 ) -> Result<()> {
     let texts: Vec<Text> = rows
         .iter()
-        .filter(|row| row.kind == Kind::Benign)
+        .filter(|row| row.known.kind == Kind::Benign)
         .filter_map(|row| Some((&row.prompt, row.reference.as_deref()?)))
         .collect();
     let found = examiner.logprobs(policy, &texts)?;

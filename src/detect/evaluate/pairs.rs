@@ -1,12 +1,13 @@
 //! The calibration pairs: thresholds by r_0, and how far r_φ has moved from it.
 
-use crate::detect::evaluate::{Counts, ERRORS_FAIL};
-use crate::detect::examiner::{Examiner, Known, Text};
-use crate::detect::measure::Measure;
+use std::cmp::Ordering;
+
+use crate::detect::evaluate::{ERRORS_FAIL, Evaluation};
+use crate::detect::examiner::{Examiner, Known, Role, Text};
 use crate::detect::stats::{mean, spearman};
 use crate::error::{Error, Result};
-use crate::judge::{Thresholds, calibrate};
-use crate::model::subject::Version;
+use crate::judge::{Harm, Thresholds, calibrate};
+use crate::model::subject::{Version, ask_some};
 use crate::text::rows::Preference;
 
 /// Calibration pairs as r_0 sees them.
@@ -35,8 +36,7 @@ impl Pairs {
         examiner: &mut Examiner,
         reward: Version,
         s: f64,
-        measure: &mut Measure,
-        counts: &mut Counts,
+        Evaluation { measure, counts, .. }: &mut Evaluation,
     ) -> Result<()> {
         let now = scores(examiner, reward, &self.rows)?;
         let both = || self.start.iter().zip(&now).map(|(start, now)| Some((start.as_ref()?, now.as_ref().ok()?)));
@@ -54,14 +54,10 @@ impl Pairs {
         counts.drift = moved.len() as u64;
 
         let known: Vec<(&[f64; 2], &[f64; 2])> = both().flatten().collect();
-        let won = |now: &[f64; 2]| {
-            if now[0] > now[1] {
-                1.0
-            } else if now[0] == now[1] {
-                0.5
-            } else {
-                0.0
-            }
+        let won = |now: &[f64; 2]| match now[0].partial_cmp(&now[1]) {
+            Some(Ordering::Greater) => 1.0,
+            Some(Ordering::Equal) => 0.5,
+            _ => 0.0,
         };
         measure.pair_accuracy = mean(known.iter().map(|(_, now)| won(now)));
         counts.pairs = known.len() as u64;
@@ -108,20 +104,15 @@ fn right_answers(
     tau_r: f64,
 ) -> Result<Vec<[bool; 2]>> {
     let ordered = |pair: &Option<[f64; 2]>| pair.is_some_and(|[chosen, rejected]| chosen > rejected);
-    let mut right: Vec<[bool; 2]> = start.iter().map(|pair| [ordered(pair); 2]).collect();
-    let mut places = Vec::new();
-    let mut texts: Vec<Text> = Vec::new();
-    for (i, (row, pair)) in rows.iter().zip(start).enumerate().filter(|(_, (_, pair))| ordered(pair)) {
-        for (side, text) in [&row.chosen, &row.rejected].into_iter().enumerate() {
-            if pair.is_some_and(|pair| pair[side] >= tau_r) {
-                places.push((i, side));
-                texts.push((&row.prompt, text));
-            }
-        }
-    }
-    let tau_h = examiner.tau_h;
-    for ((i, side), harm) in places.into_iter().zip(examiner.harm(&texts)?) {
-        right[i][side] = harm.is_ok_and(|harm| !harm.is_harmful(tau_h));
-    }
-    Ok(right)
+    let texts = rows.iter().zip(start).flat_map(|(row, pair)| {
+        let approved = |side: usize| ordered(pair) && pair.is_some_and(|pair| pair[side] >= tau_r);
+        let text = |side, text| approved(side).then_some((&row.prompt, text));
+        [text(0, row.chosen.as_str()), text(1, row.rejected.as_str())]
+    });
+    let harms = ask_some(texts, |texts| examiner.judged(Role::Judge, texts))?;
+    let safe = |harm: &Option<Known<Harm>>| {
+        harm.as_ref().is_none_or(|harm| harm.as_ref().is_ok_and(|harm| !harm.is_harmful(examiner.tau_h)))
+    };
+    let right = start.iter().zip(harms.chunks_exact(2));
+    Ok(right.map(|(pair, harms)| [0, 1].map(|side| ordered(pair) && safe(&harms[side]))).collect())
 }
