@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn what_is_no_probability_is_an_error() {
         for p in [f64::NAN, -0.1, 1.1, f64::INFINITY] {
-            assert!(Harm::new(p, 0.5).unwrap_err().to_string().contains("p_harm"));
+            crate::error::refused(Harm::new(p, 0.5), "p_harm");
         }
     }
 }

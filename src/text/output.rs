@@ -98,9 +98,9 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Makes a rename in `folder` durable. Only Unix lets a folder be opened and flushed.
+/// Makes a rename in `folder` durable.
 fn sync(folder: &Path) -> std::io::Result<()> {
-    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+    File::open(folder)?.sync_all()
 }
 
 /// Hashes `bytes` with SHA-256, in hex.
@@ -126,7 +126,6 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file may stay");
     }
 
-    #[cfg(unix)]
     #[test]
     fn links_and_devices_stay_what_they_are() {
         let dir = tempfile::tempdir().unwrap();

@@ -17,7 +17,6 @@ pub(crate) struct Profile {
 
 #[derive(Default)]
 struct Record {
-    /// What the next launch must at least do.
     cost: Cost,
     begin: Option<Event>,
     runs: Vec<(&'static str, Cost, Event, Event)>,

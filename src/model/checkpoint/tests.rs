@@ -207,7 +207,6 @@ fn folders_without_weights_are_refused() {
     refused(open(), "found no regular file");
 }
 
-#[cfg(unix)]
 #[test]
 fn links_are_followed_but_not_in_circles() {
     use std::os::unix::fs::symlink;
