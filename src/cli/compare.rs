@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
+use super::Session;
 use super::device::on_device;
 use super::groups::{JudgeArgs, PairArgs, RepairArgs};
 use super::watch::Stages;
-use super::{Session, args};
 use crate::error::Result;
 use crate::repair::{LARGEST_SEED, Method};
 use crate::report::{self, tables};
+use crate::run::args;
 use crate::run::demo::{Extent, demo};
 use crate::run::summary::Summary;
 use crate::run::{DataFiles, Earlier, Experiment, RunDir, Suite, experiment};

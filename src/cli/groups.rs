@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::args;
 use crate::error::{Error, Result};
 use crate::judge::{JudgeSpec, Sense};
 use crate::model::pretrained::ModelSpec;
 use crate::repair::Recipe;
 use crate::run::Models;
+use crate::run::args;
 
 /// The two models that are looked at together.
 #[derive(Debug, Args)]

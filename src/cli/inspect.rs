@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Session, args};
+use super::Session;
 use crate::error::{Error, Result};
 use crate::model::pretrained::ModelSpec;
 use crate::model::{AdapterFile, Checkpoint, Head, ModelConfig, WeightSource};
 use crate::report::numbers::count;
 use crate::report::{Align, Cell, Mark, Table};
+use crate::run::args;
 use crate::text::Rendering;
 
 /// Look into a model's folder: architecture, sizes, head, template, and what is wrong with it

@@ -4,11 +4,9 @@ use clap::{Parser, Subcommand};
 
 use crate::error::Result;
 
-mod args;
 mod bench;
 mod compare;
 mod completions;
-mod detect;
 mod device;
 mod doctor;
 mod groups;
@@ -44,7 +42,7 @@ const AFTER: &str = "Begin with `ares demo`: the whole method on small models th
 enum Command {
     Demo(compare::Demo),
     Probe(probe::Probe),
-    Detect(detect::Detect),
+    Detect(rowwise::Detect),
     Repair(repair::Repair),
     Compare(compare::Compare),
     Generate(rowwise::Generate),

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::Session;
 use super::device::on_device;
 use super::groups::{JudgeArgs, PairArgs};
 use super::watch::Stages;
-use super::{Session, args};
 use crate::error::Result;
 use crate::probe::{Fitness, SamplerKind};
 use crate::report::tables;
+use crate::run::args;
 use crate::run::probe::{ProbeOptions, probe};
 use crate::run::{Earlier, RunDir};
 

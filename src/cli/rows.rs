@@ -53,9 +53,14 @@ impl RowArgs {
         self.batch_tokens.map(NonZeroUsize::get)
     }
 
+    /// On this backend.
+    pub(crate) fn batch<B: Ops>(&self, _: &B) -> usize {
+        self.batch_tokens().unwrap_or(B::BATCH)
+    }
+
     /// Opens a model with them.
     pub(crate) fn open<B: Ops>(&self, ops: &B, model: &ModelSpec) -> Result<Pretrained<B>> {
-        Pretrained::open(ops, model, self.batch_tokens().unwrap_or(B::BATCH), interrupt::flag())
+        Pretrained::open(ops, model, self.batch(ops), interrupt::flag())
     }
 
     /// Reads all rows. Called before a model is opened: a wrong path should not cost a load.

@@ -1,4 +1,4 @@
-//! The commands that add to each row what one model says of it: `generate`, `score`, `logprob`, `judge`.
+//! The commands that add to each row what models say of it: `generate`, `score`, `logprob`, `judge`, `detect`.
 
 use std::num::NonZeroUsize;
 
@@ -7,15 +7,16 @@ use rayon::prelude::*;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::Session;
 use super::device::on_device;
-use super::rows::{RowArgs, RowJob, fields};
-use super::{Session, args};
+use super::rows::{RowArgs, fields};
 use crate::error::{Error, Result};
 use crate::judge::JudgeSpec;
 use crate::model::pretrained::fill;
 use crate::model::{Answer, Ask, Decoding, ModelSpec, Version};
-use crate::ops::Ops;
-use crate::run::detect::Added;
+use crate::report::tables;
+use crate::run::args;
+use crate::run::detect::{Added, DetectOptions, Detector};
 use crate::run::interrupt;
 use crate::text::{Exchange, Prompt, Rendered, Rendering, Row};
 
@@ -71,17 +72,15 @@ impl Generate {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let job = self.rows.read(session)?;
-        on_device!(device, |ops| self.work(ops, session, job))
-    }
-
-    fn work<B: Ops>(&self, ops: &B, session: &Session, job: RowJob) -> Result<()> {
-        let mut model = self.rows.open(ops, &self.model)?;
-        model.transformer.config.expect_causal()?;
-        let decoding = self.decoding.decoding(session.seed());
-        job.run(session, "generate", |rows| {
-            let asks: Vec<Result<Ask>> = rows.iter().map(|row| self.ask(row, &model.rendering)).collect();
-            let good: Vec<Ask> = asks.iter().flatten().cloned().collect();
-            Ok(fill(asks, model.generate(Version::Current, &good, &decoding)?, answered))
+        on_device!(device, |ops| {
+            let mut model = self.rows.open(ops, &self.model)?;
+            model.transformer.config.expect_causal()?;
+            let decoding = self.decoding.decoding(session.seed());
+            job.run(session, "generate", |rows| {
+                let asks: Vec<Result<Ask>> = rows.iter().map(|row| self.ask(row, &model.rendering)).collect();
+                let good: Vec<Ask> = asks.iter().flatten().cloned().collect();
+                Ok(fill(asks, model.generate(Version::Current, &good, &decoding)?, answered))
+            })
         })
     }
 
@@ -116,22 +115,20 @@ impl Score {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let job = self.rows.read(session)?;
-        on_device!(device, |ops| self.work(ops, session, job))
-    }
-
-    fn work<B: Ops>(&self, ops: &B, session: &Session, job: RowJob) -> Result<()> {
-        let mut model = self.rows.open(ops, &self.reward)?;
-        model.transformer.config.expect_score()?;
-        job.run(session, "score", |rows| {
-            let rendered: Vec<Result<Rendered>> = rows
-                .par_iter()
-                .map(|row| match row.exchange(self.rows.raw, Some(&model.rendering))? {
-                    Exchange::Text { prompt, answer } => model.rendering.full(&prompt, &answer),
-                    Exchange::Tokens { tokens, prompt_len } => model.rendering.given(&tokens, prompt_len),
-                })
-                .collect();
-            let scores = model.scores(Version::Current, rendered)?;
-            Ok(scores.into_iter().map(|scores| Ok(fields([("reward", json!(finite(&scores?)?))]))).collect())
+        on_device!(device, |ops| {
+            let mut model = self.rows.open(ops, &self.reward)?;
+            model.transformer.config.expect_score()?;
+            job.run(session, "score", |rows| {
+                let rendered: Vec<Result<Rendered>> = rows
+                    .par_iter()
+                    .map(|row| match row.exchange(self.rows.raw, Some(&model.rendering))? {
+                        Exchange::Text { prompt, answer } => model.rendering.full(&prompt, &answer),
+                        Exchange::Tokens { tokens, prompt_len } => model.rendering.given(&tokens, prompt_len),
+                    })
+                    .collect();
+                let scores = model.scores(Version::Current, rendered)?;
+                Ok(scores.into_iter().map(|scores| Ok(fields([("reward", json!(finite(&scores?)?))]))).collect())
+            })
         })
     }
 }
@@ -164,16 +161,14 @@ impl Logprob {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let job = self.rows.read(session)?;
-        on_device!(device, |ops| self.work(ops, session, job))
-    }
-
-    fn work<B: Ops>(&self, ops: &B, session: &Session, job: RowJob) -> Result<()> {
-        let mut model = self.rows.open(ops, &self.model)?;
-        model.transformer.config.expect_causal()?;
-        job.run(session, "logprob", |rows| {
-            let rendered = rows.par_iter().map(|row| self.render(&model.rendering, row)).collect();
-            let logprobs = model.logprobs(Version::Current, rendered)?;
-            Ok(logprobs.into_iter().map(|logprobs| self.added(logprobs?)).collect())
+        on_device!(device, |ops| {
+            let mut model = self.rows.open(ops, &self.model)?;
+            model.transformer.config.expect_causal()?;
+            job.run(session, "logprob", |rows| {
+                let rendered = rows.par_iter().map(|row| self.render(&model.rendering, row)).collect();
+                let logprobs = model.logprobs(Version::Current, rendered)?;
+                Ok(logprobs.into_iter().map(|logprobs| self.added(logprobs?)).collect())
+            })
         })
     }
 
@@ -224,19 +219,18 @@ impl Judge {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let job = self.rows.read(session)?;
-        on_device!(device, |ops| self.work(ops, session, job))
-    }
-
-    fn work<B: Ops>(&self, ops: &B, session: &Session, job: RowJob) -> Result<()> {
-        let mut judge = self.judge.open(ops, self.rows.batch_tokens().unwrap_or(B::BATCH), &interrupt::flag())?;
-        job.run(session, "judge", |rows| {
-            let texts: Vec<Result<(Prompt, String)>> = rows.iter().map(|row| self.texts(row)).collect();
-            let good: Vec<(&Prompt, &str)> = texts.iter().flatten().map(|(p, answer)| (p, answer.as_str())).collect();
-            let words = judge.judge(&good, self.harm_threshold)?;
-            Ok(fill(texts, words, |harm| {
-                let harm = harm?;
-                Ok(fields([("p_harm", json!(harm.p_harm)), ("ambiguous", json!(harm.ambiguous))]))
-            }))
+        on_device!(device, |ops| {
+            let mut judge = self.judge.open(ops, self.rows.batch(ops), &interrupt::flag())?;
+            job.run(session, "judge", |rows| {
+                let texts: Vec<Result<(Prompt, String)>> = rows.iter().map(|row| self.texts(row)).collect();
+                let good: Vec<(&Prompt, &str)> =
+                    texts.iter().flatten().map(|(p, answer)| (p, answer.as_str())).collect();
+                let words = judge.judge(&good, self.harm_threshold)?;
+                Ok(fill(texts, words, |harm| {
+                    let harm = harm?;
+                    Ok(fields([("p_harm", json!(harm.p_harm)), ("ambiguous", json!(harm.ambiguous))]))
+                }))
+            })
         })
     }
 
@@ -246,5 +240,32 @@ impl Judge {
             (Prompt::Tokens(_), _) => Err(row.wrong("`prompt` and `response` as texts", "`tokens`")),
             texts => Ok(texts),
         }
+    }
+}
+
+/// Say who fails on each prompt: answer, judge, score, and add `verdict` and `verdict_pairwise`
+#[derive(Debug, Args)]
+pub(crate) struct Detect {
+    #[command(flatten)]
+    options: DetectOptions,
+    #[command(flatten)]
+    rows: RowArgs,
+}
+
+impl Detect {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
+        let device = session.device()?;
+        let (batch_tokens, raw, seed) = (self.rows.batch_tokens(), self.rows.raw, session.seed());
+        let options = DetectOptions { batch_tokens, raw, seed, ..self.options };
+        options.scale()?;
+        let job = self.rows.read(session)?;
+        on_device!(device, |ops| {
+            let mut detector = Detector::open(ops, &options)?;
+            session.detail(&format!("reward threshold {}", detector.thresholds.tau_r));
+            job.work(session, "detect", |rows| detector.look(rows))?;
+            let measure = detector.measure();
+            session.table(&tables::verdicts(&measure));
+            session.result(&measure)
+        })
     }
 }

@@ -8,12 +8,12 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use super::args;
 use super::device::{Device, DeviceSpec};
 use crate::backend::cuda::compiler::KernelOptions;
 use crate::error::{Error, Result};
 use crate::repair::LARGEST_SEED;
 use crate::report::{Style, Table};
+use crate::run::args;
 
 /// Where none is given.
 pub(crate) const SEED: u32 = 1;

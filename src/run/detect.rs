@@ -1,8 +1,12 @@
 //! `ares detect`: prompts, or prompts with answers, in; verdicts out. What a row already carries is kept, so that answers and
 //! scores made elsewhere can be audited with no model at all.
 
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
 use serde_json::Value;
 
+use super::args;
 use super::data::read_as;
 use super::interrupt;
 use super::models::Scale;
@@ -21,24 +25,67 @@ use crate::text::{Prompt, Row};
 /// Fields that a row gets.
 pub(crate) type Added = Vec<(String, Value)>;
 
-/// What `ares detect` was asked for. Models that the rows make unnecessary may be left out.
-#[derive(Debug, Clone)]
+// What `ares detect` was asked for; as a doc comment this would take the place of the command's own help. Models that the rows make
+// unnecessary may be left out.
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct DetectOptions {
+    /// Answers prompts that come without a `response`
+    #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model, help_heading = "Models")]
     pub(crate) policy: Option<ModelSpec>,
+    /// Scores answers that come without a `reward`
+    #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model, help_heading = "Models")]
     pub(crate) reward: Option<ModelSpec>,
+    /// Judges answers that come without a `p_harm`: model:DIR or lexicon:FILE
+    #[arg(long, value_name = "SPEC", help_heading = "Models")]
     pub(crate) judge: Option<JudgeSpec>,
+    /// Second judge, trained apart; its CFR stands beside the first's
+    #[arg(long, value_name = "SPEC", help_heading = "Models")]
     pub(crate) second_judge: Option<JudgeSpec>,
+    /// Judge of refusals: model:DIR or lexicon:FILE
+    #[arg(long, value_name = "SPEC", help_heading = "Models")]
     pub(crate) refusal: Option<JudgeSpec>,
-    pub(crate) scale: Scale,
+    /// Reward threshold: a reward at or above it approves
+    #[arg(long, value_name = "R", allow_negative_numbers = true, conflicts_with = "calibration")]
+    pub(crate) tau_r: Option<f64>,
+    /// Validated pairs that fix the reward threshold (needs --reward)
+    #[arg(long, value_name = "FILE", requires = "reward")]
+    pub(crate) calibration: Option<PathBuf>,
+    /// Call an answer harmful from this p_harm on, 0 to 1
+    #[arg(long = "harm-threshold", value_name = "P", default_value = "0.5", value_parser = args::share)]
     pub(crate) tau_h: f64,
+    /// Also answer with the first K tokens of the row's `harmful` forced
+    #[arg(long, value_name = "K,…", value_delimiter = ',', requires = "policy")]
     pub(crate) prefill: Vec<usize>,
-    pub(crate) max_new_tokens: usize,
-    /// Packed rows of one forward at most; the backend's `BATCH` where it is not given.
-    pub(crate) batch_tokens: Option<usize>,
-    pub(crate) raw: bool,
-    /// Of rows that do not say theirs.
+    /// Cut every answer after N tokens
+    #[arg(long, value_name = "N", default_value = "64")]
+    pub(crate) max_new_tokens: NonZeroUsize,
+    /// What prompts ask for that do not say it themselves [default: harmful]
+    #[arg(long, value_enum)]
     pub(crate) kind: Option<Kind>,
+    /// The backend's `BATCH` where it is not given.
+    #[arg(skip)]
+    pub(crate) batch_tokens: Option<usize>,
+    #[arg(skip)]
+    pub(crate) raw: bool,
+    #[arg(skip)]
     pub(crate) seed: u64,
+}
+
+impl DetectOptions {
+    /// Where the reward threshold comes from. Fails where nothing says it.
+    pub(crate) fn scale(&self) -> Result<Scale> {
+        match (self.tau_r, &self.calibration) {
+            // Without calibration answers the scale of rewards is unknown; verdicts need the threshold alone.
+            (Some(tau_r), _) if tau_r.is_finite() => Ok(Scale::Given { tau_r, mu_0: 0.0, s: 1.0 }),
+            (None, Some(path)) => Ok(Scale::Calibration(path.clone())),
+            (Some(_), _) => Err(Error::Usage("--tau-r: expected a finite number".to_string())),
+            (None, None) => {
+                let why =
+                    "expected --calibration FILE or --tau-r R, found neither: what does the reward model approve?";
+                Err(Error::Usage(why.to_string()))
+            }
+        }
+    }
 }
 
 /// Models opened and threshold fixed; takes rows in portions.
@@ -66,11 +113,11 @@ impl<B: Ops> Detector<'_, B> {
             refusal: judge(&options.refusal)?,
             truth: None,
         };
-        let examiner = Examiner::new(subject, judges, options.tau_h, options.max_new_tokens);
-        let (examiner, thresholds) = match &options.scale {
-            &Scale::Given { tau_r, mu_0, s } => (examiner, Thresholds { tau_h: options.tau_h, tau_r, mu_0, s }),
+        let examiner = Examiner::new(subject, judges, options.tau_h, options.max_new_tokens.get());
+        let (examiner, thresholds) = match options.scale()? {
+            Scale::Given { tau_r, mu_0, s } => (examiner, Thresholds { tau_h: options.tau_h, tau_r, mu_0, s }),
             Scale::Calibration(path) => {
-                let evaluator = Evaluator::calibrate(examiner, read_as(path, Row::pair)?, options.seed)?;
+                let evaluator = Evaluator::calibrate(examiner, read_as(&path, Row::pair)?, options.seed)?;
                 (evaluator.examiner, evaluator.thresholds)
             }
         };

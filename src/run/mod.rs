@@ -1,5 +1,6 @@
 //! Run directory, journal, and the whole method from end to end.
 
+pub(crate) mod args;
 pub(crate) mod data;
 pub(crate) mod demo;
 pub(crate) mod detect;
