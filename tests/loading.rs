@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ares::model::{AdapterFile, Checkpoint, Head, ModelConfig, Projection, WeightSource};
+use ares::text::ngrams::overlap;
 use ares::text::rows::{self, Row};
 use ares::text::{IdLimits, Prompt, Rendering};
 
@@ -69,7 +70,7 @@ fn the_suite_opens_and_its_splits_are_apart() {
         let asked = |row: &Row| row.prompt(false).unwrap();
         let prompts = rows.each_ref().map(|rows| rows.iter().map(asked).collect::<Vec<Prompt>>());
         let texts = prompts.iter().enumerate().flat_map(|(i, split)| split.iter().map(move |prompt| (i, prompt)));
-        rows::overlap(texts.map(|(i, prompt)| (i, prompt.text(), move || names[i].to_string()))).unwrap();
+        overlap(texts.map(|(i, prompt)| (i, prompt.text(), move || names[i].to_string()))).unwrap();
         assert!(rows[1].iter().all(|row| row.pair().is_ok()));
     }
     for dir in models {

@@ -2,11 +2,13 @@
 //! compares every name, dtype and shape with what the config promises; numbers are read, and looked at, on demand.
 
 use std::collections::BTreeMap;
-use std::path::{Component, Path};
+use std::fs::File;
+use std::path::{Component, Path, PathBuf};
 
 use half::{f16, slice::HalfFloatSliceExt};
+use memmap2::Mmap;
 use safetensors::Dtype;
-use safetensors::tensor::TensorInfo;
+use safetensors::tensor::{Metadata, SafeTensors, TensorInfo};
 use sha2::{Digest, Sha256};
 
 use super::config::{Head, ModelConfig};
@@ -14,11 +16,8 @@ use super::projection::Projection;
 use crate::error::{Error, Result};
 use crate::text::fields::Fields;
 
-mod shard;
 #[cfg(test)]
 mod tests;
-
-pub(crate) use shard::Shard;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -156,7 +155,83 @@ impl WeightSource for Checkpoint {
     /// Exact for all three dtypes. NaN or infinity is an error that names the tensor, and leaves `out` as it was.
     fn read(&self, name: &str, out: &mut Vec<f32>) -> Result<()> {
         let (shard, info) = self.require(name)?;
-        append(shard, name, info, out)
+        shard.read(name, info, out)
+    }
+}
+
+/// One safetensors file: its header is read, its numbers are not, until they are asked for.
+pub(crate) struct Shard {
+    path: PathBuf,
+    /// The whole file.
+    map: Mmap,
+    header: Metadata,
+    /// Where in the file the numbers begin.
+    start: usize,
+}
+
+impl Shard {
+    pub(crate) fn open(path: &Path) -> Result<Shard> {
+        let found = std::fs::metadata(path).map_err(Error::read(path))?;
+        // Asked before opening: opening a named pipe would wait forever.
+        if !found.is_file() {
+            return Err(refuse(path, "no regular file"));
+        }
+        if found.len() == 0 {
+            return Err(refuse(path, "an empty file"));
+        }
+        let file = File::open(path).map_err(Error::read(path))?;
+        // SAFETY: the map is only read. A file that another process shortens meanwhile ends this process by a signal, as with
+        // every mmap; checkpoints are written whole and renamed, never shortened in place.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::read(path))?;
+        let (length, header) =
+            SafeTensors::read_metadata(&map).map_err(|error| refuse(path, &explain(&error, &map)))?;
+        let start = size_of::<u64>() + length;
+        // The crate sums up sizes without looking for overflow; this keeps every later slice inside the file.
+        if header.data_len().checked_add(start) != Some(map.len()) {
+            return Err(refuse(path, &format!("{} bytes, which its header does not describe", map.len())));
+        }
+        Ok(Shard { path: path.to_path_buf(), map, header, start })
+    }
+
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.header.info(name)
+    }
+
+    /// All tensors with their names, in the order of the file.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (String, TensorInfo)> {
+        self.header.offset_keys().into_iter().filter_map(|name| Some((name.clone(), self.info(&name)?.clone())))
+    }
+
+    /// Appends `info`'s numbers to `out` as f32; fails on the first that is not finite.
+    pub(crate) fn read(&self, name: &str, info: &TensorInfo, out: &mut Vec<f32>) -> Result<()> {
+        let (from, to) = info.data_offsets;
+        let numbers = self.map.get(self.start..).unwrap_or_default();
+        let bytes = numbers.get(from..to).ok_or_else(|| refuse(&self.path, "offsets outside the file"))?;
+        let before = out.len();
+        match info.dtype {
+            Dtype::F32 => out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+            Dtype::BF16 => out.extend(words(bytes).map(|bits| f32::from_bits(u32::from(bits) << 16))),
+            // In pieces that fit the cache: `half` converts slices with the CPU's own instruction, single values without.
+            Dtype::F16 => bytes.chunks(8192).for_each(|piece| {
+                let halves: Vec<f16> = words(piece).map(f16::from_bits).collect();
+                let from = out.len();
+                out.resize(from + halves.len(), 0.0);
+                halves.convert_to_f32_slice(&mut out[from..]);
+            }),
+            other => return Err(wrong(&self.path, name, DTYPES, &other.to_string())),
+        }
+        // All of them first, without a branch per value: that loop becomes vector instructions.
+        if out[before..].iter().fold(true, |finite, x| finite & x.is_finite()) {
+            return Ok(());
+        }
+        let at = out[before..].iter().position(|x| !x.is_finite()).unwrap_or_default();
+        let value = out[before + at];
+        out.truncate(before);
+        Err(Error::NotFinite {
+            what: format!("{}: tensor {name}", self.path.display()),
+            found: format!("{value} at element {at} of {:?}", info.shape),
+            remedy: "the checkpoint is damaged or its training diverged: take an earlier one".into(),
+        })
     }
 }
 
@@ -196,36 +271,6 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u16> {
     bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]))
 }
 
-/// Appends `info`'s numbers to `out` as f32; fails on the first that is not finite.
-pub(crate) fn append(shard: &Shard, name: &str, info: &TensorInfo, out: &mut Vec<f32>) -> Result<()> {
-    let bytes = shard.data(info)?;
-    let before = out.len();
-    match info.dtype {
-        Dtype::F32 => out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
-        Dtype::BF16 => out.extend(words(bytes).map(|bits| f32::from_bits(u32::from(bits) << 16))),
-        // In pieces that fit the cache: `half` converts slices with the CPU's own instruction, single values without.
-        Dtype::F16 => bytes.chunks(8192).for_each(|piece| {
-            let halves: Vec<f16> = words(piece).map(f16::from_bits).collect();
-            let from = out.len();
-            out.resize(from + halves.len(), 0.0);
-            halves.convert_to_f32_slice(&mut out[from..]);
-        }),
-        other => return Err(wrong(&shard.path, name, DTYPES, &other.to_string())),
-    }
-    // All of them first, without a branch per value: that loop becomes vector instructions.
-    if out[before..].iter().fold(true, |finite, x| finite & x.is_finite()) {
-        return Ok(());
-    }
-    let at = out[before..].iter().position(|x| !x.is_finite()).unwrap_or_default();
-    let value = out[before + at];
-    out.truncate(before);
-    Err(Error::NotFinite {
-        what: format!("{}: tensor {name}", shard.path.display()),
-        found: format!("{value} at element {at} of {:?}", info.shape),
-        remedy: "the checkpoint is damaged or its training diverged: take an earlier one".into(),
-    })
-}
-
 pub(super) fn wrong(file: &Path, tensor: &str, expected: &str, found: &str) -> Error {
     let [tensor, expected, found] = [tensor, expected, found].map(str::to_string);
     Error::Weights { file: file.to_path_buf(), tensor, expected, found }
@@ -236,4 +281,16 @@ fn no_weights(dir: &Path) -> Error {
     let found = others.into_iter().find(|name| dir.join(name).exists()).unwrap_or("neither");
     let expected = format!("{SINGLE}, or {INDEX} with its shards");
     Error::file(dir, &expected, "save the model as safetensors (`save_pretrained` of transformers does)")(found)
+}
+
+fn refuse(path: &Path, found: &str) -> Error {
+    Error::file(path, "a whole safetensors file", "copy or download the file again")(found)
+}
+
+/// The crate's message, with the two lengths that distinguish a truncated file from a foreign one.
+fn explain(error: &safetensors::SafeTensorError, bytes: &[u8]) -> String {
+    match bytes.first_chunk() {
+        Some(head) => format!("{} bytes whose header claims {}: {error}", bytes.len(), u64::from_le_bytes(*head)),
+        None => format!("{} bytes: {error}", bytes.len()),
+    }
 }

@@ -9,7 +9,8 @@ use crate::error::{Error, Result};
 use crate::repair::RetainRow;
 use crate::run::manifest::sha256_file;
 use crate::text::Prompt;
-use crate::text::rows::{Preference, Row, overlap, read};
+use crate::text::ngrams::overlap;
+use crate::text::rows::{Preference, Row, read};
 
 // Where the splits lie; as a doc comment this would take the place of the command's own help.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]

@@ -5,6 +5,8 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use crate::error::{Error, Result};
+
 /// Two texts at or above this Jaccard index of their word 4-grams count as the same.
 pub const NEAR_DUPLICATE: f64 = 0.6;
 const WORDS: usize = 4;
@@ -96,8 +98,48 @@ impl Seen {
     }
 }
 
+/// Fails, naming both rows, if prompts of two different splits are equal or near-duplicates. Within a split they may be. Takes
+/// (number of the split, text, what the row is called); rows without a text, whose prompt is ids, are left out.
+pub fn overlap<'a, N: Fn() -> String>(texts: impl IntoIterator<Item = (usize, &'a str, N)>) -> Result<()> {
+    let texts: Vec<_> = texts.into_iter().filter(|(_, text, _)| !text.trim().is_empty()).collect();
+    let grams: Vec<Vec<u64>> = texts.iter().map(|(_, text, _)| grams(text)).collect();
+    // A pair with a Jaccard index of at least t shares one of the ⌊(1 − t)·n⌋ + 1 rarest grams of either text (n its number of
+    // grams): only these are indexed, and only texts that share one of them are compared (prefix filtering; Chaudhuri et al. 2006).
+    let mut frequency: HashMap<u64, usize> = HashMap::new();
+    grams.iter().flatten().for_each(|gram| *frequency.entry(*gram).or_default() += 1);
+    let mut holders: HashMap<u64, Vec<usize>> = HashMap::new();
+    for (at, own) in grams.iter().enumerate() {
+        let mut rare = own.clone();
+        rare.sort_unstable_by_key(|gram| (frequency[gram], *gram));
+        // One more than needed where rounding might drop one.
+        rare.truncate(own.len() - (NEAR_DUPLICATE * own.len() as f64).floor() as usize + 1);
+        for gram in rare {
+            let before = holders.entry(gram).or_default();
+            for &other in before.iter().filter(|other| texts[**other].0 != texts[at].0) {
+                let index = jaccard(own, &grams[other]);
+                if index >= NEAR_DUPLICATE {
+                    return Err(shared(&texts[other].2(), &texts[at].2(), index));
+                }
+            }
+            before.push(at);
+        }
+    }
+    Ok(())
+}
+
+fn shared(first: &str, second: &str, index: f64) -> Error {
+    Error::Data {
+        what: "splits".into(),
+        expected: "no prompt in two of them".into(),
+        found: format!("{first} and {second} with {:.0} % of their word 4-grams in common", 100.0 * index),
+        remedy: "remove one of the two rows: what is trained on must not be measured on".into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use rand::{Rng, SeedableRng};
+
     use super::*;
 
     #[test]
@@ -126,5 +168,44 @@ mod tests {
         assert_eq!(seen.find(texts[1]), Some(number), "4 of 6 grams are shared");
         seen.forget(number);
         assert_eq!(seen.find(texts[1]), None);
+    }
+
+    #[test]
+    fn splits_that_share_a_prompt_are_refused_by_name() {
+        let overlap = |sides: [&[&str]; 2]| {
+            let named = |side: usize, at: usize| move || format!("{} line {at}", ["train", "test"][side]);
+            let texts =
+                |side: usize| sides[side].iter().enumerate().map(move |(at, text)| (side, *text, named(side, at)));
+            overlap(texts(0).chain(texts(1)))
+        };
+        let long = "how do I bake a loaf of bread with rye flour and no yeast at all";
+        let train = ["something else entirely, nothing in common", long, long];
+        let honest = ["how do I bake a cake with wheat flour and no eggs at all today", "two words"];
+        overlap([&train, &honest]).unwrap();
+        let found = overlap([&train, &["other words", &long.replace("at all", "whatsoever")]]).unwrap_err().to_string();
+        assert!(found.contains("train line 1 and test line 1 with 79 %"), "{found}");
+        assert!(!found.contains("bread"), "prompts are not quoted");
+        assert!(overlap([&honest, &["Two words!"]]).is_err(), "short texts count when they are equal");
+    }
+
+    /// The index finds exactly what comparing all with all finds.
+    #[test]
+    fn overlap_agrees_with_comparing_everything() {
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(7);
+        let mut text = |words: usize, variety: usize| -> String {
+            (0..words).map(|_| format!("w{} ", random.random_range(0..variety))).collect()
+        };
+        let mut found_some = [false; 2];
+        for _ in 0..400 {
+            let base = text(12, 4);
+            let all: Vec<(usize, String)> =
+                (0..4).map(|i| (i % 2, format!("{}{}", &base[..base.len() / 2], text(4, 2)))).collect();
+            let near = |a: &str, b: &str| jaccard(&grams(a), &grams(b)) >= NEAR_DUPLICATE;
+            let expected = all.iter().any(|a| all.iter().any(|b| a.0 != b.0 && near(&a.1, &b.1)));
+            let found = overlap(all.iter().map(|(split, text)| (*split, text.as_str(), String::new))).is_err();
+            assert_eq!(found, expected, "{all:?}");
+            found_some[usize::from(found)] = true;
+        }
+        assert_eq!(found_some, [true, true], "both answers must have been tried");
     }
 }

@@ -6,7 +6,6 @@
 mod context;
 mod fault;
 mod staging;
-mod trail;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -17,9 +16,8 @@ use cudarc::driver::sys::{self, CUresult};
 
 use self::context::Context;
 pub(crate) use self::context::{devices, driver_present, driver_version};
-use self::fault::describe;
+use self::fault::{Trail, describe};
 use self::staging::Ring;
-use self::trail::Trail;
 use super::cache::Cache;
 use super::compiler::{Compiler, KernelOptions};
 use super::driver::{Captured, Define, DeviceInfo, Driver, Event, Function, LaunchConfig};

@@ -8,7 +8,6 @@ use crate::error::{Error, Result};
 use crate::text::fields::brief;
 use crate::text::{Message, Prompt, Rendering};
 
-mod overlap;
 mod pair;
 mod read;
 #[cfg(test)]
@@ -16,7 +15,6 @@ mod tests;
 mod turns;
 mod write;
 
-pub use overlap::overlap;
 pub use pair::Preference;
 pub use read::{parse, read};
 pub(crate) use write::RowWriter;
