@@ -9,9 +9,10 @@ use crate::error::Result;
 use crate::model::batch::DeviceBatch;
 use crate::model::{AnswerTokens, Batch, Heads, ModelConfig};
 use crate::ops::{
-    AdamWSpec, HeadRows, LinearBackward, LinearForward, LinearWeights, Lora, LoraGrad, Ops, Parameter, Rope, Rotation,
-    SampleSpec, SampleTable, SlotTable, adamw, attention, decode, embed, gate_up, layer_norm, lm_head, lora, norm, qkv,
-    score_head,
+    AdamWSpec, AttentionBackward, AttentionForward, HeadRows, LayerNormBackward, LayerNormForward, LinearBackward,
+    LinearForward, LinearWeights, LmHeadForward, Lora, LoraGrad, Ops, Parameter, Rope, Rotation, SampleSpec,
+    SampleTable, ScoreBackward, SlotTable, adamw, attention, decode, embed, gate_up, layer_norm, lm_head, lora, norm,
+    qkv, score_head,
 };
 
 /// What is run: name, the least that it must do, and how to run it once more.
@@ -186,15 +187,15 @@ impl<B: Ops> List<'_, '_, B> {
 
     fn layer_norm(&mut self, t: usize) -> Result<()> {
         let (ops, c, eps) = (self.ops, self.shape.config.hidden_size, self.shape.config.block_spec(0).norm.eps);
-        let (x, w, bias, dy) = (self.act(t, c)?, self.act(1, c)?, self.act(1, c)?, self.act(t, c)?);
-        let [mut mean, mut rstd] = [Tensor::zeros(ops, t, 1)?, Tensor::zeros(ops, t, 1)?];
+        let [x, w, bias, dy] = &[self.act(t, c)?, self.act(1, c)?, self.act(1, c)?, self.act(t, c)?];
+        let (bias, [mut mean, mut rstd]) = (Some(bias), [Tensor::zeros(ops, t, 1)?, Tensor::zeros(ops, t, 1)?]);
         let (mut y, mut dx) = (self.out(t, c)?, self.act(t, c)?);
         let costs = layer_norm::costs(t as u64, c as u64, Self::ACT);
         (self.visit)("layer_norm, forward", costs[0], &mut || {
-            ops.layer_norm_forward(&mut y, &mut mean, &mut rstd, &x, &w, Some(&bias), eps)
+            ops.layer_norm_forward(LayerNormForward { y: &mut y, mean: &mut mean, rstd: &mut rstd, x, w, bias, eps })
         })?;
         (self.visit)("layer_norm, backward", costs[1], &mut || {
-            ops.layer_norm_backward(&mut dx, &dy, &x, &mean, &rstd, &w)
+            ops.layer_norm_backward(LayerNormBackward { dx: &mut dx, dy, x, mean: &mean, rstd: &rstd, w })
         })
     }
 
@@ -221,16 +222,16 @@ impl<B: Ops> List<'_, '_, B> {
     fn attention(&mut self, tables: &DeviceBatch<B>) -> Result<()> {
         let (ops, packing, spec) = (self.ops, &tables.packing, self.shape.config.block_spec(0).attention);
         let (t, columns) = (packing.rows(), spec.heads * spec.head_dim);
-        let (qkv, d_o) = (self.act(t, spec.width())?, self.act(t, columns)?);
+        let [qkv, d_o] = &[self.act(t, spec.width())?, self.act(t, columns)?];
         let (mut o, mut dqkv) = (self.out(t, columns)?, self.out(t, spec.width())?);
         let mut lse = Tensor::zeros(ops, t, spec.heads)?;
         let [h, kv, e] = [spec.heads, spec.kv_heads, spec.head_dim].map(|n| n as u64);
         let [forward, backward] = attention::costs(t as u64, packing.pairs(&spec), h, kv, e, Self::ACT);
         (self.visit)("attention, forward", forward, &mut || {
-            ops.attention_forward(&mut o, &mut lse, &qkv, packing, spec)
+            ops.attention_forward(AttentionForward { o: &mut o, lse: &mut lse, qkv, packing, spec })
         })?;
         (self.visit)("attention, backward", backward, &mut || {
-            ops.attention_backward(&mut dqkv, &d_o, &o, &lse, &qkv, packing, spec)
+            ops.attention_backward(AttentionBackward { dqkv: &mut dqkv, d_o, o: &o, lse: &lse, qkv, packing, spec })
         })
     }
 
@@ -265,23 +266,25 @@ impl<B: Ops> List<'_, '_, B> {
 
     /// Both heads, whatever the model's own: a policy's over every target, a reward model's over as many rows.
     fn heads(&mut self, tables: &DeviceBatch<B>) -> Result<()> {
-        let (ops, rows, config) = (self.ops, tables.rows.rows(), &self.shape.config);
+        let (ops, rows, targets, config) = (self.ops, tables.rows.rows(), &tables.targets, &self.shape.config);
         let (vocab, c, act) = (config.vocab_size, config.hidden_size, Self::ACT);
-        let (h, mut dh, w) = (self.act(rows, c)?, self.out(rows, c)?, self.weight(vocab, c)?);
+        let (h, mut dh, w) = (&self.act(rows, c)?, self.out(rows, c)?, &self.weight(vocab, c)?);
         let (mut out, mut chunk) = (HeadRows::with_capacity(ops, rows)?, self.out(B::lm_head_chunk(vocab), vocab)?);
         let sizes = [rows, vocab, c].map(|n| n as u64);
         let [forward, both] = lm_head::costs(sizes[0], sizes[1], sizes[2], act);
         (self.visit)("lm_head, forward", forward, &mut || {
-            ops.lm_head_forward(&mut out, None, &mut chunk, &h, &tables.targets, &w)
+            ops.lm_head_forward(LmHeadForward { out: &mut out, dh: None, chunk: &mut chunk, h, targets, w })
         })?;
         (self.visit)("lm_head, both ways", both, &mut || {
-            ops.lm_head_forward(&mut out, Some(&mut dh), &mut chunk, &h, &tables.targets, &w)
+            ops.lm_head_forward(LmHeadForward { out: &mut out, dh: Some(&mut dh), chunk: &mut chunk, h, targets, w })
         })?;
-        let (w, mut r, dr) = (self.numbers(1, c)?, self.numbers(rows, 1)?, self.numbers(rows, 1)?);
+        let (w, mut r, dr) = (&self.numbers(1, c)?, self.numbers(rows, 1)?, &self.numbers(rows, 1)?);
         let mut dw = self.numbers(1, c)?;
         let [forward, backward] = score_head::costs(sizes[0], 1, sizes[2], act);
-        (self.visit)("score_head, forward", forward, &mut || ops.score_forward(&mut r, &h, &w))?;
-        (self.visit)("score_head, backward", backward, &mut || ops.score_backward(&mut dh, Some(&mut dw), &dr, &h, &w))
+        (self.visit)("score_head, forward", forward, &mut || ops.score_forward(&mut r, h, w))?;
+        (self.visit)("score_head, backward", backward, &mut || {
+            ops.score_backward(ScoreBackward { dh: &mut dh, dw: Some(&mut dw), dr, h, w })
+        })
     }
 
     /// One adapter of the feed-forward's width.

@@ -5,8 +5,8 @@ use super::tensors::tensors;
 use crate::backend::{Indices, Tensor};
 use crate::error::Result;
 use crate::ops::{
-    AttentionSpec, GateUpSpec, KvCache, LinearBackward, LinearForward, LinearWeights, NormSpec, Ops, Packing, QkvSpec,
-    Rope, Rotation, SlotTable,
+    AttentionBackward, AttentionForward, AttentionSpec, GateUpSpec, KvCache, LinearBackward, LinearForward,
+    LinearWeights, NormSpec, Ops, Packing, QkvSpec, Rope, Rotation, SlotTable,
 };
 
 /// Frozen weights of one block.
@@ -122,7 +122,8 @@ impl<B: Ops> Block<B> {
         self.qkv_forward(ops, s, lora, positions, rope)?; // 1, 2
         match keys {
             Keys::Packed(packing) => {
-                ops.attention_forward(&mut s.o, &mut s.lse, &s.qkv, packing, spec.attention)?; // 3
+                let (o, lse, qkv, spec) = (&mut s.o, &mut s.lse, &s.qkv, spec.attention);
+                ops.attention_forward(AttentionForward { o, lse, qkv, packing, spec })?; // 3
             }
             Keys::Cached(cache, table) => {
                 ops.cache_append(cache, &s.qkv, table, spec.attention)?;
@@ -177,7 +178,15 @@ impl<B: Ops> Block<B> {
         ops.norm_backward(dx, &t.d_n, &s.mid, &s.rstd_post, &self.post_norm, spec.norm)?; // 5
         let (dxa, x, xa) = (&mut t.d_xa, &s.o, &s.o_xa);
         ops.linear_backward(LinearBackward { dx: &mut t.d_o, grad: go, dxa, x, xa, weights: o }, dx)?; // 4
-        ops.attention_backward(&mut t.d_qkv, &t.d_o, &s.o, &s.lse, &s.qkv, packing, spec.attention)?; // 3
+        ops.attention_backward(AttentionBackward {
+            dqkv: &mut t.d_qkv,
+            d_o: &t.d_o,
+            o: &s.o,
+            lse: &s.lse,
+            qkv: &s.qkv,
+            packing,
+            spec: spec.attention,
+        })?; // 3
         let (dxa, x, xa) = (&mut t.d_qkv_xa, &s.n_in, &s.qkv_xa);
         let product = LinearBackward { dx: &mut t.d_n, grad: gq, dxa, x, xa, weights: qkv };
         ops.qkv_backward(product, &mut t.d_qkv, &s.raw, self.rotation(&packing.positions, rope))?; // 2

@@ -12,7 +12,9 @@ use super::projection::Projection;
 use super::workspace::{Stream, Workspace};
 use crate::backend::Tensor;
 use crate::error::{Error, Result};
-use crate::ops::{Activation, AttentionSpec, GateUpSpec, NormSpec, Ops, QkvSpec, Rope};
+use crate::ops::{
+    Activation, AttentionSpec, GateUpSpec, LmHeadForward, LmHeadKl, NormSpec, Ops, QkvSpec, Rope, ScoreBackward,
+};
 
 /// A frozen model on its device.
 pub struct Transformer<B: Ops> {
@@ -150,13 +152,10 @@ impl<B: Ops> Transformer<B> {
         let _stage = crate::backend::stage(c"policy forward");
         let w = self.lm_weight()?;
         self.forward(ws, batch, adapter)?;
-        let Workspace { batch, head, head_rows, chunk, .. } = ws;
+        let Workspace { batch, head, head_rows: out, chunk, .. } = ws;
         let dh = if rows { Some(&mut head.dh) } else { None };
-        self.ops.lm_head_forward(head_rows, dh, chunk, &head.h, &batch.targets, w)?;
-        Ok(TargetLogprobs {
-            logprob: head_rows.logprob.read(&self.ops)?,
-            log_rest: head_rows.log_rest.read(&self.ops)?,
-        })
+        self.ops.lm_head_forward(LmHeadForward { out, dh, chunk, h: &head.h, targets: &batch.targets, w })?;
+        Ok(TargetLogprobs { logprob: out.logprob.read(&self.ops)?, log_rest: out.log_rest.read(&self.ops)? })
     }
 
     /// Backward of Σ `weights[i]`·log p_i, one weight per target row of the batch just run; adds to `grad`.
@@ -191,7 +190,7 @@ impl<B: Ops> Transformer<B> {
         let Workspace { head, chunk, kl: Some((kl, chunk0)), .. } = ws else { return Ok(Vec::new()) };
         let (count, stride) = (kl.h0.rows(), head.h.stride());
         self.ops.copy(&mut kl.h.buffer, 0, &head.h.buffer, first * stride, count * stride)?;
-        self.ops.lm_head_kl(&mut kl.kl, &mut kl.dh, chunk, chunk0, &kl.h, &kl.h0, w)?;
+        self.ops.lm_head_kl(LmHeadKl { kl: &mut kl.kl, dh: &mut kl.dh, chunk, chunk0, h: &kl.h, h0: &kl.h0, w })?;
         self.ops.copy(&mut head.dh.buffer, first * stride, &kl.dh.buffer, 0, count * stride)?;
         kl.kl.read(&self.ops)
     }
@@ -222,7 +221,8 @@ impl<B: Ops> Transformer<B> {
         let w = self.score_weight(Some(adapter))?;
         let head = &mut ws.head;
         head.d_scores.write(&self.ops, d_scores)?;
-        self.ops.score_backward(&mut head.dh, grad.score.as_mut(), &head.d_scores, &head.h, w)?;
+        let dr = &head.d_scores;
+        self.ops.score_backward(ScoreBackward { dh: &mut head.dh, dw: grad.score.as_mut(), dr, h: &head.h, w })?;
         self.backward(ws, adapter, grad)
     }
 

@@ -2,9 +2,10 @@
 //! directions in plain loops, which is where to begin reading and what tests hold the others against; `cpu.rs` the fast CPU
 //! kernel; `cuda.rs` the constants and geometry of the GPU's, which stand in `kernels/`.
 //!
-//! Word order everywhere: outputs, inputs, weights, scalars; a gradient is `d` + name; statistics go by their usual names.
-//! The residual stream's gradient and adapter gradients accumulate, every other gradient is overwritten; each method's doc
-//! says which. Ops are cut where a GPU fuses; a backend may run one as several kernels.
+//! Word order everywhere: outputs, inputs, weights, scalars; a gradient is `d` + name; statistics go by their usual names. A
+//! direction of many operands takes them in one struct, so that none can stand in another's place. The residual stream's
+//! gradient and adapter gradients accumulate, every other gradient is overwritten; each operand says which. Ops are cut where
+//! a GPU fuses; a backend may run one as several kernels.
 
 pub mod adamw;
 pub mod attention;
@@ -23,19 +24,19 @@ pub mod sample;
 pub mod score_head;
 
 pub use adamw::{AdamW, AdamWSpec, Parameter};
-pub use attention::{Attention, AttentionSpec, Packing, Segment};
+pub use attention::{Attention, AttentionBackward, AttentionForward, AttentionSpec, Packing, Segment};
 pub(crate) use ceilings::{Measured, Rates};
 pub use decode::{Decode, KvCache, SlotTable};
 pub use embed::Embed;
 pub use gate_up::{Activation, GateUp, GateUpSpec};
-pub use layer_norm::LayerNorm;
-pub use lm_head::{HeadRows, LmHead};
+pub use layer_norm::{LayerNorm, LayerNormBackward, LayerNormForward};
+pub use lm_head::{HeadRows, LmHead, LmHeadForward, LmHeadKl};
 pub use lora::{Linear, LinearBackward, LinearForward, LinearWeights, Lora, LoraGrad};
 pub use norm::{Norm, NormSpec};
 pub use qkv::{Qkv, QkvSpec, Rope, Rotation};
 pub use rows::Rows;
 pub use sample::{History, Sample, SampleSpec, SampleTable};
-pub use score_head::ScoreHead;
+pub use score_head::{ScoreBackward, ScoreHead};
 
 use crate::backend::Backend;
 pub use crate::backend::cost::Cost;

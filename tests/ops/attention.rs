@@ -1,7 +1,7 @@
 //! Packed attention of every kind that a family may ask for.
 
 use ares::ops::attention::naive;
-use ares::ops::{AttentionSpec, Ops};
+use ares::ops::{AttentionBackward, AttentionForward, AttentionSpec, Ops};
 
 use crate::toolkit::{self, *};
 
@@ -84,21 +84,21 @@ impl toolkit::Case for Case {
     }
 
     fn run<B: Ops>(&self, ops: &B) -> Outputs {
-        let (spec, packing, [o, lse]) = (self.spec, self.pack.on(ops), self.forward(&self.qkv));
+        let (spec, packing, [o, lse]) = (self.spec, &self.pack.on(ops), self.forward(&self.qkv));
         let (rows, columns) = (self.pack.rows(), spec.heads * spec.head_dim);
         let limits = [
             forward_limits(&self.qkv, &spec, |qkv| self.forward(qkv).into_iter().next().unwrap()),
             self.backward_limits(&o, &lse),
         ];
-        let (qkv, d_o) = (act(ops, spec.width(), &self.qkv), act(ops, columns, &self.d_o));
-        let (saved, saved_lse) = (act(ops, columns, &o), numbers(ops, spec.heads, &lse));
-        let (mut o, mut lse) = (unwritten(ops, rows, columns), unwritten(ops, rows, spec.heads));
+        let (qkv, d_o) = (&act(ops, spec.width(), &self.qkv), &act(ops, columns, &self.d_o));
+        let (mut y, mut y_lse) = (unwritten(ops, rows, columns), unwritten(ops, rows, spec.heads));
+        ops.attention_forward(AttentionForward { o: &mut y, lse: &mut y_lse, qkv, packing, spec }).unwrap();
+        let (o, lse) = (&act(ops, columns, &o), &numbers(ops, spec.heads, &lse));
         let mut dqkv = unwritten(ops, rows, spec.width());
-        ops.attention_forward(&mut o, &mut lse, &qkv, &packing, spec).unwrap();
-        ops.attention_backward(&mut dqkv, &d_o, &saved, &saved_lse, &qkv, &packing, spec).unwrap();
+        ops.attention_backward(AttentionBackward { dqkv: &mut dqkv, d_o, o, lse, qkv, packing, spec }).unwrap();
         let (mut out, [o_limit, dqkv_limit]) = (Outputs::default(), limits);
-        out.each(ops, "o", o, 1.0, o_limit);
-        out.f32(ops, "lse", lse, 1e-6, 2e-6);
+        out.each(ops, "o", y, 1.0, o_limit);
+        out.f32(ops, "lse", y_lse, 1e-6, 2e-6);
         out.each(ops, "dqkv", dqkv, 1.0, dqkv_limit);
         out
     }
@@ -178,9 +178,9 @@ fn invariance() {
 fn invariance_on<B: Ops>(ops: &B, spec: AttentionSpec) {
     let (packed, columns) = (Case::new(RAGGED, spec), spec.heads * spec.head_dim);
     let run = |case: &Case| {
-        let (qkv, rows) = (act(ops, spec.width(), &case.qkv), case.pack.rows());
+        let (qkv, packing, rows) = (&act(ops, spec.width(), &case.qkv), &case.pack.on(ops), case.pack.rows());
         let (mut o, mut lse) = (unwritten(ops, rows, columns), unwritten(ops, rows, spec.heads));
-        ops.attention_forward(&mut o, &mut lse, &qkv, &case.pack.on(ops), spec).unwrap();
+        ops.attention_forward(AttentionForward { o: &mut o, lse: &mut lse, qkv, packing, spec }).unwrap();
         [read(ops, o), read(ops, lse)]
     };
     let [o, lse] = run(&packed);

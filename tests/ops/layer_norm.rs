@@ -1,7 +1,7 @@
 //! LayerNorm, also of rows far from zero.
 
-use ares::ops::Ops;
 use ares::ops::layer_norm::naive;
+use ares::ops::{LayerNormBackward, LayerNormForward, Ops};
 
 use crate::toolkit::{self, *};
 
@@ -48,12 +48,21 @@ impl toolkit::Case for Case {
 
     fn run<B: Ops>(&self, ops: &B) -> Outputs {
         let cols = self.w.len();
-        let [x, w, dy, mut dx] = [&self.x, &self.w, &self.dy, &self.dx].map(|values| act(ops, cols, values));
-        let bias = self.bias.as_ref().map(|bias| act(ops, cols, bias));
+        let [x, w, dy] = &[&self.x, &self.w, &self.dy].map(|values| act(ops, cols, values));
+        let (bias, mut dx) = (&self.bias.as_ref().map(|bias| act(ops, cols, bias)), act(ops, cols, &self.dx));
         let (mut y, mut mean, mut rstd) =
             (unwritten(ops, x.rows(), cols), unwritten(ops, x.rows(), 1), unwritten(ops, x.rows(), 1));
-        ops.layer_norm_forward(&mut y, &mut mean, &mut rstd, &x, &w, bias.as_ref(), EPS).unwrap();
-        ops.layer_norm_backward(&mut dx, &dy, &x, &mean, &rstd, &w).unwrap();
+        ops.layer_norm_forward(LayerNormForward {
+            y: &mut y,
+            mean: &mut mean,
+            rstd: &mut rstd,
+            x,
+            w,
+            bias: bias.as_ref(),
+            eps: EPS,
+        })
+        .unwrap();
+        ops.layer_norm_backward(LayerNormBackward { dx: &mut dx, dy, x, mean: &mean, rstd: &rstd, w }).unwrap();
         let mut out = Outputs::default();
         out.act(ops, "y", y, 1.0, self.slack);
         out.f32(ops, "mean", mean, 1e-6, 1e-6);

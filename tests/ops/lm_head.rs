@@ -3,7 +3,7 @@
 use ares::backend::cuda::driver::DeviceInfo;
 use ares::backend::{Cpu, Cuda, Tensor};
 use ares::ops::lm_head::naive;
-use ares::ops::{HeadRows, Ops};
+use ares::ops::{HeadRows, LmHeadForward, LmHeadKl, Ops};
 
 use crate::toolkit::{self, *};
 
@@ -60,15 +60,17 @@ impl toolkit::Case for Case {
 
     fn run<B: Ops>(&self, ops: &B) -> Outputs {
         let (rows, cols, vocab) = (self.targets.len(), self.cols, self.w.len() / self.cols);
-        let [h, h1, h0] = [&self.h, &self.h1, &self.h0].map(|h| act(ops, cols, h));
-        let targets = Tensor::from_host(ops, self.targets.len(), 1, &self.targets).unwrap();
-        let w = ops.weight(vocab, cols, self.w.clone()).unwrap();
-        let [mut chunk, mut chunk0] = [(); 2].map(|()| unwritten(ops, self.chunk, vocab));
+        let [h, h1, h0] = &[&self.h, &self.h1, &self.h0].map(|h| act(ops, cols, h));
+        let targets = &Tensor::from_host(ops, self.targets.len(), 1, &self.targets).unwrap();
+        let w = &ops.weight(vocab, cols, self.w.clone()).unwrap();
+        let [mut chunk, mut chunk0, mut other] = [0, 0, 64].map(|more| unwritten(ops, self.chunk + more, vocab));
         let [mut dh, mut dkl] = [(); 2].map(|()| unwritten(ops, rows, cols));
         let (mut heads, mut without, mut kl) = (columns(ops, rows), columns(ops, rows), unwritten(ops, rows, 1));
-        ops.lm_head_forward(&mut heads, Some(&mut dh), &mut chunk, &h, &targets, &w).unwrap();
-        ops.lm_head_forward(&mut without, None, &mut unwritten(ops, self.chunk + 64, vocab), &h, &targets, &w).unwrap();
-        ops.lm_head_kl(&mut kl, &mut dkl, &mut chunk, &mut chunk0, &h1, &h0, &w).unwrap();
+        ops.lm_head_forward(LmHeadForward { out: &mut heads, dh: Some(&mut dh), chunk: &mut chunk, h, targets, w })
+            .unwrap();
+        ops.lm_head_forward(LmHeadForward { out: &mut without, dh: None, chunk: &mut other, h, targets, w }).unwrap();
+        ops.lm_head_kl(LmHeadKl { kl: &mut kl, dh: &mut dkl, chunk: &mut chunk, chunk0: &mut chunk0, h: h1, h0, w })
+            .unwrap();
         let mut out = Outputs::default();
         out.f32(ops, "logprob", heads.logprob, 2e-6, 4e-6);
         out.f32(ops, "lse", heads.lse, 2e-6, 2e-6);

@@ -1,7 +1,7 @@
 //! The score head.
 
-use ares::ops::Ops;
 use ares::ops::score_head::naive;
+use ares::ops::{Ops, ScoreBackward};
 
 use crate::toolkit::{self, *};
 
@@ -40,13 +40,13 @@ impl toolkit::Case for Case {
     }
 
     fn run<B: Ops>(&self, ops: &B) -> Outputs {
-        let (h, w) = (act(ops, self.cols, &self.h), numbers(ops, self.cols, &self.w));
-        let (dr, mut dw) = (numbers(ops, self.labels(), &self.dr), numbers(ops, self.cols, &self.dw));
+        let (h, w) = (&act(ops, self.cols, &self.h), &numbers(ops, self.cols, &self.w));
+        let (dr, mut dw) = (&numbers(ops, self.labels(), &self.dr), numbers(ops, self.cols, &self.dw));
         let mut r = unwritten(ops, h.rows(), self.labels());
         let [mut dh, mut frozen] = [(); 2].map(|()| unwritten(ops, h.rows(), self.cols));
-        ops.score_forward(&mut r, &h, &w).unwrap();
-        ops.score_backward(&mut dh, Some(&mut dw), &dr, &h, &w).unwrap();
-        ops.score_backward(&mut frozen, None, &dr, &h, &w).unwrap();
+        ops.score_forward(&mut r, h, w).unwrap();
+        ops.score_backward(ScoreBackward { dh: &mut dh, dw: Some(&mut dw), dr, h, w }).unwrap();
+        ops.score_backward(ScoreBackward { dh: &mut frozen, dw: None, dr, h, w }).unwrap();
         let mut out = Outputs::default();
         out.f32(ops, "r", r, 1e-5, 1e-4);
         out.act(ops, "dh", dh, 1.0, 1e-6);

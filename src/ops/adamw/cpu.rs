@@ -1,6 +1,6 @@
 use rayon::prelude::*;
 
-use super::{AdamW, AdamWSpec, Parameter};
+use super::{AdamW, AdamWSpec, Parameter, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
 use crate::ops::expect;
@@ -16,11 +16,9 @@ impl AdamW for Cpu {
         parameters: &mut [Parameter<'_, Self>],
         spec: AdamWSpec,
     ) -> Result<()> {
+        check(parameters)?;
         let mut square = 0.0f64;
         for p in parameters.iter() {
-            for tensor in [&*p.m, &*p.v, p.grad] {
-                expect("adamw", "shape", tensor.shape(), p.master.shape())?;
-            }
             let partial: Vec<f64> = p.grad.buffer.par_chunks(CHUNK).map(sum_of_squares).collect();
             square += partial.iter().sum::<f64>();
         }

@@ -1,6 +1,6 @@
 use bytemuck::{Pod, Zeroable};
 
-use super::{AdamW, AdamWSpec, Parameter, cost};
+use super::{AdamW, AdamWSpec, Parameter, check, cost};
 use crate::backend::cuda::Build;
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::kernels::{self, AdamWParams};
@@ -46,22 +46,16 @@ fn blocks(len: usize) -> u32 {
 }
 
 /// The table of all parameters, and how many blocks they take.
-fn table(parameters: &[Parameter<'_, Cuda>]) -> Result<(Vec<Entry>, u32)> {
+fn table(parameters: &[Parameter<'_, Cuda>]) -> (Vec<Entry>, u32) {
     let mut first_block = 0;
     let mut entries = Vec::with_capacity(parameters.len());
     for p in parameters {
-        for tensor in [&*p.m, &*p.v, p.grad] {
-            expect("adamw", "shape", tensor.shape(), p.master.shape())?;
-        }
         let (rows, cols) = p.master.shape();
         if rows * cols == 0 {
             continue;
         }
         let (operand, operand_stride, factor) = match &p.operand {
-            Some((operand, factor)) => {
-                expect("adamw", "operand", operand.shape(), p.master.shape())?;
-                (operand.buffer.address(), operand.stride() as u32, *factor)
-            }
+            Some((operand, factor)) => (operand.buffer.address(), operand.stride() as u32, *factor),
             None => (0, 0, 1.0),
         };
         entries.push(Entry {
@@ -79,7 +73,7 @@ fn table(parameters: &[Parameter<'_, Cuda>]) -> Result<(Vec<Entry>, u32)> {
         });
         first_block += blocks(rows * cols);
     }
-    Ok((entries, first_block))
+    (entries, first_block)
 }
 
 impl AdamW for Cuda {
@@ -89,7 +83,8 @@ impl AdamW for Cuda {
         parameters: &mut [Parameter<'_, Self>],
         spec: AdamWSpec,
     ) -> Result<()> {
-        let (entries, blocks) = table(parameters)?;
+        check(parameters)?;
+        let (entries, blocks) = table(parameters);
         let words: &[u32] = bytemuck::cast_slice(&entries);
         let mut tables = self.table(entries.len() * WORDS)?;
         self.upload(&mut tables, 0, words)?;
@@ -104,7 +99,7 @@ impl AdamW for Cuda {
         // Each gradient is squared and added.
         let squares = Cost { flops: 2 * values, bytes: 4 * values };
         self.charge(|| squares);
-        // SAFETY: `table` proved equal shapes and knows every length; one partial sum per block was just allocated.
+        // SAFETY: `check` proved equal shapes, and `table` knows every length; one partial sum per block was just allocated.
         unsafe {
             kernels::gradient_squares(self, DEFINES, each, partial, table, entries.len())?;
             let norm = &mut norm.buffer;

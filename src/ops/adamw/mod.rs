@@ -6,7 +6,7 @@ mod cpu;
 pub(super) mod cuda;
 pub mod naive;
 
-use super::Cost;
+use super::{Cost, expect};
 use crate::backend::{Backend, Tensor};
 use crate::error::Result;
 
@@ -50,4 +50,16 @@ pub trait AdamW: Backend {
 
     /// Overwrites `operand` with master × factor: after loading, and after a rollback.
     fn write_operand(&self, operand: &mut Tensor<Self>, master: &Tensor<Self, f32>, factor: f32) -> Result<()>;
+}
+
+fn check<B: Backend>(parameters: &[Parameter<'_, B>]) -> Result<()> {
+    for Parameter { master, m, v, grad, operand } in parameters {
+        for tensor in [&**m, &**v, grad] {
+            expect("adamw", "shape", tensor.shape(), master.shape())?;
+        }
+        if let Some((operand, _)) = operand {
+            expect("adamw", "operand", operand.shape(), master.shape())?;
+        }
+    }
+    Ok(())
 }

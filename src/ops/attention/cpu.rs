@@ -4,10 +4,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::products::{LANES, ROWS, add_transposed, multiply};
-use super::{Attention, AttentionSpec, Packing, Segment, check};
-use crate::backend::{Cpu, Tensor};
+use super::{Attention, AttentionBackward, AttentionForward, AttentionSpec, Segment, check};
+use crate::backend::Cpu;
 use crate::error::Result;
-use crate::ops::expect;
 use crate::ops::product::{add_scaled, dot, exp, simd};
 
 thread_local! {
@@ -15,15 +14,9 @@ thread_local! {
 }
 
 impl Attention for Cpu {
-    fn attention_forward(
-        &self,
-        o: &mut Tensor<Self>,
-        lse: &mut Tensor<Self, f32>,
-        qkv: &Tensor<Self>,
-        packing: &Packing<Self>,
-        spec: AttentionSpec,
-    ) -> Result<()> {
-        check(o, lse, qkv, packing, &spec)?;
+    fn attention_forward(&self, operands: AttentionForward<Self>) -> Result<()> {
+        let AttentionForward { o, lse, qkv, packing, spec } = operands;
+        check(&[o], lse, &[qkv], packing, &spec)?;
         let (h, e) = (spec.heads, spec.head_dim);
         // A segment's rows are contiguous, so tasks own disjoint pieces of o and lse.
         let rows = packing.rows();
@@ -39,19 +32,9 @@ impl Attention for Cpu {
         Ok(())
     }
 
-    fn attention_backward(
-        &self,
-        dqkv: &mut Tensor<Self>,
-        d_o: &Tensor<Self>,
-        o: &Tensor<Self>,
-        lse: &Tensor<Self, f32>,
-        qkv: &Tensor<Self>,
-        packing: &Packing<Self>,
-        spec: AttentionSpec,
-    ) -> Result<()> {
-        check(o, lse, qkv, packing, &spec)?;
-        expect("attention", "do", d_o.shape(), o.shape())?;
-        expect("attention", "dqkv", dqkv.shape(), qkv.shape())?;
+    fn attention_backward(&self, operands: AttentionBackward<Self>) -> Result<()> {
+        let AttentionBackward { dqkv, d_o, o, lse, qkv, packing, spec } = operands;
+        check(&[o, d_o], lse, &[qkv, dqkv], packing, &spec)?;
         let rows = packing.rows();
         // Answers of one group add to the same prompt keys: a task owns a whole group.
         let groups: Vec<Segment> = packing.groups.iter().map(|g| whole(&packing.segments[g.clone()])).collect();

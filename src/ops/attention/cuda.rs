@@ -1,11 +1,11 @@
 use super::tables::{TILE, WHOLE};
-use super::{Attention, AttentionSpec, Packing, check, costs};
+use super::{Attention, AttentionBackward, AttentionForward, AttentionSpec, Packing, check, costs};
+use crate::backend::Cuda;
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::kernels::{self, AttentionBackwardParams, AttentionParams};
 use crate::backend::cuda::usage::Build;
-use crate::backend::{Cuda, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::{Cost, expect};
+use crate::ops::Cost;
 
 /// Threads of a block: four warps own 16 rows of a tile each.
 const THREADS: u32 = 2 * TILE as u32;
@@ -152,15 +152,9 @@ fn backward_shares([rows, pairs, h, kv, e]: [u64; 5]) -> [Cost; 2] {
 }
 
 impl Attention for Cuda {
-    fn attention_forward(
-        &self,
-        o: &mut Tensor<Self>,
-        lse: &mut Tensor<Self, f32>,
-        qkv: &Tensor<Self>,
-        packing: &Packing<Self>,
-        spec: AttentionSpec,
-    ) -> Result<()> {
-        check(o, lse, qkv, packing, &spec)?;
+    fn attention_forward(&self, operands: AttentionForward<Self>) -> Result<()> {
+        let AttentionForward { o, lse, qkv, packing, spec } = operands;
+        check(&[o], lse, &[qkv], packing, &spec)?;
         let plan = Plan::new(&spec)?;
         let (config, defines) = (plan.forward(packing.tiles.queries.rows(), &spec), plan.defines(&spec));
         self.charge(|| {
@@ -182,19 +176,9 @@ impl Attention for Cuda {
         unsafe { kernels::attention_forward(self, &defines, config, &params) }
     }
 
-    fn attention_backward(
-        &self,
-        dqkv: &mut Tensor<Self>,
-        d_o: &Tensor<Self>,
-        o: &Tensor<Self>,
-        lse: &Tensor<Self, f32>,
-        qkv: &Tensor<Self>,
-        packing: &Packing<Self>,
-        spec: AttentionSpec,
-    ) -> Result<()> {
-        check(o, lse, qkv, packing, &spec)?;
-        expect("attention", "do", d_o.shape(), o.shape())?;
-        expect("attention", "dqkv", dqkv.shape(), qkv.shape())?;
+    fn attention_backward(&self, operands: AttentionBackward<Self>) -> Result<()> {
+        let AttentionBackward { dqkv, d_o, o, lse, qkv, packing, spec } = operands;
+        check(&[o, d_o], lse, &[qkv, dqkv], packing, &spec)?;
         let plan = Plan::new(&spec)?;
         let (defines, tiles, rows) = (plan.defines(&spec), &packing.tiles, packing.rows());
         let queries = plan.backward(tiles.queries.rows(), spec.heads, THREADS);
@@ -223,7 +207,7 @@ impl Attention for Cuda {
         };
         let shares = || backward_shares(sizes(packing, &spec));
         self.charge(|| shares()[0]);
-        // SAFETY: `check` and `expect` proved the shapes, and that the segments, from which the tiles were made, tile the
+        // SAFETY: `check` proved the shapes, and that the segments, from which the tiles were made, tile the
         // rows; the scratch was just made as large as the planes and the slots.
         unsafe {
             kernels::attention_backward_queries(self, &defines, queries, &params)?;

@@ -117,40 +117,44 @@ impl<B: Backend> Packing<B> {
     }
 }
 
-pub trait Attention: Backend {
-    /// Overwrites `o` (T, h·e) and `lse` (T, h); `qkv` (T, (h+2k)·e) is normed and rotated.
-    fn attention_forward(
-        &self,
-        o: &mut Tensor<Self>,
-        lse: &mut Tensor<Self, f32>,
-        qkv: &Tensor<Self>,
-        packing: &Packing<Self>,
-        spec: AttentionSpec,
-    ) -> Result<()>;
-
-    /// Overwrites `dqkv` (T, (h+2k)·e).
-    fn attention_backward(
-        &self,
-        dqkv: &mut Tensor<Self>,
-        d_o: &Tensor<Self>,
-        o: &Tensor<Self>,
-        lse: &Tensor<Self, f32>,
-        qkv: &Tensor<Self>,
-        packing: &Packing<Self>,
-        spec: AttentionSpec,
-    ) -> Result<()>;
+pub struct AttentionForward<'a, B: Backend> {
+    pub o: &'a mut Tensor<B>,        // (T, h·e) overwritten
+    pub lse: &'a mut Tensor<B, f32>, // (T, h) overwritten
+    pub qkv: &'a Tensor<B>,          // (T, (h+2k)·e) normed and rotated
+    pub packing: &'a Packing<B>,
+    pub spec: AttentionSpec,
 }
 
-pub(crate) fn check<B: Backend>(
-    o: &Tensor<B>,
+pub struct AttentionBackward<'a, B: Backend> {
+    pub dqkv: &'a mut Tensor<B>, // (T, (h+2k)·e) overwritten
+    pub d_o: &'a Tensor<B>,      // (T, h·e)
+    pub o: &'a Tensor<B>,        // (T, h·e)
+    pub lse: &'a Tensor<B, f32>, // (T, h)
+    pub qkv: &'a Tensor<B>,      // (T, (h+2k)·e)
+    pub packing: &'a Packing<B>,
+    pub spec: AttentionSpec,
+}
+
+pub trait Attention: Backend {
+    fn attention_forward(&self, operands: AttentionForward<Self>) -> Result<()>;
+
+    fn attention_backward(&self, operands: AttentionBackward<Self>) -> Result<()>;
+}
+
+/// `o` and `qkv` each with what has its shape.
+fn check<B: Backend>(
+    o: &[&Tensor<B>],
     lse: &Tensor<B, f32>,
-    qkv: &Tensor<B>,
+    qkv: &[&Tensor<B>],
     packing: &Packing<B>,
     spec: &AttentionSpec,
 ) -> Result<()> {
     let rows = packing.rows();
-    expect("attention", "qkv", qkv.shape(), (rows, spec.width()))?;
-    expect("attention", "o", o.shape(), (rows, spec.heads * spec.head_dim))?;
+    let shaped = |what, all: &[&Tensor<B>], cols| {
+        all.iter().try_for_each(|tensor| expect("attention", what, tensor.shape(), (rows, cols)))
+    };
+    shaped("qkv", qkv, spec.width())?;
+    shaped("o", o, spec.heads * spec.head_dim)?;
     expect("attention", "lse", lse.shape(), (rows, spec.heads))?;
     let fits = |s: &Segment| s.prompt.end <= s.rows.start && (s.rows.end..=rows).contains(&s.seen_until);
     let tiled = packing.segments.iter().try_fold(0, |at, s| (s.rows.start == at && fits(s)).then_some(s.rows.end));

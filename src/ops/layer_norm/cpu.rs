@@ -1,6 +1,6 @@
 use rayon::prelude::*;
 
-use super::{LayerNorm, check};
+use super::{LayerNorm, LayerNormBackward, LayerNormForward, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
 use crate::ops::product::{dot, simd, total};
@@ -9,16 +9,8 @@ use crate::ops::product::{dot, simd, total};
 const ROWS: usize = 64;
 
 impl LayerNorm for Cpu {
-    fn layer_norm_forward(
-        &self,
-        y: &mut Tensor<Self>,
-        mean: &mut Tensor<Self, f32>,
-        rstd: &mut Tensor<Self, f32>,
-        x: &Tensor<Self>,
-        w: &Tensor<Self>,
-        bias: Option<&Tensor<Self>>,
-        eps: f32,
-    ) -> Result<()> {
+    fn layer_norm_forward(&self, operands: LayerNormForward<Self>) -> Result<()> {
+        let LayerNormForward { y, mean, rstd, x, w, bias, eps } = operands;
         let gains: Vec<&Tensor<Self>> = bias.into_iter().chain([w]).collect();
         let (rows, cols) = check(&[x, y], mean, rstd, &gains)?;
         let (w, bias) = (&w.buffer[..cols], bias.map_or(&[][..], |bias| &bias.buffer[..cols]));
@@ -32,15 +24,8 @@ impl LayerNorm for Cpu {
         Ok(())
     }
 
-    fn layer_norm_backward(
-        &self,
-        dx: &mut Tensor<Self>,
-        dy: &Tensor<Self>,
-        x: &Tensor<Self>,
-        mean: &Tensor<Self, f32>,
-        rstd: &Tensor<Self, f32>,
-        w: &Tensor<Self>,
-    ) -> Result<()> {
+    fn layer_norm_backward(&self, operands: LayerNormBackward<Self>) -> Result<()> {
+        let LayerNormBackward { dx, dy, x, mean, rstd, w } = operands;
         let (rows, cols) = check(&[x, dx, dy], mean, rstd, &[w])?;
         let w = &w.buffer[..cols];
         let gradients =

@@ -1,4 +1,4 @@
-use super::{LayerNorm, check, costs};
+use super::{LayerNorm, LayerNormBackward, LayerNormForward, check, costs};
 use crate::backend::cuda::Build;
 use crate::backend::cuda::kernels::{self, LayerNormParams};
 use crate::backend::{Cuda, Tensor};
@@ -10,16 +10,8 @@ pub(crate) fn builds() -> Vec<Build> {
 }
 
 impl LayerNorm for Cuda {
-    fn layer_norm_forward(
-        &self,
-        y: &mut Tensor<Self>,
-        mean: &mut Tensor<Self, f32>,
-        rstd: &mut Tensor<Self, f32>,
-        x: &Tensor<Self>,
-        w: &Tensor<Self>,
-        bias: Option<&Tensor<Self>>,
-        eps: f32,
-    ) -> Result<()> {
+    fn layer_norm_forward(&self, operands: LayerNormForward<Self>) -> Result<()> {
+        let LayerNormForward { y, mean, rstd, x, w, bias, eps } = operands;
         let gains: Vec<&Tensor<Self>> = bias.into_iter().chain([w]).collect();
         let (rows, cols) = check(&[x, y], mean, rstd, &gains)?;
         let params = LayerNormParams { rows, cols, stride: x.stride(), eps };
@@ -30,15 +22,8 @@ impl LayerNorm for Cuda {
         unsafe { kernels::layer_norm_forward(self, DEFINES, launch(rows), y, mean, rstd, x, w, bias, &params) }
     }
 
-    fn layer_norm_backward(
-        &self,
-        dx: &mut Tensor<Self>,
-        dy: &Tensor<Self>,
-        x: &Tensor<Self>,
-        mean: &Tensor<Self, f32>,
-        rstd: &Tensor<Self, f32>,
-        w: &Tensor<Self>,
-    ) -> Result<()> {
+    fn layer_norm_backward(&self, operands: LayerNormBackward<Self>) -> Result<()> {
+        let LayerNormBackward { dx, dy, x, mean, rstd, w } = operands;
         let (rows, cols) = check(&[x, dx, dy], mean, rstd, &[w])?;
         let params = LayerNormParams { rows, cols, stride: x.stride(), eps: 0.0 };
         self.charge(|| costs(rows as u64, cols as u64, 2)[1]);

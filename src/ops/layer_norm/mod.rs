@@ -14,30 +14,32 @@ use super::{Cost, expect};
 use crate::backend::{Backend, Tensor};
 use crate::error::Result;
 
-pub trait LayerNorm: Backend {
-    /// Overwrites `y` (T, C), `mean` (T, 1) and `rstd` (T, 1); the caller saves x, mean and rstd for backward.
-    fn layer_norm_forward(
-        &self,
-        y: &mut Tensor<Self>,
-        mean: &mut Tensor<Self, f32>,
-        rstd: &mut Tensor<Self, f32>,
-        x: &Tensor<Self>,
-        w: &Tensor<Self>,
-        bias: Option<&Tensor<Self>>,
-        eps: f32,
-    ) -> Result<()>;
+pub struct LayerNormForward<'a, B: Backend> {
+    pub y: &'a mut Tensor<B>,         // (T, C) overwritten
+    pub mean: &'a mut Tensor<B, f32>, // (T, 1) overwritten
+    pub rstd: &'a mut Tensor<B, f32>, // (T, 1) overwritten
+    pub x: &'a Tensor<B>,             // (T, C)
+    pub w: &'a Tensor<B>,             // (1, C)
+    pub bias: Option<&'a Tensor<B>>,  // (1, C)
+    pub eps: f32,
+}
 
-    /// Adds to `dx` (T, C), the residual stream's gradient: in a block that norms first, x also goes around the norm. Where it
-    /// does not (a norm after the sum), the caller clears `dx` before. No dw and no dbias: the base is frozen.
-    fn layer_norm_backward(
-        &self,
-        dx: &mut Tensor<Self>,
-        dy: &Tensor<Self>,
-        x: &Tensor<Self>,
-        mean: &Tensor<Self, f32>,
-        rstd: &Tensor<Self, f32>,
-        w: &Tensor<Self>,
-    ) -> Result<()>;
+pub struct LayerNormBackward<'a, B: Backend> {
+    pub dx: &'a mut Tensor<B>,    // (T, C) added to
+    pub dy: &'a Tensor<B>,        // (T, C)
+    pub x: &'a Tensor<B>,         // (T, C)
+    pub mean: &'a Tensor<B, f32>, // (T, 1)
+    pub rstd: &'a Tensor<B, f32>, // (T, 1)
+    pub w: &'a Tensor<B>,         // (1, C)
+}
+
+pub trait LayerNorm: Backend {
+    /// The caller saves x, mean and rstd for backward.
+    fn layer_norm_forward(&self, operands: LayerNormForward<Self>) -> Result<()>;
+
+    /// `dx` is the residual stream's gradient: in a block that norms first, x also goes around the norm. Where it does not (a norm
+    /// after the sum), the caller clears `dx` before. No dw and no dbias: the base is frozen.
+    fn layer_norm_backward(&self, operands: LayerNormBackward<Self>) -> Result<()>;
 }
 
 /// Rows and columns of the activations; `gains` are w and, where there is one, the bias.

@@ -1,9 +1,8 @@
 use rayon::prelude::*;
 
-use super::{HeadRows, LmHead, check};
-use crate::backend::{Cpu, Matrix, Tensor};
+use super::{LmHead, LmHeadForward, LmHeadKl, check_forward, check_kl};
+use crate::backend::{Cpu, Matrix};
 use crate::error::Result;
-use crate::ops::expect;
 use crate::ops::product::{View, ViewMut, exp, product, simd};
 
 /// A chunk of logits stays below this many values, so that it lies in the last cache for small vocabularies.
@@ -14,21 +13,9 @@ impl LmHead for Cpu {
         (CHUNK / vocab.max(1) / 64 * 64).clamp(128, 1024)
     }
 
-    fn lm_head_forward(
-        &self,
-        out: &mut HeadRows<Self>,
-        mut dh: Option<&mut Tensor<Self>>,
-        chunk: &mut Tensor<Self>,
-        h: &Tensor<Self>,
-        targets: &Tensor<Self, u32>,
-        w: &Self::Weight,
-    ) -> Result<()> {
-        let (rows, vocab, cols) = check(h, chunk, w)?;
-        expect("lm_head", "targets", targets.shape(), (rows, 1))?;
-        expect("lm_head", "logprob", out.logprob.shape(), (rows, 1))?;
-        if let Some(dh) = &dh {
-            expect("lm_head", "dh", dh.shape(), h.shape())?;
-        }
+    fn lm_head_forward(&self, operands: LmHeadForward<Self>) -> Result<()> {
+        let [rows, vocab, cols] = check_forward(&operands)?;
+        let LmHeadForward { out, mut dh, chunk, h, targets, w } = operands;
         for first in (0..rows).step_by(chunk.capacity()) {
             let count = chunk.capacity().min(rows - first);
             let logits = &mut chunk.buffer[..count * vocab];
@@ -47,20 +34,9 @@ impl LmHead for Cpu {
         Ok(())
     }
 
-    fn lm_head_kl(
-        &self,
-        kl: &mut Tensor<Self, f32>,
-        dh: &mut Tensor<Self>,
-        chunk: &mut Tensor<Self>,
-        chunk0: &mut Tensor<Self>,
-        h: &Tensor<Self>,
-        h0: &Tensor<Self>,
-        w: &Self::Weight,
-    ) -> Result<()> {
-        let (rows, vocab, cols) = check(h, chunk, w)?;
-        check(h0, chunk0, w)?;
-        expect("lm_head", "kl", kl.shape(), (rows, 1))?;
-        expect("lm_head", "dh and h0", (dh.shape(), h0.shape()), (h.shape(), h.shape()))?;
+    fn lm_head_kl(&self, operands: LmHeadKl<Self>) -> Result<()> {
+        let [rows, vocab, cols] = check_kl(&operands)?;
+        let LmHeadKl { kl, dh, chunk, chunk0, h, h0, w } = operands;
         let size = chunk.capacity().min(chunk0.capacity());
         for first in (0..rows).step_by(size) {
             let count = size.min(rows - first);

@@ -1,11 +1,11 @@
-use super::{HeadRows, LmHead, check};
+use super::{LmHead, LmHeadForward, LmHeadKl, check_forward, check_kl};
 use crate::backend::cuda::driver::{Define, DeviceInfo, LaunchConfig};
 use crate::backend::cuda::kernels::{self, HeadParams};
 use crate::backend::cuda::{Build, DeviceBuffer};
 use crate::backend::{Backend, Cuda, Tensor};
 use crate::error::Result;
+use crate::ops::Cost;
 use crate::ops::product::cuda::{Layout, Operand, Output, Product, TILES, Tile, fastest};
-use crate::ops::{Cost, expect};
 
 /// Columns whose logits share a maximum: part of what defines a row's bits, so the same for every tile.
 const COLUMNS: u32 = 128;
@@ -166,22 +166,9 @@ impl LmHead for Cuda {
         (rows / 128 * 128).clamp(128, CHUNK_ROWS)
     }
 
-    fn lm_head_forward(
-        &self,
-        out: &mut HeadRows<Self>,
-        mut dh: Option<&mut Tensor<Self>>,
-        chunk: &mut Tensor<Self>,
-        h: &Tensor<Self>,
-        targets: &Tensor<Self, u32>,
-        w: &Self::Weight,
-    ) -> Result<()> {
-        let (rows, vocab, cols) = check(h, chunk, w)?;
-        expect("lm_head", "targets", targets.shape(), (rows, 1))?;
-        expect("lm_head", "logprob", out.logprob.shape(), (rows, 1))?;
-        expect("lm_head", "lse and log_rest", (out.lse.shape(), out.log_rest.shape()), ((rows, 1), (rows, 1)))?;
-        if let Some(dh) = &dh {
-            expect("lm_head", "dh", dh.shape(), h.shape())?;
-        }
+    fn lm_head_forward(&self, operands: LmHeadForward<Self>) -> Result<()> {
+        let [rows, vocab, cols] = check_forward(&operands)?;
+        let LmHeadForward { out, mut dh, chunk, h, targets, w } = operands;
         let size = chunk_rows(rows, chunk.capacity(), vocab, cols, self.info());
         for first in (0..rows).step_by(size) {
             let count = size.min(rows - first);
@@ -194,7 +181,7 @@ impl LmHead for Cuda {
                 log_rest: Some(&mut out.log_rest.buffer),
                 ..launch.params(chunk, &mut scratch, h, w, first, count)
             };
-            // SAFETY: `check` and the lines above proved h, W, targets and outputs; `count` rows fit the chunk, and the
+            // SAFETY: `check_forward` proved h, W, targets and outputs; `count` rows fit the chunk, and the
             // scratch was sized for them.
             unsafe { launch.run(self, &params, dh.is_some())? };
             if let Some(dh) = &mut dh {
@@ -204,20 +191,9 @@ impl LmHead for Cuda {
         Ok(())
     }
 
-    fn lm_head_kl(
-        &self,
-        kl: &mut Tensor<Self, f32>,
-        dh: &mut Tensor<Self>,
-        chunk: &mut Tensor<Self>,
-        chunk0: &mut Tensor<Self>,
-        h: &Tensor<Self>,
-        h0: &Tensor<Self>,
-        w: &Self::Weight,
-    ) -> Result<()> {
-        let (rows, vocab, cols) = check(h, chunk, w)?;
-        check(h0, chunk0, w)?;
-        expect("lm_head", "kl", kl.shape(), (rows, 1))?;
-        expect("lm_head", "dh and h0", (dh.shape(), h0.shape()), (h.shape(), h.shape()))?;
+    fn lm_head_kl(&self, operands: LmHeadKl<Self>) -> Result<()> {
+        let [rows, vocab, cols] = check_kl(&operands)?;
+        let LmHeadKl { kl, dh, chunk, chunk0, h, h0, w } = operands;
         let size = chunk_rows(rows, chunk.capacity().min(chunk0.capacity()), vocab, cols, self.info());
         for first in (0..rows).step_by(size) {
             let count = size.min(rows - first);

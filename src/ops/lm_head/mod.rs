@@ -31,41 +31,61 @@ impl<B: Backend> HeadRows<B> {
     }
 }
 
+pub struct LmHeadForward<'a, B: Backend> {
+    pub out: &'a mut HeadRows<B>,      // overwritten
+    pub dh: Option<&'a mut Tensor<B>>, // (R, C) the rows g, overwritten
+    pub chunk: &'a mut Tensor<B>,      // (chunk rows, V) scratch
+    pub h: &'a Tensor<B>,              // (R, C) normed hidden rows
+    pub targets: &'a Tensor<B, u32>,   // (R, 1) below V
+    pub w: &'a B::Weight,              // (V, C)
+}
+
+pub struct LmHeadKl<'a, B: Backend> {
+    pub kl: &'a mut Tensor<B, f32>, // (R, 1) overwritten
+    pub dh: &'a mut Tensor<B>,      // (R, C) overwritten
+    pub chunk: &'a mut Tensor<B>,   // (chunk rows, V) scratch
+    pub chunk0: &'a mut Tensor<B>,  // (chunk rows, V) scratch
+    pub h: &'a Tensor<B>,           // (R, C) π_θ's normed hidden rows
+    pub h0: &'a Tensor<B>,          // (R, C) π_0's
+    pub w: &'a B::Weight,           // (V, C)
+}
+
 pub trait LmHead: Backend {
     /// Rows of the chunk of logits that this backend wants for a vocabulary of `vocab` tokens.
     fn lm_head_chunk(vocab: usize) -> usize;
 
-    /// Overwrites `out` and, where asked, `dh` (R, C) with the rows g; `chunk` is scratch of (chunk rows, V). `h` (R, C) are
-    /// normed hidden rows, `targets` (R, 1) below V.
-    fn lm_head_forward(
-        &self,
-        out: &mut HeadRows<Self>,
-        dh: Option<&mut Tensor<Self>>,
-        chunk: &mut Tensor<Self>,
-        h: &Tensor<Self>,
-        targets: &Tensor<Self, u32>,
-        w: &Self::Weight,
-    ) -> Result<()>;
+    fn lm_head_forward(&self, operands: LmHeadForward<Self>) -> Result<()>;
 
-    /// KL(π_0 ‖ π_θ) per row into `kl` (R, 1) and its gradient rows (π_θ − π_0)ᵀW into `dh` (R, C), both overwritten; `h` are
-    /// π_θ's and `h0` π_0's normed hidden rows. Both chunks of logits are computed again.
-    fn lm_head_kl(
-        &self,
-        kl: &mut Tensor<Self, f32>,
-        dh: &mut Tensor<Self>,
-        chunk: &mut Tensor<Self>,
-        chunk0: &mut Tensor<Self>,
-        h: &Tensor<Self>,
-        h0: &Tensor<Self>,
-        w: &Self::Weight,
-    ) -> Result<()>;
+    /// KL(π_0 ‖ π_θ) of each row and its gradient rows (π_θ − π_0)ᵀW. Both chunks of logits are computed again.
+    fn lm_head_kl(&self, operands: LmHeadKl<Self>) -> Result<()>;
 }
 
-pub(crate) fn check<B: Backend>(h: &Tensor<B>, chunk: &Tensor<B>, w: &B::Weight) -> Result<(usize, usize, usize)> {
+/// R, V and C.
+fn check<B: Backend>(h: &Tensor<B>, chunk: &Tensor<B>, w: &B::Weight) -> Result<[usize; 3]> {
     expect("lm_head", "hidden columns", h.cols(), w.cols())?;
     expect("lm_head", "chunk columns", chunk.cols(), w.rows())?;
     expect("lm_head", "a chunk with rows", chunk.capacity() > 0, true)?;
-    Ok((h.rows(), w.rows(), w.cols()))
+    Ok([h.rows(), w.rows(), w.cols()])
+}
+
+fn check_forward<B: Backend>(operands: &LmHeadForward<B>) -> Result<[usize; 3]> {
+    let LmHeadForward { out, dh, chunk, h, targets, w } = operands;
+    expect("lm_head", "targets", targets.shape(), (h.rows(), 1))?;
+    for column in [&out.logprob, &out.lse, &out.log_rest] {
+        expect("lm_head", "logprob, lse and log_rest", column.shape(), (h.rows(), 1))?;
+    }
+    if let Some(dh) = dh {
+        expect("lm_head", "dh", dh.shape(), h.shape())?;
+    }
+    check(h, chunk, w)
+}
+
+fn check_kl<B: Backend>(operands: &LmHeadKl<B>) -> Result<[usize; 3]> {
+    let LmHeadKl { kl, dh, chunk, chunk0, h, h0, w } = operands;
+    expect("lm_head", "kl", kl.shape(), (h.rows(), 1))?;
+    expect("lm_head", "dh and h0", (dh.shape(), h0.shape()), (h.shape(), h.shape()))?;
+    check(h0, chunk0, w)?;
+    check(h, chunk, w)
 }
 
 /// Without gradient rows: one product, whose logits need not be kept. With them: two, and one write and read of each chunk.

@@ -1,7 +1,6 @@
-use super::{ScoreHead, check};
+use super::{ScoreBackward, ScoreHead, check, check_backward};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
-use crate::ops::expect;
 use crate::ops::product::{add_scaled, dot};
 
 impl ScoreHead for Cpu {
@@ -16,16 +15,9 @@ impl ScoreHead for Cpu {
         Ok(())
     }
 
-    fn score_backward(
-        &self,
-        dh: &mut Tensor<Self>,
-        mut dw: Option<&mut Tensor<Self, f32>>,
-        dr: &Tensor<Self, f32>,
-        h: &Tensor<Self>,
-        w: &Tensor<Self, f32>,
-    ) -> Result<()> {
-        check(dr, h, w)?;
-        expect("score_head", "dh", dh.shape(), h.shape())?;
+    fn score_backward(&self, operands: ScoreBackward<Self>) -> Result<()> {
+        check_backward(&operands)?;
+        let ScoreBackward { dh, mut dw, dr, h, w } = operands;
         let (labels, cols) = w.shape();
         for (s, dr) in dr.buffer.chunks_exact(labels).take(h.rows()).enumerate() {
             let dh = &mut dh.buffer[s * cols..][..cols];

@@ -1,9 +1,9 @@
-use super::{ScoreHead, check, costs};
+use super::{ScoreBackward, ScoreHead, check, check_backward, costs};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
-use crate::ops::{Cost, expect};
+use crate::ops::Cost;
 
 /// Heads are narrow and rows few: any size serves.
 const THREADS: u32 = 256;
@@ -24,25 +24,17 @@ impl ScoreHead for Cuda {
         unsafe { kernels::score_forward(self, DEFINES, config, r, &h.buffer, &w.buffer, rows, labels, cols, stride) }
     }
 
-    fn score_backward(
-        &self,
-        dh: &mut Tensor<Self>,
-        dw: Option<&mut Tensor<Self, f32>>,
-        dr: &Tensor<Self, f32>,
-        h: &Tensor<Self>,
-        w: &Tensor<Self, f32>,
-    ) -> Result<()> {
-        check(dr, h, w)?;
-        expect("score_head", "dh", dh.shape(), h.shape())?;
+    fn score_backward(&self, operands: ScoreBackward<Self>) -> Result<()> {
+        check_backward(&operands)?;
+        let ScoreBackward { dh, dw, dr, h, w } = operands;
         let (rows, labels, cols, stride) = (h.rows(), w.rows(), w.cols(), h.stride());
         let config = LaunchConfig::linear(rows as u32, THREADS);
         let [weights, both] = costs(rows as u64, labels as u64, cols as u64, 2);
         self.charge(|| Cost { flops: both.flops - weights.flops, bytes: both.bytes - weights.bytes });
         let (dh, dr, h) = (&mut dh.buffer, &dr.buffer, &h.buffer);
-        // SAFETY: `check` and `expect` proved dh and h (rows, cols), dr (rows, labels) and w (labels, cols).
+        // SAFETY: `check_backward` proved dh and h (rows, cols), dr (rows, labels) and w (labels, cols).
         unsafe { kernels::score_backward(self, DEFINES, config, dh, dr, &w.buffer, labels, cols, stride)? };
         let Some(dw) = dw else { return Ok(()) };
-        expect("score_head", "dw", dw.shape(), w.shape())?;
         let config = LaunchConfig::linear((labels * cols).div_ceil(THREADS as usize) as u32, THREADS);
         self.charge(|| weights);
         // SAFETY: as above, and dw (labels, cols).
