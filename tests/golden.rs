@@ -9,15 +9,15 @@
 #[path = "common/joint.rs"]
 mod joint;
 
-use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use ares::backend::Cpu;
 use ares::model::generate::{Continue, Generator};
 use ares::model::pretrained::{ModelSpec, Pretrained};
-use ares::model::{Adapter, AdapterGrad, AnswerTokens, Ask, Batch, Decoding, Heads, HostTensor, Version};
-use ares::model::{Transformer, Workspace};
+use ares::model::{Adapter, AdapterGrad, AnswerTokens, Ask, Batch, Decoding, Heads, Version, Workspace};
 use ares::text::Prompt;
+use joint::{Gradients, Opened};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
@@ -64,34 +64,37 @@ struct Values {
     reward: Vec<f64>,
 }
 
-/// A folder of `tests/golden`, opened.
+/// A folder of `tests/golden` with its values.
 struct Case {
     name: String,
-    dir: PathBuf,
     golden: Golden,
-    model: Transformer<Cpu>,
-    adapter: Adapter<Cpu>,
+    opened: Opened<Cpu>,
+}
+
+impl Deref for Case {
+    type Target = Opened<Cpu>;
+
+    fn deref(&self) -> &Opened<Cpu> {
+        &self.opened
+    }
 }
 
 impl Case {
-    fn open(dir: PathBuf) -> Case {
-        let name = dir.file_name().expect("a folder has a name").to_string_lossy().into_owned();
-        let golden: Golden = serde_json::from_slice(&std::fs::read(dir.join("golden.json")).unwrap()).unwrap();
-        let model = Transformer::open(&Cpu::new(), &dir).unwrap();
-        let adapter = model.open_adapter(&dir.join("adapter")).unwrap();
-        assert_eq!(model.config.labels(), golden.labels, "{name}");
+    fn open(name: String) -> Case {
+        let opened = Opened::new(&Cpu::new(), &name);
+        let golden: Golden = serde_json::from_slice(&std::fs::read(opened.dir.join("golden.json")).unwrap()).unwrap();
+        assert_eq!(opened.model.config.labels(), golden.labels, "{name}");
         assert_eq!((golden.base.len(), golden.adapted.len()), (golden.sequences.len(), golden.sequences.len()));
-        Case { name, dir, golden, model, adapter }
+        Case { name, golden, opened }
     }
 
     /// Every folder with a language model, or every one with a classifier.
     fn all(causal: bool) -> Vec<Case> {
-        let root = joint::tests().join("golden");
-        let ending = if causal { "-causal" } else { "-reward" };
-        let mut dirs: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
-        dirs.retain(|dir| dir.to_string_lossy().ends_with(ending));
-        dirs.sort();
-        let cases: Vec<Case> = dirs.into_iter().map(Case::open).collect();
+        let folders = std::fs::read_dir(joint::tests().join("golden")).unwrap();
+        let mut names: Vec<String> = folders.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name.ends_with(if causal { "-causal" } else { "-reward" }));
+        names.sort();
+        let cases: Vec<Case> = names.into_iter().map(Case::open).collect();
         let architecture = if causal { "ForCausalLM" } else { "ForSequenceClassification" };
         for family in ["Llama", "Mistral", "Qwen2", "Qwen3"] {
             let wanted = format!("{family}{architecture}");
@@ -105,39 +108,36 @@ impl Case {
         [(None, &self.golden.base), (Some(&self.adapter), &self.golden.adapted)]
     }
 
-    fn workspace(&self, rows: usize, backward: bool) -> Workspace<Cpu> {
-        let rank = self.adapter.rank();
-        Workspace::new(&self.model.ops, &self.model.config, rank, rows, backward).unwrap()
-    }
-
-    /// All sequences in one batch, those with the same prompt sharing its rows.
-    fn shared(&self, heads: Heads) -> Batch {
-        let mut batch = Batch::default();
+    /// All sequences, those with the same prompt sharing its rows; and each as one segment, its prompt being context.
+    fn batches(&self) -> [(&'static str, Batch); 2] {
+        let heads = if self.model.config.is_causal() { Heads::Targets } else { Heads::Ends };
+        let (mut shared, mut apart) = (Batch::default(), Batch::default());
         for group in self.golden.sequences.chunk_by(|a, b| a.prompt() == b.prompt()) {
             let answers: Vec<_> = group.iter().map(|s| AnswerTokens::new(&s.tokens[s.prompt_tokens..])).collect();
-            batch.push(group[0].prompt(), &answers, heads);
+            shared.push(group[0].prompt(), &answers, heads);
+            group.iter().for_each(|sequence| sequence.push(&mut apart, heads));
         }
-        assert!(batch.groups.len() < self.golden.sequences.len(), "{}: no two sequences share a prompt", self.name);
-        batch
+        assert!(shared.groups.len() < apart.groups.len(), "{}: no two sequences share a prompt", self.name);
+        [("shared", shared), ("apart", apart)]
     }
 
-    fn assert_gradients(&self, grad: &AdapterGrad<Cpu>) {
-        let found = self.adapter.gradients_to_file(&self.model.ops, grad).unwrap().tensors;
-        assert_gradients(&self.name, found, &self.dir.join("grads.safetensors"));
-    }
-
-    /// One sequence alone, as a single segment: what is its prompt elsewhere is context here.
-    fn alone(&self, sequence: &Sequence, heads: Heads) -> Batch {
-        let mut batch = Batch::default();
-        let context = sequence.prompt_tokens - 1;
-        batch.push(&[], &[AnswerTokens { tokens: &sequence.tokens, context }], heads);
-        batch
+    /// Log-probabilities of the answers' tokens, or rewards.
+    fn values(&self, ws: &mut Workspace<Cpu>, batch: &Batch, adapter: Option<&Adapter<Cpu>>) -> Vec<f32> {
+        if self.model.config.is_causal() {
+            self.model.forward_targets(ws, batch, adapter, adapter.is_some()).unwrap().logprob
+        } else {
+            self.model.forward_scores(ws, batch, adapter).unwrap()
+        }
     }
 }
 
 impl Sequence {
     fn prompt(&self) -> &[u32] {
         &self.tokens[..self.prompt_tokens]
+    }
+
+    fn push(&self, batch: &mut Batch, heads: Heads) {
+        batch.push(&[], &[AnswerTokens { tokens: &self.tokens, context: self.prompt_tokens - 1 }], heads);
     }
 }
 
@@ -159,21 +159,15 @@ fn log_softmax(logits: &[f64]) -> Vec<f64> {
 }
 
 #[test]
-fn logprobs_of_answers() {
-    for case in Case::all(true) {
-        let mut ws = case.workspace(256, false);
+fn log_probabilities_and_rewards() {
+    for case in [true, false].into_iter().flat_map(Case::all) {
+        let mut ws = case.workspace(256, true);
         for (version, (adapter, expected)) in case.versions().into_iter().enumerate() {
-            let what = |kind: &str, i: usize| format!("{}, version {version}, {kind} sequence {i}", case.name);
-            let batch = case.shared(Heads::Targets);
-            let all = case.model.forward_targets(&mut ws, &batch, adapter, false).unwrap().logprob;
-            for (i, (rows, values)) in batch.sequences.iter().zip(expected).enumerate() {
-                assert!(!values.logprobs.is_empty());
-                assert_close(&what("packed", i), &all[rows.clone()], &values.logprobs, VALUE_LIMIT);
-            }
-            for (i, (sequence, values)) in case.golden.sequences.iter().zip(expected).enumerate() {
-                let batch = case.alone(sequence, Heads::Targets);
-                let alone = case.model.forward_targets(&mut ws, &batch, adapter, false).unwrap().logprob;
-                assert_close(&what("lone", i), &alone, &values.logprobs, VALUE_LIMIT);
+            let expected: Vec<f64> = expected.iter().flat_map(|v| [&v.logprobs[..], &v.reward].concat()).collect();
+            assert!(expected.len() >= case.golden.sequences.len());
+            for (kind, batch) in case.batches() {
+                let what = format!("{}, version {version}, {kind}", case.name);
+                assert_close(&what, &case.values(&mut ws, &batch, adapter), &expected, VALUE_LIMIT);
             }
         }
     }
@@ -190,7 +184,8 @@ fn whole_distributions() {
                 assert!(values.positions.contains(&(sequence.tokens.len() - 1)));
                 // One token more than the sequence has, so that its last row is in the batch; nobody reads that token.
                 let longer = Sequence { tokens: [&sequence.tokens[..], &[3]].concat(), c: Vec::new(), ..*sequence };
-                let mut batch = case.alone(&longer, Heads::Targets);
+                let mut batch = Batch::default();
+                longer.push(&mut batch, Heads::Targets);
                 let (first, positions) = (sequence.prompt_tokens - 1, &values.positions);
                 let row_of = |position: &usize| batch.rows[position - first];
                 let rows: Vec<u32> = positions.iter().flat_map(|p| vec![row_of(p); vocab as usize]).collect();
@@ -241,74 +236,39 @@ fn published_greedy_text() {
     assert_eq!(answers[0].as_ref().unwrap().text.trim(), expected.trim());
 }
 
+/// L = Σ c_i · mean of the sequence's answer log-probabilities, or Σ c_ik · reward_ik with the score head's own gradient.
 #[test]
-fn rewards() {
-    for case in Case::all(false) {
-        let (mut ws, labels) = (case.workspace(256, false), case.golden.labels);
-        for (version, (adapter, expected)) in case.versions().into_iter().enumerate() {
-            let what = |kind: &str| format!("{}, version {version}, {kind}", case.name);
-            let all: Vec<f64> = expected.iter().flat_map(|values| values.reward.iter().copied()).collect();
-            assert_eq!(all.len(), labels * case.golden.sequences.len());
-            let batch = case.shared(Heads::Ends);
-            let packed = case.model.forward_scores(&mut ws, &batch, adapter).unwrap();
-            assert_close(&what("packed"), &packed, &all, VALUE_LIMIT);
-            for (i, sequence) in case.golden.sequences.iter().enumerate() {
-                let batch = case.alone(sequence, Heads::Ends);
-                let alone = case.model.forward_scores(&mut ws, &batch, adapter).unwrap();
-                assert_close(&what(&format!("lone sequence {i}")), &alone, &expected[i].reward, VALUE_LIMIT);
+fn gradients() {
+    for case in [true, false].into_iter().flat_map(Case::all) {
+        let (model, adapter, mut ws) = (&case.model, &case.adapter, case.workspace(256, true));
+        for (kind, batch) in case.batches() {
+            let what = format!("{}, {kind}", case.name);
+            let found = case.values(&mut ws, &batch, Some(adapter));
+            let sequences = case.golden.sequences.iter().zip(&case.golden.adapted);
+            let weights = sequences.flat_map(|(s, v)| match v.logprobs.len() {
+                0 => s.c.clone(),
+                n => vec![s.c[0] / n as f64; n],
+            });
+            let weights: Vec<f32> = weights.map(|weight| weight as f32).collect();
+            assert_eq!(weights.len(), found.len(), "{what}");
+            let loss: f64 = found.iter().zip(&weights).map(|(&f, &w)| f64::from(f) * f64::from(w)).sum();
+            assert_close(&format!("{what}, loss"), &[loss as f32], &[case.golden.loss], VALUE_LIMIT);
+            let mut grad = AdapterGrad::new(&model.ops, adapter, !model.config.is_causal()).unwrap();
+            if model.config.is_causal() {
+                model.backward_targets(&mut ws, &weights, adapter, &mut grad).unwrap();
+            } else {
+                model.backward_scores(&mut ws, &weights, adapter, &mut grad).unwrap();
             }
+            assert_gradients(&what, case.gradients(&grad), &case.dir.join("grads.safetensors"));
         }
-    }
-}
-
-/// L = Σ c_i · mean of the sequence's answer log-probabilities.
-#[test]
-fn gradients_of_logprobs() {
-    for case in Case::all(true) {
-        let mut ws = case.workspace(256, true);
-        let batch = case.shared(Heads::Targets);
-        let mut grad = AdapterGrad::new(&case.model.ops, &case.adapter, false).unwrap();
-        let found = case.model.forward_targets(&mut ws, &batch, Some(&case.adapter), true).unwrap().logprob;
-        let (mut weights, mut loss) = (vec![0.0; found.len()], 0.0);
-        for (rows, sequence) in batch.sequences.iter().zip(&case.golden.sequences) {
-            let weight = sequence.c[0] / rows.len() as f64;
-            weights[rows.clone()].fill(weight as f32);
-            loss += weight * found[rows.clone()].iter().map(|&x| f64::from(x)).sum::<f64>();
-        }
-        assert_close(&format!("{}, loss", case.name), &[loss as f32], &[case.golden.loss], VALUE_LIMIT);
-        case.model.backward_targets(&mut ws, &weights, &case.adapter, &mut grad).unwrap();
-        case.assert_gradients(&grad);
-    }
-}
-
-/// L = Σ c_ik · reward_ik, the score head's own gradient included.
-#[test]
-fn gradients_of_rewards() {
-    for case in Case::all(false) {
-        let mut ws = case.workspace(256, true);
-        let batch = case.shared(Heads::Ends);
-        let mut grad = AdapterGrad::new(&case.model.ops, &case.adapter, true).unwrap();
-        let found = case.model.forward_scores(&mut ws, &batch, Some(&case.adapter)).unwrap();
-        let weights: Vec<f64> = case.golden.sequences.iter().flat_map(|s| s.c.iter().copied()).collect();
-        let loss: f64 = found.iter().zip(&weights).map(|(&r, c)| f64::from(r) * c).sum();
-        assert_close(&format!("{}, loss", case.name), &[loss as f32], &[case.golden.loss], VALUE_LIMIT);
-        let d_scores: Vec<f32> = weights.iter().map(|&c| c as f32).collect();
-        case.model.backward_scores(&mut ws, &d_scores, &case.adapter, &mut grad).unwrap();
-        case.assert_gradients(&grad);
     }
 }
 
 /// Every term is on; the variants differ in what can be set of the objective.
 #[test]
 fn joint_steps() {
-    for variant in ["npo", "sum-kl", "unlikelihood"] {
-        check_joint_step(variant);
-    }
-}
-
-fn check_joint_step(variant: &str) {
-    let golden = joint::Golden::open(variant);
-    for batch_tokens in [24, 4096] {
+    for (variant, batch_tokens) in ["npo", "sum-kl", "unlikelihood"].into_iter().flat_map(|v| [(v, 24), (v, 4096)]) {
+        let golden = joint::Golden::open(variant);
         let what = |part: &str| format!("{variant}, {batch_tokens} rows at a time, {part}");
         let joint::Step { policy: p, reward: r, weights, gradients } = golden.step(&Cpu::new(), batch_tokens);
         let trained = golden.failures.iter().zip(weights).filter(|(f, _)| f.verdict.trains_policy());
@@ -319,20 +279,16 @@ fn check_joint_step(variant: &str) {
         let (names, terms): (Vec<&str>, Vec<f64>) = terms.unzip();
         assert_eq!(names, golden.terms.keys().collect::<Vec<_>>());
         assert_close(&what("terms"), &terms, &golden.terms.values().copied().collect::<Vec<_>>(), TERM_LIMIT);
-        let named = |(side, tensors): (&str, BTreeMap<String, HostTensor>)| -> Vec<_> {
-            tensors.into_iter().map(|(name, tensor)| (format!("{side}.{name}"), tensor)).collect()
+        let named = |(side, tensors): (&'static str, Gradients)| {
+            tensors.into_iter().map(move |(name, tensor)| (format!("{side}.{name}"), tensor))
         };
-        let found = gradients.into_iter().flat_map(named).collect();
-        assert_gradients(
-            &what("gradients"),
-            found,
-            &joint::tests().join(format!("golden-joint/{variant}.safetensors")),
-        );
+        let file = joint::tests().join(format!("golden-joint/{variant}.safetensors"));
+        assert_gradients(&what("gradients"), gradients.into_iter().flat_map(named).collect(), &file);
     }
 }
 
 /// Every gradient of `file`, name by name; the engine may have no other.
-fn assert_gradients(what: &str, mut found: BTreeMap<String, HostTensor>, file: &Path) {
+fn assert_gradients(what: &str, mut found: Gradients, file: &Path) {
     let bytes = std::fs::read(file).unwrap();
     for (name, expected) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
         let what = format!("{what}, d {name}");

@@ -1,17 +1,19 @@
 //! The method on the built-in suite: what `method.md` derives must hold bit for bit, and a seed decides everything.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use ares::backend::Cpu;
 use ares::detect::{Evaluator, Examiner};
 use ares::judge::{Judges, Thresholds, Verdict};
-use ares::model::{Decoding, Pair, Pretrained, Subject, Version};
+use ares::model::{Checkpoint, Decoding, ModelConfig, Pair, Pretrained, Subject, Version};
 use ares::repair::{
     Failure, Method, Prepared, Recipe, RepairConfig, RepairData, Reply, RetainRow, Setting, StepMetrics, Trainer, admit,
 };
 use ares::run::{Suite, SuitePair};
-use ares::text::Prompt;
+use ares::text::ngrams::overlap;
 use ares::text::rows::{Row, read};
+use ares::text::{IdLimits, Prompt, Rendering};
 
 const CPU: fn() -> Cpu = Cpu::new;
 
@@ -26,7 +28,7 @@ struct World {
 }
 
 fn world() -> World {
-    let suite = Suite::open(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models"))).unwrap();
+    let suite = Suite::open(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models"))).unwrap();
     let entry = suite.pairs().remove(0);
     let interrupt = Arc::default();
     let open = |spec| Pretrained::open(&CPU(), spec, 2048, Arc::clone(&interrupt)).unwrap();
@@ -187,4 +189,33 @@ fn numbers_that_are_accepted_give_finite_losses() {
         }
     }
     assert!(runs > 20, "{runs}");
+}
+
+/// Every model of the suite opens with its own tokenizer and template, and no prompt stands in two splits.
+#[test]
+fn the_suite_opens_and_its_splits_are_apart() {
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models"));
+    let mut models = vec![root.join("judge"), root.join("second-judge")];
+    for pair in Suite::open(root).unwrap().pairs() {
+        models.extend([pair.policy.dir.clone(), pair.reward.dir.clone()]);
+        let names = ["calibration", "replay", "discovery", "gate", "test"];
+        let rows = names.map(|name| rows(&pair, name, usize::MAX));
+        let asked = |row: &Row| row.prompt(false).unwrap();
+        let prompts = rows.each_ref().map(|rows| rows.iter().map(asked).collect::<Vec<Prompt>>());
+        let texts = prompts.iter().enumerate().flat_map(|(i, split)| split.iter().map(move |prompt| (i, prompt)));
+        overlap(texts.map(|(i, prompt)| (i, prompt.text(), move || names[i].to_string()))).unwrap();
+        assert!(rows[1].iter().all(|row| row.pair().is_ok()));
+    }
+    for dir in models {
+        let config = ModelConfig::open(&dir).unwrap();
+        let checkpoint = Checkpoint::open(&dir, &config).unwrap();
+        let rendering = Rendering::open(&dir, &config.limits()).unwrap();
+        assert!(rendering.has_template() && checkpoint.bytes() > 100_000, "{}", dir.display());
+        let rendered = rendering.with_answer(&Prompt::user("how do I bake bread?"), "I cannot help.").unwrap();
+        assert!(rendering.end_tokens.contains(rendered.tokens.last().unwrap()));
+        assert_eq!(rendering.full(&Prompt::user("how do I bake bread?"), "I cannot help.").unwrap(), rendered);
+        // Its embedding has a row for every token, and no fewer would do.
+        let limits = IdLimits { vocab_size: rendering.tokenizer.vocab_size - 1, ..config.limits() };
+        assert!(Rendering::open(&dir, &limits).is_err());
+    }
 }

@@ -1,4 +1,4 @@
-//! A joint step told as `tests/golden-joint` tells it, run on any backend.
+//! The folders of `tests/golden`, opened on any backend, and a joint step on them told as `tests/golden-joint` tells it.
 
 #![allow(dead_code)] // each test target uses its own part of this
 
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ares::judge::Thresholds;
-use ares::model::{Adapter, HostTensor, Transformer};
+use ares::model::{Adapter, AdapterGrad, HostTensor, Transformer, Workspace};
 use ares::ops::Ops;
 use ares::repair::objective::coupling;
 use ares::repair::policy_step::{PolicyItem, PolicyTerms, policy_step};
@@ -69,32 +69,45 @@ pub struct Replay {
     anchors: [Option<f64>; 2],
 }
 
-/// One model with its adapter and what is trained beside it.
-struct Trained<B: Ops> {
-    model: Transformer<B>,
-    adapter: Adapter<B>,
-    side: Side<B>,
+pub fn tests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
 }
 
-impl<B: Ops> Trained<B> {
-    fn open(ops: &B, name: &str, capacity: usize) -> Self {
+pub type Gradients = BTreeMap<String, HostTensor>;
+
+/// A folder of `tests/golden`: a model with its adapter.
+pub struct Opened<B: Ops> {
+    pub dir: PathBuf,
+    pub model: Transformer<B>,
+    pub adapter: Adapter<B>,
+}
+
+impl<B: Ops> Opened<B> {
+    pub fn new(ops: &B, name: &str) -> Self {
         let dir = tests().join("golden").join(name);
         let model = Transformer::open(ops, &dir).unwrap();
         let adapter = model.open_adapter(&dir.join("adapter")).unwrap();
-        Trained { side: Side::new(&model, &adapter, false, capacity).unwrap(), model, adapter }
+        Opened { dir, model, adapter }
     }
 
-    fn half(&mut self) -> Half<'_, B> {
-        self.side.half(&self.model, &self.adapter).unwrap()
+    pub fn workspace(&self, rows: usize, backward: bool) -> Workspace<B> {
+        Workspace::new(&self.model.ops, &self.model.config, self.adapter.rank(), rows, backward).unwrap()
     }
 
-    fn gradients(&self) -> BTreeMap<String, HostTensor> {
-        self.adapter.gradients_to_file(&self.model.ops, &self.side.grad).unwrap().tensors
+    /// By PEFT name.
+    pub fn gradients(&self, grad: &AdapterGrad<B>) -> Gradients {
+        self.adapter.gradients_to_file(&self.model.ops, grad).unwrap().tensors
+    }
+
+    /// What `step` gives, and the gradients it leaves.
+    fn train<T>(&self, step: impl FnOnce(&mut Half<'_, B>) -> T) -> (T, Gradients) {
+        let mut side = Side::new(&self.model, &self.adapter, false, 256).unwrap();
+        let given = step(&mut side.half(&self.model, &self.adapter).unwrap());
+        (given, self.gradients(&side.grad))
     }
 }
 
 impl Golden {
-    /// `batch_tokens` small: the step runs in several pieces; large: in one.
     fn config(&self, batch_tokens: usize) -> RepairConfig {
         let o = &self.objective;
         RepairConfig {
@@ -161,8 +174,7 @@ pub struct Step {
     pub reward: RewardTerms,
     /// One coupling weight per failure.
     pub weights: Vec<f64>,
-    /// By side and PEFT name.
-    pub gradients: [(&'static str, BTreeMap<String, HostTensor>); 2],
+    pub gradients: [(&'static str, Gradients); 2],
 }
 
 impl Golden {
@@ -171,20 +183,16 @@ impl Golden {
         serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
     }
 
-    /// The step at `batch_tokens` rows at a time.
+    /// The step at `batch_tokens` rows at a time: small, it runs in several pieces.
     pub fn step<B: Ops>(&self, ops: &B, batch_tokens: usize) -> Step {
-        let (mut policy, mut reward) = (Trained::open(ops, &self.policy, 256), Trained::open(ops, &self.reward, 256));
-        let (config, thresholds) = (self.config(batch_tokens), self.thresholds());
-        let items = self.reward_items();
-        let (reward_terms, read) = reward_step(&mut reward.half(), &items, &config, &thresholds, true).unwrap();
+        let (config, thresholds, items) = (self.config(batch_tokens), self.thresholds(), self.reward_items());
+        let ((reward, read), reward_gradients) =
+            Opened::new(ops, &self.reward).train(|half| reward_step(half, &items, &config, &thresholds, true).unwrap());
         let weight = |r: &f64| if self.objective.coupling { coupling(*r, &thresholds) } else { 1.0 };
         let weights: Vec<f64> = read[..self.failures.len()].iter().map(weight).collect();
-        let policy_terms = policy_step(&mut policy.half(), &self.policy_items(&weights), &config).unwrap();
-        let gradients = [("policy", policy.gradients()), ("reward", reward.gradients())];
-        Step { policy: policy_terms, reward: reward_terms, weights, gradients }
+        let items = self.policy_items(&weights);
+        let (policy, policy_gradients) =
+            Opened::new(ops, &self.policy).train(|half| policy_step(half, &items, &config).unwrap());
+        Step { policy, reward, weights, gradients: [("policy", policy_gradients), ("reward", reward_gradients)] }
     }
-}
-
-pub fn tests() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
 }
