@@ -1,5 +1,8 @@
 //! Every command as a person meets it: output, files, exit codes, and what bad input gets as an answer.
 
+#[path = "common/compiler.rs"]
+mod compiler;
+
 mod cli {
     pub mod basics;
     pub mod bench;

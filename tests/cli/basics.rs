@@ -1,27 +1,24 @@
 //! What needs no model.
 
-use std::fs;
-use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use super::support::{ares, command};
+use super::support::{Folder, ares, command, finish};
 use ares::run::{Earlier, RunDir};
 
 #[test]
 fn help_and_version_are_answers() {
-    let help = ares(&["--help"]).expect(0, &[]);
+    let help = ares("--help").expect(0, &[]);
     for word in ["doctor", "report", "completions", "--device", "--seed", "--json", "Exit codes"] {
         assert!(help.stdout.contains(word), "{word:?} is missing in: {}", help.stdout);
     }
-    assert!(ares(&["--version"]).expect(0, &[]).stdout.contains(env!("CARGO_PKG_VERSION")));
+    assert!(ares("--version").expect(0, &[]).stdout.contains(env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
 fn help_comes_at_once() {
     let once = || {
         let begin = Instant::now();
-        assert!(command(&["--help"]).stdout(Stdio::null()).status().unwrap().success());
+        ares("--help").expect(0, &[]);
         begin.elapsed()
     };
     // The best of many: what other processes take is not the program's.
@@ -29,21 +26,58 @@ fn help_comes_at_once() {
     assert!(best <= Duration::from_millis(20), "{best:?}");
 }
 
+/// Wrong usage is code 2, what cannot be read is code 1; both say what is possible.
 #[test]
-fn wrong_usage_is_code_2_and_says_what_is_possible() {
-    ares(&[]).expect(2, &["Usage"]);
-    ares(&["repot"]).expect(2, &["report"]);
-    ares(&["doctor", "--sed", "1"]).expect(2, &["--seed"]);
-    ares(&["doctor", "--device", "gpu"]).expect(2, &["auto, cpu, cuda"]);
-    ares(&["doctor", "--seed", "-1"]).expect(2, &["-1"]);
-    ares(&["completions", "csh"]).expect(2, &["bash"]);
-    ares(&["doctor", "-q", "-v"]).expect(2, &["cannot be used with"]);
+fn what_cannot_be_meant_is_refused() {
+    let folder = Folder::new();
+    folder.write("thesis.tex", "");
+    for (line, code, words) in [
+        ("", 2, &["Usage"][..]),
+        ("repot", 2, &["report"]),
+        ("doctor --sed 1", 2, &["--seed"]),
+        ("doctor --device gpu", 2, &["auto, cpu, cuda"]),
+        ("doctor --seed -1", 2, &["-1"]),
+        ("doctor -q -v", 2, &["cannot be used with"]),
+        ("completions csh", 2, &["bash"]),
+        ("report /nowhere/run", 2, &["/nowhere/run", "expected a run directory"]),
+        ("generate", 2, &["--model"]),
+        ("generate --model x --greedy --top-k 3", 2, &["cannot be used with"]),
+        ("generate --model x --temperature NaN", 2, &["a number from 0 up"]),
+        ("generate --model x --max-new-tokens 0", 2, &["max-new-tokens"]),
+        ("generate --model /nowhere/model", 1, &["/nowhere/model", "a model's folder"]),
+        ("judge --judge oracle:x", 2, &["model:DIR or lexicon:FILE"]),
+        ("judge --judge lexicon:/nowhere/x.json", 1, &["/nowhere/x.json"]),
+        ("detect", 2, &["--calibration FILE or --tau-r"]),
+        ("detect --tau-r inf", 2, &["finite"]),
+        ("detect --calibration x", 2, &["--reward"]),
+        ("demo --models /nowhere/suite --out FOLDER/demo", 1, &["/nowhere/suite", "cannot read"]),
+        ("demo --full --quick", 2, &["cannot be used with"]),
+        ("demo --quick --out FOLDER", 2, &["other files"]),
+        ("bench --repeats 0", 2, &["--repeats"]),
+        ("bench --policy /nowhere/x --reward y", 2, &["/nowhere/x", "expected a model's folder", "found nothing"]),
+        ("bench --policy README.md --reward y", 2, &["README.md", "expected a model's folder", "found another file"]),
+        ("bench --policy /nowhere/config.json --reward /nowhere/config.json", 1, &["/nowhere/config.json"]),
+        (
+            "bench load --policy tests/golden/qwen2-causal/config.json --reward tests/golden/qwen2-causal/config.json",
+            2,
+            &["expected a model's folder", "qwen2-causal/config.json", "leave out `load`"],
+        ),
+        (
+            "bench --policy tests/golden/qwen2-causal --reward tests/golden/qwen2-reward --layers 1",
+            2,
+            &["--layers 1", "expected a config.json", "qwen2-causal", "leave out --layers"],
+        ),
+    ] {
+        println!("ares {line}");
+        ares(&line.replace("FOLDER", &folder.to_string())).expect(code, words);
+    }
+    assert_eq!(folder.count(), 1, "nothing was made, and what lay there stayed");
 }
 
 #[test]
 fn completions_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let text = ares(&["completions", shell]).expect(0, &[]).stdout;
+        let text = ares(&format!("completions {shell}")).expect(0, &[]).stdout;
         for word in ["completions", "device", "max-new-tokens"] {
             assert!(text.contains(word), "{shell}: {word:?} is missing");
         }
@@ -52,19 +86,18 @@ fn completions_for_every_shell() {
 
 #[test]
 fn a_reader_that_leaves_is_no_error() {
-    let mut child = command(&["completions", "bash"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command("completions bash").spawn().unwrap();
     drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+    assert_eq!(finish(child).expect(0, &[]).stderr, "");
 }
 
 #[test]
 fn doctor_says_what_it_found() {
-    let table = ares(&["doctor"]).expect(0, &[]).stdout;
+    let table = ares("doctor").expect(0, &[]).stdout;
     for word in ["cores", "memory bandwidth", "matrix rate", "CUDA driver", "NVRTC", "C++ compiler", "cache"] {
         assert!(table.contains(word), "{word:?} is missing in: {table}");
     }
-    let found = ares(&["doctor", "--json"]).expect(0, &[]).json();
+    let found = ares("doctor --json").expect(0, &[]).json();
     for rate in ["bandwidth_gb_s", "matrix_gflop_s", "cores"] {
         assert!(found[rate].as_f64().is_some_and(|value| value > 0.0 && value.is_finite()), "{rate}: {found}");
     }
@@ -72,43 +105,24 @@ fn doctor_says_what_it_found() {
 
 #[test]
 fn report_writes_the_page_of_a_run_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let run = folder.path().join("run");
-    fs::create_dir(&run).unwrap();
-    let path = run.to_str().unwrap();
-    ares(&["report", path]).expect(2, &[path, "found no summary.json"]);
-    ares(&["report", "/nowhere/run"]).expect(2, &["/nowhere/run", "expected a run directory"]);
-    fs::write(run.join("summary.json"), SUMMARY).unwrap();
-    let done = ares(&["report", path]).expect(0, &["wrote", "before", "13.9"]);
-    assert_eq!(done.stdout, "", "tables and messages go to stderr");
-    let page = fs::read_to_string(run.join("report.html")).unwrap();
-    assert!(page.contains("13.9") && page.ends_with("</html>"), "{page}");
-    let json = ares(&["report", path, "--json", "--quiet"]).expect(0, &[]);
-    assert_eq!((json.json()["report"].as_str(), json.stderr.as_str()), (run.join("report.html").to_str(), ""));
-}
-
-#[test]
-fn a_run_that_another_process_holds_is_left_alone() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("run");
+    let folder = Folder::new();
+    let (path, line) = (folder.at("run"), format!("report {folder}/run"));
     let run = RunDir::create(&path, Earlier::Refuse).unwrap();
-    fs::write(run.file("summary.json"), SUMMARY).unwrap();
     let holder = format!("process {}", std::process::id());
-    ares(&["report", path.to_str().unwrap()]).expect(1, &["another run holds this directory", &holder]);
-    assert!(!run.file("report.html").exists());
+    ares(&line).expect(1, &["another run holds this directory", &holder]);
     drop(run);
-    ares(&["report", path.to_str().unwrap()]).expect(0, &[]);
-}
-
-#[cfg(unix)]
-#[test]
-fn an_unwritable_place_is_an_error_with_a_remedy() {
+    ares(&line).expect(2, &[path.to_str().unwrap(), "found no summary.json"]);
+    folder.write("run/summary.json", SUMMARY);
+    let done = ares(&line).expect(0, &["wrote", "before", "13.9"]);
+    assert_eq!(done.stdout, "", "tables and messages go to stderr");
+    let page = folder.read("run/report.html");
+    assert!(page.contains("13.9") && page.ends_with("</html>"), "{page}");
+    let json = ares(&format!("{line} --json --quiet")).expect(0, &[]);
+    assert_eq!((json.json()["report"].as_str(), &*json.stderr), (path.join("report.html").to_str(), ""));
     // Not by permissions, which do not bind everyone: a folder stands where the file should be.
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("summary.json"), SUMMARY).unwrap();
-    fs::create_dir(folder.path().join("report.html")).unwrap();
-    let run: &Path = folder.path();
-    ares(&["report", run.to_str().unwrap()]).expect(2, &["report.html", "found a folder"]);
+    std::fs::remove_file(path.join("report.html")).unwrap();
+    std::fs::create_dir(path.join("report.html")).unwrap();
+    ares(&line).expect(2, &["report.html", "found a folder"]);
 }
 
 const SUMMARY: &str = r#"{"schema": 1, "version": "0.1.0", "benchmark_id": "ab", "device": "cpu", "seeds": [1], "suite": null,

@@ -2,15 +2,18 @@
 
 use serde_json::Value;
 
-use super::support::{Outcome, ares, repository};
+use super::support::{Folder, ares};
 
-/// A small pair of models, and work that takes no time.
-fn bench(words: &[&str]) -> Outcome {
-    let (policy, reward) = (repository("tests/golden/qwen2-causal"), repository("tests/golden/qwen2-reward"));
-    let models = ["--policy", policy.to_str().unwrap(), "--reward", reward.to_str().unwrap()];
-    let work = ["--tokens", "48", "--length", "16", "--rank", "4", "--sequences", "2", "--new-tokens", "11"];
-    let little = ["--batch-tokens", "64", "--warmup", "0", "--repeats", "2"];
-    ares(&[&["bench"], words, &models, &work, &little].concat())
+/// A small pair of models.
+pub const MODELS: &str = "--policy tests/golden/qwen2-causal --reward tests/golden/qwen2-reward";
+/// Work that takes no time.
+const LITTLE: &str =
+    "--tokens 48 --length 16 --rank 4 --sequences 2 --new-tokens 11 --batch-tokens 64 --warmup 0 --repeats 2";
+
+/// The figures and the table of `words` on the CPU.
+fn on_the_cpu(words: &str) -> (Value, String) {
+    let line = format!("bench {words} --device cpu {MODELS} {LITTLE}");
+    (ares(&format!("{line} --json")).expect(0, &[]).json(), ares(&line).expect(0, &[]).stdout)
 }
 
 fn positive(value: &Value) -> bool {
@@ -19,7 +22,7 @@ fn positive(value: &Value) -> bool {
 
 #[test]
 fn tasks_are_held_against_the_matrix_rate_of_the_cpu() {
-    let found = bench(&["--device", "cpu", "--json"]).expect(0, &[]).json();
+    let (found, table) = on_the_cpu("");
     let ceilings = &found["ceilings"];
     assert!(positive(&ceilings["matrix_flops_per_s"]) && positive(&ceilings["copy_bytes_per_s"]), "{found}");
     let tasks = found["tasks"].as_array().unwrap();
@@ -31,13 +34,12 @@ fn tasks_are_held_against_the_matrix_rate_of_the_cpu() {
         let share = number("floor_ms") / (1e3 * task["seconds"]["median"].as_f64().unwrap());
         assert!((number("share_of_floor") / share - 1.0).abs() <= 1e-9, "{task}");
     }
-    let table = bench(&["score", "--device", "cpu"]).expect(0, &[]).stdout;
     assert!(table.contains("of floor %"), "{table}");
 }
 
 #[test]
 fn the_simulator_counts_work_and_makes_up_no_share() {
-    let Some(found) = on_the_simulator(&["score", "decode", "generate", "step"]) else { return };
+    let Some(found) = on_the_simulator("score decode generate step") else { return };
     assert!(found["ceilings"].is_null(), "{found}");
     for task in found["tasks"].as_array().unwrap() {
         assert!(task["floor_ms"].is_null() && task["share_of_floor"].is_null(), "{task}");
@@ -69,28 +71,14 @@ fn the_simulator_counts_work_and_makes_up_no_share() {
 }
 
 /// `None` where there is no C++ compiler.
-fn on_the_simulator(words: &[&str]) -> Option<Value> {
-    let outcome = bench(&[words, &["--device", "sim", "--json"]].concat());
+fn on_the_simulator(words: &str) -> Option<Value> {
+    let outcome = ares(&format!("bench {words} --device sim --json {MODELS} {LITTLE}"));
     if outcome.code == Some(1) && outcome.stderr.contains("C++ compiler") {
         assert!(std::env::var_os("ARES_REQUIRE_SIM").is_none(), "{}", outcome.stderr);
         println!("skipped: {}", outcome.stderr);
         return None;
     }
     Some(outcome.expect(0, &[]).json())
-}
-
-#[test]
-fn bad_models_are_told_what_may_be_given() {
-    bench(&["--layers", "1"])
-        .expect(2, &["--layers 1", "expected a config.json", "qwen2-causal", "leave out --layers"]);
-    let nowhere = ["bench", "--policy", "/nowhere/model", "--reward", "/nowhere/model"];
-    ares(&nowhere).expect(2, &["/nowhere/model", "expected a model's folder", "found nothing"]);
-    let file = repository("README.md");
-    let file = ["bench", "--policy", file.to_str().unwrap(), "--reward", "/nowhere"];
-    ares(&file).expect(2, &["README.md", "expected a model's folder", "found another file"]);
-    let config = ["bench", "--policy", "/nowhere/config.json", "--reward", "/nowhere/config.json"];
-    ares(&config).expect(1, &["/nowhere/config.json"]);
-    bench(&["--repeats", "0"]).expect(2, &["--repeats"]);
 }
 
 /// Every operation, both ways.
@@ -122,7 +110,7 @@ const OPS: [&str; 23] = [
 
 #[test]
 fn every_operation_is_timed_alone() {
-    let found = bench(&["ops", "--device", "cpu", "--json"]).expect(0, &[]).json();
+    let (found, table) = on_the_cpu("ops");
     assert_eq!(found["tasks"], Value::Array(Vec::new()));
     let ops = found["ops"].as_array().unwrap();
     let names: Vec<&str> = ops.iter().map(|op| op["op"].as_str().unwrap()).collect();
@@ -135,14 +123,13 @@ fn every_operation_is_timed_alone() {
         assert!((op["flops_per_second"].as_f64().unwrap() - rate).abs() <= 1e-9 * rate, "{op}");
         assert_eq!(op["seconds"]["repeats"], 2);
     }
-    let table = bench(&["ops", "--device", "cpu"]).expect(0, &[]).stdout;
     assert!(OPS.iter().all(|op| table.contains(op)) && table.contains("of floor %"), "{table}");
 }
 
 /// What an operation must do at least is never more than what its kernels do; but for what is recomputed, no less either.
 #[test]
 fn operations_on_the_simulator_are_the_sums_of_their_kernels() {
-    let Some(found) = on_the_simulator(&["ops"]) else { return };
+    let Some(found) = on_the_simulator("ops") else { return };
     for op in found["ops"].as_array().unwrap() {
         assert!(op["floor_ms"].is_null() && op["share_of_floor"].is_null(), "{op}");
         let kernels = op["kernels"].as_array().unwrap();
@@ -154,12 +141,9 @@ fn operations_on_the_simulator_are_the_sums_of_their_kernels() {
 
 #[test]
 fn a_trace_has_a_row_per_task_and_operation() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("trace.json");
-    if on_the_simulator(&["score", "ops", "--trace", file.to_str().unwrap()]).is_none() {
-        return;
-    }
-    let trace: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    let folder = Folder::new();
+    let Some(_) = on_the_simulator(&format!("score ops --trace {folder}/trace.json")) else { return };
+    let trace: Value = serde_json::from_str(&folder.read("trace.json")).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();
     let rows: Vec<&Value> = events.iter().filter(|e| e["ph"] == "M").map(|e| &e["args"]["name"]).collect();
     assert_eq!((rows[0].as_str(), rows[1].as_str()), (Some("score"), Some(OPS[0])));
@@ -171,40 +155,32 @@ fn a_trace_has_a_row_per_task_and_operation() {
 
 #[test]
 fn checkpoints_are_opened_and_uploaded() {
-    let found = bench(&["load", "--device", "cpu", "--json"]).expect(0, &[]).json();
+    let (found, table) = on_the_cpu("load");
     let load = &found["load"];
     assert!(load["kernels"].is_null() && load.get("kernels").is_some(), "{load}");
     let checkpoints = load["checkpoints"].as_array().unwrap();
     for (checkpoint, (model, files)) in checkpoints.iter().zip([("qwen2-causal", 2), ("qwen2-reward", 1)]) {
         assert!(checkpoint["model"].as_str().unwrap().ends_with(model), "{checkpoint}");
         assert_eq!(checkpoint["files"], files);
-        let bytes: u64 = std::fs::read_dir(checkpoint["model"].as_str().unwrap())
-            .unwrap()
-            .map(|entry| entry.unwrap())
-            .filter(|entry| entry.file_name().to_str().unwrap().starts_with("model"))
-            .filter(|entry| entry.file_name().to_str().unwrap().ends_with(".safetensors"))
-            .map(|entry| entry.metadata().unwrap().len())
-            .sum();
+        let entries = std::fs::read_dir(format!("tests/golden/{model}")).unwrap().map(Result::unwrap);
+        let weights = entries.filter(|e| e.path().extension().is_some_and(|e| e == "safetensors"));
+        let weights = weights.filter(|e| e.file_name().to_str().unwrap().starts_with("model"));
+        let bytes: u64 = weights.map(|e| e.metadata().unwrap().len()).sum();
         assert_eq!(checkpoint["bytes"], bytes);
         let seconds = |part: &str| checkpoint[part]["median"].as_f64().unwrap();
         assert!(seconds("open_seconds") > 0.0 && seconds("upload_seconds") > 0.0, "{checkpoint}");
         let rate = bytes as f64 / seconds("upload_seconds");
         assert!((checkpoint["upload_bytes_per_second"].as_f64().unwrap() / rate - 1.0).abs() <= 1e-9, "{checkpoint}");
     }
-    let table = bench(&["load", "--device", "cpu"]).expect(0, &[]).stdout;
     assert!(table.contains("qwen2-causal") && table.contains("open ms") && !table.contains("kernels"), "{table}");
 }
 
+/// Random weights cannot be loaded, but at the shapes of a config they can be run.
 #[test]
-fn random_weights_cannot_be_loaded() {
-    let config = repository("tests/golden/qwen2-causal/config.json");
-    let config = config.to_str().unwrap();
-    let words = ["bench", "load", "--device", "cpu", "--policy", config, "--reward", config];
-    ares(&words).expect(2, &["expected a model's folder", config, "leave out `load`"]);
-    // At the shapes of a config they can be run.
-    let words = ["bench", "ops", "--policy", config, "--reward", config, "--layers", "1", "--device", "cpu"];
-    let work = ["--tokens", "32", "--length", "16", "--sequences", "2", "--warmup", "0", "--repeats", "1", "--json"];
-    let found = ares(&[&words[..], &work].concat()).expect(0, &[]).json();
+fn random_weights_are_run_at_the_shapes_of_a_config() {
+    let config = "tests/golden/qwen2-causal/config.json";
+    let line = format!("bench ops --policy {config} --reward {config} --layers 1 --device cpu {LITTLE} --json");
+    let found = ares(&line).expect(0, &[]).json();
     assert!(found["policy"].as_str().unwrap().contains("random weights"), "{found}");
     assert!(found["ops"].as_array().unwrap().len() >= OPS.len());
 }

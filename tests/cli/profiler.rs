@@ -1,10 +1,9 @@
 //! Stages as an attached profiler sees them. The profiler is a library of a few lines, made here by the C++ compiler, that speaks
 //! NVTX 3 as NVIDIA's headers do (`nvtxDetail/nvtxTypes.h`): it asks for every table, and fills the slots of push and pop.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-
-use super::support::{Outcome, command, finish, repository};
+use super::bench::MODELS;
+use super::support::{Folder, command, finish};
+use crate::compiler::shared_library;
 
 const PROFILER: &str = r#"
 #include <cstddef>
@@ -45,43 +44,25 @@ extern "C" int InitializeInjectionNvtx2(const void* (*table)(uint32_t)) {
 }
 "#;
 
-/// `None` where there is no C++ compiler.
-fn profiler(folder: &Path) -> Option<PathBuf> {
-    let (source, library) = (folder.join("profiler.cpp"), folder.join("libprofiler.so"));
-    std::fs::write(&source, PROFILER).unwrap();
-    let compiler = std::env::var("CXX").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "c++".into());
-    let made =
-        Command::new(compiler).args(["-std=c++17", "-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status();
-    match made {
-        Ok(status) => {
-            assert!(status.success());
-            Some(library)
-        }
-        Err(reason) => {
-            assert!(std::env::var_os("ARES_REQUIRE_SIM").is_none(), "no C++ compiler: {reason}");
-            println!("skipped: {reason}");
-            None
-        }
-    }
-}
-
-fn step(library: &Path, out: &Path) -> Outcome {
-    let (policy, reward) = (repository("tests/golden/qwen2-causal"), repository("tests/golden/qwen2-reward"));
-    let models = ["--policy", policy.to_str().unwrap(), "--reward", reward.to_str().unwrap()];
-    let work = ["--tokens", "24", "--length", "8", "--rank", "4", "--sequences", "2", "--new-tokens", "2"];
-    let little = ["--batch-tokens", "32", "--warmup", "0", "--repeats", "1", "--device", "cpu"];
-    let mut command = command(&[&["bench", "generate", "step"], &models[..], &work, &little].concat());
-    command.env("NVTX_INJECTION64_PATH", library).env("ARES_TEST_RANGES", out);
-    finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
-}
-
 #[test]
 fn a_profiler_sees_every_stage_begin_and_end() {
-    let folder = tempfile::tempdir().unwrap();
-    let Some(library) = profiler(folder.path()) else { return };
-    let out = folder.path().join("ranges");
-    step(&library, &out).expect(0, &[]);
-    let seen = std::fs::read_to_string(&out).unwrap();
+    let folder = Folder::new();
+    folder.write("profiler.cpp", PROFILER);
+    let library = folder.at("libprofiler.so");
+    if !shared_library(&folder.at("profiler.cpp"), &library) {
+        return;
+    }
+    let little =
+        "--tokens 24 --length 8 --rank 4 --sequences 2 --new-tokens 2 --batch-tokens 32 --warmup 0 --repeats 1";
+    let bench = |library: &std::path::Path| {
+        let mut command = command(&format!("bench generate step --device cpu {MODELS} {little}"));
+        command.env("NVTX_INJECTION64_PATH", library).env("ARES_TEST_RANGES", folder.at("ranges"));
+        finish(command.spawn().unwrap()).expect(0, &[]);
+    };
+    // Without one all goes on.
+    bench(&folder.at("nowhere.so"));
+    bench(&library);
+    let seen = folder.read("ranges");
     let mut lines = seen.lines();
     assert_eq!(lines.next(), Some("attached"));
     let (mut open, mut stages) = (Vec::new(), Vec::new());
@@ -98,10 +79,4 @@ fn a_profiler_sees_every_stage_begin_and_end() {
     // One repeat and one more, in which kernels are timed where there are any, of each task.
     let joint = ["reward forward", "reward backward", "policy forward", "policy backward", "optimiser", "optimiser"];
     assert_eq!(stages, [&["generate"; 2][..], &joint, &joint].concat());
-}
-
-#[test]
-fn without_a_profiler_all_goes_on() {
-    let folder = tempfile::tempdir().unwrap();
-    step(&folder.path().join("nowhere.so"), &folder.path().join("ranges")).expect(0, &[]);
 }

@@ -1,8 +1,12 @@
 //! Running the program.
 
+use std::fmt;
+use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
 
 /// What a finished command left.
 #[derive(Debug)]
@@ -26,36 +30,38 @@ impl Outcome {
 
     /// The one JSON object on stdout.
     #[track_caller]
-    pub fn json(&self) -> serde_json::Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.stdout))
     }
 
     /// The JSON lines on stdout.
     #[track_caller]
-    pub fn rows(&self) -> Vec<serde_json::Value> {
-        self.stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+    pub fn rows(&self) -> Vec<Value> {
+        rows(&self.stdout)
     }
 }
 
-pub fn command(args: &[&str]) -> Command {
+/// `line` as one would type it after `ares`, from the repository's root; no path of a test holds a blank.
+pub fn command(line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ares"));
-    command.args(args).stdin(Stdio::null());
+    command.args(line.split_whitespace()).current_dir(env!("CARGO_MANIFEST_DIR"));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-pub fn ares(args: &[&str]) -> Outcome {
-    finish(command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+pub fn ares(line: &str) -> Outcome {
+    ares_with(line, "")
 }
 
 /// With `input` on stdin.
-pub fn ares_with(args: &[&str], input: &str) -> Outcome {
-    let mut child = command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+pub fn ares_with(line: &str, input: &str) -> Outcome {
+    let mut child = command(line).spawn().unwrap();
     // A command that refuses its arguments may be gone before it reads.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     finish(child)
 }
 
-pub fn finish(child: std::process::Child) -> Outcome {
+pub fn finish(child: Child) -> Outcome {
     let output = child.wait_with_output().unwrap();
     Outcome {
         code: output.status.code(),
@@ -64,46 +70,82 @@ pub fn finish(child: std::process::Child) -> Outcome {
     }
 }
 
-/// A file of the repository.
-pub fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+/// As Ctrl-C does.
+#[cfg(unix)]
+pub fn interrupt(child: &Child) {
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+}
+
+/// A folder that goes with the test; shown as one would type it.
+pub struct Folder(tempfile::TempDir);
+
+impl fmt::Display for Folder {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        self.0.path().display().fmt(f)
+    }
+}
+
+impl Folder {
+    pub fn new() -> Folder {
+        Folder(tempfile::tempdir().unwrap())
+    }
+
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        fs::write(self.at(name), bytes).unwrap();
+    }
+
+    #[track_caller]
+    pub fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.at(name)).unwrap()
+    }
+
+    /// How many files and folders lie in it.
+    pub fn count(&self) -> usize {
+        fs::read_dir(&self.0).unwrap().count()
+    }
 }
 
 /// A checkpoint of `tests/golden` with a tokenizer of one word per id (`w0`, `w1`, …) and a chat template, as a person would
 /// have it in a folder.
-pub fn model(golden: &str) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let source = repository("tests/golden").join(golden);
-    for entry in std::fs::read_dir(&source).unwrap() {
+pub fn model(golden: &str) -> Folder {
+    let folder = Folder::new();
+    for entry in fs::read_dir(format!("tests/golden/{golden}")).unwrap() {
         let path = entry.unwrap().path();
         if path.is_file() {
-            std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+            fs::copy(&path, folder.at(path.file_name().unwrap().to_str().unwrap())).unwrap();
         }
     }
-    let config: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(source.join("config.json")).unwrap()).unwrap();
+    let config: Value = serde_json::from_str(&folder.read("config.json")).unwrap();
     let words: serde_json::Map<_, _> = (0..config["vocab_size"].as_u64().unwrap())
         .map(|id| (if id == 2 { "</s>".into() } else { format!("w{id}") }, id.into()))
         .collect();
-    let tokenizer = serde_json::json!({
+    let tokenizer = json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null, "decoder": null,
         "added_tokens": [{"id": 2, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
         "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": {"type": "WordLevel", "vocab": words, "unk_token": "w3"},
     });
     let template = "{% for m in messages %}{{ 'w10 ' + m.content + ' w11 ' if m.role == 'user' else m.content + ' </s>' }}{% endfor %}";
-    let settings = serde_json::json!({"chat_template": template, "eos_token": "</s>"});
-    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    std::fs::write(folder.path().join("tokenizer_config.json"), settings.to_string()).unwrap();
+    folder.write("tokenizer.json", tokenizer.to_string());
+    folder.write("tokenizer_config.json", json!({"chat_template": template, "eos_token": "</s>"}).to_string());
     folder
 }
 
 /// What transformers and PEFT computed for a checkpoint of `tests/golden`.
-pub fn golden(name: &str) -> serde_json::Value {
-    let path = repository("tests/golden").join(name).join("golden.json");
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+pub fn golden(name: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(format!("tests/golden/{name}/golden.json")).unwrap()).unwrap()
 }
 
 /// Rows as JSON lines.
-pub fn lines(rows: &[serde_json::Value]) -> String {
+pub fn lines(rows: &[Value]) -> String {
     rows.iter().map(|row| format!("{row}\n")).collect()
+}
+
+/// JSON lines as rows.
+#[track_caller]
+pub fn rows(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
 }
