@@ -1,6 +1,9 @@
 //! The simulator itself: that each fault of a kernel is found and named, that what is right is not reported, and that each
 //! function of `kernels/sim.h` is what the PTX ISA says of the instruction in whose place it stands.
 
+#[path = "common/memory.rs"]
+mod memory;
+
 #[path = "simulator/harness.rs"]
 mod harness;
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use crate::memory::{download, upload};
 use ares::Result;
 use ares::backend::cuda::compiler::KernelOptions;
 use ares::backend::cuda::driver::{Arch, Driver, LaunchConfig};
@@ -55,23 +56,6 @@ pub fn launch(
     let args: Vec<&[u8]> = args.iter().map(bytemuck::bytes_of).collect();
     // SAFETY: memory is the simulator's, which looks at every access.
     unsafe { driver.launch(function, config, &args) }
-}
-
-/// Device memory that holds `values`; never freed.
-pub fn upload<T: bytemuck::Pod>(driver: &Arc<dyn Driver>, values: &[T]) -> u64 {
-    let bytes: &[u8] = bytemuck::cast_slice(values);
-    let address = driver.alloc(bytes.len()).expect("memory");
-    // SAFETY: the allocation is as long as the values.
-    unsafe { driver.upload(address, bytes) }.expect("an upload");
-    address
-}
-
-/// `len` values from device memory.
-pub fn download<T: bytemuck::Pod>(driver: &Arc<dyn Driver>, address: u64, len: usize) -> Vec<T> {
-    let mut values = vec![T::zeroed(); len];
-    // SAFETY: the tests name what they allocated.
-    unsafe { driver.download(bytemuck::cast_slice_mut(&mut values), address) }.expect("a download");
-    values
 }
 
 /// Different numbers, in no order.
