@@ -25,7 +25,7 @@ const HALF_A_BILLION: &str = r#"{"architectures": ["Qwen2ForCausalLM"], "model_t
 const LENGTH: usize = 56;
 
 fn ops(criterion: &mut Criterion) {
-    let mut bench = Bench::new(criterion);
+    let mut bench = Bench { criterion, matrix_rate: 0.0, results: Vec::new() };
     let suite = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/framing/policy");
     let half = ModelConfig::parse(Path::new("config.json"), HALF_A_BILLION).unwrap();
     for (model, config, rank, groups) in [("suite", ModelConfig::open(&suite).unwrap(), 8, 32), ("0.5B", half, 16, 8)] {
@@ -56,11 +56,7 @@ struct Bench<'a> {
     results: Vec<(String, Cost, f64, f64)>,
 }
 
-impl<'a> Bench<'a> {
-    fn new(criterion: &'a mut Criterion) -> Self {
-        Bench { criterion, matrix_rate: 0.0, results: Vec::new() }
-    }
-
+impl Bench<'_> {
     /// Times `run`, unless the command line names others only.
     fn time(&mut self, name: &str, cost: Cost, mut run: impl FnMut()) {
         let fastest = Cell::new(f64::INFINITY);

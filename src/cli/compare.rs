@@ -54,33 +54,27 @@ pub(crate) struct Compare {
 impl Compare {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
-        let experiment = self.experiment(session)?;
+        let given = self.seeds.first().copied().or(session.given_seed);
+        let repair = self.repair.recipe(given, self.pair.batch_tokens)?;
+        let experiment = Experiment {
+            command: "compare",
+            models: self.pair.models(&self.judges),
+            data: self.data,
+            grammar: self.grammar,
+            suite: None,
+            methods: self.methods,
+            seeds: if self.seeds.is_empty() { vec![repair.seed] } else { self.seeds },
+            repair,
+            probes: self.probes,
+            failures: self.failures,
+            sense: self.judges.approve,
+            prefill: self.prefill,
+        };
         let directory = RunDir::create(&self.out, Earlier::Refuse)?;
         let watch = &mut Stages::new(session);
         let summary = on_device!(device, |ops| experiment::run(ops, &experiment, &directory, watch))?;
         show(session, directory.path(), &summary)?;
         session.result(&summary)
-    }
-
-    fn experiment(&self, session: &Session) -> Result<Experiment> {
-        let (pair, judges) = (&self.pair, &self.judges);
-        let given = self.seeds.first().copied().or(session.given_seed);
-        let repair = self.repair.recipe(given, pair.batch_tokens)?;
-        let seeds = if self.seeds.is_empty() { vec![repair.seed] } else { self.seeds.clone() };
-        Ok(Experiment {
-            command: "compare",
-            models: pair.models(judges),
-            data: self.data.clone(),
-            grammar: self.grammar.clone(),
-            suite: None,
-            methods: self.methods.clone(),
-            repair,
-            seeds,
-            probes: self.probes,
-            failures: self.failures,
-            sense: judges.approve,
-            prefill: self.prefill.clone(),
-        })
     }
 }
 

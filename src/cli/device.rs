@@ -75,17 +75,23 @@ impl DeviceSpec {
     pub(crate) fn resolve(self, options: KernelOptions) -> Result<(Device, String)> {
         join_pool();
         let cpu = Device::Cpu { threads: rayon::current_num_threads() };
-        let named = |device| Ok((device, "as asked".to_string()));
         match self {
-            DeviceSpec::Cpu => named(cpu),
-            DeviceSpec::Cuda(n) => named(Device::Cuda(open_cuda(n, options)?)),
-            DeviceSpec::Sim(arch) => named(Device::Cuda(open_sim(arch, &options)?)),
             DeviceSpec::Auto if !driver_present() => Ok((cpu, "no CUDA driver found".to_string())),
-            DeviceSpec::Auto => Ok(match open_cuda(0, options) {
-                Ok(cuda) => (Device::Cuda(cuda), "the first GPU".to_string()),
+            DeviceSpec::Auto => Ok(match GpuDriver::open(0, options) {
+                Ok(driver) => (Device::Cuda(Cuda::new(driver)), "the first GPU".to_string()),
                 Err(error) => (cpu, format!("the GPU cannot be used: {error}")),
             }),
+            named => Ok((named.cuda(options)?.map_or(cpu, Device::Cuda), "as asked".to_string())),
         }
+    }
+
+    /// The GPU or simulator that was named, if one was.
+    pub(crate) fn cuda(self, options: KernelOptions) -> Result<Option<Cuda>> {
+        Ok(match self {
+            DeviceSpec::Cuda(n) => Some(Cuda::new(GpuDriver::open(n, options)?)),
+            DeviceSpec::Sim(arch) => Some(Cuda::new(SimDriver::open(arch, &options, None)?)),
+            DeviceSpec::Auto | DeviceSpec::Cpu => None,
+        })
     }
 }
 
@@ -94,16 +100,6 @@ impl DeviceSpec {
 fn join_pool() {
     // An error says that the pool is there already; it serves as it is.
     let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
-}
-
-/// GPU `ordinal`, ready to compute.
-pub(crate) fn open_cuda(ordinal: usize, options: KernelOptions) -> Result<Cuda> {
-    Ok(Cuda::new(GpuDriver::open(ordinal, options)?))
-}
-
-/// The simulator of an architecture, ready to compute.
-pub(crate) fn open_sim(arch: Arch, options: &KernelOptions) -> Result<Cuda> {
-    Ok(Cuda::new(SimDriver::open(arch, options, None)?))
 }
 
 #[cfg(test)]

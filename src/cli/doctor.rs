@@ -4,7 +4,6 @@ use clap::Args;
 use serde_json::json;
 
 use super::Session;
-use super::device::{DeviceSpec, open_cuda, open_sim};
 use crate::backend::cuda::cache::cache_path;
 use crate::backend::cuda::device::{devices, driver_version};
 use crate::backend::cuda::nvrtc::Nvrtc;
@@ -24,11 +23,7 @@ impl Doctor {
         let driver = driver_version();
         let gpus = devices();
         let nvrtc = Nvrtc::find(session.kernels().nvrtc.as_deref(), driver.as_ref());
-        let cuda = match session.device {
-            DeviceSpec::Cuda(ordinal) => Some(open_cuda(ordinal, session.kernels())?),
-            DeviceSpec::Sim(arch) => Some(open_sim(arch, &session.kernels())?),
-            DeviceSpec::Auto | DeviceSpec::Cpu => None,
-        };
+        let cuda = session.device.cuda(session.kernels())?;
         let measured = cuda.as_ref().map(ceilings::measure).transpose()?;
         let rates = ceilings::cpu_rates();
         let (version, cores) = (env!("CARGO_PKG_VERSION"), std::thread::available_parallelism().map_or(1, usize::from));

@@ -83,17 +83,6 @@ pub(crate) struct RowJob<'a> {
 }
 
 impl RowJob<'_> {
-    /// [`RowJob::work`], with the counts as the command's result.
-    pub(crate) fn run(
-        self,
-        session: &Session,
-        label: &str,
-        work: impl FnMut(&[Row]) -> Result<Vec<Result<Added>>>,
-    ) -> Result<()> {
-        let done = self.work(session, label, work)?;
-        session.result(&done)
-    }
-
     /// Gives chunks of rows to `work`, which returns what is added to each of them or the row's own error, in order. After
     /// Ctrl-C the finished chunks are kept: on stdout, or beside the output as `FILE.part`.
     pub(crate) fn work(

@@ -76,11 +76,12 @@ impl Generate {
             let mut model = self.rows.open(ops, &self.model)?;
             model.transformer.config.expect_causal()?;
             let decoding = self.decoding.decoding(session.seed());
-            job.run(session, "generate", |rows| {
+            let done = job.work(session, "generate", |rows| {
                 let asks: Vec<Result<Ask>> = rows.iter().map(|row| self.ask(row, &model.rendering)).collect();
                 let good: Vec<Ask> = asks.iter().flatten().cloned().collect();
                 Ok(fill(asks, model.generate(Version::Current, &good, &decoding)?, answered))
-            })
+            })?;
+            session.result(&done)
         })
     }
 
@@ -118,7 +119,7 @@ impl Score {
         on_device!(device, |ops| {
             let mut model = self.rows.open(ops, &self.reward)?;
             model.transformer.config.expect_score()?;
-            job.run(session, "score", |rows| {
+            let done = job.work(session, "score", |rows| {
                 let rendered: Vec<Result<Rendered>> = rows
                     .par_iter()
                     .map(|row| match row.exchange(self.rows.raw, Some(&model.rendering))? {
@@ -128,7 +129,8 @@ impl Score {
                     .collect();
                 let scores = model.scores(Version::Current, rendered)?;
                 Ok(scores.into_iter().map(|scores| Ok(fields([("reward", json!(finite(&scores?)?))]))).collect())
-            })
+            })?;
+            session.result(&done)
         })
     }
 }
@@ -164,11 +166,12 @@ impl Logprob {
         on_device!(device, |ops| {
             let mut model = self.rows.open(ops, &self.model)?;
             model.transformer.config.expect_causal()?;
-            job.run(session, "logprob", |rows| {
+            let done = job.work(session, "logprob", |rows| {
                 let rendered = rows.par_iter().map(|row| self.render(&model.rendering, row)).collect();
                 let logprobs = model.logprobs(Version::Current, rendered)?;
                 Ok(logprobs.into_iter().map(|logprobs| self.added(logprobs?)).collect())
-            })
+            })?;
+            session.result(&done)
         })
     }
 
@@ -221,7 +224,7 @@ impl Judge {
         let job = self.rows.read(session)?;
         on_device!(device, |ops| {
             let mut judge = self.judge.open(ops, self.rows.batch(ops), &interrupt::flag())?;
-            job.run(session, "judge", |rows| {
+            let done = job.work(session, "judge", |rows| {
                 let texts: Vec<Result<(Prompt, String)>> = rows.iter().map(|row| self.texts(row)).collect();
                 let good: Vec<(&Prompt, &str)> =
                     texts.iter().flatten().map(|(p, answer)| (p, answer.as_str())).collect();
@@ -230,7 +233,8 @@ impl Judge {
                     let harm = harm?;
                     Ok(fields([("p_harm", json!(harm.p_harm)), ("ambiguous", json!(harm.ambiguous))]))
                 }))
-            })
+            })?;
+            session.result(&done)
         })
     }
 
