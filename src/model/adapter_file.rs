@@ -5,7 +5,7 @@ use std::path::Path;
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::checkpoint::{NO_TENSOR, Shard, wrong};
 use super::config::{Head, ModelConfig};
@@ -238,26 +238,14 @@ fn refuse_unsupported(fields: &Fields) -> Result<()> {
             return Err(fields.refuse(pattern, "empty", &format!("{own} modules with {meaning} of their own"), REMEDY));
         }
     }
-    for key in [
-        "layer_replication",
-        "trainable_token_indices",
-        "target_parameters",
-        "alora_invocation_tokens",
-        "arrow_config",
-        "kasa_config",
-        "monteclora_config",
-    ] {
+    let parts = ["layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens"];
+    for key in parts.into_iter().chain(["arrow_config", "kasa_config", "monteclora_config"]) {
         if let Some(value) = fields.get(key) {
             return Err(fields.refuse(key, "absent", &brief(value), REMEDY));
         }
     }
-    refuse_changed_base(fields)
-}
-
-/// PiSSA and its kin move part of the base's weights into the adapter: without that changed base the adapter is wrong.
-fn refuse_changed_base(fields: &Fields) -> Result<()> {
-    let Some(init) = fields.get("init_lora_weights") else { return Ok(()) };
-    match init.as_str() {
+    // PiSSA and its kin move part of the base's weights into the adapter: without that changed base the adapter is wrong.
+    match fields.get("init_lora_weights").and_then(Value::as_str) {
         None | Some("gaussian" | "eva" | "orthogonal") => Ok(()),
         Some(other) => {
             let found = format!("`{other}`, which changes the base's weights too");

@@ -118,22 +118,22 @@ pub fn overlap<'a, N: Fn() -> String>(texts: impl IntoIterator<Item = (usize, &'
             for &other in before.iter().filter(|other| texts[**other].0 != texts[at].0) {
                 let index = jaccard(own, &grams[other]);
                 if index >= NEAR_DUPLICATE {
-                    return Err(shared(&texts[other].2(), &texts[at].2(), index));
+                    let (first, second) = (texts[other].2(), texts[at].2());
+                    return Err(Error::Data {
+                        what: "splits".into(),
+                        expected: "no prompt in two of them".into(),
+                        found: format!(
+                            "{first} and {second} with {:.0} % of their word 4-grams in common",
+                            100.0 * index
+                        ),
+                        remedy: "remove one of the two rows: what is trained on must not be measured on".into(),
+                    });
                 }
             }
             before.push(at);
         }
     }
     Ok(())
-}
-
-fn shared(first: &str, second: &str, index: f64) -> Error {
-    Error::Data {
-        what: "splits".into(),
-        expected: "no prompt in two of them".into(),
-        found: format!("{first} and {second} with {:.0} % of their word 4-grams in common", 100.0 * index),
-        remedy: "remove one of the two rows: what is trained on must not be measured on".into(),
-    }
 }
 
 #[cfg(test)]

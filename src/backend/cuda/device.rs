@@ -65,21 +65,10 @@ struct Capture {
 struct Graph {
     driver: Arc<GpuDriver>,
     exec: sys::CUgraphExec,
-    kernels: Vec<&'static str>,
 }
 
 // SAFETY: as for its driver.
 unsafe impl Send for Graph {}
-
-impl Graph {
-    fn launch(&self) -> Result<()> {
-        let driver = &self.driver;
-        // SAFETY: whoever captured it promised that all memory is alive.
-        driver.with("launch a captured sequence", || unsafe { result::graph::launch(self.exec, driver.stream) })?;
-        lock(&driver.trail).launch(CAPTURED);
-        driver.settle(|| format!("{CAPTURED} of {}", self.kernels.join(", ")))
-    }
-}
 
 impl Drop for Graph {
     fn drop(&mut self) {
@@ -314,8 +303,14 @@ impl Driver for GpuDriver {
         });
         // SAFETY: given back during the capture.
         freed.into_iter().for_each(|address| unsafe { self.free(address) });
-        let graph = Graph { exec: captured?, driver: self, kernels };
-        Ok(Box::new(move || graph.launch()))
+        let graph = Graph { exec: captured?, driver: self };
+        Ok(Box::new(move || {
+            let Graph { driver, exec } = &graph;
+            // SAFETY: the caller's promise.
+            driver.with("launch a captured sequence", || unsafe { result::graph::launch(*exec, driver.stream) })?;
+            lock(&driver.trail).launch(CAPTURED);
+            driver.settle(|| format!("{CAPTURED} of {}", kernels.join(", ")))
+        }))
     }
 
     fn event(&self) -> Result<Event> {

@@ -124,11 +124,20 @@ impl Driver for SimDriver {
     }
 
     fn alloc(&self, bytes: usize) -> Result<u64> {
-        self.runtime.alloc(bytes)
+        // SAFETY: any number of bytes may be asked for.
+        match unsafe { (self.runtime.alloc)(bytes as u64) } {
+            0 => Err(Error::Device {
+                device: "sim".into(),
+                what: format!("expected {bytes} bytes of memory, found no room"),
+                remedy: "lower --batch-tokens or take a smaller model".into(),
+            }),
+            address => Ok(address),
+        }
     }
 
     unsafe fn free(&self, address: u64) {
-        self.runtime.free(address);
+        // SAFETY: the caller's promise.
+        unsafe { (self.runtime.free)(address) };
     }
 
     unsafe fn upload(&self, dst: u64, src: &[u8]) -> Result<()> {

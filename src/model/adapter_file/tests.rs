@@ -1,7 +1,5 @@
 use std::fs;
 
-use serde_json::Value;
-
 use super::*;
 use crate::error::refused;
 use crate::model::config::tests::tiny_weights;

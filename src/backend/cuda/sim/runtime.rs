@@ -33,8 +33,10 @@ struct SimLaunch {
 /// The functions of kernels/sim.cpp.
 pub(super) struct Runtime {
     toolchain: Toolchain,
-    alloc: unsafe extern "C" fn(u64) -> u64,
-    free: unsafe extern "C" fn(u64),
+    /// 0 when there is no room.
+    pub(super) alloc: unsafe extern "C" fn(u64) -> u64,
+    /// What is no allocation is ignored.
+    pub(super) free: unsafe extern "C" fn(u64),
     begin: unsafe extern "C" fn(*const SimLaunch) -> *mut c_void,
     work: unsafe extern "C" fn(*mut c_void),
     end: unsafe extern "C" fn(*mut c_void, *mut c_char, u64) -> c_int,
@@ -78,23 +80,6 @@ impl Runtime {
                 _library: library,
             })
         }
-    }
-
-    pub(crate) fn alloc(&self, bytes: usize) -> Result<u64> {
-        // SAFETY: any number of bytes may be asked for.
-        match unsafe { (self.alloc)(bytes as u64) } {
-            0 => Err(Error::Device {
-                device: "sim".into(),
-                what: format!("expected {bytes} bytes of memory, found no room"),
-                remedy: "lower --batch-tokens or take a smaller model".into(),
-            }),
-            address => Ok(address),
-        }
-    }
-
-    pub(crate) fn free(&self, address: u64) {
-        // SAFETY: what is no allocation is ignored.
-        unsafe { (self.free)(address) };
     }
 
     /// Compiles and loads the kernels of one file.
