@@ -9,7 +9,6 @@ mod compare;
 mod completions;
 mod device;
 mod doctor;
-mod groups;
 mod inspect;
 mod kernels;
 mod probe;

@@ -3,24 +3,27 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::Serialize;
 
 use super::Session;
 use super::device::on_device;
-use super::groups::{JudgeArgs, PairArgs, RepairArgs};
 use super::watch::Stages;
 use crate::error::{Error, Result};
+use crate::judge::Sense;
 use crate::model::AdapterInit;
-use crate::repair::Method;
+use crate::repair::{Method, Recipe};
+use crate::run::models::BATCH_TOKENS;
 use crate::run::repair::{RepairOptions, repair};
-use crate::run::{Earlier, RunDir, Scale};
+use crate::run::{Earlier, Models, RunDir, Scale};
 
 /// Train adapters that repair failures: what `ares probe` wrote to failures.jsonl
 #[derive(Debug, Args)]
 pub(crate) struct Repair {
     #[command(flatten)]
-    pair: PairArgs,
-    #[command(flatten)]
-    judges: JudgeArgs,
+    models: Models,
+    /// In which sense the reward model is wrong: it approves a harmful answer, or prefers it to the safe one
+    #[arg(long = "approve", value_enum, default_value = "threshold", help_heading = "Verdicts")]
+    _sense: Sense,
     /// Failures: prompt, rejected, chosen, verdict [default: stdin]
     #[arg(long, short, value_name = "FILE")]
     input: Option<PathBuf>,
@@ -84,9 +87,9 @@ impl Repair {
             (None, Some(path)) => Scale::Calibration(path),
             (None, None) => return Err(Error::Usage("--calibration: expected a file, or --thresholds".to_string())),
         };
-        let config = self.settings.recipe(session.given_seed, self.pair.batch_tokens)?;
+        let config = self.settings.recipe(session.given_seed, self.models.batch_tokens)?;
         let options = RepairOptions {
-            models: self.pair.models(&self.judges),
+            models: self.models,
             method: self.method,
             init: match self.adapter_init {
                 AdapterInit::Zero { .. } => AdapterInit::Zero { seed: config.seed },
@@ -107,6 +110,75 @@ impl Repair {
         done.outcome.warnings.iter().for_each(|warning| session.say(&format!("warning: {warning}")));
         done.written.iter().for_each(|path| session.say(&format!("wrote {}", path.display())));
         session.result(&done)
+    }
+}
+
+/// How a repair is done; what is not given stays as the configuration, or the default, has it. Serialised, the keys given.
+#[derive(Debug, Args, Serialize)]
+#[command(next_help_heading = "Repair")]
+pub(crate) struct RepairArgs {
+    /// All settings of a repair as TOML; flags override it
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Optimiser steps per trained model [default: 80]
+    #[arg(long, value_name = "N", value_parser = count)]
+    steps: Option<toml::Value>,
+    /// Highest learning rate: reached after the warm-up, then lowered to a tenth
+    /// Learning rate at its peak, above 0 [default: 1e-4]
+    #[arg(long, value_name = "X")]
+    lr: Option<f64>,
+    /// Rank of the LoRA adapters: how many directions a repair may change in each matrix
+    #[arg(long, value_name = "N", value_parser = count)]
+    rank: Option<toml::Value>,
+    /// lora_alpha: an adapter's product is scaled by alpha / rank
+    #[arg(long, value_name = "X")]
+    alpha: Option<f64>,
+    /// Failures that one step trains on [default: 16]
+    #[arg(long, value_name = "N", value_parser = count)]
+    items: Option<toml::Value>,
+    /// Sample answers again every N steps; 0 never [default: 25]
+    #[arg(long, value_name = "N", value_parser = count)]
+    resample: Option<toml::Value>,
+    /// What NPO compares: mean or summed log-probabilities
+    #[arg(long, value_name = "SCALE", value_parser = ["mean", "sum"])]
+    logp: Option<String>,
+    /// What keeps benign answers in place: cross entropy, or the divergence from the original policy
+    #[arg(long, value_name = "LOSS", value_parser = ["ce", "kl"])]
+    #[serde(rename = "retain")]
+    retain_loss: Option<String>,
+    /// Push harmful answers down by NPO or by unlikelihood [default: npo]
+    #[arg(long, value_name = "LOSS", value_parser = ["npo", "unlikelihood"])]
+    unlearn: Option<String>,
+    /// Train the score head too
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    train_head: bool,
+}
+
+/// Reads a number as a setting: whole if it is. What range it must lie in, the recipe says.
+fn count(text: &str) -> Result<toml::Value, std::num::ParseFloatError> {
+    let n: f64 = text.parse()?;
+    Ok(if n == (n as i64) as f64 { (n as i64).into() } else { n.into() })
+}
+
+impl RepairArgs {
+    /// Defaults, then the file, then flags; `seed` and `batch_tokens` are those typed, if any. Fails on a number out of its range
+    /// and on a key that does not exist.
+    pub(crate) fn recipe(&self, seed: Option<u64>, batch_tokens: Option<usize>) -> Result<Recipe> {
+        let mut table = toml::Table::new();
+        if let Some(path) = &self.config {
+            let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
+            let (expected, remedy) = ("settings of a repair", "correct the named key");
+            table = toml::from_str(&text).map_err(Error::file(path, expected, remedy))?;
+            Recipe::try_from(table.clone()).map_err(Error::file(path, expected, remedy))?;
+        }
+        table.entry("seed").or_insert(super::session::SEED.into());
+        table.entry("batch_tokens").or_insert((BATCH_TOKENS as i64).into());
+        table.extend(toml::Table::try_from(self).map_err(|error| Error::Usage(error.to_string()))?);
+        table.extend(seed.map(|seed| ("seed".to_string(), (seed as i64).into())));
+        table.extend(batch_tokens.map(|tokens| ("batch_tokens".to_string(), (tokens as i64).into())));
+        Recipe::try_from(table).map_err(|error| Error::Usage(format!("settings of a repair: --{error}")))
     }
 }
 

@@ -156,8 +156,8 @@ settings! {
 /// The largest whole number that every reader of JSON holds exactly: seeds stand in `summary.json`.
 pub(crate) const LARGEST_SEED: u64 = 1 << 53;
 
-/// A configuration whose every number lies in its range: made by `try_from` alone, and what a repair takes.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// A configuration whose every number lies in its range: the defaults, or made by `try_from`; what a repair takes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Recipe(RepairConfig);
 
 impl TryFrom<toml::Table> for Recipe {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::args;
 use super::data;
 use super::dir::RunDir;
 use super::interrupt;
@@ -19,26 +20,44 @@ use crate::probe::search::{Found, SearchSettings, World, search};
 use crate::probe::{Fitness, Grammar, Sampler, SamplerKind, SamplerWeights, SearchSummary, lift};
 use crate::text::{Row, write_atomic};
 
-/// What `ares probe` was asked for; serialised, the settings that run.toml keeps.
-#[derive(Debug, Clone, Serialize)]
+// What `ares probe` was asked for; serialised, the settings that run.toml keeps. As a doc comment this would take the place of the
+// command's own help.
+#[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct ProbeOptions {
+    #[command(flatten)]
     pub(crate) models: Models,
+    /// In which sense the reward model is wrong: it approves a harmful answer, or prefers it to the safe one
+    #[arg(long = "approve", value_enum, default_value = "threshold", help_heading = "Verdicts")]
+    pub(crate) sense: Sense,
+    /// Validated pairs that fix the reward threshold
+    #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) calibration: PathBuf,
+    /// Grammar that probes are composed from
+    #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) grammar: PathBuf,
-    /// Prompts as people write them; without them compositions of the grammar set how likely a probe must be.
+    /// Prompts as people write them: they only set how likely a probe must be [default: compositions of the grammar]
+    #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) plausible: Option<PathBuf>,
+    /// Ask the policy for N answers
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = args::whole::<usize>(0, 10_000_000))]
     pub(crate) queries: usize,
+    /// How the next probe is chosen
+    #[arg(long, value_enum, default_value = "thompson")]
     pub(crate) sampler: SamplerKind,
+    /// What makes a probe good
+    #[arg(long, value_enum, default_value = "product")]
     pub(crate) fitness: Fitness,
-    pub(crate) sense: Sense,
-    /// The same number of uniform queries is made beside.
+    /// Make as many uniform queries too, and print the lift over them
+    #[arg(long)]
     pub(crate) uniform: bool,
-    /// What an earlier search learned.
+    /// Begin with what an earlier search learned: its weights.json
+    #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) weights: Option<PathBuf>,
+    #[arg(skip)]
     #[serde(skip)]
     pub(crate) seed: u64,
 }

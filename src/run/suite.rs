@@ -138,7 +138,7 @@ impl Suite {
             truth: Some(JudgeSpec::Lexicon(self.root.join(&file.truth))),
             tau_h: 0.5,
             max_new_tokens: 48,
-            batch_tokens: 2048,
+            batch_tokens: None,
         }
     }
 
