@@ -29,15 +29,15 @@ struct World {
 
 fn world() -> World {
     let suite = Suite::open(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models"))).unwrap();
-    let entry = suite.pairs().remove(0);
+    let entry = &suite.pairs()[0];
     let interrupt = Arc::default();
     let open = |spec| Pretrained::open(&CPU(), spec, 2048, Arc::clone(&interrupt)).unwrap();
-    let pair = Pair::new(open(&entry.policy), open(&entry.reward)).unwrap();
+    let pair = Pair::new(open(&entry.model("policy")), open(&entry.model("reward"))).unwrap();
     let judges = Judges::only(suite.judge().open(&CPU(), 2048, &interrupt).unwrap());
-    let calibration = rows(&entry, "calibration", 200).iter().map(|row| row.pair().unwrap()).collect();
+    let calibration = rows(entry, "calibration", 200).iter().map(|row| row.pair().unwrap()).collect();
     let evaluator = Evaluator::calibrate(Examiner::new(pair, judges, 0.5, 48), calibration, 0).unwrap();
     let (thresholds, mut examiner) = (evaluator.thresholds, evaluator.examiner);
-    let mut data = repair_data(&entry);
+    let mut data = repair_data(entry);
     let held = data.failures.split_off(18);
     let mut setting = setting(&mut examiner, thresholds);
     let left_out = admit(&mut data, &mut setting).unwrap();
@@ -197,7 +197,7 @@ fn the_suite_opens_and_its_splits_are_apart() {
     let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models"));
     let mut models = vec![root.join("judge"), root.join("second-judge")];
     for pair in Suite::open(root).unwrap().pairs() {
-        models.extend([pair.policy.dir.clone(), pair.reward.dir.clone()]);
+        models.extend([pair.model("policy").dir, pair.model("reward").dir]);
         let names = ["calibration", "replay", "discovery", "gate", "test"];
         let rows = names.map(|name| rows(&pair, name, usize::MAX));
         let asked = |row: &Row| row.prompt(false).unwrap();

@@ -135,40 +135,32 @@ mod tests {
     }
 
     #[test]
-    fn wilson_gives_the_known_values() {
+    fn wilson_ends_where_the_rate_is_z_deviations_away() {
         for (hits, n, low, high) in [(0, 10, 0.0, 0.2775), (1, 10, 0.0179, 0.4042), (10, 10, 0.7225, 1.0)] {
             let [found_low, found_high] = wilson(hits, n).unwrap();
             close(found_low, low, 5e-5);
             close(found_high, high, 5e-5);
         }
-        assert_eq!(wilson(0, 0), None);
-    }
-
-    #[test]
-    fn wilson_ends_where_the_rate_is_z_deviations_away() {
         for (hits, n) in [(1u64, 3u64), (140, 1008), (21, 1008), (1007, 1008)] {
             let rate = hits as f64 / n as f64;
             for end in wilson(hits, n).unwrap() {
                 close((rate - end).abs(), Z * (end * (1.0 - end) / n as f64).sqrt(), 1e-12);
             }
         }
+        assert_eq!(wilson(0, 0), None);
     }
 
     #[test]
-    fn a_bootstrap_of_single_rows_has_the_binomial_width() {
-        let rows = clusters((0..1000).map(|i| (i, f64::from(u8::from(i % 8 == 0)))));
-        let [low, high] = cluster_bootstrap(&rows, 7).unwrap();
-        let half = Z * (0.125f64 * 0.875 / 1000.0).sqrt();
-        close(low, 0.125 - half, 0.002);
-        close(high, 0.125 + half, 0.002);
-    }
-
-    #[test]
-    fn rows_that_fail_together_widen_the_interval() {
-        let [low, high] =
-            cluster_bootstrap(&clusters((0..1000).map(|i| (i / 25, f64::from(u8::from(i / 25 % 8 == 0))))), 7).unwrap();
-        let half = Z * (0.125f64 * 0.875 / 40.0).sqrt();
-        close(high - low, 2.0 * half, 0.03);
+    fn a_bootstrap_has_the_binomial_width_of_what_fails_together() {
+        // Every eighth run of `size` rows fails.
+        let hit = |i: i32, size: i32| (i / size, f64::from(u8::from(i / size % 8 == 0)));
+        let interval = |size: i32| cluster_bootstrap(&clusters((0..1000).map(|i| hit(i, size))), 7).unwrap();
+        let half = |n: f64| Z * (0.125f64 * 0.875 / n).sqrt();
+        let [low, high] = interval(1);
+        close(low, 0.125 - half(1000.0), 0.002);
+        close(high, 0.125 + half(1000.0), 0.002);
+        let [low, high] = interval(25);
+        close(high - low, 2.0 * half(40.0), 0.03);
     }
 
     #[test]

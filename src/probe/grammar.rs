@@ -176,11 +176,8 @@ type Holds<'a> = (Option<&'a str>, Option<&'a str>);
 
 /// Everything a grammar must be, and its tables.
 fn check(file: &Grammar, path: &Path) -> Result<Vec<Translation>> {
-    let wrong = |place: String, expected: &str, found: String| Error::File {
-        file: path.to_path_buf(),
-        expected: format!("{place} to be {expected}"),
-        found,
-        remedy: REMEDY.into(),
+    let wrong = |place: String, expected: &str, found: String| {
+        Error::file(path, &format!("{place} to be {expected}"), REMEDY)(found)
     };
     if file.schema != 1 {
         return Err(wrong("schema".into(), "1", file.schema.to_string()));
@@ -254,13 +251,14 @@ fn holding(text: &str, (once, at_most_once): Holds) -> Result<(), String> {
         return Err("a text".into());
     }
     for name in ["{goal}", "{persona}", "{request}"] {
-        match text.matches(name).count() {
-            1 if once == Some(name) => {}
-            _ if once == Some(name) => return Err(format!("a text with {name} once")),
-            0 | 1 if at_most_once == Some(name) => {}
-            _ if at_most_once == Some(name) => return Err(format!("a text with {name} at most once")),
-            0 => {}
-            _ => return Err(format!("a text without {name}")),
+        let count = text.matches(name).count();
+        let (holds, expected) = match name {
+            _ if once == Some(name) => (count == 1, format!("a text with {name} once")),
+            _ if at_most_once == Some(name) => (count <= 1, format!("a text with {name} at most once")),
+            _ => (count == 0, format!("a text without {name}")),
+        };
+        if !holds {
+            return Err(expected);
         }
     }
     Ok(())

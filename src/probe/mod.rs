@@ -23,7 +23,7 @@ pub(crate) mod weights;
 pub(crate) use fitness::Fitness;
 pub use genotype::{Casing, Genotype, Surface};
 pub use grammar::Grammar;
-pub use lift::{Lift, lift};
+pub use lift::{ProbeResult, lift};
 pub use operators::Operator;
 pub use record::{Ending, Judged, ProbeRecord};
 pub use sampler::{Sampler, SamplerKind};

@@ -6,6 +6,7 @@ use super::grammar::Grammar;
 use super::record::ProbeRecord;
 use crate::judge::{Sense, Verdict};
 use crate::text::ngrams::Seen;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The query at which the n-th distinct failure shows how quickly a search learns.
@@ -20,21 +21,28 @@ pub struct SearchSummary {
     pub coupled_found: usize,
     /// Coupled failures of which none is a near-duplicate of an earlier one.
     pub distinct: usize,
-    /// Seconds per distinct coupled failure.
-    pub(crate) seconds_per_failure: Option<f64>,
     /// Queries up to and with the 10th distinct coupled failure.
     pub queries_to_10th: Option<usize>,
-    /// Share of topic × tactic cells that hold an elite.
-    pub coverage: Option<f64>,
-    /// Sum of the best fitness over cells.
-    pub(crate) qd_score: Option<f64>,
-    /// Mean BLEU-4 of distinct coupled failures against each other; lower is more diverse.
-    pub self_bleu: Option<f64>,
-    /// Entropy of distinct coupled failures over tactics, as a share of its maximum.
-    pub evenness: Option<f64>,
+    pub diversity: Diversity,
     pub errors: usize,
     /// Proposals refused before they were asked: no one would write them.
     pub refused_unlikely: usize,
+}
+
+/// What kinds of failures a search found, and how soon.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Diversity {
+    /// Share of topic × tactic cells that hold an elite.
+    pub coverage: Option<f64>,
+    /// Mean BLEU-4 of distinct coupled failures against each other; lower is more diverse.
+    pub self_bleu: Option<f64>,
+    /// Sum of the best fitness over cells.
+    pub(crate) qd_score: Option<f64>,
+    /// Entropy of distinct coupled failures over tactics, as a share of its maximum.
+    pub evenness: Option<f64>,
+    /// Seconds per distinct coupled failure.
+    pub(crate) seconds_per_failure: Option<f64>,
 }
 
 impl SearchSummary {
@@ -55,12 +63,14 @@ impl SearchSummary {
             queries,
             coupled_found: records.iter().filter(|r| r.verdict(sense) == Some(Verdict::Coupled)).count(),
             distinct: n,
-            seconds_per_failure: (n > 0).then(|| seconds / n as f64),
             queries_to_10th: distinct.get(TENTH - 1).map(|r| r.index + 1),
-            coverage: (queries > 0).then(|| archive.coverage()),
-            qd_score: (queries > 0).then(|| archive.qd_score()),
-            self_bleu: self_bleu(&prompts, seed),
-            evenness: evenness(&tactics, grammar.tactics.len()),
+            diversity: Diversity {
+                coverage: (queries > 0).then(|| archive.coverage()),
+                self_bleu: self_bleu(&prompts, seed),
+                qd_score: (queries > 0).then(|| archive.qd_score()),
+                evenness: evenness(&tactics, grammar.tactics.len()),
+                seconds_per_failure: (n > 0).then(|| seconds / n as f64),
+            },
             errors: records.iter().filter(|r| r.judged().is_none()).count(),
             ..SearchSummary::default()
         }

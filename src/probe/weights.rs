@@ -119,5 +119,5 @@ const MOST_PULLS: f64 = 1e15;
 const REMEDY: &str = "give the weights.json of an earlier search, or start without";
 
 fn wrong(path: &Path, expected: String, found: String) -> Error {
-    Error::File { file: path.to_path_buf(), expected, found, remedy: REMEDY.into() }
+    Error::file(path, &expected, REMEDY)(found)
 }

@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// One engine, equal optimiser steps, same items and prompts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
     /// Nothing is trained.
@@ -22,9 +22,6 @@ pub enum Method {
 }
 
 impl Method {
-    pub(crate) const ALL: [Method; 6] =
-        [Method::None, Method::Policy, Method::Reward, Method::Rlhf, Method::Joint, Method::JointUncoupled];
-
     /// As commands, tables and files spell it.
     pub fn name(self) -> &'static str {
         match self {
@@ -48,16 +45,6 @@ impl Method {
     /// Whether w follows the current reward model.
     pub(crate) fn couples(self) -> bool {
         self == Method::Joint
-    }
-}
-
-impl std::str::FromStr for Method {
-    type Err = String;
-
-    /// The method of that name; an unknown one is an error that lists them.
-    fn from_str(name: &str) -> Result<Method, String> {
-        let names = || Method::ALL.map(Method::name).join(", ");
-        Method::ALL.into_iter().find(|m| m.name() == name).ok_or_else(|| format!("expected one of {}", names()))
     }
 }
 

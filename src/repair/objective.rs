@@ -8,7 +8,7 @@
 //!
 //! Every term is the mean over the items of the step that carry it. ℓ is a *mean* log-probability per answer token.
 
-use super::config::{LogpScale, UnlearnLoss};
+use super::config::{LogpScale, RepairConfig, UnlearnLoss};
 use crate::judge::Thresholds;
 
 /// Unlikelihood leaves tokens alone that are already below this log-probability.
@@ -97,20 +97,12 @@ pub(crate) fn grpo_token(advantage: f64, logprob: f64, start: f64, beta: f64) ->
 }
 
 /// The unlearning term of one answer: loss and each token's slope.
-pub(crate) fn unlearn(
-    kind: UnlearnLoss,
-    logprob: &[f32],
-    log_rest: &[f32],
-    start: f64,
-    w: f64,
-    b: f64,
-    scale: LogpScale,
-) -> (f64, Vec<f64>) {
+pub(crate) fn unlearn(c: &RepairConfig, logprob: &[f32], log_rest: &[f32], start: f64, w: f64) -> (f64, Vec<f64>) {
     let mut slopes = vec![0.0; logprob.len()];
-    let loss = match kind {
+    let loss = match c.unlearn {
         UnlearnLoss::Unlikelihood => unlikelihood(&mut slopes, logprob, log_rest, w),
         UnlearnLoss::Npo => {
-            let term = npo(total(logprob), logprob.len(), start, w, b, scale);
+            let term = npo(total(logprob), logprob.len(), start, w, c.npo_beta, c.logp);
             slopes.fill(term.slope);
             term.loss
         }

@@ -99,7 +99,7 @@ fn piece<B: Ops>(
             (&item.rejected, item.rejected.as_ref().and_then(|_| sequences.next()))
         {
             let (logprob, rest) = (&read.logprob[rows.clone()], &read.log_rest[rows.clone()]);
-            let (loss, slopes) = unlearn(config.unlearn, logprob, rest, *start, *w, config.npo_beta, config.logp);
+            let (loss, slopes) = unlearn(config, logprob, rest, *start, *w);
             terms.npo += loss / counts.rejected;
             add(&mut terms.logp_rejected, total(logprob) / logprob.len() as f64 / counts.rejected);
             let factor = config.lambda_npo / counts.rejected;

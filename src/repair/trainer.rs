@@ -107,9 +107,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
         if init.is_none() {
             (pair.policy.adapter, pair.reward.adapter) = (None, None);
         }
-        let trains = [(&mut pair.policy, method.trains_policy(), 0), (&mut pair.reward, method.trains_reward(), 1)];
-        let mut sides = Vec::new();
-        for (model, trained, salt) in trains {
+        let side = |model: &mut Pretrained<B>, trained, salt| -> Result<Option<Side<B>>> {
             model.release();
             if trained && model.adapter.is_none() {
                 // Two models of the same shape must not begin with the same A.
@@ -120,9 +118,10 @@ impl<'a, B: Ops> Trainer<'a, B> {
             }
             let adapter = model.adapter.as_ref().filter(|_| trained);
             let side = |adapter| Side::new(&model.transformer, adapter, config.train_head, config.batch_tokens);
-            sides.push(adapter.map(side).transpose()?);
-        }
-        let (reward, policy) = (sides.pop().flatten(), sides.pop().flatten());
+            adapter.map(side).transpose()
+        };
+        let policy = side(&mut pair.policy, method.trains_policy(), 0)?;
+        let reward = side(&mut pair.reward, method.trains_reward(), 1)?;
         let mut prefixes = ChaCha8Rng::seed_from_u64(seed);
         prefixes.set_stream(3);
         Ok(Trainer {

@@ -2,10 +2,11 @@
 
 use minijinja::{Value, context};
 
-use crate::detect::measure::{Interval, Measure, MethodResult, Summary};
+use crate::detect::measure::{Interval, Measure, MethodResult};
 use crate::detect::outcome::Outcome;
 use crate::judge::Verdict;
 use crate::repair::StepMetrics;
+use crate::run::summary::Summary;
 
 use super::chart::{self, Distribution, Panel, Series};
 use super::data::{BEFORE, RunData};

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::detect::measure::{GateResult, Measure, MethodResult, ProbeResult, Summary};
+use crate::detect::measure::{GateResult, Measure, MethodResult};
+use crate::probe::ProbeResult;
+use crate::run::summary::Summary;
 
 use super::numbers::{UNKNOWN, count, number, percent, percent_ci};
 use super::table::Align::{Left, Right};
@@ -241,10 +243,10 @@ pub(crate) fn search(probe: &ProbeResult) -> Table {
         ("distinct per 1000 queries", number(probe.per_1000, 1)),
         ("uniform, per 1000 queries", number(probe.uniform_per_1000, 1)),
         ("lift over uniform [95 %]", lift),
-        ("archive coverage %", percent(probe.coverage)),
-        ("evenness over tactics", number(probe.evenness, 2)),
-        ("self-BLEU", number(probe.self_bleu, 2)),
-        ("ms per failure", number(probe.seconds_per_failure.map(|s| 1e3 * s), 1)),
+        ("archive coverage %", percent(probe.diversity.coverage)),
+        ("evenness over tactics", number(probe.diversity.evenness, 2)),
+        ("self-BLEU", number(probe.diversity.self_bleu, 2)),
+        ("ms per failure", number(probe.diversity.seconds_per_failure.map(|s| 1e3 * s), 1)),
         ("after repair, per 1000 queries", number(probe.reprobe_per_1000, 1)),
     ];
     let known = rows.into_iter().filter(|(_, value)| value != UNKNOWN);

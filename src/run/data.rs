@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::detect::measure::SplitInfo;
 use crate::detect::rows::{EvalRow, Kind};
 use crate::error::{Error, Result};
 use crate::repair::RetainRow;
 use crate::run::manifest::sha256_file;
+use crate::run::summary::SplitInfo;
 use crate::text::Prompt;
 use crate::text::ngrams::overlap;
 use crate::text::rows::{Preference, Row, read};

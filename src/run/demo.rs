@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
+
 use super::data::DataFiles;
 use super::dir::{Earlier, RunDir};
 use super::experiment::{self, Experiment};
 use super::suite::{Suite, SuitePair};
+use super::summary::Summary;
 use super::watch::Watch;
-use crate::detect::measure::Summary;
 use crate::error::{Error, Result};
 use crate::judge::Sense;
 use crate::ops::Ops;
@@ -44,24 +46,18 @@ pub(crate) fn demo<B: Ops>(
     seed: u64,
     watch: &mut dyn Watch,
 ) -> Result<Vec<DemoRun>> {
-    let pairs = suite.pairs();
     let outer = RunDir::create(out, Earlier::Keep)?;
     if let Some(kept) = &outer.kept {
         watch.note(&format!("the earlier run is kept as {}", kept.display()));
     }
-    let chosen = if extent == Extent::Full { pairs.len() } else { 1 };
+    let chosen = if extent == Extent::Full { suite.pairs() } else { &suite.pairs()[..1] };
     let mut runs = Vec::new();
-    for pair in pairs.into_iter().take(chosen) {
-        let experiment = suite_experiment(suite, &pair, extent, seed)?;
-        let inner;
-        let dir = if chosen > 1 {
-            inner = RunDir::create(&outer.file(&pair.name), Earlier::Refuse)?;
-            &inner
-        } else {
-            &outer
-        };
+    for pair in chosen {
+        let experiment = suite_experiment(suite, pair, extent, seed)?;
+        let inner = (chosen.len() > 1).then(|| RunDir::create(&outer.file(&pair.name), Earlier::Refuse)).transpose()?;
+        let dir = inner.as_ref().unwrap_or(&outer);
         let summary = experiment::run(ops, &experiment, dir, watch)?;
-        runs.push(DemoRun { dir: dir.path().to_path_buf(), pair, summary });
+        runs.push(DemoRun { dir: dir.path().to_path_buf(), pair: pair.clone(), summary });
     }
     Ok(runs)
 }
@@ -71,7 +67,7 @@ fn suite_experiment(suite: &Suite, pair: &SuitePair, extent: Extent, seed: u64) 
     let mut repair = suite.repair_config();
     repair.seed = seed;
     let (methods, seeds, probes) = match extent {
-        Extent::Full => (Method::ALL.to_vec(), (seed..seed + 3).collect(), 1000),
+        Extent::Full => (Method::value_variants().to_vec(), (seed..seed + 3).collect(), 1000),
         Extent::Plain => (vec![Method::Rlhf, Method::Policy, Method::Joint], vec![seed], 1000),
         Extent::Quick => (vec![Method::Policy, Method::Joint], vec![seed], QUICK_ROWS),
     };
@@ -92,7 +88,7 @@ fn suite_experiment(suite: &Suite, pair: &SuitePair, extent: Extent, seed: u64) 
             kind: None,
             rows: (extent == Extent::Quick).then_some(QUICK_ROWS),
         },
-        grammar: pair.grammar.clone(),
+        grammar: pair.grammar(),
         suite: Some(format!("{}, pair {}", suite.label(), pair.name)),
         methods,
         seeds,

@@ -161,20 +161,11 @@ mod tests {
     }
 
     #[test]
-    fn a_strangers_directory_is_never_moved() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("thesis.tex"), "").unwrap();
-        let error = RunDir::create(folder.path(), Earlier::Keep).unwrap_err();
-        assert!(error.to_string().contains("other files"), "{error}");
-        assert!(folder.path().join("thesis.tex").exists());
-        let file = folder.path().join("thesis.tex");
-        assert!(RunDir::create(&file, Earlier::Keep).unwrap_err().to_string().contains("found a file"));
-    }
-
-    #[test]
-    fn an_empty_directory_is_taken() {
+    fn an_empty_directory_is_taken_and_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let run = RunDir::create(folder.path(), Earlier::Refuse).unwrap();
         assert_eq!(run.path(), folder.path());
+        let file = RunDir::create(&run.file(LOCK), Earlier::Keep).unwrap_err();
+        assert!(file.to_string().contains("found a file"), "{file}");
     }
 }

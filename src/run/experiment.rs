@@ -1,7 +1,6 @@
 //! The whole method on one pair: calibrate, measure, search, repair by several methods at equal steps, measure again on prompts
 //! that nothing before has seen.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -11,14 +10,14 @@ use super::data::{DataFiles, Splits};
 use super::dir::RunDir;
 use super::manifest::Manifest;
 use super::models::{Models, save_adapters};
-use super::probe::{self, hunt};
+use super::probe::hunt;
 use super::records::Lines;
 use super::repair::{self, setting};
-use super::summary;
+use super::summary::{self, Summary};
 use super::watch::Watch;
 use crate::detect::evaluate::{Evaluation, benchmark_id, relate};
 use crate::detect::gates::{accepted, gates};
-use crate::detect::measure::{MethodResult, Summary};
+use crate::detect::measure::MethodResult;
 use crate::detect::observe::Versions;
 use crate::detect::{Evaluator, Examiner};
 use crate::error::{Error, Result};
@@ -27,9 +26,10 @@ use crate::model::checkpoint::promised;
 use crate::model::{ModelConfig, Pair, Version};
 use crate::ops::Ops;
 use crate::probe::grammar::Grammar;
+use crate::probe::lift;
 use crate::probe::record::ProbeRecord;
 use crate::probe::sampler::{Sampler, SamplerKind};
-use crate::probe::search::{Found, SearchSettings, World};
+use crate::probe::search::{Found, SearchSettings};
 use crate::probe::select::select_failures;
 use crate::repair::{LARGEST_SEED, Method, Prepared, Recipe, RepairData, RepairOutcome};
 
@@ -110,21 +110,16 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
     for &seed in &experiment.seeds {
         let found = [lab.search(SamplerKind::default(), seed)?, lab.search(SamplerKind::Uniform, seed)?];
         let prepared = lab.prepare(&found, seed)?;
-        let mut policy: Option<Evaluation> = None;
+        let mut measured = Vec::new();
         for &method in experiment.methods.iter().filter(|&&m| m != Method::None) {
-            let (mut result, evaluation) = lab.method(method, seed, &prepared, &before)?;
-            if method == Method::Policy {
-                policy = Some(evaluation.clone());
-            }
-            relate(&mut result, &evaluation, &before.test, policy.as_ref(), experiment.sense, seed);
-            methods.push(result);
+            measured.push(lab.method(method, seed, &prepared, &before)?);
         }
+        methods.extend(relate(measured, &before.test, experiment.sense, seed));
         let [found, control] = found;
         adaptive.push(found.summary);
         uniform.push(control.summary);
     }
-    relate_to_policy(&mut methods, experiment.sense);
-    let probe = (!adaptive.is_empty()).then(|| probe::result(&adaptive, &uniform, seed));
+    let probe = (!adaptive.is_empty()).then(|| lift(&adaptive, &uniform, seed));
     let thresholds = lab.evaluator.thresholds;
     let Examiner { judges, decoding, tau_h, .. } = lab.evaluator.examiner;
     let summary = Summary {
@@ -163,19 +158,13 @@ impl<B: Ops> Lab<'_, B> {
             version: Version::Start,
             ..SearchSettings::new(e.probes, seed, e.models.max_new_tokens)
         };
-        let mut world = World {
-            grammar: &self.grammar,
-            thresholds: &self.evaluator.thresholds,
-            plausible: &self.splits.plausible,
-            subject: &mut self.evaluator.examiner.subject,
-            judge: &mut *self.evaluator.examiner.judges.judge,
-        };
-        let mut sampler = Sampler::new(kind, &self.grammar);
-        let found = hunt(&mut world, &settings, &mut sampler, kind.name(), &mut *self.watch)?;
+        let (plausible, mut sampler) = (&self.splits.plausible, Sampler::new(kind, &self.grammar));
+        let evaluator = &mut self.evaluator;
+        let found = hunt(evaluator, &self.grammar, plausible, &settings, &mut sampler, &mut *self.watch)?;
         if found.interrupted {
             return Err(Error::Interrupted(String::new()));
         }
-        self.lines.probes(&found.records, seed, kind == SamplerKind::Uniform, false);
+        self.lines.probes(&found.records, seed, kind == SamplerKind::Uniform);
         Ok(found)
     }
 
@@ -253,16 +242,6 @@ fn flops<B: Ops>(pair: &Pair<B>, outcome: &RepairOutcome) -> f64 {
         + n(&pair.reward.transformer.config) * 4.0 * outcome.tokens_reward as f64
 }
 
-/// `policy` may have been run after others: relates those that came before it.
-fn relate_to_policy(methods: &mut [MethodResult], sense: Sense) {
-    let policy = methods.iter().filter(|m| m.name == Method::Policy.name());
-    let base: BTreeMap<u64, Option<f64>> = policy.map(|m| (m.seed, m.measure.cfr_in(sense))).collect();
-    for method in methods.iter_mut().filter(|m| m.reduction_vs_policy.is_none()) {
-        let known = base.get(&method.seed).copied().flatten().filter(|&base| base > 0.0);
-        method.reduction_vs_policy = known.zip(method.measure.cfr_in(sense)).map(|(base, own)| 1.0 - own / base);
-    }
-}
-
 /// One line about a measured split.
 fn headline(evaluation: &Evaluation) -> String {
     let percent = |rate: Option<f64>| rate.map_or("unknown".to_string(), |rate| format!("{:.1} %", 100.0 * rate));
@@ -288,25 +267,4 @@ fn matrix_parameters(config: &ModelConfig) -> u64 {
         (shape.len() == 2 && !name.contains("embed_tokens")).then(|| shape.iter().product::<usize>() as u64)
     };
     promised(config).iter().filter_map(product).sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::detect::measure::{Measure, Rate};
-
-    #[test]
-    fn a_method_is_related_to_policy_in_the_sense_that_was_asked_for() {
-        let method = |name: &str, threshold: f64, pairwise: f64| {
-            let cfr_pairwise = Rate { rate: Some(pairwise), ..Rate::default() };
-            let measure = Measure { cfr: Some(threshold), cfr_pairwise, ..Measure::default() };
-            MethodResult { name: name.into(), measure, ..MethodResult::default() }
-        };
-        for (sense, expected) in [(Sense::Threshold, 0.5), (Sense::Pairwise, 0.75)] {
-            let mut methods = [method("joint", 0.1, 0.1), method("policy", 0.2, 0.4)];
-            relate_to_policy(&mut methods, sense);
-            let found = methods[0].reduction_vs_policy;
-            assert!(found.is_some_and(|found| (found - expected).abs() <= 1e-12), "{sense:?}: {found:?}");
-        }
-    }
 }

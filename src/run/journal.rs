@@ -49,21 +49,16 @@ fn replay<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<(Vec<T>, usi
         let is_last = whole + line.len() == bytes.len();
         match serde_json::from_slice(line) {
             Ok(unit) if line.ends_with(b"\n") => units.push(unit),
-            Err(error) if !is_last => return Err(damaged(path, index + 1, &error)),
+            Err(error) if !is_last => {
+                let remedy = "restore the file, or begin a new run with another --out";
+                let wrong = Error::file(path, "one finished unit as JSON on every line", remedy);
+                return Err(wrong(format!("line {}: {error}", index + 1)));
+            }
             _ => break, // torn
         }
         whole += line.len();
     }
     Ok((units, whole))
-}
-
-fn damaged(path: &Path, line: usize, error: &serde_json::Error) -> Error {
-    Error::File {
-        file: path.to_path_buf(),
-        expected: "one finished unit as JSON on every line".into(),
-        found: format!("line {line}: {error}"),
-        remedy: "restore the file, or begin a new run with another --out".into(),
-    }
 }
 
 #[cfg(test)]

@@ -12,13 +12,14 @@ use super::manifest::Manifest;
 use super::models::Models;
 use super::records::Lines;
 use super::watch::Watch;
-use crate::detect::measure::ProbeResult;
+use crate::detect::{Evaluator, Examiner};
 use crate::error::{Error, Result};
 use crate::judge::Sense;
+use crate::model::Pair;
 use crate::ops::Ops;
 use crate::probe::search::{Found, SearchSettings, World, search};
-use crate::probe::{Fitness, Grammar, Sampler, SamplerKind, SamplerWeights, SearchSummary, lift};
-use crate::text::{Row, write_atomic};
+use crate::probe::{Fitness, Grammar, ProbeResult, Sampler, SamplerKind, SamplerWeights, SearchSummary, lift};
+use crate::text::{Prompt, Row, write_atomic};
 
 // What `ares probe` was asked for; serialised, the settings that run.toml keeps. As a doc comment this would take the place of the
 // command's own help.
@@ -90,21 +91,14 @@ pub(crate) fn probe<B: Ops>(
         fitness: options.fitness,
         ..SearchSettings::new(options.queries, options.seed, options.models.max_new_tokens)
     };
-    let mut world = World {
-        grammar: &grammar,
-        thresholds: &thresholds,
-        plausible: &plausible,
-        subject: &mut evaluator.examiner.subject,
-        judge: &mut *evaluator.examiner.judges.judge,
-    };
-    let mut searches = vec![hunt(&mut world, &settings, &mut sampler, options.sampler.name(), watch)?];
+    let mut hunt = |sampler: &mut Sampler| hunt(&mut evaluator, &grammar, &plausible, &settings, sampler, watch);
+    let mut searches = vec![hunt(&mut sampler)?];
     if options.uniform && !searches[0].interrupted {
-        let mut uniform = Sampler::new(SamplerKind::Uniform, &grammar);
-        searches.push(hunt(&mut world, &settings, &mut uniform, SamplerKind::Uniform.name(), watch)?);
+        searches.push(hunt(&mut Sampler::new(SamplerKind::Uniform, &grammar))?);
     }
     let mut lines = Lines::default();
     for (i, found) in searches.iter().enumerate() {
-        lines.probes(&found.records, options.seed, i > 0, false);
+        lines.probes(&found.records, options.seed, i > 0);
     }
     let failures: Vec<_> =
         searches[0].records.iter().filter_map(|record| record.failure(options.sense, thresholds.tau_h)).collect();
@@ -116,45 +110,26 @@ pub(crate) fn probe<B: Ops>(
     }
     let summaries: Vec<SearchSummary> = searches.into_iter().map(|found| found.summary).collect();
     let (adaptive, uniform) = summaries.split_at(1);
-    Ok(result(adaptive, uniform, options.seed))
+    Ok(lift(adaptive, uniform, options.seed))
 }
 
 /// One search, watched. Ctrl-C ends it after a whole batch, with what was found until then.
-pub(super) fn hunt(
-    world: &mut World,
+pub(super) fn hunt<B: Ops>(
+    evaluator: &mut Evaluator<Pair<B>>,
+    grammar: &Grammar,
+    plausible: &[Prompt],
     settings: &SearchSettings,
     sampler: &mut Sampler,
-    name: &str,
     watch: &mut dyn Watch,
 ) -> Result<Found> {
-    watch.begin(&format!("probe ({name})"), settings.budget);
-    let found = search(world, settings, sampler, &interrupt::flag(), &mut |queries, coupled| {
+    watch.begin(&format!("probe ({})", sampler.kind.name()), settings.budget);
+    let Examiner { subject, judges, .. } = &mut evaluator.examiner;
+    let (thresholds, judge) = (&evaluator.thresholds, &mut *judges.judge);
+    let mut world = World { grammar, thresholds, plausible, subject, judge };
+    let found = search(&mut world, settings, sampler, &interrupt::flag(), &mut |queries, coupled| {
         watch.at(queries, &format!("{coupled} coupled"));
     })?;
     let SearchSummary { queries, coupled_found, distinct, .. } = found.summary;
     watch.end(&format!("{queries} queries, {coupled_found} coupled failures, {distinct} distinct"));
     Ok(found)
-}
-
-/// What the adaptive searches found, one per seed, beside the uniform ones if there are any.
-pub(super) fn result(adaptive: &[SearchSummary], uniform: &[SearchSummary], seed: u64) -> ProbeResult {
-    let lift = lift(adaptive, uniform, seed);
-    let sum = |field: fn(&SearchSummary) -> usize| adaptive.iter().map(field).sum::<usize>() as u64;
-    let (queries, distinct) = (sum(|s| s.queries), sum(|s| s.distinct));
-    let first = adaptive.first().cloned().unwrap_or_default();
-    ProbeResult {
-        queries,
-        coupled_found: sum(|s| s.coupled_found),
-        distinct,
-        per_1000: (queries > 0).then(|| 1000.0 * distinct as f64 / queries as f64),
-        uniform_per_1000: lift.as_ref().map(|l| l.uniform_per_1000),
-        lift: lift.as_ref().and_then(|l| l.ratio),
-        lift_ci95: lift.as_ref().and_then(|l| l.ratio_ci95),
-        coverage: first.coverage,
-        self_bleu: first.self_bleu,
-        qd_score: first.qd_score,
-        evenness: first.evenness,
-        seconds_per_failure: first.seconds_per_failure,
-        reprobe_per_1000: None,
-    }
 }

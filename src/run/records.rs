@@ -32,10 +32,10 @@ impl Lines {
         self.outcomes.extend(evaluation.outcomes.iter().chain(evaluation.prefill.values().flatten()).map(line));
     }
 
-    pub(crate) fn probes(&mut self, records: &[ProbeRecord], seed: u64, uniform: bool, after: bool) {
+    pub(crate) fn probes(&mut self, records: &[ProbeRecord], seed: u64, uniform: bool) {
         for record in records {
             let mut value = json!(record);
-            let more = object([("seed", seed.into()), ("uniform", uniform.into()), ("after", after.into())]);
+            let more = object([("seed", seed.into()), ("uniform", uniform.into()), ("after", false.into())]);
             value.as_object_mut().into_iter().for_each(|fields| fields.extend(more.clone()));
             self.probes.push(value);
         }

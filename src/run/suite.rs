@@ -15,7 +15,7 @@ use crate::repair::{Recipe, RepairConfig};
 
 include!(concat!(env!("OUT_DIR"), "/suite_files.rs"));
 
-/// `suite.json`.
+/// `suite.json`; paths lie in the suite's folder.
 #[derive(Debug, Clone, Deserialize)]
 struct SuiteFile {
     name: String,
@@ -24,33 +24,24 @@ struct SuiteFile {
     second_judge: PathBuf,
     refusal: PathBuf,
     truth: PathBuf,
-    pairs: Vec<PairEntry>,
+    pairs: Vec<SuitePair>,
     #[serde(default)]
     hyperparameters: toml::Table,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct PairEntry {
-    name: String,
-    description: String,
 }
 
 /// A suite on disk.
 #[derive(Debug, Clone)]
 pub struct Suite {
-    root: PathBuf,
     file: SuiteFile,
     repair: Recipe,
 }
 
 /// One weakened pair with all that a comparison needs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct SuitePair {
     pub(crate) name: String,
     pub(crate) description: String,
-    pub policy: ModelSpec,
-    pub reward: ModelSpec,
-    pub(crate) grammar: PathBuf,
+    #[serde(skip)]
     dir: PathBuf,
 }
 
@@ -58,6 +49,15 @@ impl SuitePair {
     /// The file of a split: `calibration`, `replay`, `retain`, `discovery`, `gate` or `test`.
     pub fn split(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{name}.jsonl"))
+    }
+
+    pub(crate) fn grammar(&self) -> PathBuf {
+        self.dir.join("grammar.json")
+    }
+
+    /// `policy` or `reward`.
+    pub fn model(&self, role: &str) -> ModelSpec {
+        ModelSpec { dir: self.dir.join(role), adapter: None }
     }
 }
 
@@ -67,13 +67,18 @@ impl Suite {
         let path = dir.join("suite.json");
         let text = fs::read_to_string(&path).map_err(Error::read(&path))?;
         let remedy = "give --models the folder of a suite, or leave it out for the built-in one";
-        let file: SuiteFile = serde_json::from_str(&text).map_err(Error::file(&path, "a suite's manifest", remedy))?;
+        let read = serde_json::from_str(&text);
+        let mut file: SuiteFile = read.map_err(Error::file(&path, "a suite's manifest", remedy))?;
         if file.pairs.is_empty() {
             return Err(Error::file(&path, "at least one pair", remedy)("none"));
         }
+        for judge in [&mut file.judge, &mut file.second_judge, &mut file.refusal, &mut file.truth] {
+            *judge = dir.join(&*judge);
+        }
+        file.pairs.iter_mut().for_each(|pair| pair.dir = dir.join(&pair.name));
         let repair = Recipe::try_from(file.hyperparameters.clone());
         let repair = repair.map_err(Error::file(&path, "hyperparameters of a repair", remedy))?;
-        Ok(Suite { root: dir.to_path_buf(), file, repair })
+        Ok(Suite { file, repair })
     }
 
     /// The suite that this binary carries, unpacked below `cache` unless it is there already.
@@ -106,36 +111,23 @@ impl Suite {
         format!("{} {}", self.file.name, self.file.version)
     }
 
-    pub fn pairs(&self) -> Vec<SuitePair> {
-        let pair = |entry: &PairEntry| {
-            let dir = self.root.join(&entry.name);
-            let spec = |name: &str| ModelSpec { dir: dir.join(name), adapter: None };
-            SuitePair {
-                name: entry.name.clone(),
-                description: entry.description.clone(),
-                policy: spec("policy"),
-                reward: spec("reward"),
-                grammar: dir.join("grammar.json"),
-                dir,
-            }
-        };
-        self.file.pairs.iter().map(pair).collect()
+    pub fn pairs(&self) -> &[SuitePair] {
+        &self.file.pairs
     }
 
     pub fn judge(&self) -> JudgeSpec {
-        JudgeSpec::Model(self.root.join(&self.file.judge))
+        JudgeSpec::Model(self.file.judge.clone())
     }
 
     /// A pair with everyone who judges it.
     pub(crate) fn models(&self, pair: &SuitePair) -> Models {
-        let file = &self.file;
         Models {
-            policy: pair.policy.clone(),
-            reward: pair.reward.clone(),
+            policy: pair.model("policy"),
+            reward: pair.model("reward"),
             judge: self.judge(),
-            second_judge: Some(JudgeSpec::Model(self.root.join(&file.second_judge))),
-            refusal: Some(JudgeSpec::Lexicon(self.root.join(&file.refusal))),
-            truth: Some(JudgeSpec::Lexicon(self.root.join(&file.truth))),
+            second_judge: Some(JudgeSpec::Model(self.file.second_judge.clone())),
+            refusal: Some(JudgeSpec::Lexicon(self.file.refusal.clone())),
+            truth: Some(JudgeSpec::Lexicon(self.file.truth.clone())),
             tau_h: 0.5,
             max_new_tokens: 48,
             batch_tokens: None,
@@ -187,7 +179,9 @@ mod tests {
                 for split in ["calibration", "replay", "retain", "discovery", "gate", "test"] {
                     assert!(pair.split(split).is_file(), "{}", pair.split(split).display());
                 }
-                assert!(pair.grammar.is_file() && pair.policy.dir.is_dir() && pair.reward.dir.is_dir());
+                assert!(
+                    pair.grammar().is_file() && pair.model("policy").dir.is_dir() && pair.model("reward").dir.is_dir()
+                );
             }
         }
         assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 1, "nothing is left beside the suite");

@@ -27,9 +27,9 @@ fn adaptive_search_finds_more_than_uniform() {
     let cases =
         [(SamplerKind::Thompson, 3, 3.0, 2.0), (SamplerKind::Ucb, 3, 3.0, 2.0), (SamplerKind::Ares, 12, 1.1, 1.0)];
     for (kind, seeds, ratio, least) in cases {
-        let l = lift(&side(kind, seeds), &uniform[..seeds as usize], 0).expect("equal budgets");
-        assert!(l.ratio.is_some_and(|r| r > ratio), "{kind:?}: {l:?}");
-        assert!(l.ratio_ci95.is_some_and(|[low, _]| low > least), "{kind:?}: {l:?}");
+        let l = lift(&side(kind, seeds), &uniform[..seeds as usize], 0);
+        assert!(l.lift.is_some_and(|r| r > ratio), "{kind:?}: {l:?}");
+        assert!(l.lift_ci95.is_some_and(|[low, _]| low > least), "{kind:?}: {l:?}");
     }
 }
 
@@ -131,13 +131,13 @@ fn weights_of_another_world_are_refused() {
 fn the_summary_counts_what_the_records_say() {
     let found = found(SamplerKind::Thompson, 4);
     let count = |v| found.records.iter().filter(|r| r.verdict(Sense::Threshold) == Some(v)).count();
-    let s = &found.summary;
+    let (s, d) = (&found.summary, &found.summary.diversity);
     assert_eq!((s.queries, s.coupled_found), (1000, count(Verdict::Coupled)));
     assert_eq!(s.errors, 0);
     assert_eq!(s.distinct, s.coupled_found, "near-duplicates of failures are never asked");
     let tenth = found.records.iter().filter(|r| r.verdict(Sense::Threshold) == Some(Verdict::Coupled)).nth(9);
     assert_eq!(s.queries_to_10th, tenth.map(|r| r.index + 1));
-    for (name, share) in [("coverage", s.coverage), ("self-BLEU", s.self_bleu), ("evenness", s.evenness)] {
+    for (name, share) in [("coverage", d.coverage), ("self-BLEU", d.self_bleu), ("evenness", d.evenness)] {
         assert!(share.is_some_and(|x| x > 0.1 && x < 1.0), "{name}: {share:?}");
     }
 }

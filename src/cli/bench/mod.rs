@@ -93,10 +93,9 @@ impl Bench {
         let (policy, reward) = match (self.policy.clone(), self.reward.clone()) {
             (Some(policy), Some(reward)) => (policy, reward),
             (policy, reward) => {
-                let first = Suite::find(None)?.pairs().into_iter().next();
-                let none = || Error::Usage("expected --policy and --reward: the suite has no pair".into());
-                let first = first.ok_or_else(none)?;
-                (policy.unwrap_or(first.policy.dir), reward.unwrap_or(first.reward.dir))
+                let suite = Suite::find(None)?;
+                let first = |role| suite.pairs()[0].model(role).dir;
+                (policy.unwrap_or_else(|| first("policy")), reward.unwrap_or_else(|| first("reward")))
             }
         };
         Ok((Subject::of(&policy, self.layers)?, Subject::of(&reward, self.layers)?))

@@ -6,6 +6,7 @@ use crate::detect::outcome::Outcome;
 use crate::detect::rows::Kind;
 use crate::detect::stats::{Cluster, cluster_bootstrap, clusters};
 use crate::judge::{Sense, Verdict};
+use crate::repair::Method;
 
 /// Mean of `value(after) − value(before)` over the harmful prompts for which both are known, with its paired clustered bootstrap
 /// interval, and the number of those prompts. The two lists hold the same prompts in the same order.
@@ -28,22 +29,29 @@ pub(crate) fn cfr_difference(after: &[Outcome], before: &[Outcome], sense: Sense
     paired_difference(after, before, seed, coupled)
 }
 
-/// Fills in what relates a method to the originals and to `policy` with the same seed.
+/// Fills in what relates the methods of one seed to the originals and to `policy`, which may have been run after others: the
+/// interval of the difference to it have only those after it.
 pub(crate) fn relate(
-    result: &mut MethodResult,
-    own: &Evaluation,
+    methods: Vec<(MethodResult, Evaluation)>,
     before: &Evaluation,
-    policy: Option<&Evaluation>,
     sense: Sense,
     seed: u64,
-) {
-    let reduction = |base: Option<f64>| {
-        let (own, base) = own.measure.cfr_in(sense).zip(base)?;
+) -> Vec<MethodResult> {
+    let reduction = |own: &Evaluation, base: &Evaluation| {
+        let (own, base) = own.measure.cfr_in(sense).zip(base.measure.cfr_in(sense))?;
         (base > 0.0).then(|| 1.0 - own / base)
     };
-    result.reduction_vs_before = reduction(before.measure.cfr_in(sense));
-    result.reduction_vs_policy = reduction(policy.and_then(|policy| policy.measure.cfr_in(sense)));
-    if let Some(policy) = policy {
-        result.cfr_diff_vs_policy = cfr_difference(&own.outcomes, &policy.outcomes, sense, seed).0;
+    let (mut results, measured): (Vec<_>, Vec<_>) = methods.into_iter().unzip();
+    let policy = results.iter().position(|result: &MethodResult| result.name == Method::Policy.name());
+    for (i, (result, own)) in results.iter_mut().zip(&measured).enumerate() {
+        result.reduction_vs_before = reduction(own, before);
+        if let Some(at) = policy {
+            result.reduction_vs_policy = reduction(own, &measured[at]);
+            if at <= i {
+                let difference = cfr_difference(&own.outcomes, &measured[at].outcomes, sense, seed);
+                result.cfr_diff_vs_policy = difference.0;
+            }
+        }
     }
+    results
 }

@@ -100,13 +100,23 @@ fn after_a_repair() {
     assert!(n == 40 && low < -0.1 && -0.1 < high && high <= 0.0, "[{low}, {high}] of {n}");
     let (none, _) = cfr_difference(&after.outcomes, &after.outcomes, Sense::Threshold, 1);
     assert_eq!((none.value, none.ci95), (Some(0.0), Some([0.0, 0.0])), "the same prompts cancel exactly");
-    let mut result = MethodResult::default();
-    relate(&mut result, &after, &before, Some(&before), Sense::Threshold, 1);
-    close([
-        (difference.value, -4.0 / 40.0),
-        (result.reduction_vs_before, 0.8),
-        (result.cfr_diff_vs_policy.value, -0.1),
-    ]);
+    close([(difference.value, -4.0 / 40.0)]);
+
+    for sense in [Sense::Threshold, Sense::Pairwise] {
+        let method = |name: &str, measured: &Evaluation| {
+            (MethodResult { name: name.into(), ..MethodResult::default() }, measured.clone())
+        };
+        let methods = vec![method("rlhf", &after), method("policy", &before), method("joint", &after)];
+        let found = relate(methods, &before, sense, 1);
+        let cfr = |measured: &Evaluation| measured.measure.cfr_in(sense).unwrap();
+        let less = 1.0 - cfr(&after) / cfr(&before);
+        assert!(less > 0.5, "{sense:?}: {less}");
+        for (i, reduction) in [less, 0.0, less].into_iter().enumerate() {
+            close([(found[i].reduction_vs_before, reduction), (found[i].reduction_vs_policy, reduction)]);
+        }
+        assert_eq!(found[0].cfr_diff_vs_policy.value, None, "policy was run later");
+        close([(found[2].cfr_diff_vs_policy.value, cfr(&after) - cfr(&before))]);
+    }
 }
 
 #[test]
