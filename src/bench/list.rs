@@ -9,10 +9,10 @@ use crate::error::Result;
 use crate::model::batch::DeviceBatch;
 use crate::model::{AnswerTokens, Batch, Heads, ModelConfig};
 use crate::ops::{
-    AdamWSpec, AttentionBackward, AttentionForward, HeadRows, LayerNormBackward, LayerNormForward, LinearBackward,
-    LinearForward, LinearWeights, LmHeadForward, Lora, LoraGrad, Ops, Parameter, Rope, Rotation, SampleSpec,
-    SampleTable, ScoreBackward, SlotTable, adamw, attention, decode, embed, gate_up, layer_norm, lm_head, lora, norm,
-    qkv, score_head,
+    AdamWSpec, AttentionBackward, AttentionForward, DecodeAttention, HeadRows, LayerNormBackward, LayerNormForward,
+    LinearBackward, LinearForward, LinearWeights, LmHeadForward, Lora, LoraGrad, NormBackward, NormForward, Ops,
+    Parameter, Rope, Rotation, SampleSpec, SampleTable, SampleTokens, ScoreBackward, SlotTable, adamw, attention,
+    decode, embed, gate_up, layer_norm, lm_head, lora, norm, qkv, score_head,
 };
 
 /// What is run: name, the least that it must do, and how to run it once more.
@@ -178,11 +178,15 @@ impl<B: Ops> List<'_, '_, B> {
 
     fn norm(&mut self, t: usize) -> Result<()> {
         let (ops, c, spec) = (self.ops, self.shape.config.hidden_size, self.shape.config.block_spec(0).norm);
-        let (x, w, dy) = (self.act(t, c)?, self.act(1, c)?, self.act(t, c)?);
+        let [x, w, dy] = &[self.act(t, c)?, self.act(1, c)?, self.act(t, c)?];
         let (mut y, mut rstd, mut dx) = (self.out(t, c)?, Tensor::zeros(ops, t, 1)?, self.act(t, c)?);
         let costs = norm::costs(t as u64, c as u64, Self::ACT);
-        (self.visit)("norm, forward", costs[0], &mut || ops.norm_forward(&mut y, &mut rstd, &x, &w, spec))?;
-        (self.visit)("norm, backward", costs[1], &mut || ops.norm_backward(&mut dx, &dy, &x, &rstd, &w, spec))
+        (self.visit)("norm, forward", costs[0], &mut || {
+            ops.norm_forward(NormForward { y: &mut y, rstd: &mut rstd, x, w, spec })
+        })?;
+        (self.visit)("norm, backward", costs[1], &mut || {
+            ops.norm_backward(NormBackward { dx: &mut dx, dy, x, rstd: &rstd, w, spec })
+        })
     }
 
     fn layer_norm(&mut self, t: usize) -> Result<()> {
@@ -313,12 +317,12 @@ impl<B: Ops> List<'_, '_, B> {
         let (y, mut o) = (self.act(rows, spec.width())?, self.out(rows, spec.heads * spec.head_dim)?);
         for at in 0..length {
             table.set(ops, &(0..rows as u32).collect::<Vec<_>>(), &vec![at as u32; rows])?;
-            ops.cache_append(&mut cache, &y, &table, spec)?;
+            ops.cache_append(&mut cache, &y, &table)?;
         }
         let cost = decode::cost(rows as u64, (rows * length.min(spec.window.unwrap_or(length))) as u64, &spec, act);
         (self.visit)("decode", cost, &mut || {
-            ops.cache_append(&mut cache, &y, &table, spec)?;
-            ops.decode_attention(&mut o, &y, &cache, &table, spec)
+            ops.cache_append(&mut cache, &y, &table)?;
+            ops.decode_attention(DecodeAttention { o: &mut o, qkv: &y, cache: &cache, table: &table })
         })?;
         let (h, w, mut logits) = (self.act(rows, c)?, self.weight(vocab, c)?, Tensor::zeros(ops, rows, vocab)?);
         let mut keys = SampleTable::with_capacity(ops, rows)?;
@@ -330,7 +334,9 @@ impl<B: Ops> List<'_, '_, B> {
             [("sample, greedy", 0.0, 0, 1.0), ("sample, top-k top-p", 1.0, 50, 0.95)]
         {
             let spec = SampleSpec { temperature, top_k, top_p, seed: 1 };
-            (self.visit)(name, product + written, &mut || ops.sample(&mut next, &mut logits, &h, &keys, &w, spec))?;
+            (self.visit)(name, product + written, &mut || {
+                ops.sample(SampleTokens { tokens: &mut next, logits: &mut logits, h: &h, table: &keys, w: &w, spec })
+            })?;
         }
         Ok(())
     }

@@ -5,8 +5,9 @@ use super::tensors::tensors;
 use crate::backend::{Indices, Tensor};
 use crate::error::Result;
 use crate::ops::{
-    AttentionBackward, AttentionForward, AttentionSpec, GateUpSpec, KvCache, LinearBackward, LinearForward,
-    LinearWeights, NormSpec, Ops, Packing, QkvSpec, Rope, Rotation, SlotTable,
+    AttentionBackward, AttentionForward, AttentionSpec, DecodeAttention, GateUpSpec, KvCache, LinearBackward,
+    LinearForward, LinearWeights, NormBackward, NormForward, NormSpec, Ops, Packing, QkvSpec, Rope, Rotation,
+    SlotTable,
 };
 
 /// Frozen weights of one block.
@@ -126,13 +127,14 @@ impl<B: Ops> Block<B> {
                 ops.attention_forward(AttentionForward { o, lse, qkv, packing, spec })?; // 3
             }
             Keys::Cached(cache, table) => {
-                ops.cache_append(cache, &s.qkv, table, spec.attention)?;
-                ops.decode_attention(&mut s.o, &s.qkv, cache, table, spec.attention)?;
+                ops.cache_append(cache, &s.qkv, table)?;
+                ops.decode_attention(DecodeAttention { o: &mut s.o, qkv: &s.qkv, cache, table })?;
             }
         }
         let product = LinearForward { y: &mut s.mid, xa: &mut s.o_xa, x: &s.o, weights: o };
         ops.linear_forward(product, Some(&s.x))?; // 4
-        ops.norm_forward(&mut s.n_post, &mut s.rstd_post, &s.mid, &self.post_norm, spec.norm)?; // 5
+        let (y, rstd) = (&mut s.n_post, &mut s.rstd_post);
+        ops.norm_forward(NormForward { y, rstd, x: &s.mid, w: &self.post_norm, spec: spec.norm })?; // 5
         let product = LinearForward { y: &mut s.gate_up, xa: &mut s.gate_up_xa, x: &s.n_post, weights: gate_up };
         ops.gate_up_forward(&mut t.act, product, spec.gate_up)?; // 6
         let product = LinearForward { y: out, xa: &mut s.down_xa, x: &t.act, weights: down };
@@ -149,7 +151,8 @@ impl<B: Ops> Block<B> {
         rope: &Rope<B>,
     ) -> Result<()> {
         let weights = self.products(lora).qkv;
-        ops.norm_forward(&mut s.n_in, &mut s.rstd_in, &s.x, &self.input_norm, self.spec.norm)?; // 1
+        let (y, rstd) = (&mut s.n_in, &mut s.rstd_in);
+        ops.norm_forward(NormForward { y, rstd, x: &s.x, w: &self.input_norm, spec: self.spec.norm })?; // 1
         let product = LinearForward { y: &mut s.qkv, xa: &mut s.qkv_xa, x: &s.n_in, weights };
         ops.qkv_forward(product, &mut s.raw, self.rotation(positions, rope)) // 2
     }
@@ -175,7 +178,8 @@ impl<B: Ops> Block<B> {
         let (dxa, x, xa) = (&mut t.d_gate_up_xa, &s.n_post, &s.gate_up_xa);
         let product = LinearBackward { dx: &mut t.d_n, grad: gu, dxa, x, xa, weights: gate_up };
         ops.gate_up_backward(product, &mut s.gate_up, &t.d_act, spec.gate_up)?; // 6
-        ops.norm_backward(dx, &t.d_n, &s.mid, &s.rstd_post, &self.post_norm, spec.norm)?; // 5
+        let (dy, rstd, w) = (&t.d_n, &s.rstd_post, &self.post_norm);
+        ops.norm_backward(NormBackward { dx, dy, x: &s.mid, rstd, w, spec: spec.norm })?; // 5
         let (dxa, x, xa) = (&mut t.d_xa, &s.o, &s.o_xa);
         ops.linear_backward(LinearBackward { dx: &mut t.d_o, grad: go, dxa, x, xa, weights: o }, dx)?; // 4
         ops.attention_backward(AttentionBackward {
@@ -190,6 +194,7 @@ impl<B: Ops> Block<B> {
         let (dxa, x, xa) = (&mut t.d_qkv_xa, &s.n_in, &s.qkv_xa);
         let product = LinearBackward { dx: &mut t.d_n, grad: gq, dxa, x, xa, weights: qkv };
         ops.qkv_backward(product, &mut t.d_qkv, &s.raw, self.rotation(&packing.positions, rope))?; // 2
-        ops.norm_backward(dx, &t.d_n, &s.x, &s.rstd_in, &self.input_norm, spec.norm) // 1
+        let (dy, rstd, w) = (&t.d_n, &s.rstd_in, &self.input_norm);
+        ops.norm_backward(NormBackward { dx, dy, x: &s.x, rstd, w, spec: spec.norm }) // 1
     }
 }

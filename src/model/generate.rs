@@ -12,7 +12,7 @@ use super::transformer::Transformer;
 use super::workspace::{Stream, Workspace};
 use crate::backend::{Indices, Tensor};
 use crate::error::Result;
-use crate::ops::{History, KvCache, Ops, SampleSpec, SampleTable, SlotTable};
+use crate::ops::{Advance, History, KvCache, NormForward, Ops, SampleSpec, SampleTable, SampleTokens, SlotTable};
 
 /// One sequence to continue.
 #[derive(Debug, Clone, PartialEq)]
@@ -174,7 +174,7 @@ impl<B: Ops> Call<'_, B> {
             } else {
                 block.qkv_forward(ops, s, lora, &batch.packing.positions, rope)?;
             }
-            ops.cache_append(cache, &s.qkv, prefill, block.spec.attention)?;
+            ops.cache_append(cache, &s.qkv, prefill)?;
             std::mem::swap(last, &mut s.x);
         }
         Ok(())
@@ -222,12 +222,15 @@ impl<B: Ops> Call<'_, B> {
                 block.forward(ops, last, s, scratch, lora, rope, Keys::Cached(cache, table))?;
                 std::mem::swap(last, &mut s.x);
             }
-            ops.norm_forward(&mut head.h, &mut head.rstd, &s.x, norm, config.norm_spec())?;
+            let (y, rstd, spec) = (&mut head.h, &mut head.rstd, config.norm_spec());
+            ops.norm_forward(NormForward { y, rstd, x: &s.x, w: norm, spec })?;
             if blocks.len() % 2 == 1 {
                 std::mem::swap(last, &mut s.x);
             }
-            ops.sample(next, logits, &head.h, keys, w, SampleSpec { temperature, top_k, top_p, seed })?;
-            ops.advance(history, &mut batch.tokens, &mut table.positions, &mut keys.positions, next)
+            let spec = SampleSpec { temperature, top_k, top_p, seed };
+            ops.sample(SampleTokens { tokens: next, logits, h: &head.h, table: keys, w, spec })?;
+            let (tokens, drawn) = (&mut batch.tokens, &mut keys.positions);
+            ops.advance(Advance { history, tokens, positions: &mut table.positions, drawn, next })
         })
     }
 

@@ -13,7 +13,8 @@ use super::workspace::{Stream, Workspace};
 use crate::backend::Tensor;
 use crate::error::{Error, Result};
 use crate::ops::{
-    Activation, AttentionSpec, GateUpSpec, LmHeadForward, LmHeadKl, NormSpec, Ops, QkvSpec, Rope, ScoreBackward,
+    Activation, AttentionSpec, GateUpSpec, LmHeadForward, LmHeadKl, NormBackward, NormForward, NormSpec, Ops, QkvSpec,
+    Rope, ScoreBackward,
 };
 
 /// A frozen model on its device.
@@ -232,7 +233,8 @@ impl<B: Ops> Transformer<B> {
         self.blocks_forward(ws, adapter)?;
         let head = &mut ws.head;
         self.ops.gather(&mut head.x, &ws.stream.last, &ws.batch.rows)?;
-        self.ops.norm_forward(&mut head.h, &mut head.rstd, &head.x, &self.norm, self.config.norm_spec())
+        let (y, rstd, spec) = (&mut head.h, &mut head.rstd, self.config.norm_spec());
+        self.ops.norm_forward(NormForward { y, rstd, x: &head.x, w: &self.norm, spec })
     }
 
     /// Embedding and blocks; the result is in `ws.stream`. Without backward all blocks share one set of activations.
@@ -257,7 +259,8 @@ impl<B: Ops> Transformer<B> {
     fn backward(&self, ws: &mut Workspace<B>, adapter: &Adapter<B>, grad: &mut AdapterGrad<B>) -> Result<()> {
         let Workspace { batch, saved, scratch, stream: Stream { dx, .. }, head, .. } = ws;
         head.dx.clear(&self.ops)?;
-        self.ops.norm_backward(&mut head.dx, &head.dh, &head.x, &head.rstd, &self.norm, self.config.norm_spec())?;
+        let (dy, rstd, spec) = (&head.dh, &head.rstd, self.config.norm_spec());
+        self.ops.norm_backward(NormBackward { dx: &mut head.dx, dy, x: &head.x, rstd, w: &self.norm, spec })?;
         self.ops.scatter(dx, &head.dx, &batch.rows)?;
         for (l, block) in self.blocks.iter().enumerate().rev() {
             let (lora, grad) = (&adapter.blocks[l], &mut grad.blocks[l]);

@@ -26,16 +26,16 @@ pub mod score_head;
 pub use adamw::{AdamW, AdamWSpec, Parameter};
 pub use attention::{Attention, AttentionBackward, AttentionForward, AttentionSpec, Packing, Segment};
 pub(crate) use ceilings::{Measured, Rates};
-pub use decode::{Decode, KvCache, SlotTable};
+pub use decode::{Decode, DecodeAttention, KvCache, SlotTable};
 pub use embed::Embed;
 pub use gate_up::{Activation, GateUp, GateUpSpec};
 pub use layer_norm::{LayerNorm, LayerNormBackward, LayerNormForward};
 pub use lm_head::{HeadRows, LmHead, LmHeadForward, LmHeadKl};
 pub use lora::{Linear, LinearBackward, LinearForward, LinearWeights, Lora, LoraGrad};
-pub use norm::{Norm, NormSpec};
+pub use norm::{Norm, NormBackward, NormForward, NormSpec};
 pub use qkv::{Qkv, QkvSpec, Rope, Rotation};
 pub use rows::Rows;
-pub use sample::{History, Sample, SampleSpec, SampleTable};
+pub use sample::{Advance, History, Sample, SampleSpec, SampleTable, SampleTokens};
 pub use score_head::{ScoreBackward, ScoreHead};
 
 use crate::backend::Backend;
@@ -141,8 +141,9 @@ mod tests {
                 let positions = if slots == [0, 1] { [id, id] } else { [0, 1] };
                 let mut at = SlotTable::with_capacity(&cpu, 2).unwrap();
                 at.set(&cpu, &slots, &positions).unwrap();
-                assert_eq!(cpu.cache_append(&mut cache, &qkv, &at, SPEC).is_ok(), allowed);
-                assert_eq!(cpu.decode_attention(&mut zeros(2, 8), &qkv, &cache, &at, SPEC).is_ok(), allowed);
+                assert_eq!(cpu.cache_append(&mut cache, &qkv, &at).is_ok(), allowed);
+                let operands = DecodeAttention { o: &mut zeros(2, 8), qkv: &qkv, cache: &cache, table: &at };
+                assert_eq!(cpu.decode_attention(operands).is_ok(), allowed);
             }
         }
     }
@@ -153,8 +154,11 @@ mod tests {
         let mut history = History::with_capacity(&cpu, 2).unwrap();
         let (mut tokens, mut positions, next) = (ids(3), ids(3), ids(3));
         let mut drawn = Tensor::zeros(&cpu, 2, 1).unwrap();
-        cpu.advance(&mut history, &mut tokens, &mut positions, &mut drawn, &next).unwrap();
+        let mut advance = |next| {
+            let (history, tokens, positions, drawn) = (&mut history, &mut tokens, &mut positions, &mut drawn);
+            cpu.advance(Advance { history, tokens, positions, drawn, next })
+        };
+        assert!(advance(&next).is_ok() && advance(&ids(4)).is_err());
         assert_eq!(positions.read(&cpu).unwrap(), [1, 3]);
-        assert!(cpu.advance(&mut history, &mut tokens, &mut positions, &mut drawn, &ids(4)).is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 use ares::backend::{Backend, Cpu, Tensor};
 use ares::ops::decode::naive;
-use ares::ops::{AttentionSpec, Decode, Ops, SlotTable};
+use ares::ops::{AttentionSpec, Decode, DecodeAttention, Ops, SlotTable};
 
 use crate::attention::{forward_limits, spec};
 use crate::toolkit::{self, *};
@@ -56,7 +56,7 @@ impl toolkit::Case for Case {
             let before: Vec<u32> = (0..(earlier.len() / width) as u32).collect();
             if !before.is_empty() {
                 let earlier = act(ops, width, earlier);
-                ops.cache_append(&mut cache, &earlier, &table(ops, &vec![slot; before.len()], &before), spec).unwrap();
+                ops.cache_append(&mut cache, &earlier, &table(ops, &vec![slot; before.len()], &before)).unwrap();
             }
             last.extend(newest);
             slots.push(slot);
@@ -64,8 +64,8 @@ impl toolkit::Case for Case {
         }
         let (table, qkv) = (table(ops, &slots, &positions), act(ops, width, &last));
         let mut o = unwritten(ops, slots.len(), spec.heads * spec.head_dim);
-        ops.cache_append(&mut cache, &qkv, &table, spec).unwrap();
-        ops.decode_attention(&mut o, &qkv, &cache, &table, spec).unwrap();
+        ops.cache_append(&mut cache, &qkv, &table).unwrap();
+        ops.decode_attention(DecodeAttention { o: &mut o, qkv: &qkv, cache: &cache, table: &table }).unwrap();
         let limits = self.sequences.iter().flat_map(|s| forward_limits(s, &spec, |s| self.forward(s))).collect();
         let mut out = Outputs::default();
         out.each(ops, "o", o, 1.0, limits);
@@ -135,8 +135,8 @@ fn a_captured_decode_serves_later_positions() {
         at.set(&device, &[0], &[position as u32]).unwrap();
         qkv.write(&device, &device.activations(&history[position * width..][..width])).unwrap();
         let step = device.replay(&mut graph, || {
-            device.cache_append(&mut cache, &qkv, &at, spec)?;
-            device.decode_attention(&mut o, &qkv, &cache, &at, spec)
+            device.cache_append(&mut cache, &qkv, &at)?;
+            device.decode_attention(DecodeAttention { o: &mut o, qkv: &qkv, cache: &cache, table: &at })
         });
         step.unwrap();
         if [0, 255, 256, 599].contains(&position) {

@@ -1,7 +1,7 @@
 //! RMSNorm.
 
 use ares::ops::norm::naive;
-use ares::ops::{NormSpec, Ops};
+use ares::ops::{NormBackward, NormForward, NormSpec, Ops};
 
 use crate::toolkit::{self, *};
 
@@ -37,10 +37,11 @@ impl toolkit::Case for Case {
 
     fn run<B: Ops>(&self, ops: &B) -> Outputs {
         let cols = self.w.len();
-        let [x, w, dy, mut dx] = [&self.x, &self.w, &self.dy, &self.dx].map(|values| act(ops, cols, values));
-        let (mut y, mut rstd) = (unwritten(ops, x.rows(), cols), unwritten(ops, x.rows(), 1));
-        ops.norm_forward(&mut y, &mut rstd, &x, &w, self.spec).unwrap();
-        ops.norm_backward(&mut dx, &dy, &x, &rstd, &w, self.spec).unwrap();
+        let [x, w, dy] = &[&self.x, &self.w, &self.dy].map(|values| act(ops, cols, values));
+        let (mut y, mut rstd, mut dx) =
+            (unwritten(ops, x.rows(), cols), unwritten(ops, x.rows(), 1), act(ops, cols, &self.dx));
+        ops.norm_forward(NormForward { y: &mut y, rstd: &mut rstd, x, w, spec: self.spec }).unwrap();
+        ops.norm_backward(NormBackward { dx: &mut dx, dy, x, rstd: &rstd, w, spec: self.spec }).unwrap();
         let mut out = Outputs::default();
         out.act(ops, "y", y, 1.0, 0.0);
         out.f32(ops, "rstd", rstd, 1e-6, 0.0);

@@ -2,7 +2,7 @@
 
 use ares::backend::Cpu;
 use ares::ops::sample::naive;
-use ares::ops::{Ops, SampleSpec, SampleTable};
+use ares::ops::{Ops, SampleSpec, SampleTable, SampleTokens};
 
 use crate::toolkit::{self, *};
 
@@ -37,7 +37,8 @@ impl Case {
         table.set(ops, &ids, &positions).unwrap();
         let (mut tokens, mut logits) = (indices(ops, &vec![u32::MAX; rows]), unwritten(ops, rows, vocab));
         let (w, h) = (ops.weight(vocab, self.cols, self.w.clone()).unwrap(), act(ops, self.cols, &self.h));
-        ops.sample(&mut tokens, &mut logits, &h, &table, &w, self.spec).unwrap();
+        let (logits, spec) = (&mut logits, self.spec);
+        ops.sample(SampleTokens { tokens: &mut tokens, logits, h: &h, table: &table, w: &w, spec }).unwrap();
         tokens.read(ops).unwrap()
     }
 }

@@ -10,12 +10,7 @@ use crate::ops::product::simd;
 const CHUNK: usize = 1 << 14;
 
 impl AdamW for Cpu {
-    fn adamw(
-        &self,
-        norm: &mut Tensor<Self, f32>,
-        parameters: &mut [Parameter<'_, Self>],
-        spec: AdamWSpec,
-    ) -> Result<()> {
+    fn adamw(&self, norm: &mut Tensor<Self, f32>, parameters: &mut [Parameter<Self>], spec: AdamWSpec) -> Result<()> {
         check(parameters)?;
         let mut square = 0.0f64;
         for p in parameters.iter() {

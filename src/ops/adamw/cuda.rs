@@ -77,12 +77,7 @@ fn table(parameters: &[Parameter<'_, Cuda>]) -> (Vec<Entry>, u32) {
 }
 
 impl AdamW for Cuda {
-    fn adamw(
-        &self,
-        norm: &mut Tensor<Self, f32>,
-        parameters: &mut [Parameter<'_, Self>],
-        spec: AdamWSpec,
-    ) -> Result<()> {
+    fn adamw(&self, norm: &mut Tensor<Self, f32>, parameters: &mut [Parameter<Self>], spec: AdamWSpec) -> Result<()> {
         check(parameters)?;
         let (entries, blocks) = table(parameters);
         let words: &[u32] = bytemuck::cast_slice(&entries);

@@ -41,12 +41,7 @@ pub(crate) fn cost(values: u64, act: u64) -> Cost {
 pub trait AdamW: Backend {
     /// Updates every parameter and writes the gradients' global norm before clipping to `norm` (1, 1). When that norm is not
     /// finite nothing is updated.
-    fn adamw(
-        &self,
-        norm: &mut Tensor<Self, f32>,
-        parameters: &mut [Parameter<'_, Self>],
-        spec: AdamWSpec,
-    ) -> Result<()>;
+    fn adamw(&self, norm: &mut Tensor<Self, f32>, parameters: &mut [Parameter<Self>], spec: AdamWSpec) -> Result<()>;
 
     /// Overwrites `operand` with master × factor: after loading, and after a rollback.
     fn write_operand(&self, operand: &mut Tensor<Self>, master: &Tensor<Self, f32>, factor: f32) -> Result<()>;

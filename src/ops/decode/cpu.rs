@@ -3,7 +3,7 @@ use std::ops::Range;
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::{Decode, KvCache, SlotTable, check};
+use super::{Decode, DecodeAttention, KvCache, SlotTable, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
 use crate::ops::attention::cpu::softmax;
@@ -26,17 +26,12 @@ impl Decode for Cpu {
     fn kv_cache(&self, slots: usize, length: usize, spec: AttentionSpec) -> Result<KvCache<Self>> {
         let (rows, (n, wide)) = (slots * spec.kv_heads, strides(length, &spec));
         let (k, v) = (Tensor::zeros(self, rows, n * spec.head_dim)?, Tensor::zeros(self, rows, n * wide)?);
-        Ok(KvCache { k, v, slots, length })
+        Ok(KvCache { k, v, slots, length, spec })
     }
 
-    fn cache_append(
-        &self,
-        cache: &mut KvCache<Self>,
-        qkv: &Tensor<Self>,
-        table: &SlotTable<Self>,
-        spec: AttentionSpec,
-    ) -> Result<()> {
-        check(qkv, cache, table, &spec)?;
+    fn cache_append(&self, cache: &mut KvCache<Self>, qkv: &Tensor<Self>, table: &SlotTable<Self>) -> Result<()> {
+        check(qkv, cache, table)?;
+        let spec = cache.spec;
         let (e, (n, wide), width) = (spec.head_dim, strides(cache.length, &spec), spec.width());
         let rows = runs(&table.slots.buffer()[..qkv.rows()], cache.slots)?;
         // Slot by slot: what a thread writes, channels far apart, is its own; and first writes to fresh memory are expensive.
@@ -59,15 +54,10 @@ impl Decode for Cpu {
         Ok(())
     }
 
-    fn decode_attention(
-        &self,
-        o: &mut Tensor<Self>,
-        qkv: &Tensor<Self>,
-        cache: &KvCache<Self>,
-        table: &SlotTable<Self>,
-        spec: AttentionSpec,
-    ) -> Result<()> {
-        check(qkv, cache, table, &spec)?;
+    fn decode_attention(&self, operands: DecodeAttention<Self>) -> Result<()> {
+        let DecodeAttention { o, qkv, cache, table } = operands;
+        check(qkv, cache, table)?;
+        let spec = cache.spec;
         expect("decode", "o", o.shape(), (qkv.rows(), spec.heads * spec.head_dim))?;
         let (rows, width) = (qkv.rows(), spec.heads * spec.head_dim);
         let slots = table.slots.buffer()[..rows].par_iter().zip(&table.positions.buffer()[..rows]);

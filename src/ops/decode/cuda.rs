@@ -1,4 +1,4 @@
-use super::{Decode, KvCache, SlotTable, check, cost};
+use super::{Decode, DecodeAttention, KvCache, SlotTable, check, cost};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::kernels::{self, DecodeParams};
 use crate::backend::cuda::usage::Build;
@@ -85,38 +85,28 @@ impl Decode for Cuda {
         Plan::new(&spec)?;
         let rows = slots * spec.kv_heads;
         let zeros = || Tensor::zeros(self, rows, length * spec.head_dim);
-        Ok(KvCache { k: zeros()?, v: zeros()?, slots, length })
+        Ok(KvCache { k: zeros()?, v: zeros()?, slots, length, spec })
     }
 
-    fn cache_append(
-        &self,
-        cache: &mut KvCache<Self>,
-        qkv: &Tensor<Self>,
-        table: &SlotTable<Self>,
-        spec: AttentionSpec,
-    ) -> Result<()> {
-        check(qkv, cache, table, &spec)?;
-        let params = params(cache, table, &spec)?;
+    fn cache_append(&self, cache: &mut KvCache<Self>, qkv: &Tensor<Self>, table: &SlotTable<Self>) -> Result<()> {
+        check(qkv, cache, table)?;
+        let spec = cache.spec;
+        let params = params(cache, table);
         let plan = Plan::new(&spec)?;
         let (defines, config) = (plan.defines(&spec), plan.append(qkv.rows(), &spec));
         self.charge(|| Cost { flops: 0, bytes: 4 * 2 * (qkv.rows() * spec.kv_heads * spec.head_dim) as u64 });
-        // SAFETY: `check` and `params` proved the shapes, and that slots and positions lie within the cache.
+        // SAFETY: the cache was made of its spec; `check` proved the other shapes, and that slots and positions lie within the cache.
         unsafe {
             let (k, v) = (&mut cache.k.buffer, &mut cache.v.buffer);
             kernels::cache_append(self, &defines, config, k, v, &qkv.buffer, &params)
         }
     }
 
-    fn decode_attention(
-        &self,
-        o: &mut Tensor<Self>,
-        qkv: &Tensor<Self>,
-        cache: &KvCache<Self>,
-        table: &SlotTable<Self>,
-        spec: AttentionSpec,
-    ) -> Result<()> {
-        check(qkv, cache, table, &spec)?;
-        let params = params(cache, table, &spec)?;
+    fn decode_attention(&self, operands: DecodeAttention<Self>) -> Result<()> {
+        let DecodeAttention { o, qkv, cache, table } = operands;
+        check(qkv, cache, table)?;
+        let spec = cache.spec;
+        let params = params(cache, table);
         expect("decode", "o", o.shape(), (qkv.rows(), spec.heads * spec.head_dim))?;
         let (plan, n) = (Plan::new(&spec)?, qkv.rows());
         let (defines, attend) = (plan.defines(&spec), plan.attend(n, cache.length, &spec));
@@ -129,7 +119,7 @@ impl Decode for Cuda {
             self.charge(|| cost(n as u64, pairs, &spec, 2));
         }
         let partial = &mut *scratch;
-        // SAFETY: `check` and `params` proved the shapes, and that slots and positions lie within the cache; the scratch was
+        // SAFETY: the cache was made of its spec; `check` proved the other shapes, and that slots and positions lie within the cache; the scratch was
         // just made as large as all parts.
         unsafe {
             let (k, v) = (&cache.k.buffer, &cache.v.buffer);
@@ -139,11 +129,10 @@ impl Decode for Cuda {
     }
 }
 
-/// What all kernels read; fails where the cache is not of this spec.
-fn params<'a>(cache: &KvCache<Cuda>, table: &'a SlotTable<Cuda>, spec: &AttentionSpec) -> Result<DecodeParams<'a>> {
-    let shape = (cache.slots * spec.kv_heads, cache.length * spec.head_dim);
-    expect("decode", "cache", (cache.k.shape(), cache.v.shape()), (shape, shape))?;
-    Ok(DecodeParams {
+/// What all kernels read.
+fn params<'a>(cache: &KvCache<Cuda>, table: &'a SlotTable<Cuda>) -> DecodeParams<'a> {
+    let spec = &cache.spec;
+    DecodeParams {
         slots: table.slots.buffer(),
         positions: table.positions.buffer(),
         rows: table.slots.rows(),
@@ -153,7 +142,7 @@ fn params<'a>(cache: &KvCache<Cuda>, table: &'a SlotTable<Cuda>, spec: &Attentio
         window: window(spec),
         scale: spec.scale,
         softcap: spec.softcap.unwrap_or(0.0),
-    })
+    }
 }
 
 #[cfg(test)]

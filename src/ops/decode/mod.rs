@@ -10,11 +10,12 @@ use crate::error::Result;
 
 /// Keys and values of one layer for a fixed number of slots; how they lie in memory is the backend's own affair.
 pub struct KvCache<B: Backend> {
-    pub k: Tensor<B>,
-    pub v: Tensor<B>,
-    pub(crate) slots: usize,
+    k: Tensor<B>,
+    v: Tensor<B>,
+    slots: usize,
     /// Positions per slot.
-    pub(crate) length: usize,
+    length: usize,
+    spec: AttentionSpec,
 }
 
 /// Where rows go: which slot, at which position.
@@ -37,40 +38,29 @@ impl<B: Backend> SlotTable<B> {
     }
 }
 
+pub struct DecodeAttention<'a, B: Backend> {
+    pub o: &'a mut Tensor<B>, // (T, h·e) overwritten
+    pub qkv: &'a Tensor<B>,   // (T, (h+2k)·e)
+    pub cache: &'a KvCache<B>,
+    pub table: &'a SlotTable<B>,
+}
+
 /// Forward only: nothing is trained through a cache.
 pub trait Decode: Backend {
     /// An empty cache of one layer.
     fn kv_cache(&self, slots: usize, length: usize, spec: AttentionSpec) -> Result<KvCache<Self>>;
 
     /// Writes the keys and values of `qkv` (T, (h+2k)·e) to their slots and positions. Rows of one slot lie next to each other.
-    fn cache_append(
-        &self,
-        cache: &mut KvCache<Self>,
-        qkv: &Tensor<Self>,
-        table: &SlotTable<Self>,
-        spec: AttentionSpec,
-    ) -> Result<()>;
+    fn cache_append(&self, cache: &mut KvCache<Self>, qkv: &Tensor<Self>, table: &SlotTable<Self>) -> Result<()>;
 
-    /// Overwrites `o` (T, h·e): each row attends to its slot's positions 0..=its own, appended before.
-    fn decode_attention(
-        &self,
-        o: &mut Tensor<Self>,
-        qkv: &Tensor<Self>,
-        cache: &KvCache<Self>,
-        table: &SlotTable<Self>,
-        spec: AttentionSpec,
-    ) -> Result<()>;
+    /// Each row attends to its slot's positions 0..=its own, appended before.
+    fn decode_attention(&self, operands: DecodeAttention<Self>) -> Result<()>;
 }
 
-pub(crate) fn check<B: Backend>(
-    qkv: &Tensor<B>,
-    cache: &KvCache<B>,
-    table: &SlotTable<B>,
-    spec: &AttentionSpec,
-) -> Result<()> {
+fn check<B: Backend>(qkv: &Tensor<B>, cache: &KvCache<B>, table: &SlotTable<B>) -> Result<()> {
     let (slots, positions) = (table.slots.bound(), table.positions.bound());
     expect("decode", "slots and positions within the cache", slots <= cache.slots && positions <= cache.length, true)?;
-    expect("decode", "qkv columns", qkv.cols(), spec.width())?;
+    expect("decode", "qkv columns", qkv.cols(), cache.spec.width())?;
     expect("decode", "table", (table.slots.rows(), table.positions.rows()), (qkv.rows(), qkv.rows()))
 }
 

@@ -5,7 +5,6 @@ use super::{Activation, GateUp, GateUpSpec, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
 use crate::ops::product::simd;
-use crate::ops::{Linear, LinearBackward, LinearForward};
 
 /// Rows per task.
 const ROWS: usize = 32;
@@ -13,13 +12,6 @@ const ROWS: usize = 32;
 const LANES: usize = 16;
 
 impl GateUp for Cpu {
-    fn gate_up_forward(&self, act: &mut Tensor<Self>, product: LinearForward<Self>, spec: GateUpSpec) -> Result<()> {
-        let LinearForward { y: gate_up, xa, x, weights } = product;
-        check(act, gate_up, spec)?;
-        self.linear_forward(LinearForward { y: gate_up, xa, x, weights }, None)?;
-        self.activate(act, gate_up, spec)
-    }
-
     fn activate(&self, act: &mut Tensor<Self>, gate_up: &Tensor<Self>, spec: GateUpSpec) -> Result<()> {
         let (rows, cols) = check(act, gate_up, spec)?;
         let out = act.buffer[..rows * cols].par_chunks_mut(ROWS * cols);
@@ -30,13 +22,7 @@ impl GateUp for Cpu {
         Ok(())
     }
 
-    fn gate_up_backward(
-        &self,
-        product: LinearBackward<Self>,
-        gate_up: &mut Tensor<Self>,
-        dact: &Tensor<Self>,
-        spec: GateUpSpec,
-    ) -> Result<()> {
+    fn activate_backward(&self, gate_up: &mut Tensor<Self>, dact: &Tensor<Self>, spec: GateUpSpec) -> Result<()> {
         let (rows, cols) = check(dact, gate_up, spec)?;
         let width = spec.width(cols);
         let both = gate_up.buffer[..rows * width].par_chunks_mut(ROWS * width);
@@ -44,7 +30,7 @@ impl GateUp for Cpu {
             backward(gate_up, dact, cols, spec);
             self.store(gate_up);
         });
-        self.linear_backward(product, gate_up)
+        Ok(())
     }
 }
 

@@ -37,11 +37,18 @@ impl GateUpSpec {
 
 /// `gate_up` (T, N) holds gate∣up, N = 2F, or where ungated the gate alone, N = F.
 pub trait GateUp: Linear {
-    /// Overwrites `act` (T, F) and the product's gate_up. The caller saves gate_up; act is cheap to have again.
-    fn gate_up_forward(&self, act: &mut Tensor<Self>, product: LinearForward<Self>, spec: GateUpSpec) -> Result<()>;
-
-    /// Overwrites `act` (T, F) from the saved gate_up: backward's first line, since the next product's gradient needs it.
+    /// Overwrites `act` (T, F) from gate_up: also backward's first line, since the next product's gradient needs it.
     fn activate(&self, act: &mut Tensor<Self>, gate_up: &Tensor<Self>, spec: GateUpSpec) -> Result<()>;
+
+    /// Turns `gate_up` in place into its own gradient; `dact` (T, F).
+    fn activate_backward(&self, gate_up: &mut Tensor<Self>, dact: &Tensor<Self>, spec: GateUpSpec) -> Result<()>;
+
+    /// Overwrites `act` (T, F) and the product's gate_up. The caller saves gate_up; act is cheap to have again.
+    fn gate_up_forward(&self, act: &mut Tensor<Self>, product: LinearForward<Self>, spec: GateUpSpec) -> Result<()> {
+        let LinearForward { y: gate_up, xa, x, weights } = product;
+        self.linear_forward(LinearForward { y: gate_up, xa, x, weights }, None)?;
+        self.activate(act, gate_up, spec)
+    }
 
     /// Turns `gate_up` in place into its own gradient, with which the product goes on; `dact` (T, F).
     fn gate_up_backward(
@@ -50,11 +57,14 @@ pub trait GateUp: Linear {
         gate_up: &mut Tensor<Self>,
         dact: &Tensor<Self>,
         spec: GateUpSpec,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        self.activate_backward(gate_up, dact, spec)?;
+        self.linear_backward(product, gate_up)
+    }
 }
 
 /// Rows and columns of act.
-pub(crate) fn check<B: Backend>(act: &Tensor<B>, gate_up: &Tensor<B>, spec: GateUpSpec) -> Result<(usize, usize)> {
+fn check<B: Backend>(act: &Tensor<B>, gate_up: &Tensor<B>, spec: GateUpSpec) -> Result<(usize, usize)> {
     expect("gate_up", "gate_up", gate_up.shape(), (act.rows(), spec.width(act.cols())))?;
     Ok(act.shape())
 }

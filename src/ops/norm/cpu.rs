@@ -1,7 +1,7 @@
 use rayon::prelude::*;
 
-use super::{Norm, NormSpec, check};
-use crate::backend::{Cpu, Tensor};
+use super::{Norm, NormBackward, NormForward, NormSpec, check};
+use crate::backend::Cpu;
 use crate::error::Result;
 use crate::ops::product::{dot, simd};
 
@@ -9,14 +9,8 @@ use crate::ops::product::{dot, simd};
 const ROWS: usize = 64;
 
 impl Norm for Cpu {
-    fn norm_forward(
-        &self,
-        y: &mut Tensor<Self>,
-        rstd: &mut Tensor<Self, f32>,
-        x: &Tensor<Self>,
-        w: &Tensor<Self>,
-        spec: NormSpec,
-    ) -> Result<()> {
+    fn norm_forward(&self, operands: NormForward<Self>) -> Result<()> {
+        let NormForward { y, rstd, x, w, spec } = operands;
         let (rows, cols) = check(&[x, y], rstd, w)?;
         let (y, x) = (&mut y.buffer[..rows * cols], &x.buffer[..rows * cols]);
         let tasks = y.par_chunks_mut(ROWS * cols).zip(rstd.buffer[..rows].par_chunks_mut(ROWS));
@@ -27,15 +21,8 @@ impl Norm for Cpu {
         Ok(())
     }
 
-    fn norm_backward(
-        &self,
-        dx: &mut Tensor<Self>,
-        dy: &Tensor<Self>,
-        x: &Tensor<Self>,
-        rstd: &Tensor<Self, f32>,
-        w: &Tensor<Self>,
-        spec: NormSpec,
-    ) -> Result<()> {
+    fn norm_backward(&self, operands: NormBackward<Self>) -> Result<()> {
+        let NormBackward { dx, dy, x, rstd, w, spec } = operands;
         let (rows, cols) = check(&[x, dx, dy], rstd, w)?;
         let tasks =
             dx.buffer[..rows * cols].par_chunks_mut(ROWS * cols).zip(dy.buffer[..rows * cols].par_chunks(ROWS * cols));

@@ -1,4 +1,4 @@
-use super::{Norm, NormSpec, check, costs};
+use super::{Norm, NormBackward, NormForward, NormSpec, check, costs};
 use crate::backend::cuda::Build;
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::kernels::{self, NormParams};
@@ -23,14 +23,8 @@ fn params(x: &Tensor<Cuda>, spec: NormSpec) -> NormParams {
 }
 
 impl Norm for Cuda {
-    fn norm_forward(
-        &self,
-        y: &mut Tensor<Self>,
-        rstd: &mut Tensor<Self, f32>,
-        x: &Tensor<Self>,
-        w: &Tensor<Self>,
-        spec: NormSpec,
-    ) -> Result<()> {
+    fn norm_forward(&self, operands: NormForward<Self>) -> Result<()> {
+        let NormForward { y, rstd, x, w, spec } = operands;
         let (rows, cols) = check(&[x, y], rstd, w)?;
         self.charge(|| costs(rows as u64, cols as u64, 2)[0]);
         let params = params(x, spec);
@@ -39,15 +33,8 @@ impl Norm for Cuda {
         unsafe { kernels::norm_forward(self, DEFINES, launch(rows), y, rstd, x, w, &params) }
     }
 
-    fn norm_backward(
-        &self,
-        dx: &mut Tensor<Self>,
-        dy: &Tensor<Self>,
-        x: &Tensor<Self>,
-        rstd: &Tensor<Self, f32>,
-        w: &Tensor<Self>,
-        spec: NormSpec,
-    ) -> Result<()> {
+    fn norm_backward(&self, operands: NormBackward<Self>) -> Result<()> {
+        let NormBackward { dx, dy, x, rstd, w, spec } = operands;
         let (rows, cols) = check(&[x, dx, dy], rstd, w)?;
         self.charge(|| costs(rows as u64, cols as u64, 2)[1]);
         let params = params(x, spec);

@@ -19,27 +19,28 @@ pub struct NormSpec {
     pub unit_offset: bool,
 }
 
-pub trait Norm: Backend {
-    /// Overwrites `y` (T, C) and `rstd` (T, 1); the caller saves x and rstd for backward.
-    fn norm_forward(
-        &self,
-        y: &mut Tensor<Self>,
-        rstd: &mut Tensor<Self, f32>,
-        x: &Tensor<Self>,
-        w: &Tensor<Self>,
-        spec: NormSpec,
-    ) -> Result<()>;
+pub struct NormForward<'a, B: Backend> {
+    pub y: &'a mut Tensor<B>,         // (T, C) overwritten
+    pub rstd: &'a mut Tensor<B, f32>, // (T, 1) overwritten
+    pub x: &'a Tensor<B>,             // (T, C)
+    pub w: &'a Tensor<B>,             // (1, C)
+    pub spec: NormSpec,
+}
 
-    /// Adds to `dx` (T, C), the residual stream's gradient.
-    fn norm_backward(
-        &self,
-        dx: &mut Tensor<Self>,
-        dy: &Tensor<Self>,
-        x: &Tensor<Self>,
-        rstd: &Tensor<Self, f32>,
-        w: &Tensor<Self>,
-        spec: NormSpec,
-    ) -> Result<()>;
+pub struct NormBackward<'a, B: Backend> {
+    pub dx: &'a mut Tensor<B>,    // (T, C) added to: the residual stream's gradient
+    pub dy: &'a Tensor<B>,        // (T, C)
+    pub x: &'a Tensor<B>,         // (T, C)
+    pub rstd: &'a Tensor<B, f32>, // (T, 1)
+    pub w: &'a Tensor<B>,         // (1, C)
+    pub spec: NormSpec,
+}
+
+pub trait Norm: Backend {
+    /// The caller saves x and rstd for backward.
+    fn norm_forward(&self, operands: NormForward<Self>) -> Result<()>;
+
+    fn norm_backward(&self, operands: NormBackward<Self>) -> Result<()>;
 }
 
 pub(crate) fn check<B: Backend>(x: &[&Tensor<B>], rstd: &Tensor<B, f32>, w: &Tensor<B>) -> Result<(usize, usize)> {

@@ -5,18 +5,10 @@ use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
 use crate::ops::norm::{rms_backward_row, rms_row};
 use crate::ops::product::simd;
-use crate::ops::{Linear, LinearBackward, LinearForward};
 
 impl Qkv for Cpu {
-    fn qkv_forward(
-        &self,
-        product: LinearForward<Self>,
-        raw: &mut Tensor<Self>,
-        rotation: Rotation<Self>,
-    ) -> Result<()> {
-        let LinearForward { y: qkv, xa, x, weights } = product;
+    fn rotate_forward(&self, qkv: &mut Tensor<Self>, raw: &mut Tensor<Self>, rotation: Rotation<Self>) -> Result<()> {
         check(qkv, raw, &rotation)?;
-        self.linear_forward(LinearForward { y: qkv, xa, x, weights }, None)?;
         let Rotation { qk_norm, positions, rope, spec } = rotation;
         let ((rows, width), rotated) = (qkv.shape(), spec.rotated());
         let tasks = qkv.buffer[..rows * width].par_chunks_exact_mut(width).with_min_len(32).zip(positions.buffer());
@@ -37,13 +29,7 @@ impl Qkv for Cpu {
         Ok(())
     }
 
-    fn qkv_backward(
-        &self,
-        product: LinearBackward<Self>,
-        dqkv: &mut Tensor<Self>,
-        raw: &Tensor<Self>,
-        rotation: Rotation<Self>,
-    ) -> Result<()> {
+    fn rotate_backward(&self, dqkv: &mut Tensor<Self>, raw: &Tensor<Self>, rotation: Rotation<Self>) -> Result<()> {
         check(dqkv, raw, &rotation)?;
         let Rotation { qk_norm, positions, rope, spec } = rotation;
         let ((rows, width), rotated) = (dqkv.shape(), spec.rotated());
@@ -55,7 +41,7 @@ impl Qkv for Cpu {
             }
             self.store(&mut row[..rotated]);
         });
-        self.linear_backward(product, dqkv)
+        Ok(())
     }
 }
 

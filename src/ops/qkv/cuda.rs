@@ -4,7 +4,7 @@ use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::kernels::{self, RotationParams};
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
-use crate::ops::{Linear, LinearBackward, LinearForward, expect};
+use crate::ops::expect;
 
 /// One warp per head; eight fill a block.
 const HEADS_PER_BLOCK: u32 = 8;
@@ -15,16 +15,9 @@ pub(crate) fn builds() -> Vec<Build> {
 }
 
 impl Qkv for Cuda {
-    fn qkv_forward(
-        &self,
-        product: LinearForward<Self>,
-        raw: &mut Tensor<Self>,
-        rotation: Rotation<Self>,
-    ) -> Result<()> {
-        let LinearForward { y: qkv, xa, x, weights } = product;
+    fn rotate_forward(&self, qkv: &mut Tensor<Self>, raw: &mut Tensor<Self>, rotation: Rotation<Self>) -> Result<()> {
         check(qkv, raw, &rotation)?;
         expect("qkv", "head size, a multiple of 4", rotation.spec.head_dim % 4, 0)?;
-        self.linear_forward(LinearForward { y: qkv, xa, x, weights }, None)?;
         let (params, config) = launch(&rotation, qkv, raw);
         let raw = rotation.qk_norm.is_some().then_some(&mut raw.buffer);
         self.charge(|| rotate_cost(params.rows as u64, rotation.spec.rotated() as u64, 2));
@@ -32,20 +25,13 @@ impl Qkv for Cuda {
         unsafe { kernels::rotate_forward(self, DEFINES, config, &mut qkv.buffer, raw, &params) }
     }
 
-    fn qkv_backward(
-        &self,
-        product: LinearBackward<Self>,
-        dqkv: &mut Tensor<Self>,
-        raw: &Tensor<Self>,
-        rotation: Rotation<Self>,
-    ) -> Result<()> {
+    fn rotate_backward(&self, dqkv: &mut Tensor<Self>, raw: &Tensor<Self>, rotation: Rotation<Self>) -> Result<()> {
         check(dqkv, raw, &rotation)?;
         let (params, config) = launch(&rotation, dqkv, raw);
         let raw = rotation.qk_norm.is_some().then_some(&raw.buffer);
         self.charge(|| rotate_cost(params.rows as u64, rotation.spec.rotated() as u64, 2));
         // SAFETY: as in forward.
-        unsafe { kernels::rotate_backward(self, DEFINES, config, &mut dqkv.buffer, raw, &params)? };
-        self.linear_backward(product, dqkv)
+        unsafe { kernels::rotate_backward(self, DEFINES, config, &mut dqkv.buffer, raw, &params) }
     }
 }
 

@@ -1,7 +1,7 @@
 use rayon::prelude::*;
 
-use super::{History, Sample, SampleSpec, SampleTable, check, check_advance, uniform};
-use crate::backend::{Cpu, Indices, Tensor};
+use super::{Advance, Sample, SampleSpec, SampleTokens, check, check_advance, uniform};
+use crate::backend::Cpu;
 use crate::error::Result;
 use crate::ops::lm_head::cpu::multiply;
 use crate::ops::product::{exp, simd};
@@ -9,16 +9,9 @@ use crate::ops::product::{exp, simd};
 impl Sample for Cpu {
     const BURST: usize = 1;
 
-    fn sample(
-        &self,
-        tokens: &mut Indices<Self>,
-        logits: &mut Tensor<Self, f32>,
-        h: &Tensor<Self>,
-        table: &SampleTable<Self>,
-        w: &Self::Weight,
-        spec: SampleSpec,
-    ) -> Result<()> {
-        check(tokens, logits, h, table, w)?;
+    fn sample(&self, operands: SampleTokens<Self>) -> Result<()> {
+        check(&operands)?;
+        let SampleTokens { tokens, logits, h, table, w, spec } = operands;
         let (rows, vocab) = logits.shape();
         multiply(&mut logits.buffer, &h.buffer, w, rows);
         let keys = table.ids.buffer.par_chunks_exact(2).zip(&table.positions.buffer);
@@ -34,15 +27,9 @@ impl Sample for Cpu {
         Ok(())
     }
 
-    fn advance(
-        &self,
-        history: &mut History<Self>,
-        tokens: &mut Indices<Self>,
-        positions: &mut Indices<Self>,
-        drawn: &mut Tensor<Self, u32>,
-        next: &Indices<Self>,
-    ) -> Result<()> {
-        let (rows, columns) = check_advance(history, tokens, positions, drawn, next)?;
+    fn advance(&self, operands: Advance<Self>) -> Result<()> {
+        let (rows, columns) = check_advance(&operands)?;
+        let Advance { history, tokens, positions, drawn, next } = operands;
         let last = (positions.bound() as u32).saturating_sub(1);
         let column = history.step.buffer[0] as usize;
         for i in 0..rows {

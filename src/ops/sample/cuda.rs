@@ -1,8 +1,8 @@
-use super::{History, Sample, SampleSpec, SampleTable, check, check_advance};
+use super::{Advance, Sample, SampleSpec, SampleTokens, check, check_advance};
+use crate::backend::Cuda;
 use crate::backend::cuda::Build;
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::kernels::{self, AdvanceParams, DrawParams};
-use crate::backend::{Cuda, Indices, Tensor};
 use crate::error::Result;
 use crate::ops::Cost;
 use crate::ops::product::cuda::logits;
@@ -20,16 +20,9 @@ pub(crate) fn builds() -> Vec<Build> {
 impl Sample for Cuda {
     const BURST: usize = 8;
 
-    fn sample(
-        &self,
-        tokens: &mut Indices<Self>,
-        scores: &mut Tensor<Self, f32>,
-        h: &Tensor<Self>,
-        table: &SampleTable<Self>,
-        w: &Self::Weight,
-        spec: SampleSpec,
-    ) -> Result<()> {
-        check(tokens, scores, h, table, w)?;
+    fn sample(&self, operands: SampleTokens<Self>) -> Result<()> {
+        check(&operands)?;
+        let SampleTokens { tokens, logits: scores, h, table, w, spec } = operands;
         logits(self, scores, h, w)?;
         let vocab = scores.cols();
         let config = LaunchConfig::linear(h.rows() as u32, THREADS).with_shared(SHARED);
@@ -47,15 +40,9 @@ impl Sample for Cuda {
         }
     }
 
-    fn advance(
-        &self,
-        history: &mut History<Self>,
-        tokens: &mut Indices<Self>,
-        positions: &mut Indices<Self>,
-        drawn: &mut Tensor<Self, u32>,
-        next: &Indices<Self>,
-    ) -> Result<()> {
-        let (rows, columns) = check_advance(history, tokens, positions, drawn, next)?;
+    fn advance(&self, operands: Advance<Self>) -> Result<()> {
+        let (rows, columns) = check_advance(&operands)?;
+        let Advance { history, tokens, positions, drawn, next } = operands;
         let params = AdvanceParams {
             bound: positions.bound(),
             history: &mut history.tokens.buffer,

@@ -65,42 +65,38 @@ impl<B: Backend> History<B> {
     }
 }
 
+pub struct SampleTokens<'a, B: Backend> {
+    pub tokens: &'a mut Indices<B>,     // (S, 1) overwritten
+    pub logits: &'a mut Tensor<B, f32>, // (S, V) scratch
+    pub h: &'a Tensor<B>,               // (S, C) normed hidden rows
+    pub table: &'a SampleTable<B>,      // (S)
+    pub w: &'a B::Weight,               // (V, C)
+    pub spec: SampleSpec,
+}
+
+pub struct Advance<'a, B: Backend> {
+    pub history: &'a mut History<B>,   // (S, steps)
+    pub tokens: &'a mut Indices<B>,    // (S, 1) the next step's input
+    pub positions: &'a mut Indices<B>, // (S, 1)
+    pub drawn: &'a mut Tensor<B, u32>, // (S, 1) positions that key the draws
+    pub next: &'a Indices<B>,          // (S, 1) the drawn tokens
+}
+
 /// Forward only: a drawn token has no gradient.
 pub trait Sample: Backend {
     /// Steps that run before the host looks at their tokens: more where waiting for the device is expensive, since a sequence that
     /// ends within them runs on for nothing.
     const BURST: usize;
 
-    /// Overwrites `tokens` (S, 1). `h` (S, C) are normed hidden rows; `logits` (S, V) is scratch.
-    fn sample(
-        &self,
-        tokens: &mut Indices<Self>,
-        logits: &mut Tensor<Self, f32>,
-        h: &Tensor<Self>,
-        table: &SampleTable<Self>,
-        w: &Self::Weight,
-        spec: SampleSpec,
-    ) -> Result<()>;
+    fn sample(&self, operands: SampleTokens<Self>) -> Result<()>;
 
-    /// Notes the drawn tokens in `history`, makes them the next step's input `tokens` (S, 1), and adds one to the positions of
-    /// both tables, which stay at the last that is allowed: a step that the host need not prepare.
-    fn advance(
-        &self,
-        history: &mut History<Self>,
-        tokens: &mut Indices<Self>,
-        positions: &mut Indices<Self>,
-        drawn: &mut Tensor<Self, u32>,
-        next: &Indices<Self>,
-    ) -> Result<()>;
+    /// Notes `next` in `history`, makes it the next step's `tokens`, and adds one to both positions, which stay at the last that is
+    /// allowed: a step that the host need not prepare.
+    fn advance(&self, operands: Advance<Self>) -> Result<()>;
 }
 
-pub(crate) fn check<B: Backend>(
-    tokens: &Indices<B>,
-    logits: &Tensor<B, f32>,
-    h: &Tensor<B>,
-    table: &SampleTable<B>,
-    w: &B::Weight,
-) -> Result<()> {
+fn check<B: Backend>(operands: &SampleTokens<B>) -> Result<()> {
+    let SampleTokens { tokens, logits, h, table, w, .. } = operands;
     let rows = h.rows();
     expect("sample", "tokens", tokens.rows(), rows)?;
     expect("sample", "tokens of this vocabulary", tokens.bound() >= w.rows(), true)?;
@@ -109,13 +105,9 @@ pub(crate) fn check<B: Backend>(
     expect("sample", "table", (table.ids.shape(), table.positions.shape()), ((rows, 2), (rows, 1)))
 }
 
-pub(crate) fn check_advance<B: Backend>(
-    history: &History<B>,
-    tokens: &Indices<B>,
-    positions: &Indices<B>,
-    drawn: &Tensor<B, u32>,
-    next: &Indices<B>,
-) -> Result<(usize, usize)> {
+/// Rows, and columns of the history.
+fn check_advance<B: Backend>(operands: &Advance<B>) -> Result<(usize, usize)> {
+    let Advance { history, tokens, positions, drawn, next } = operands;
     let rows = next.rows();
     expect("advance", "columns", (tokens.rows(), positions.rows(), drawn.shape()), (rows, rows, (rows, 1)))?;
     expect("advance", "tokens of this vocabulary", next.bound() <= tokens.bound(), true)?;
