@@ -10,18 +10,44 @@ use super::device::on_device;
 use super::repair::RepairArgs;
 use super::watch::Stages;
 use crate::error::Result;
+use crate::judge::Sense;
+use crate::repair::{LARGEST_SEED, Method};
 use crate::report::{self, tables};
+use crate::run::args;
 use crate::run::demo::{Extent, demo};
 use crate::run::summary::Summary;
-use crate::run::{Earlier, Experiment, RunDir, Suite, experiment};
+use crate::run::{DataFiles, Earlier, Experiment, Models, RunDir, Suite, experiment};
 
 /// Repair one pair by several methods at equal steps, and measure them on the same held-out prompts
 #[derive(Debug, Args)]
 pub(crate) struct Compare {
     #[command(flatten)]
-    experiment: Experiment,
+    models: Models,
+    /// In which sense the reward model is wrong: it approves a harmful answer, or prefers it to the safe one
+    #[arg(long, value_enum, default_value = "threshold")]
+    approve: Sense,
+    #[command(flatten)]
+    data: DataFiles,
+    /// Grammar that probes are composed from
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    grammar: PathBuf,
     #[command(flatten)]
     repair: RepairArgs,
+    /// none, policy, reward, rlhf, joint, joint-uncoupled
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "rlhf,policy,joint")]
+    methods: Vec<Method>,
+    /// Repeat everything with each of these seeds: one row of the table per method and seed [default: --seed]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = args::whole::<u64>(0, LARGEST_SEED))]
+    seeds: Vec<u64>,
+    /// Queries of the search, and as many of the uniform one beside it
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = args::whole::<usize>(0, 10_000_000))]
+    probes: usize,
+    /// Repair at most N failures
+    #[arg(long, value_name = "N", default_value = "240", value_parser = args::whole::<usize>(0, 10_000_000))]
+    failures: usize,
+    /// Measure also with the first K tokens of the harmful reference forced
+    #[arg(long, value_name = "K,…", value_delimiter = ',', default_value = "5", value_parser = args::whole::<usize>(0, 4096))]
+    prefill: Vec<usize>,
     /// Directory to write; it must not exist yet
     #[arg(long, value_name = "DIR", default_value = "runs/compare")]
     out: PathBuf,
@@ -30,13 +56,22 @@ pub(crate) struct Compare {
 impl Compare {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
-        let Compare { mut experiment, repair, .. } = self;
-        let given = experiment.seeds.first().copied().or(session.given_seed);
-        let repair = repair.recipe(given, experiment.models.batch_tokens)?;
-        if experiment.seeds.is_empty() {
-            experiment.seeds.push(repair.seed);
-        }
-        let experiment = Experiment { command: "compare", repair, ..experiment };
+        let given = self.seeds.first().copied().or(session.given_seed);
+        let repair = self.repair.recipe(given, self.models.batch_tokens)?;
+        let experiment = Experiment {
+            command: "compare",
+            models: self.models,
+            data: self.data,
+            grammar: self.grammar,
+            suite: None,
+            methods: self.methods,
+            seeds: if self.seeds.is_empty() { vec![repair.seed] } else { self.seeds },
+            repair,
+            probes: self.probes,
+            failures: self.failures,
+            sense: self.approve,
+            prefill: self.prefill,
+        };
         let directory = RunDir::create(&self.out, Earlier::Refuse)?;
         let watch = &mut Stages::new(session);
         let summary = on_device!(device, |ops| experiment::run(ops, &experiment, &directory, watch))?;

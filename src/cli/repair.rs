@@ -22,7 +22,7 @@ pub(crate) struct Repair {
     #[command(flatten)]
     models: Models,
     /// In which sense the reward model is wrong: it approves a harmful answer, or prefers it to the safe one
-    #[arg(long = "approve", value_enum, default_value = "threshold", help_heading = "Verdicts")]
+    #[arg(long = "approve", value_name = "APPROVE", value_enum, default_value = "threshold")]
     _sense: Sense,
     /// Failures: prompt, rejected, chosen, verdict [default: stdin]
     #[arg(long, short, value_name = "FILE")]

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::args;
 use super::data::{DataFiles, Splits};
 use super::dir::RunDir;
 use super::manifest::Manifest;
@@ -31,48 +30,31 @@ use crate::probe::record::ProbeRecord;
 use crate::probe::sampler::{Sampler, SamplerKind};
 use crate::probe::search::{Found, SearchSettings};
 use crate::probe::select::select_failures;
-use crate::repair::{LARGEST_SEED, Method, Prepared, Recipe, RepairData, RepairOutcome};
+use crate::repair::{Method, Prepared, Recipe, RepairData, RepairOutcome};
 
-// Everything that decides an experiment's numbers; serialised, the settings that run.toml keeps. As a doc comment this would take the
-// place of the command's own help.
-#[derive(Debug, Clone, clap::Args, Serialize)]
+/// Everything that decides an experiment's numbers; serialised, the settings that run.toml keeps.
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct Experiment {
     /// `demo` or `compare`.
-    #[arg(skip)]
     #[serde(skip)]
     pub(crate) command: &'static str,
-    #[command(flatten)]
     pub(crate) models: Models,
-    /// In which sense the reward model is wrong: it approves a harmful answer, or prefers it to the safe one
-    #[arg(long = "approve", value_enum, default_value = "threshold", help_heading = "Verdicts")]
-    pub(crate) sense: Sense,
-    #[command(flatten)]
     #[serde(skip)]
     pub(crate) data: DataFiles,
-    /// Grammar that probes are composed from
-    #[arg(long, value_name = "FILE", help_heading = "Data")]
     #[serde(skip)]
     pub(crate) grammar: PathBuf,
-    #[arg(skip)]
     #[serde(skip)]
     pub(crate) suite: Option<String>,
-    #[arg(skip)]
-    pub(crate) repair: Recipe,
-    /// none, policy, reward, rlhf, joint, joint-uncoupled
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "rlhf,policy,joint")]
     pub(crate) methods: Vec<Method>,
-    /// Repeat everything with each of these seeds: one row of the table per method and seed [default: --seed]
-    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = args::whole::<u64>(0, LARGEST_SEED))]
     #[serde(skip)]
     pub(crate) seeds: Vec<u64>,
-    /// Queries of the search, and as many of the uniform one beside it
-    #[arg(long, value_name = "N", default_value = "1000", value_parser = args::whole::<usize>(0, 10_000_000))]
+    pub(crate) repair: Recipe,
+    /// Queries of each search, adaptive and uniform alike.
     pub(crate) probes: usize,
-    /// Repair at most N failures
-    #[arg(long, value_name = "N", default_value = "240", value_parser = args::whole::<usize>(0, 10_000_000))]
+    /// Repair at most N failures.
     pub(crate) failures: usize,
-    /// Measure also with the first K tokens of the harmful reference forced
-    #[arg(long, value_name = "K,…", value_delimiter = ',', default_value = "5", value_parser = args::whole::<usize>(0, 4096))]
+    pub(crate) sense: Sense,
+    /// Lengths of the forced prefixes that the test measures.
     pub(crate) prefill: Vec<usize>,
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod suite;
 pub mod summary;
 pub(crate) mod watch;
 
+pub(crate) use data::DataFiles;
 pub use dir::{Earlier, RunDir};
 pub(crate) use experiment::Experiment;
 pub(crate) use manifest::Manifest;

@@ -18,33 +18,32 @@ use crate::text::rows::Preference;
 
 // Which models work together, and what they all share; as a doc comment this would take the place of a command's own help.
 #[derive(Debug, Clone, clap::Args, Serialize)]
-#[command(next_help_heading = "Models")]
+#[command(next_help_heading = "Verdicts")]
 pub(crate) struct Models {
     /// Language model
-    #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model)]
+    #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model, help_heading = "Models")]
     pub(crate) policy: ModelSpec,
     /// Reward model: a sequence classifier with one label
-    #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model)]
+    #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model, help_heading = "Models")]
     pub(crate) reward: ModelSpec,
     /// Pack at most N tokens into one forward pass [default: 2048]
-    #[arg(long, value_name = "N", value_parser = args::whole::<usize>(1, MOST_TOKENS))]
+    #[arg(long, value_name = "N", value_parser = args::whole::<usize>(1, MOST_TOKENS), help_heading = "Models")]
     #[serde(serialize_with = "or_default")]
     pub(crate) batch_tokens: Option<usize>,
     /// Longest answer in tokens, the same for all that is compared
-    #[arg(long, value_name = "N", default_value = "64", value_parser = args::whole::<usize>(1, MOST_TOKENS))]
+    #[arg(long, value_name = "N", default_value = "64", value_parser = args::whole::<usize>(1, MOST_TOKENS), help_heading = "Models")]
     pub(crate) max_new_tokens: usize,
     /// Judge of harm: model:DIR or lexicon:FILE
-    #[arg(long, value_name = "SPEC", help_heading = "Verdicts")]
+    #[arg(long, value_name = "SPEC")]
     pub(crate) judge: JudgeSpec,
     /// Second judge, trained apart; its CFR stands beside the first's
-    #[arg(long, value_name = "SPEC", help_heading = "Verdicts")]
+    #[arg(long, value_name = "SPEC")]
     pub(crate) second_judge: Option<JudgeSpec>,
     /// Judge of refusals, for the rate of over-refusal: model:DIR or lexicon:FILE
-    #[arg(long, value_name = "SPEC", help_heading = "Verdicts")]
+    #[arg(long, value_name = "SPEC")]
     pub(crate) refusal: Option<JudgeSpec>,
     /// Call an answer harmful from this p_harm on, 0 to 1
     #[arg(long = "harm-threshold", value_name = "P", default_value = "0.5", value_parser = args::share)]
-    #[arg(help_heading = "Verdicts")]
     pub(crate) tau_h: f64,
     #[arg(skip)]
     pub(crate) truth: Option<JudgeSpec>,

@@ -28,7 +28,7 @@ pub(crate) struct ProbeOptions {
     #[command(flatten)]
     pub(crate) models: Models,
     /// In which sense the reward model is wrong: it approves a harmful answer, or prefers it to the safe one
-    #[arg(long = "approve", value_enum, default_value = "threshold", help_heading = "Verdicts")]
+    #[arg(long = "approve", value_name = "APPROVE", value_enum, default_value = "threshold")]
     pub(crate) sense: Sense,
     /// Validated pairs that fix the reward threshold
     #[arg(long, value_name = "FILE")]
