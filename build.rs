@@ -55,7 +55,7 @@ fn kernels(root: &Path, out: &Path) -> Result<(), String> {
         if !root.join("src/ops").join(stem).is_dir() {
             return Err(format!("kernels/{file}: expected its partner src/ops/{stem}/, found none"));
         }
-        let inlined = source::inline(file, &body, &mut |header| text(header))? + &source::trampolines(&signatures);
+        let inlined = source::inline(file, &body, &mut Vec::new(), &text)? + &source::trampolines(&signatures);
         let upper = stem.to_uppercase();
         let kernels: Vec<&str> = signatures.iter().map(|s| s.name.as_str()).collect();
         let _ = writeln!(
@@ -66,7 +66,7 @@ fn kernels(root: &Path, out: &Path) -> Result<(), String> {
         let _ = write!(list, "&{upper}, ");
     }
     let _ = writeln!(code, "/// Every file of `kernels/`, by name.\npub static SOURCES: &[&Source] = &[{list}];");
-    let runtime = source::inline("sim.cpp", &text("sim.cpp")?, &mut |header| text(header))?;
+    let runtime = source::inline("sim.cpp", &text("sim.cpp")?, &mut Vec::new(), &text)?;
     let _ = writeln!(code, "/// `kernels/sim.cpp`: the simulator itself.\npub static SIM_RUNTIME: &str = {runtime:?};");
     fs::write(out, code).map_err(|e| format!("{}: {e}", out.display()))
 }

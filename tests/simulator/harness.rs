@@ -36,7 +36,8 @@ pub fn source(name: &str) -> &'static Source {
     let file = name.rsplit('/').next().expect("a name");
     let read = |path: PathBuf| fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()));
     let body = read(path(name)).expect("readable");
-    let inlined = inline(file, &body, &mut |header| read(path("../kernels").join(header))).expect("headers");
+    let header = |header: &str| read(path("../kernels").join(header));
+    let inlined = inline(file, &body, &mut Vec::new(), &header).expect("headers");
     let found = signatures(file, &body).expect("kernels");
     let kernels: Vec<&'static str> = found.iter().map(|s| &*s.name.clone().leak()).collect();
     let text = inlined + &trampolines(&found);

@@ -50,17 +50,12 @@ const ELEMENTS: &[Element] = &[("bf16", "bf16"), ("float", "f32"), ("u32", "u32"
 type Number = (&'static str, &'static str, usize);
 const NUMBERS: &[Number] = &[("u32", "usize", 4), ("u64", "u64", 8), ("float", "f32", 4)];
 
-/// `text` with every `#include "name"` replaced by what `read` gives for it, once; `#line` keeps messages true.
-pub fn inline(file: &str, text: &str, read: &mut dyn FnMut(&str) -> Result<String, String>) -> Result<String, String> {
-    let mut done = Vec::new();
-    expand(file, text, read, &mut done)
-}
-
-fn expand(
+/// `text` with every `#include "name"` replaced by what `read` gives for it, unless it is `done`; `#line` keeps messages true.
+pub fn inline(
     file: &str,
     text: &str,
-    read: &mut dyn FnMut(&str) -> Result<String, String>,
     done: &mut Vec<String>,
+    read: &dyn Fn(&str) -> Result<String, String>,
 ) -> Result<String, String> {
     let mut out = format!("#line 1 \"kernels/{file}\"\n");
     for (number, line) in text.lines().enumerate() {
@@ -70,7 +65,7 @@ fn expand(
             Some(name) => {
                 done.push(name.to_string());
                 let body = read(name).map_err(|e| format!("kernels/{file}:{}: {e}", number + 1))?;
-                out.push_str(&expand(name, &body, read, done)?);
+                out.push_str(&inline(name, &body, done, read)?);
                 // Writing to a String cannot fail.
                 let _ = writeln!(out, "#line {} \"kernels/{file}\"", number + 2);
             }
@@ -86,7 +81,8 @@ fn expand(
 
 /// The kernels of one file.
 pub fn signatures(file: &str, text: &str) -> Result<Vec<Signature>, String> {
-    let clean = without_comments(text);
+    let lines: Vec<&str> = text.lines().map(|line| line.split("//").next().unwrap_or("")).collect();
+    let clean = lines.join("\n").replace("/*or null*/", " __or_null ");
     if file.ends_with(".cu") && clean.contains("__shared__") {
         return Err(format!("kernels/{file}: expected shared_memory<Shared>(), found __shared__"));
     }
@@ -99,22 +95,6 @@ pub fn signatures(file: &str, text: &str) -> Result<Vec<Signature>, String> {
         rest = &rest[end..];
     }
     Ok(found)
-}
-
-/// Blanks comments, keeping `/*or null*/`.
-fn without_comments(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().map(|line| line.split("//").next().unwrap_or("")).collect();
-    let (text, mut clean) = (lines.join("\n"), String::new());
-    let mut rest = text.as_str();
-    while let Some(at) = rest.find("/*") {
-        let end = rest[at..].find("*/").map_or(rest.len(), |e| at + e + 2);
-        clean.push_str(&rest[..at]);
-        if &rest[at..end] == "/*or null*/" {
-            clean.push_str(" __or_null ");
-        }
-        rest = &rest[end..];
-    }
-    clean + rest
 }
 
 /// `[__launch_bounds__(…)] name(type name, …)`; `file` holds the structs that it takes.

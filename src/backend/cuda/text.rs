@@ -16,7 +16,8 @@ pub(crate) fn text(source: &'static Source, folder: Option<&Path>) -> Result<Cow
     let remedy = "name a copy of the program's kernels/ folder with ARES_KERNELS, or unset it";
     let fault = |found: String| Error::file(&path, "kernels in CUDA C++ with all their headers", remedy)(found);
     let body = read(&path)?;
-    let inlined = inline(source.file, &body, &mut |header| read(&folder.join(header)).map_err(|e| e.to_string()));
+    let header = |header: &str| read(&folder.join(header)).map_err(|e| e.to_string());
+    let inlined = inline(source.file, &body, &mut Vec::new(), &header);
     let inlined = inlined.map_err(fault)?;
     let trampolines = trampolines(&signatures(source.file, &body).map_err(fault)?);
     // The embedded text ends with the trampolines of the signatures that the program's launchers were made from.

@@ -64,11 +64,14 @@ fn anything_else_is_refused() {
 
 #[test]
 fn a_header_is_inlined_once_and_lines_stay_true() {
-    let mut read = |name: &str| if name == "a.h" { Ok("int a;\n".to_string()) } else { Err(format!("no {name}")) };
-    let text = inline("k.cu", "#include \"a.h\"\nint b;\n#include \"a.h\"\nint c;\n", &mut read).unwrap();
+    let read = |name: &str| if name == "a.h" { Ok("int a;\n".to_string()) } else { Err(format!("no {name}")) };
+    let text = inline("k.cu", "#include \"a.h\"\nint b;\n#include \"a.h\"\nint c;\n", &mut Vec::new(), &read).unwrap();
     assert_eq!(
         text,
         "#line 1 \"kernels/k.cu\"\n#line 1 \"kernels/a.h\"\nint a;\n#line 2 \"kernels/k.cu\"\nint b;\n\nint c;\n"
     );
-    assert_eq!(inline("k.cu", "\n#include \"b.h\"\n", &mut read), Err("kernels/k.cu:2: no b.h".to_string()));
+    assert_eq!(
+        inline("k.cu", "\n#include \"b.h\"\n", &mut Vec::new(), &read),
+        Err("kernels/k.cu:2: no b.h".to_string())
+    );
 }
