@@ -157,6 +157,7 @@ fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::refused;
 
     fn cache() -> (tempfile::TempDir, Cache) {
         let folder = tempfile::tempdir().unwrap();
@@ -173,12 +174,24 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_made_once() {
-        let (_folder, cache) = cache();
-        let key = Key::new("norm", &[b"text", b"sm_80"]);
+    fn an_entry_is_made_once_and_whole_or_not_at_all() {
+        let (folder, cache) = cache();
+        let [key, raced] = [&b"text"[..], b"other"].map(|text| Key::new("norm", &[text, b"sm_80"]));
+        let entries = || fs::read_dir(&cache.root).unwrap().count();
+        assert!(cache.entry(&key, |_| Err(Error::Usage("no".into()))).is_err());
+        assert_eq!(entries(), 0, "what fails leaves nothing");
         assert_eq!(read(&cache.entry(&key, write("one")).unwrap()), "one");
         assert_eq!(read(&cache.entry(&key, |_| panic!("made twice")).unwrap()), "one");
-        assert_eq!(fs::read_dir(&cache.root).unwrap().count(), 1, "nothing is left aside");
+        let lost = cache.entry(&raced, |folder| {
+            cache.entry(&raced, write("winner"))?;
+            write("loser")(folder)
+        });
+        assert_eq!(read(&lost.unwrap()), "winner");
+        assert_eq!(entries(), 2, "the loser deleted its own");
+        // A file where the cache's folder should be: as good as a disk that cannot be written, also for root.
+        let blocked = Cache::at(folder.path().join("file"));
+        fs::write(&blocked.root, "").unwrap();
+        refused(blocked.entry(&key, write("x")), "ARES_CACHE");
     }
 
     #[test]
@@ -215,30 +228,5 @@ mod tests {
             assert_eq!(read(&cache.entry(&key, write("whole")).unwrap()), "whole");
             assert_eq!(fs::read_dir(&cache.root).unwrap().count(), 1, "the damaged one is gone");
         }
-    }
-
-    #[test]
-    fn the_loser_of_a_race_takes_the_winners() {
-        let (_folder, cache) = cache();
-        let key = Key::new("norm", &[]);
-        let lost = cache.entry(&key, |folder| {
-            cache.entry(&key, write("winner"))?;
-            write("loser")(folder)
-        });
-        assert_eq!(read(&lost.unwrap()), "winner");
-        assert_eq!(fs::read_dir(&cache.root).unwrap().count(), 1, "the loser deleted its own");
-    }
-
-    #[test]
-    fn what_fails_leaves_nothing() {
-        let (folder, cache) = cache();
-        let key = Key::new("norm", &[]);
-        assert!(cache.entry(&key, |_| Err(Error::Usage("no".into()))).is_err());
-        assert_eq!(fs::read_dir(&cache.root).unwrap().count(), 0);
-        // A file where the cache's folder should be: as good as a disk that cannot be written, also for root.
-        let blocked = Cache::at(folder.path().join("file"));
-        fs::write(&blocked.root, "").unwrap();
-        let error = blocked.entry(&key, write("x")).unwrap_err().to_string();
-        assert!(error.contains("ARES_CACHE"), "{error}");
     }
 }
