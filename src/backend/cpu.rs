@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 pub(crate) use packed::{PANEL, Packed};
 
-use super::{Backend, Element, Matrix, check_values, within};
+use super::{Backend, Element, Matrix, within};
 use crate::error::{Error, Result};
 
 /// f32 on all threads of the process's rayon pool.
@@ -37,16 +37,12 @@ impl Cpu {
 
 /// A frozen matrix W (N, K), packed for both directions of a product.
 pub struct CpuMatrix {
-    forward: Packed,
+    /// Wᵀ (K, N): the right operand of y = x·Wᵀ.
+    pub(crate) forward: Packed,
     backward: OnceLock<Packed>,
 }
 
 impl CpuMatrix {
-    /// Wᵀ (K, N): the right operand of y = x·Wᵀ.
-    pub(crate) fn forward(&self) -> &Packed {
-        &self.forward
-    }
-
     /// W (N, K): the right operand of dx = dy·W. Made at its first use, so that a model that is only run forward is in memory once.
     pub(crate) fn backward(&self) -> &Packed {
         self.backward.get_or_init(|| self.forward.transposed())
@@ -124,7 +120,10 @@ impl Backend for Cpu {
     }
 
     fn weight(&self, rows: usize, cols: usize, mut values: Vec<f32>) -> Result<CpuMatrix> {
-        check_values(rows, cols, &values)?;
+        if values.len() != rows * cols {
+            let (expected, found) = (format!("{rows} x {cols} values"), values.len().to_string());
+            return Err(Error::Shape { op: "weight", expected, found });
+        }
         self.store(&mut values);
         Ok(CpuMatrix { forward: Packed::new(&values, (cols, rows), (1, cols)), backward: OnceLock::new() })
     }

@@ -98,12 +98,3 @@ fn within(size: usize, at: usize, len: usize) -> Result<Range<usize>> {
     let expected = format!("a range within {size} elements");
     Err(Error::Shape { op: "copy", expected, found: format!("{at}..{end}") })
 }
-
-/// Fails unless there is one value for each element of a matrix.
-fn check_values(rows: usize, cols: usize, values: &[f32]) -> Result<()> {
-    if values.len() == rows * cols {
-        return Ok(());
-    }
-    let (expected, found) = (format!("{rows} x {cols} values"), values.len().to_string());
-    Err(Error::Shape { op: "weight", expected, found })
-}

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use half::{f16, slice::HalfFloatSliceExt};
 use memmap2::Mmap;
@@ -35,9 +36,9 @@ pub trait WeightSource {
 /// Opened weights. Names are those of transformers' models with a head (`model.layers.0.…`, `lm_head.weight`, `score.weight`),
 /// also where the file holds a bare transformer, whose names lack `model.`.
 pub struct Checkpoint {
-    shards: Vec<Shard>,
+    shards: Vec<Arc<Shard>>,
     /// Under each name the shard that holds it, and where in that shard.
-    tensors: BTreeMap<String, (usize, TensorInfo)>,
+    tensors: BTreeMap<String, (Arc<Shard>, TensorInfo)>,
 }
 
 impl Checkpoint {
@@ -53,8 +54,8 @@ impl Checkpoint {
             if single.symlink_metadata().is_err() {
                 return Err(no_weights(dir));
             }
-            let shard = Shard::open(&single)?;
-            found.tensors = shard.tensors().map(|(name, info)| (name, (0, info))).collect();
+            let shard = Arc::new(Shard::open(&single)?);
+            found.tensors = shard.tensors().map(|(name, info)| (name, (shard.clone(), info))).collect();
             found.shards.push(shard);
         }
         let checkpoint = found.with_canonical_names();
@@ -76,10 +77,11 @@ impl Checkpoint {
             files.entry(file).or_default().push(name);
         }
         for (file, names) in files {
-            let shard = Shard::open(&dir.join(file))?;
+            let shard = Arc::new(Shard::open(&dir.join(file))?);
             for name in names {
                 let lacks = || wrong(&shard.path, name, "a tensor, as the index says", NO_TENSOR);
-                self.tensors.insert(name.into(), (self.shards.len(), shard.info(name).ok_or_else(lacks)?.clone()));
+                let info = shard.header.info(name).ok_or_else(lacks)?.clone();
+                self.tensors.insert(name.into(), (shard.clone(), info));
             }
             self.shards.push(shard);
         }
@@ -98,7 +100,7 @@ impl Checkpoint {
     }
 
     fn check(&self, dir: &Path, name: &str, expected: &[usize]) -> Result<()> {
-        let Some((shard, info)) = self.find(name) else {
+        let Some((shard, info)) = self.tensors.get(name) else {
             let file = if self.shards.len() == 1 { self.shards[0].path.clone() } else { dir.join(INDEX) };
             return Err(wrong(&file, name, &format!("{expected:?}"), NO_TENSOR));
         };
@@ -111,13 +113,8 @@ impl Checkpoint {
         Err(wrong(&shard.path, name, &format!("{expected:?} {dtype}"), &found))
     }
 
-    fn find(&self, name: &str) -> Option<(&Shard, &TensorInfo)> {
-        let (shard, info) = self.tensors.get(name)?;
-        Some((self.shards.get(*shard)?, info))
-    }
-
-    fn require(&self, name: &str) -> Result<(&Shard, &TensorInfo)> {
-        self.find(name).ok_or_else(|| wrong(&self.shards[0].path, name, "a tensor", NO_TENSOR))
+    fn require(&self, name: &str) -> Result<&(Arc<Shard>, TensorInfo)> {
+        self.tensors.get(name).ok_or_else(|| wrong(&self.shards[0].path, name, "a tensor", NO_TENSOR))
     }
 
     pub(crate) fn dtype(&self, name: &str) -> Result<Dtype> {
@@ -193,13 +190,9 @@ impl Shard {
         Ok(Shard { path: path.to_path_buf(), map, header, start })
     }
 
-    fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.header.info(name)
-    }
-
     /// All tensors with their names, in the order of the file.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (String, TensorInfo)> {
-        self.header.offset_keys().into_iter().filter_map(|name| Some((name.clone(), self.info(&name)?.clone())))
+        self.header.offset_keys().into_iter().filter_map(|name| Some((name.clone(), self.header.info(&name)?.clone())))
     }
 
     /// Appends `info`'s numbers to `out` as f32; fails on the first that is not finite.

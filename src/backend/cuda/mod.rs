@@ -36,7 +36,7 @@ use self::driver::{Captured, Define, DeviceInfo, Driver, Function, LaunchConfig}
 use self::profile::Profile;
 use self::source::Source;
 use super::cost::Cost;
-use super::{Backend, Element, Matrix, Tensor, check_values};
+use super::{Backend, Element, Matrix, Tensor};
 use crate::error::{Error, Result};
 
 /// A GPU, or the simulator in its place.
@@ -225,7 +225,6 @@ impl Backend for Cuda {
     }
 
     fn weight(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<Tensor<Cuda>> {
-        check_values(rows, cols, &values)?;
         let rounded = self.activations(&values);
         if let Some(at) = rounded.iter().position(|value| !value.is_finite()) {
             return Err(Error::NotFinite {
