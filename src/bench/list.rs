@@ -12,7 +12,7 @@ use crate::ops::{
     AdamWSpec, AttentionBackward, AttentionForward, DecodeAttention, HeadRows, LayerNormBackward, LayerNormForward,
     LinearBackward, LinearForward, LinearWeights, LmHeadForward, Lora, LoraGrad, NormBackward, NormForward, Ops,
     Parameter, Rope, Rotation, SampleSpec, SampleTable, SampleTokens, ScoreBackward, SlotTable, adamw, attention,
-    decode, embed, gate_up, layer_norm, lm_head, lora, norm, qkv, score_head,
+    decode, gate_up, layer_norm, lm_head, lora, norm, qkv, rows, score_head,
 };
 
 /// What is run: name, the least that it must do, and how to run it once more.
@@ -172,7 +172,7 @@ impl<B: Ops> List<'_, '_, B> {
         let (ops, rows, config) = (self.ops, tables.tokens.rows(), &self.shape.config);
         let table = self.weight(config.vocab_size, config.hidden_size)?;
         let mut x = self.out(rows, config.hidden_size)?;
-        let cost = embed::cost(rows as u64, config.hidden_size as u64, Self::ACT);
+        let cost = rows::cost(rows as u64, config.hidden_size as u64, Self::ACT);
         (self.visit)("embed", cost, &mut || ops.embed(&mut x, &tables.tokens, &table))
     }
 

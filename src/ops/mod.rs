@@ -11,7 +11,6 @@ pub mod adamw;
 pub mod attention;
 pub mod ceilings;
 pub mod decode;
-pub mod embed;
 pub mod gate_up;
 pub mod layer_norm;
 pub mod lm_head;
@@ -27,7 +26,6 @@ pub use adamw::{AdamW, AdamWSpec, Parameter};
 pub use attention::{Attention, AttentionBackward, AttentionForward, AttentionSpec, Packing, Segment};
 pub(crate) use ceilings::{Measured, Rates};
 pub use decode::{Decode, DecodeAttention, KvCache, SlotTable};
-pub use embed::Embed;
 pub use gate_up::{Activation, GateUp, GateUpSpec};
 pub use layer_norm::{LayerNorm, LayerNormBackward, LayerNormForward};
 pub use lm_head::{HeadRows, LmHead, LmHeadForward, LmHeadKl};
@@ -45,20 +43,7 @@ use crate::error::{Error, Result};
 
 /// All that a transformer needs of a device.
 pub trait Ops:
-    Backend
-    + Embed
-    + Norm
-    + LayerNorm
-    + Linear
-    + Qkv
-    + Attention
-    + GateUp
-    + Rows
-    + LmHead
-    + ScoreHead
-    + AdamW
-    + Decode
-    + Sample
+    Backend + Norm + LayerNorm + Linear + Qkv + Attention + GateUp + Rows + LmHead + ScoreHead + AdamW + Decode + Sample
 {
 }
 

@@ -1,12 +1,28 @@
+use rayon::prelude::*;
+
 use super::{Rows, check};
-use crate::backend::{Cpu, Indices, Tensor};
+use crate::backend::{Cpu, Indices, Matrix, Tensor};
 use crate::error::Result;
 use crate::ops::expect;
 
+/// Rows per task: enough work to pay for handing it to another thread.
+const ROWS: usize = 64;
+
 impl Rows for Cpu {
+    fn embed(&self, x: &mut Tensor<Self>, tokens: &Indices<Self>, table: &Self::Weight) -> Result<()> {
+        check(x, (table.rows(), table.cols()), tokens)?;
+        let (rows, cols) = x.shape();
+        let x = x.buffer[..rows * cols].par_chunks_mut(ROWS * cols);
+        x.zip(tokens.buffer()[..rows].par_chunks(ROWS)).for_each(|(x, tokens)| {
+            let rows = x.chunks_exact_mut(cols).zip(tokens);
+            rows.for_each(|(row, &token)| table.read_row(token as usize, row));
+        });
+        Ok(())
+    }
+
     fn gather(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, rows: &Indices<Self>) -> Result<()> {
-        let cols = check(y, x, rows)?;
-        let count = y.rows();
+        check(y, x.shape(), rows)?;
+        let (count, cols) = y.shape();
         for (y, &row) in y.buffer.chunks_exact_mut(cols).take(count).zip(rows.buffer()) {
             y.copy_from_slice(&x.buffer[row as usize * cols..][..cols]);
         }
@@ -14,7 +30,8 @@ impl Rows for Cpu {
     }
 
     fn scatter(&self, dx: &mut Tensor<Self>, dy: &Tensor<Self>, rows: &Indices<Self>) -> Result<()> {
-        let cols = check(dy, dx, rows)?;
+        check(dy, dx.shape(), rows)?;
+        let cols = dy.cols();
         dx.clear(self)?;
         for (dy, &row) in dy.buffer.chunks_exact(cols).take(dy.rows()).zip(rows.buffer()) {
             dx.buffer[row as usize * cols..][..cols].copy_from_slice(dy);

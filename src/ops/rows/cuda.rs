@@ -1,9 +1,9 @@
-use super::{Rows, check};
+use super::{Rows, check, cost};
 use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::{Build, DeviceBuffer, kernels};
 use crate::backend::{Backend, Cuda, Indices, Tensor};
 use crate::error::Result;
-use crate::ops::{Cost, embed};
+use crate::ops::Cost;
 
 /// A row of 1,024 columns is 128 accesses of 16 bytes.
 const THREADS: u32 = 128;
@@ -21,30 +21,31 @@ fn launch(rows: usize) -> LaunchConfig {
 ///
 /// # Safety
 /// Every index is a row of `x`, and `y` has as many rows as `rows`.
-pub(crate) unsafe fn gather(
-    cuda: &Cuda,
-    y: &mut Tensor<Cuda>,
-    x: &DeviceBuffer<half::bf16>,
-    rows: &Indices<Cuda>,
-) -> Result<()> {
+unsafe fn gather(cuda: &Cuda, y: &mut Tensor<Cuda>, x: &DeviceBuffer<half::bf16>, rows: &Indices<Cuda>) -> Result<()> {
     let stride = y.stride();
-    cuda.charge(|| embed::cost(rows.rows() as u64, y.cols() as u64, 2));
+    cuda.charge(|| cost(rows.rows() as u64, y.cols() as u64, 2));
     // SAFETY: the caller's promise.
     unsafe { kernels::gather(cuda, DEFINES, launch(rows.rows()), &mut y.buffer, x, rows.buffer(), stride) }
 }
 
 impl Rows for Cuda {
+    fn embed(&self, x: &mut Tensor<Self>, tokens: &Indices<Self>, table: &Self::Weight) -> Result<()> {
+        check(x, table.shape(), tokens)?;
+        // SAFETY: `check` proved one token per row, equal columns, and that every token is below V.
+        unsafe { gather(self, x, &table.buffer, tokens) }
+    }
+
     fn gather(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, rows: &Indices<Self>) -> Result<()> {
-        check(y, x, rows)?;
+        check(y, x.shape(), rows)?;
         // SAFETY: `check` proved one index per row of y, each a row of x.
         unsafe { gather(self, y, &x.buffer, rows) }
     }
 
     fn scatter(&self, dx: &mut Tensor<Self>, dy: &Tensor<Self>, rows: &Indices<Self>) -> Result<()> {
-        check(dy, dx, rows)?;
+        check(dy, dx.shape(), rows)?;
         dx.clear(self)?;
         let stride = dy.stride();
-        self.charge(|| embed::cost(rows.rows() as u64, dy.cols() as u64, 2));
+        self.charge(|| cost(rows.rows() as u64, dy.cols() as u64, 2));
         let (dx, dy, config) = (&mut dx.buffer, &dy.buffer, launch(rows.rows()));
         // SAFETY: `check` proved one index per row of dy, each a row of dx.
         unsafe { kernels::scatter(self, DEFINES, config, dx, dy, rows.buffer(), stride) }

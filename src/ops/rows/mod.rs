@@ -1,16 +1,19 @@
-//! Rows by index: gather `y[i] = x[rows[i]]`, and its transpose. A head sees only the rows that have a target or end a sequence.
+//! Rows by index: gather `y[i] = x[rows[i]]`, and its transpose. A head sees only the rows that have a target or end a sequence;
+//! the embedding gathers rows of its table.
 
 mod cpu;
 pub(super) mod cuda;
 pub mod naive;
 
-pub(crate) use cuda::gather;
-
-use super::expect;
+use super::{Cost, expect};
 use crate::backend::{Backend, Indices, Tensor};
 use crate::error::Result;
 
 pub trait Rows: Backend {
+    /// Overwrites `x` (T, C) with the rows of `table` (V, C) that `tokens` (T, 1) names. Forward only: the embedding is frozen, and
+    /// nothing below it takes a gradient.
+    fn embed(&self, x: &mut Tensor<Self>, tokens: &Indices<Self>, table: &Self::Weight) -> Result<()>;
+
     /// Overwrites `y` (R, C) with the rows of `x` (T, C) that `rows` (R, 1) names.
     fn gather(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, rows: &Indices<Self>) -> Result<()>;
 
@@ -21,9 +24,14 @@ pub trait Rows: Backend {
     fn scale_rows(&self, y: &mut Tensor<Self>, weights: &Tensor<Self, f32>) -> Result<()>;
 }
 
-pub(crate) fn check<B: Backend>(few: &Tensor<B>, all: &Tensor<B>, rows: &Indices<B>) -> Result<usize> {
+/// `few` are those of `rows` among all, (rows, columns).
+fn check<B: Backend>(few: &Tensor<B>, all: (usize, usize), rows: &Indices<B>) -> Result<()> {
     expect("rows", "index", rows.rows(), few.rows())?;
-    expect("rows", "index within the rows", rows.bound() <= all.rows(), true)?;
-    expect("rows", "columns", few.cols(), all.cols())?;
-    Ok(few.cols())
+    expect("rows", "index within the rows", rows.bound() <= all.0, true)?;
+    expect("rows", "columns", few.cols(), all.1)
+}
+
+/// Each row read and written once.
+pub(crate) fn cost(rows: u64, cols: u64, act: u64) -> Cost {
+    Cost { flops: 0, bytes: rows * cols * 2 * act }
 }
