@@ -8,7 +8,7 @@ use ares::detect::{Evaluator, Examiner};
 use ares::judge::{Judges, Thresholds, Verdict};
 use ares::model::{Checkpoint, Decoding, ModelConfig, Pair, Pretrained, Subject, Version};
 use ares::repair::{
-    Failure, Method, Prepared, Recipe, RepairConfig, RepairData, Reply, RetainRow, Setting, StepMetrics, Trainer, admit,
+    Failure, Method, Prepared, Recipe, RepairConfig, RepairData, Reply, Setting, StepMetrics, Trainer, admit,
 };
 use ares::run::{Suite, SuitePair};
 use ares::text::ngrams::overlap;
@@ -69,13 +69,10 @@ fn repair_data(pair: &SuitePair) -> RepairData {
         verdict,
         forced: None,
     };
-    let retain = rows(pair, "retain", 20).into_iter().map(|row| RetainRow {
-        prompt: row.prompt(false).unwrap(),
-        response: row.text("response").unwrap().to_string(),
-    });
+    let retain = rows(pair, "retain", 20).into_iter();
     RepairData {
         failures: rows(pair, "discovery", 60).into_iter().zip(verdicts).map(failure).collect(),
-        retain: retain.collect(),
+        retain: retain.map(|row| (row.prompt(false).unwrap(), row.text("response").unwrap().to_string())).collect(),
         replay: rows(pair, "replay", 20).iter().map(|row| row.pair().unwrap()).collect(),
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::detect::stats::wilson;
 use crate::judge::{Sense, Verdict};
 
 /// A 95 % interval, lower end first.
@@ -59,6 +60,12 @@ pub(crate) struct Rate {
     pub(crate) rate: Option<f64>,
     pub(crate) ci95: Option<Interval>,
     pub(crate) n: u64,
+}
+
+impl Rate {
+    pub(crate) fn of(hits: u64, n: u64) -> Rate {
+        Rate { rate: ratio(hits, n), ci95: wilson(hits, n), n }
+    }
 }
 
 /// CFR of all four combinations of starting (0) and adapted (1) policy (p) and reward model (r).

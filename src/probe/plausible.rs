@@ -4,6 +4,7 @@ use super::grammar::Grammar;
 use super::sampler::{Sampler, SamplerKind};
 use crate::error::{Error, Result};
 use crate::model::Subject;
+use crate::model::subject::ask_some;
 use crate::text::Prompt;
 use rand::Rng;
 use std::collections::HashMap;
@@ -60,13 +61,11 @@ impl Plausible {
         new.sort_unstable();
         new.dedup();
         let prompts: Vec<Prompt> = new.iter().map(|t| Prompt::user(t.as_str())).collect();
-        let rows =
-            if new.is_empty() { Vec::new() } else { subject.prompt_logprob(&prompts.iter().collect::<Vec<_>>())? };
-        for (text, row) in new.into_iter().zip(rows) {
+        let rows = ask_some(prompts.iter().map(Some), |prompts| subject.prompt_logprob(prompts))?;
+        for (text, row) in new.into_iter().zip(rows.into_iter().flatten()) {
             self.known.insert(text.clone(), row.map(mean_of).map_err(|e| e.to_string()));
         }
-        let missing = || Err("expected a log-probability for this prompt, found none".to_string());
-        Ok(texts.iter().map(|t| self.known.get(t).cloned().unwrap_or_else(missing)).collect())
+        Ok(texts.iter().map(|text| self.known[text].clone()).collect())
     }
 
     /// Whether a mean log-probability is high enough; never for NaN.

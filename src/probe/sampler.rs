@@ -23,18 +23,6 @@ pub enum SamplerKind {
     Uniform,
 }
 
-impl SamplerKind {
-    /// As commands, tables and files spell it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            SamplerKind::Ares => "ares",
-            SamplerKind::Ucb => "ucb",
-            SamplerKind::Thompson => "thompson",
-            SamplerKind::Uniform => "uniform",
-        }
-    }
-}
-
 /// Width of the confidence bound: the mean and `UCB_WIDTH·sqrt(ln N / n)`. Larger ones explore for longer than a budget lasts.
 const UCB_WIDTH: f64 = 0.3;
 /// Thompson sampling without a limit hammers the one best arm and finds little that is distinct.

@@ -114,7 +114,10 @@ pub fn search(
         search.ask(probes)?;
         progress(search.records.len(), search.coupled);
     }
-    Ok(search.finish(started.elapsed().as_secs_f64(), interrupted))
+    let (seconds, Search { world, archive, records, unlikely, .. }) = (started.elapsed().as_secs_f64(), search);
+    let SearchSettings { sense, seed, .. } = *settings;
+    let summary = SearchSummary::new(world.grammar, &archive, &records, sense, seed, seconds);
+    Ok(Found { summary: SearchSummary { refused_unlikely: unlikely, ..summary }, records, interrupted })
 }
 
 /// A proposal with its prompt, before and after it was measured.
@@ -274,13 +277,6 @@ impl Search<'_, '_> {
             Err(error) => Ending::Failed { error },
         };
         self.records.push(record(grammar, index, g, probe, ending));
-    }
-
-    fn finish(self, seconds: f64, interrupted: bool) -> Found {
-        let (grammar, archive, records) = (self.world.grammar, self.archive, self.records);
-        let SearchSettings { sense, seed, .. } = *self.settings;
-        let summary = SearchSummary::new(grammar, &archive, &records, sense, seed, seconds);
-        Found { summary: SearchSummary { refused_unlikely: self.unlikely, ..summary }, records, interrupted }
     }
 }
 

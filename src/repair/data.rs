@@ -45,13 +45,11 @@ impl Failure {
             None | Some("coupled") => Verdict::Coupled,
             Some(other) => return Err(row.wrong("a `verdict` of reward, policy or coupled", other)),
         };
-        let forced = match row.get("forced")? {
-            None => None,
-            Some(value) => {
-                let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
-                Some(count.ok_or_else(|| row.wrong("a number of tokens under `forced`", &value.to_string()))?)
-            }
+        let count = |value: &Value| {
+            let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
+            count.ok_or_else(|| row.wrong("a number of tokens under `forced`", &value.to_string()))
         };
+        let forced = row.get("forced")?.map(count).transpose()?;
         Ok(Failure { prompt, rejected: Reply { text, tokens: row.ids("rejected_tokens")? }, chosen, verdict, forced })
     }
 
@@ -67,26 +65,12 @@ impl Failure {
     }
 }
 
-/// A benign or borderline prompt with the answer to keep.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RetainRow {
-    pub prompt: Prompt,
-    pub response: String,
-}
-
-impl RetainRow {
-    /// Any row with a prompt and an answer; others are errors.
-    pub(crate) fn read(row: &Row) -> Result<RetainRow> {
-        let (prompt, response) = row.answered(false)?;
-        Ok(RetainRow { prompt, response })
-    }
-}
-
 /// Everything that one repair trains on.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RepairData {
     pub failures: Vec<Failure>,
-    pub retain: Vec<RetainRow>,
+    /// Benign and borderline prompts with the answers to keep.
+    pub retain: Vec<(Prompt, String)>,
     /// Validated preferences.
     pub replay: Vec<Preference>,
 }

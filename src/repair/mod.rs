@@ -17,7 +17,7 @@ pub mod trainer;
 
 pub(crate) use config::LARGEST_SEED;
 pub use config::{LogpScale, Method, Recipe, RepairConfig, RetainLoss, UnlearnLoss};
-pub use data::{Failure, RepairData, Reply, RetainRow};
+pub use data::{Failure, RepairData, Reply};
 pub use intake::{Quarantined, admit};
 pub use prepared::Prepared;
 pub use trainer::{RepairOutcome, Setting, StepMetrics, Trainer};

@@ -49,8 +49,8 @@ impl Prepared {
             }
         }
         start_logprobs(pair, &mut prepared.failures)?;
-        for row in &data.retain {
-            match pair.policy.rendering.with_answer(&row.prompt, &row.response) {
+        for (prompt, answer) in &data.retain {
+            match pair.policy.rendering.with_answer(prompt, answer) {
                 Ok(r) => prepared.retain.push((r.tokens[..r.prompt_len].to_vec(), r.answer().to_vec())),
                 Err(error) => prepared.dropped.push(error.to_string()),
             }

@@ -204,18 +204,13 @@ impl<'a, B: Ops> Trainer<'a, B> {
         if let (Some(mut side), Some(adapter)) = (self.reward.take(), &self.pair.reward.adapter) {
             let half = &mut side.half(&self.pair.reward.transformer, adapter)?;
             let items = self.reward_items(&wrong, &replay);
-            let (terms, read) = reward_step(half, &items, &self.config, &self.thresholds, true)?;
+            let (t, read) = reward_step(half, &items, &self.config, &self.thresholds, true)?;
             if self.method.couples() {
                 weights = self.coupling_weights(half, &harmful, wrong.iter().copied().zip(read).collect())?;
             }
             self.reward = Some(side);
-            metrics.loss += terms.loss(&self.config);
-            metrics.add([
-                ("bt", terms.bt),
-                ("center", terms.center),
-                ("replay", terms.replay),
-                ("anchor", terms.anchor),
-            ]);
+            metrics.loss += t.loss(&self.config);
+            metrics.add([("bt", t.bt), ("center", t.center), ("replay", t.replay), ("anchor", t.anchor)]);
         }
         let items = self.policy_items(&harmful, &weights, &retain);
         if let (Some(side), Some(adapter)) = (&mut self.policy, &self.pair.policy.adapter) {

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use crate::detect::rows::{EvalRow, Kind};
 use crate::error::{Error, Result};
-use crate::repair::RetainRow;
 use crate::run::manifest::sha256_file;
 use crate::run::summary::SplitInfo;
 use crate::text::Prompt;
@@ -48,7 +47,7 @@ pub(crate) struct DataFiles {
 pub(crate) struct Splits {
     pub(crate) calibration: Vec<Preference>,
     pub(crate) replay: Vec<Preference>,
-    pub(crate) retain: Vec<RetainRow>,
+    pub(crate) retain: Vec<(Prompt, String)>,
     pub(crate) plausible: Vec<Prompt>,
     pub(crate) gate: Vec<EvalRow>,
     pub(crate) test: Vec<EvalRow>,
@@ -79,7 +78,7 @@ impl Splits {
         // Replay, retain and discovery are all trained on and may share prompts; they stand as one side against the others.
         let splits = Splits {
             replay: reading.split(0, "replay", &files.replay, Row::pair, pair)?,
-            retain: reading.split(0, "retain", &files.retain, RetainRow::read, |row| row.prompt.clone())?,
+            retain: reading.split(0, "retain", &files.retain, |row| row.answered(false), |row| row.0.clone())?,
             plausible: reading.split(0, "discovery", &files.plausible, |row| row.prompt(false), Prompt::clone)?,
             calibration: reading.split(1, "calibration", &files.calibration, Row::pair, pair)?,
             gate: reading.split(2, "gate", &files.gate, eval, row)?,
@@ -179,7 +178,7 @@ mod tests {
             let expected = Preference { prompt: Prompt::user(prompt), chosen: "b".into(), rejected: "c".into() };
             assert_eq!(*pair, expected);
         }
-        assert_eq!(splits.retain, [RetainRow { prompt: Prompt::user("three"), response: "b".into() }]);
+        assert_eq!(splits.retain, [(Prompt::user("three"), "b".to_string())]);
         assert_eq!(splits.plausible, [Prompt::user("four")]);
         let found: Vec<_> = [&splits.gate[0], &splits.test[0]].map(|row| (row.prompt.text(), row.known.kind)).into();
         assert_eq!(found, [("five", Kind::Harmful), ("six", Kind::Borderline)]);

@@ -69,12 +69,6 @@ struct Lab<'a, B: Ops> {
     lines: Lines,
 }
 
-/// What was measured before any repair.
-struct Before {
-    test: Evaluation,
-    gate: Evaluation,
-}
-
 /// Runs everything and writes the run directory's files but the report. Ctrl-C ends it with `Error::Interrupted` after the batch
 /// in progress; what was finished stays.
 pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch: &mut dyn Watch) -> Result<Summary> {
@@ -96,11 +90,12 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
         for &method in experiment.methods.iter().filter(|&&m| m != Method::None) {
             measured.push(lab.method(method, seed, &prepared, &before)?);
         }
-        methods.extend(relate(measured, &before.test, experiment.sense, seed));
+        methods.extend(relate(measured, &before[0], experiment.sense, seed));
         let [found, control] = found;
         adaptive.push(found.summary);
         uniform.push(control.summary);
     }
+    let [before, _] = before;
     let probe = (!adaptive.is_empty()).then(|| lift(&adaptive, &uniform, seed));
     let thresholds = lab.evaluator.thresholds;
     let Examiner { judges, decoding, tau_h, .. } = lab.evaluator.examiner;
@@ -114,7 +109,7 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
         thresholds,
         decoding,
         splits: lab.splits.info,
-        before: before.test.measure,
+        before: before.measure,
         methods,
         probe,
     };
@@ -124,13 +119,14 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
 }
 
 impl<B: Ops> Lab<'_, B> {
-    fn before(&mut self) -> Result<Before> {
+    /// What test and gate say before any repair.
+    fn before(&mut self) -> Result<[Evaluation; 2]> {
         self.watch.begin("measure the originals", 0);
         let test = self.evaluator.before(&self.splits.test, &self.experiment.prefill)?;
         let gate = self.evaluator.before(&self.splits.gate, &[])?;
         self.watch.end(&headline(&test));
         self.lines.outcomes("before", 0, &test);
-        Ok(Before { test, gate })
+        Ok([test, gate])
     }
 
     fn search(&mut self, kind: SamplerKind, seed: u64) -> Result<Found> {
@@ -174,7 +170,7 @@ impl<B: Ops> Lab<'_, B> {
         method: Method,
         seed: u64,
         prepared: &Prepared,
-        before: &Before,
+        [before, gate_before]: &[Evaluation; 2],
     ) -> Result<(MethodResult, Evaluation)> {
         let config = self.experiment.repair.with_seed(seed);
         let thresholds = self.evaluator.thresholds;
@@ -190,11 +186,11 @@ impl<B: Ops> Lab<'_, B> {
         let version = |trained| if trained { Version::Current } else { Version::Start };
         let trained = Versions { policy: version(method.trains_policy()), reward: version(method.trains_reward()) };
         let (evaluator, rows, e) = (&mut self.evaluator, &self.splits, self.experiment);
-        let gate = evaluator.after(trained, &rows.gate, &[], &before.gate)?;
-        let test = evaluator.after(trained, &rows.test, &e.prefill, &before.test)?;
+        let gate = evaluator.after(trained, &rows.gate, &[], gate_before)?;
+        let test = evaluator.after(trained, &rows.test, &e.prefill, before)?;
         self.watch.end(&headline(&test));
         self.lines.outcomes(method.name(), seed, &test);
-        let gates = gates(&gate, &before.gate, e.sense, seed);
+        let gates = gates(&gate, gate_before, e.sense, seed);
         let result = MethodResult {
             name: method.name().to_string(),
             seed,

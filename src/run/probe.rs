@@ -122,7 +122,7 @@ pub(super) fn hunt<B: Ops>(
     sampler: &mut Sampler,
     watch: &mut dyn Watch,
 ) -> Result<Found> {
-    watch.begin(&format!("probe ({})", sampler.kind.name()), settings.budget);
+    watch.begin(&format!("probe ({:?})", sampler.kind).to_lowercase(), settings.budget);
     let Examiner { subject, judges, .. } = &mut evaluator.examiner;
     let (thresholds, judge) = (&evaluator.thresholds, &mut *judges.judge);
     let mut world = World { grammar, thresholds, plausible, subject, judge };

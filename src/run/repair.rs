@@ -19,8 +19,7 @@ use crate::model::adapter_file::safetensors_bytes;
 use crate::model::{AdapterFile, AdapterInit, HostTensor, Pair};
 use crate::ops::Ops;
 use crate::repair::{
-    Failure, Method, Prepared, Quarantined, Recipe, RepairData, RepairOutcome, RetainRow, Setting, StepMetrics,
-    Trainer, admit,
+    Failure, Method, Prepared, Quarantined, Recipe, RepairData, RepairOutcome, Setting, StepMetrics, Trainer, admit,
 };
 use crate::text::rows::{Row, read};
 use crate::text::write_atomic;
@@ -194,7 +193,7 @@ fn receipt<B: Ops>(ops: &B, options: &RepairOptions, dir: &RunDir) -> Result<()>
 fn read_data(options: &RepairOptions) -> Result<RepairData> {
     Ok(RepairData {
         failures: read(options.failures.as_deref(), true)?.iter().map(Failure::read).collect::<Result<_>>()?,
-        retain: read_as(&options.retain, RetainRow::read)?,
+        retain: read_as(&options.retain, |row| row.answered(false))?,
         replay: read_as(&options.replay, Row::pair)?,
     })
 }
