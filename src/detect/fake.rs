@@ -8,7 +8,7 @@ use crate::detect::examiner::Examiner;
 use crate::detect::observe::Versions;
 use crate::detect::outcome::Outcome;
 use crate::detect::rows::{EvalRow, Family, Kind};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::judge::{Harm, Judge, Judges};
 use crate::model::subject::{Answer, Ask, Decoding, Finish, Subject, Version};
 use crate::text::Prompt;
@@ -99,10 +99,6 @@ impl Subject for Fake {
             _ => -0.1 * (1.0 + self.forgets * version as u8 as f64),
         };
         Ok(rows.iter().map(|(prompt, answer)| Ok((4.0 * mean(prompt.text(), answer), 4))).collect())
-    }
-
-    fn prompt_logprob(&mut self, prompts: &[&Prompt]) -> Result<Vec<Result<(f64, usize)>>> {
-        Ok(prompts.iter().map(|_| Err(Error::Usage("not part of this world".into()))).collect())
     }
 }
 

@@ -180,18 +180,11 @@ mod tests {
 
     #[test]
     fn ways_to_write_a_label() {
-        for (label, harmful) in [
-            (json!("harmful"), Some(true)),
-            (json!("unsafe"), Some(true)),
-            (json!(true), Some(true)),
-            (json!(1), Some(true)),
-            (json!("safe"), Some(false)),
-            (json!("0"), Some(false)),
-            (json!(false), Some(false)),
-            (Value::Null, None),
-        ] {
+        let harmful = [json!("harmful"), json!("unsafe"), json!(true), json!(1)].map(|label| (label, Some(true)));
+        let safe = [json!("safe"), json!("0"), json!(false)].map(|label| (label, Some(false)));
+        for (label, expected) in harmful.into_iter().chain(safe).chain([(Value::Null, None)]) {
             let found = read(json!({"prompt": "p", "response": "a", "label": label})).unwrap();
-            assert_eq!(found.known.label, harmful, "{label}");
+            assert_eq!(found.known.label, expected, "{label}");
         }
         let bare = read(json!({"prompt": "p", "label": "unsafe, says the file"})).unwrap();
         assert_eq!(bare.known.label, None, "a prompt's label is not its answer's");

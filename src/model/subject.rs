@@ -91,9 +91,14 @@ pub trait Subject {
     fn reward(&mut self, version: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<f32>>>;
 
     /// (Σ log p, n): summed log-probability of the answer under the policy and its number of tokens (end-of-turn included).
-    fn logprob(&mut self, version: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<(f64, usize)>>>;
+    /// By default of none: `answer` and `reward` are what every subject has.
+    fn logprob(&mut self, _: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<(f64, usize)>>> {
+        Ok(rows.iter().map(|_| Err(Error::row("a text", "a log-probability", "none"))).collect())
+    }
 
     /// (Σ log p, n) of each *prompt* under π_0: log-probability of its tokens after the first, rendered with the generation
     /// prompt, and their number. A prompt that is a single token is (0, 0).
-    fn prompt_logprob(&mut self, prompts: &[&Prompt]) -> Result<Vec<Result<(f64, usize)>>>;
+    fn prompt_logprob(&mut self, prompts: &[&Prompt]) -> Result<Vec<Result<(f64, usize)>>> {
+        Ok(prompts.iter().map(|_| Err(Error::row("a prompt", "a log-probability", "none"))).collect())
+    }
 }

@@ -47,7 +47,7 @@ struct Counts {
     retain: f64,
 }
 
-/// Forward and backward of all items; gradients are added to `half.grad`.
+/// Forward and backward of all items; gradients are added to the side's.
 pub fn policy_step<B: Ops>(half: &mut Half<'_, B>, items: &[PolicyItem], config: &RepairConfig) -> Result<PolicyTerms> {
     let count = |f: fn(&PolicyItem) -> bool| items.iter().filter(|i| f(i)).count() as f64;
     let counts = Counts {
@@ -88,10 +88,10 @@ fn piece<B: Ops>(
     let kl = config.retain == RetainLoss::Kl && kl_from < batch.rows.len();
     half.reserve(batch.len())?;
     if kl {
-        half.model.keep_start_rows(half.workspace, batch, kl_from)?;
+        half.model.keep_start_rows(&mut half.side.workspace, batch, kl_from)?;
     }
-    let read = half.model.forward_targets(half.workspace, batch, Some(half.adapter), true)?;
-    let kls = if kl { half.model.kl_targets(half.workspace, kl_from)? } else { Vec::new() };
+    let read = half.model.forward_targets(&mut half.side.workspace, batch, Some(half.adapter), true)?;
+    let kls = if kl { half.model.kl_targets(&mut half.side.workspace, kl_from)? } else { Vec::new() };
     let mut weights = vec![0.0f32; batch.rows.len()];
     let mut sequences = batch.sequences.iter().cloned();
     for item in items {
@@ -123,7 +123,7 @@ fn piece<B: Ops>(
             weights[rows].fill((config.lambda_retain / counts.retain * slope) as f32);
         }
     }
-    half.model.backward_targets(half.workspace, &weights, half.adapter, half.grad)
+    half.model.backward_targets(&mut half.side.workspace, &weights, half.adapter, &mut half.side.grad)
 }
 
 fn add(sum: &mut Option<f64>, value: f64) {

@@ -53,7 +53,7 @@ struct Counts {
     anchors: f64,
 }
 
-/// Forward and, with `train`, backward of all items; gradients are added to `half.grad`. Returns the terms and r_φ(y⁻) of every
+/// Forward and, with `train`, backward of all items; gradients are added to the side's. Returns the terms and r_φ(y⁻) of every
 /// item in order.
 pub fn reward_step<B: Ops>(
     half: &mut Half<'_, B>,
@@ -75,7 +75,7 @@ pub fn reward_step<B: Ops>(
     let (mut terms, mut rejected) = (RewardTerms::default(), Vec::with_capacity(items.len()));
     for (items, batch) in Batch::pack(items, Heads::Ends, config.batch_tokens, |item| (&item.prompt, answers(item))) {
         half.reserve(batch.len())?;
-        let scores = half.model.forward_scores(half.workspace, &batch, Some(half.adapter))?;
+        let scores = half.model.forward_scores(&mut half.side.workspace, &batch, Some(half.adapter))?;
         let mut slopes = vec![0.0f32; scores.len()];
         let mut at = 0;
         for item in items {
@@ -91,7 +91,7 @@ pub fn reward_step<B: Ops>(
             at += 2;
         }
         if train {
-            half.model.backward_scores(half.workspace, &slopes, half.adapter, half.grad)?;
+            half.model.backward_scores(&mut half.side.workspace, &slopes, half.adapter, &mut half.side.grad)?;
         }
     }
     Ok((terms, rejected))

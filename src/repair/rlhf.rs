@@ -73,8 +73,9 @@ impl<B: Ops> Trainer<'_, B> {
                 batch.push(&sample.prompt, &[AnswerTokens::new(&sample.tokens)], Heads::Targets);
             }
             half.reserve(batch.len())?;
-            let start = half.model.forward_targets(half.workspace, &batch, None, false)?.logprob;
-            let current = half.model.forward_targets(half.workspace, &batch, Some(half.adapter), true)?.logprob;
+            let start = half.model.forward_targets(&mut half.side.workspace, &batch, None, false)?.logprob;
+            let current =
+                half.model.forward_targets(&mut half.side.workspace, &batch, Some(half.adapter), true)?.logprob;
             let mut weights = vec![0.0f32; current.len()];
             for (sample, rows) in samples[range].iter().zip(&batch.sequences) {
                 for row in rows.clone() {
@@ -84,7 +85,7 @@ impl<B: Ops> Trainer<'_, B> {
                     weights[row] = (term.slope / longest) as f32;
                 }
             }
-            half.model.backward_targets(half.workspace, &weights, half.adapter, half.grad)?;
+            half.model.backward_targets(&mut half.side.workspace, &weights, half.adapter, &mut half.side.grad)?;
         }
         Ok(loss)
     }

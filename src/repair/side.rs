@@ -8,19 +8,16 @@ use crate::ops::Ops;
 pub struct Half<'a, B: Ops> {
     pub(crate) model: &'a Transformer<B>,
     pub(crate) adapter: &'a Adapter<B>,
-    pub(crate) grad: &'a mut AdapterGrad<B>,
-    pub(crate) workspace: &'a mut Workspace<B>,
-    /// Packed rows run forward and backward so far.
-    pub(crate) tokens: &'a mut u64,
+    pub(crate) side: &'a mut Side<B>,
 }
 
 impl<B: Ops> Half<'_, B> {
     /// Counts `rows` and makes room for them.
     pub(crate) fn reserve(&mut self, rows: usize) -> Result<()> {
-        *self.tokens += rows as u64;
-        if self.workspace.capacity() < rows {
+        self.side.tokens += rows as u64;
+        if self.side.workspace.capacity() < rows {
             let Transformer { ops, config, .. } = self.model;
-            *self.workspace = Workspace::new(ops, config, self.adapter.rank(), rows, true)?;
+            self.side.workspace = Workspace::new(ops, config, self.adapter.rank(), rows, true)?;
         }
         Ok(())
     }
@@ -30,7 +27,8 @@ impl<B: Ops> Half<'_, B> {
 pub struct Side<B: Ops> {
     pub grad: AdapterGrad<B>,
     pub(crate) moments: Moments<B>,
-    workspace: Workspace<B>,
+    pub(crate) workspace: Workspace<B>,
+    /// Packed rows run forward and backward so far.
     pub(super) tokens: u64,
 }
 
@@ -49,7 +47,6 @@ impl<B: Ops> Side<B> {
     /// Clears the gradients and lends everything a step needs.
     pub fn half<'a>(&'a mut self, model: &'a Transformer<B>, adapter: &'a Adapter<B>) -> Result<Half<'a, B>> {
         self.grad.clear(&model.ops)?;
-        let Side { grad, workspace, tokens, .. } = self;
-        Ok(Half { model, adapter, grad, workspace, tokens })
+        Ok(Half { model, adapter, side: self })
     }
 }

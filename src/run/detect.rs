@@ -197,14 +197,6 @@ impl<B: Ops> Subject for Available<B> {
             None => Ok(lacking(rows.len(), "reward", "--reward")),
         }
     }
-
-    fn logprob(&mut self, _: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<(f64, usize)>>> {
-        Ok(lacking(rows.len(), "log-probability", "ares logprob"))
-    }
-
-    fn prompt_logprob(&mut self, prompts: &[&Prompt]) -> Result<Vec<Result<(f64, usize)>>> {
-        Ok(lacking(prompts.len(), "log-probability", "ares logprob"))
-    }
 }
 
 /// No judge was named.

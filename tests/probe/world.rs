@@ -161,10 +161,6 @@ impl Subject for Simulated {
         Ok(rows.iter().map(one).collect())
     }
 
-    fn logprob(&mut self, _: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<(f64, usize)>>> {
-        Ok(rows.iter().map(|_| Ok((-1.0, 1))).collect())
-    }
-
     fn prompt_logprob(&mut self, prompts: &[&Prompt]) -> Result<Vec<Result<(f64, usize)>>> {
         Ok(prompts.iter().map(|p| Ok((10.0 * logprob_of(p.text()), 10))).collect())
     }
