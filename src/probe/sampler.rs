@@ -79,11 +79,11 @@ impl Arm {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampler {
     pub(crate) kind: SamplerKind,
-    domains: usize,
+    pub(super) domains: usize,
     /// tactics × domains
-    arms: Vec<Arm>,
+    pub(super) arms: Vec<Arm>,
     /// tactics × topics
-    cells: Vec<Arm>,
+    pub(super) cells: Vec<Arm>,
     /// Topic, form, persona, tactic: weights that sum to 1.
     pub(super) layers: [Vec<f64>; 4],
 }
@@ -103,17 +103,6 @@ impl Sampler {
             let keep = KEPT_PULLS / arm.pulls.max(KEPT_PULLS);
             *arm = Arm { pulls: arm.pulls * keep, hits: arm.hits * keep, proposed: 0 };
         }
-    }
-
-    /// Arms and cells of a tactic, in the order of the grammar's domains and topics.
-    pub(super) fn of_tactic(&self, tactic: usize) -> (&[Arm], &[Arm]) {
-        let (d, t) = (self.domains, self.layers[0].len());
-        (&self.arms[tactic * d..][..d], &self.cells[tactic * t..][..t])
-    }
-
-    pub(super) fn of_tactic_mut(&mut self, tactic: usize) -> (&mut [Arm], &mut [Arm]) {
-        let (d, t) = (self.domains, self.layers[0].len());
-        (&mut self.arms[tactic * d..][..d], &mut self.cells[tactic * t..][..t])
     }
 
     /// Numbers of a genotype's arm and cell.

@@ -25,8 +25,8 @@ impl Sampler {
     pub fn weights(&self, grammar: &Grammar) -> SamplerWeights {
         let mut weights =
             SamplerWeights { schema: 1, arms: BTreeMap::new(), cells: BTreeMap::new(), layers: BTreeMap::new() };
-        for (t, tactic) in grammar.tactics.iter().enumerate() {
-            let (arms, cells) = self.of_tactic(t);
+        let of_tactics = self.arms.chunks(self.domains).zip(self.cells.chunks(grammar.topics.len()));
+        for (tactic, (arms, cells)) in grammar.tactics.iter().zip(of_tactics) {
             let arms = grammar.domains.iter().cloned().zip(arms.iter().copied());
             weights.arms.insert(tactic.id.clone(), arms.collect());
             let cells = grammar.topics.iter().map(|t| t.id.clone()).zip(cells.iter().copied());
@@ -42,8 +42,8 @@ impl Sampler {
     /// tactic × domain is known to both.
     pub fn carry_over(&mut self, grammar: &Grammar, weights: &SamplerWeights, path: &Path) -> Result<()> {
         let mut known = 0;
-        for (t, tactic) in grammar.tactics.iter().enumerate() {
-            let (arms, cells) = self.of_tactic_mut(t);
+        let of_tactics = self.arms.chunks_mut(self.domains).zip(self.cells.chunks_mut(grammar.topics.len()));
+        for (tactic, (arms, cells)) in grammar.tactics.iter().zip(of_tactics) {
             known += take(arms, grammar.domains.iter(), weights.arms.get(&tactic.id));
             take(cells, grammar.topics.iter().map(|t| &t.id), weights.cells.get(&tactic.id));
         }

@@ -1,6 +1,5 @@
 //! What a repair is made from: failures, benign answers to retain, validated pairs to replay.
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::Result;
@@ -9,10 +8,9 @@ use crate::text::rows::Preference;
 use crate::text::{Prompt, Row};
 
 /// An answer as text, with the policy's own ids where it was sampled: those are trained on as sampled.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Reply {
     pub text: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tokens: Option<Vec<u32>>,
 }
 

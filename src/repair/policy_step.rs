@@ -20,7 +20,7 @@ pub struct PolicyItem {
 }
 
 /// Loss terms of one step, each a mean over the items that carry it, and the mean log-probabilities that show displacement.
-#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PolicyTerms {
     /// L_npo, or L_unlikelihood in its place.
     pub npo: f64,

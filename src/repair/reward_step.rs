@@ -29,7 +29,7 @@ pub enum RewardKind {
 }
 
 /// Loss terms of one step, each a mean over the items that carry it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RewardTerms {
     pub bt: f64,
     pub center: f64,

@@ -55,16 +55,9 @@ pub(crate) struct Splits {
 }
 
 impl DataFiles {
-    /// Name and path of every split.
-    pub(crate) fn all(&self) -> [(&'static str, &PathBuf); 6] {
-        [
-            ("calibration", &self.calibration),
-            ("replay", &self.replay),
-            ("retain", &self.retain),
-            ("discovery", &self.plausible),
-            ("gate", &self.gate),
-            ("test", &self.test),
-        ]
+    /// Every split's path.
+    pub(crate) fn paths(&self) -> [&PathBuf; 6] {
+        [&self.calibration, &self.replay, &self.retain, &self.plausible, &self.gate, &self.test]
     }
 }
 

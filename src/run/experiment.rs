@@ -74,8 +74,8 @@ struct Lab<'a, B: Ops> {
 pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch: &mut dyn Watch) -> Result<Summary> {
     let splits = Splits::read(&experiment.data)?;
     let manifest = Manifest::new(experiment.command, &ops.describe(), &experiment.seeds, experiment)?;
-    let files = experiment.data.all().map(|(_, path)| path);
-    experiment.models.write_receipt(manifest, files.into_iter().chain([&experiment.grammar]), dir)?;
+    let files = experiment.data.paths().into_iter().chain([&experiment.grammar]);
+    experiment.models.write_receipt(manifest, files, dir)?;
     let seed = experiment.seeds.first().copied().unwrap_or(0);
     let calibration = splits.calibration.clone();
     let evaluator = experiment.models.calibrated(ops, calibration, seed, watch)?;
