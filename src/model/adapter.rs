@@ -197,10 +197,8 @@ impl<B: Ops> AdapterGrad<B> {
         let block = |b: &BlockLora<B>| -> Result<BlockGrad<B>> {
             Ok(BlockGrad { qkv: like(&b.qkv)?, o: like(&b.o)?, gate_up: like(&b.gate_up)?, down: like(&b.down)? })
         };
-        let score = match &adapter.score {
-            Some(score) if train_head => Some(Tensor::zeros(ops, score.rows(), score.cols())?),
-            _ => None,
-        };
+        let score = adapter.score.as_ref().filter(|_| train_head);
+        let score = score.map(|score| Tensor::zeros(ops, score.rows(), score.cols())).transpose()?;
         Ok(AdapterGrad { blocks: adapter.blocks.iter().map(block).collect::<Result<_>>()?, score })
     }
 

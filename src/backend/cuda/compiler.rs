@@ -1,5 +1,6 @@
 //! Where compiled code comes from: a pack, else the cache, else libnvrtc.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -10,8 +11,7 @@ use super::driver::{Arch, Define};
 use super::nvrtc::{Cubin, Nvrtc, target};
 use super::pack::{self, Pack};
 use super::search::DriverVersion;
-use super::source::Source;
-use super::text::text;
+use super::source::{Source, inline, signatures, trampolines};
 use crate::error::{Error, Result};
 
 /// What the user says about kernels.
@@ -36,9 +36,25 @@ impl KernelOptions {
         }
     }
 
-    /// The folder of sources, if `kernels` is one.
-    pub(crate) fn sources(&self) -> Option<&Path> {
-        self.kernels.as_deref().filter(|path| path.is_dir())
+    /// The text to compile: what is embedded or, with a folder of sources, that file of it at each call, so that a kernel's author
+    /// need not build the program anew. Fails where signatures differ, since launchers are compiled in.
+    pub(crate) fn text(&self, source: &'static Source) -> Result<Cow<'static, str>> {
+        let folder = self.kernels.as_deref().filter(|path| path.is_dir());
+        let Some(folder) = folder else { return Ok(Cow::Borrowed(source.text)) };
+        let path = folder.join(source.file);
+        let read = |path: &Path| fs::read_to_string(path).map_err(Error::read(path));
+        let remedy = "name a copy of the program's kernels/ folder with ARES_KERNELS, or unset it";
+        let fault = |found: String| Error::file(&path, "kernels in CUDA C++ with all their headers", remedy)(found);
+        let body = read(&path)?;
+        let header = |header: &str| read(&folder.join(header)).map_err(|e| e.to_string());
+        let inlined = inline(source.file, &body, &mut Vec::new(), &header).map_err(fault)?;
+        let trampolines = trampolines(&signatures(source.file, &body).map_err(fault)?);
+        // The embedded text ends with the trampolines of the signatures that the program's launchers were made from.
+        if !source.text.ends_with(&trampolines) {
+            let expected = "the kernels and signatures that the program was built with";
+            return Err(Error::file(&path, expected, "build ares anew to change a signature")("others"));
+        }
+        Ok(Cow::Owned(inlined + &trampolines))
     }
 }
 
@@ -90,7 +106,7 @@ impl Compiler {
 
     /// The code of one file, and its key in a pack.
     pub fn compile(&self, source: &'static Source, defines: &[Define], arch: Arch) -> Result<(Key, Cubin, Origin)> {
-        let text = text(source, self.options.sources())?;
+        let text = self.options.text(source)?;
         let packed = pack::key(source.file, &text, defines, arch);
         if let Some(cubin) = self.pack.as_ref().and_then(|pack| pack.get(&packed)) {
             return Ok((packed, cubin.clone(), Origin::Pack));
@@ -121,3 +137,35 @@ impl Compiler {
 
 const IMAGE: &str = "kernel.cubin";
 const LOG: &str = "log.txt";
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::backend::cuda::kernels::SOURCES;
+    use crate::error::refused;
+
+    #[test]
+    fn a_folder_takes_the_place_of_what_is_embedded() {
+        let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+        let folder = tempfile::tempdir().unwrap();
+        let copied = Command::new("cp").args(["-R", "."]).arg(folder.path()).current_dir(&kernels).status();
+        assert!(copied.unwrap().success());
+        let [own, other] = [kernels, folder.path().into()]
+            .map(|path| KernelOptions { kernels: Some(path), ..KernelOptions::default() });
+        for source in SOURCES {
+            assert_eq!(KernelOptions::default().text(source).unwrap(), source.text);
+            assert_eq!(own.text(source).unwrap(), source.text, "{}", source.file);
+            let path = folder.path().join(source.file);
+            let body = fs::read_to_string(&path).unwrap();
+            fs::write(&path, format!("// other\n{body}")).unwrap();
+            assert!(other.text(source).unwrap().contains("// other\n"));
+            fs::write(&path, format!("{body}KERNEL another(u32 n) {{}}\n")).unwrap();
+            refused(other.text(source), "build ares anew");
+            fs::write(&path, body).unwrap();
+        }
+        fs::remove_file(folder.path().join("device.cuh")).unwrap();
+        assert!(other.text(SOURCES[0]).is_err());
+    }
+}

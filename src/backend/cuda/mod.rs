@@ -20,7 +20,6 @@ mod profile;
 mod search;
 pub mod sim;
 pub mod source;
-pub(crate) mod text;
 pub mod usage;
 
 use std::collections::HashMap;

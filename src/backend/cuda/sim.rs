@@ -10,7 +10,6 @@ mod toolchain;
 pub(crate) use self::toolchain::Toolchain;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -19,7 +18,6 @@ use super::compiler::KernelOptions;
 use super::driver::{Arch, Captured, Define, DeviceInfo, Driver, Event, Function, LaunchConfig};
 use super::lock;
 use super::source::Source;
-use super::text::text;
 use crate::error::{Error, Result};
 
 /// Threads of a block, at most.
@@ -31,8 +29,7 @@ const MEMORY: u64 = 64 << 30;
 pub struct SimDriver {
     info: DeviceInfo,
     runtime: &'static Runtime,
-    /// `ARES_KERNELS`: where kernels are read from instead of the program.
-    folder: Option<PathBuf>,
+    options: KernelOptions,
     /// `ARES_SIM_SEED`: 0 runs threads and blocks in order, anything else shuffles them.
     seed: u64,
     /// Events are nanoseconds since then.
@@ -67,8 +64,8 @@ impl SimDriver {
         };
         let name = format!("sim:{arch}");
         let info = DeviceInfo { name, arch, multiprocessors, shared_per_block, memory: MEMORY };
-        let folder = options.sources().map(PathBuf::from);
-        Ok(Arc::new(SimDriver { info, runtime, folder, seed, begin: Instant::now(), state: Mutex::default() }))
+        let (options, begin) = (options.clone(), Instant::now());
+        Ok(Arc::new(SimDriver { info, runtime, options, seed, begin, state: Mutex::default() }))
     }
 
     /// Records the work if a capture is under way, else does it.
@@ -176,7 +173,7 @@ impl Driver for SimDriver {
         let module = match known {
             Some(module) => module,
             None => {
-                let text = text(source, self.folder.as_deref())?;
+                let text = self.options.text(source)?;
                 let module = Arc::new(self.runtime.module(source.file, &text, self.info.arch, defines)?);
                 lock(&self.state).modules.entry(key).or_insert(module).clone()
             }

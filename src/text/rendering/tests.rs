@@ -1,33 +1,29 @@
 use serde_json::{Value, json};
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, TruncationParams};
 
 use super::*;
 use crate::error::refused;
 
-const USER: usize = 262;
 const END: u32 = 264;
 
 /// A byte-level tokenizer that merges double line feeds and the words `ab` and `hello`; the ids after these are special: the
 /// library numbers added tokens itself.
 fn tokenizer() -> Value {
-    let bytes = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
-    let mut names: Vec<String> = bytes.into_iter().map(String::from).collect();
+    let mut names: Vec<String> = ByteLevel::alphabet().into_iter().map(String::from).collect();
     names.sort();
-    let merges = ["a b", "Ċ Ċ", "h e", "l l", "he ll", "hell o"];
-    names.extend(merges.iter().map(|pair| pair.replace(' ', "")));
-    let vocab: serde_json::Map<_, _> = names.into_iter().enumerate().map(|(id, name)| (name, json!(id))).collect();
-    let special = ["<|user|>", "<|assistant|>", "<|end|>", "<s>"];
-    let added: Vec<_> = special
-        .iter()
-        .enumerate()
-        .map(|(i, text)| {
-            json!({"id": USER + i, "content": text, "special": true, "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false})
-        })
-        .collect();
-    let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
-    json!({"version": "1.0", "added_tokens": added, "pre_tokenizer": level, "decoder": level, "normalizer": null,
-        "post_processor": null, "truncation": {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
-        "padding": null, "model": {"type": "BPE", "vocab": vocab, "merges": merges}})
+    let merges = ["a b", "Ċ Ċ", "h e", "l l", "he ll", "hell o"].map(|pair| pair.split_once(' ').unwrap());
+    let merges = merges.map(|(a, b)| (a.to_string(), b.to_string()));
+    names.extend(merges.iter().map(|(a, b)| format!("{a}{b}")));
+    let bpe = BPE::builder().vocab_and_merges(names.into_iter().zip(0..).collect::<Vocab>(), merges.to_vec());
+    let mut tokenizer = tokenizers::Tokenizer::new(bpe.build().unwrap());
+    let level = ByteLevel::new(false, false, false);
+    let short = TruncationParams { max_length: 2, ..TruncationParams::default() };
+    tokenizer.with_pre_tokenizer(Some(level)).with_decoder(Some(level)).with_truncation(Some(short)).unwrap();
+    tokenizer
+        .add_special_tokens(&["<|user|>", "<|assistant|>", "<|end|>", "<s>"].map(|text| AddedToken::from(text, true)));
+    serde_json::to_value(&tokenizer).unwrap()
 }
 
 const SUITE: &str = "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}{% else %}<|assistant|>\
