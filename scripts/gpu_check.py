@@ -40,19 +40,16 @@ LLAMA_8B = {
 SHAPES = {"qwen2.5-1.5b": QWEN_1_5B, "qwen2.5-0.5b": QWEN_0_5B, "llama-3.1-8b": LLAMA_8B}
 # name, policy, reward, `ares bench` arguments: the rows of the table in the README.
 BENCHES = [
-    ("step-1.5b-0.5b-16k", "qwen2.5-1.5b", "qwen2.5-0.5b", ["step", "--tokens", "16384", "--length", "1024"]),
+    ("step-1.5b-0.5b-16k", "qwen2.5-1.5b", "qwen2.5-0.5b", "step --tokens 16384 --length 1024"),
     # Contexts of 256 and 1024 in the mean; a step's milliseconds are 64000 / (tokens a second).
-    ("decode-1.5b-64-at-256", "qwen2.5-1.5b", "qwen2.5-0.5b",
-     ["decode", "--sequences", "64", "--length", "220", "--new-tokens", "72"]),
-    ("decode-1.5b-64-at-1024", "qwen2.5-1.5b", "qwen2.5-0.5b",
-     ["decode", "--sequences", "64", "--length", "988", "--new-tokens", "72"]),
-    ("score-8b-32k", "qwen2.5-0.5b", "llama-3.1-8b",
-     ["score", "--tokens", "32768", "--length", "1024", "--batch-tokens", "32768"]),
-    ("step-8b-8b-16k", "llama-3.1-8b", "llama-3.1-8b", ["step", "--tokens", "16384", "--length", "1024"]),
-    ("ops-1.5b-16k", "qwen2.5-1.5b", "qwen2.5-0.5b", ["ops", "--tokens", "16384", "--length", "1024"]),
-    ("ops-8b-16k", "llama-3.1-8b", "llama-3.1-8b", ["ops", "--tokens", "16384", "--length", "1024"]),
+    ("decode-1.5b-64-at-256", "qwen2.5-1.5b", "qwen2.5-0.5b", "decode --sequences 64 --length 220 --new-tokens 72"),
+    ("decode-1.5b-64-at-1024", "qwen2.5-1.5b", "qwen2.5-0.5b", "decode --sequences 64 --length 988 --new-tokens 72"),
+    ("score-8b-32k", "qwen2.5-0.5b", "llama-3.1-8b", "score --tokens 32768 --length 1024 --batch-tokens 32768"),
+    ("step-8b-8b-16k", "llama-3.1-8b", "llama-3.1-8b", "step --tokens 16384 --length 1024"),
+    ("ops-1.5b-16k", "qwen2.5-1.5b", "qwen2.5-0.5b", "ops --tokens 16384 --length 1024"),
+    ("ops-8b-16k", "llama-3.1-8b", "llama-3.1-8b", "ops --tokens 16384 --length 1024"),
     # Checkpoints that are there: the suite's, unless others are named.
-    ("load", None, None, ["load"]),
+    ("load", None, None, "load"),
 ]
 PARTS = ("doctor", "kernels", "tests", "sanitizer", "bench", "baseline")
 
@@ -203,7 +200,7 @@ class Check:
                 else:
                     models = ["--policy", self.args.load[0], "--reward", self.args.load[1]] if self.args.load else []
                 device = ["--device", f"cuda:{self.args.device}", "--json"]
-                found[name] = self.json(self.args.ares, "bench", *words, *models, *device)
+                found[name] = self.json(self.args.ares, "bench", *words.split(), *models, *device)
                 self.keep("bench", found)
         return found
 

@@ -1,12 +1,12 @@
 //! Commands: what was typed becomes valid options and one call.
 
-use clap::{Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::error::Result;
 
 mod bench;
 mod compare;
-mod completions;
 mod device;
 mod doctor;
 mod inspect;
@@ -53,7 +53,7 @@ enum Command {
     Kernels(kernels::Kernels),
     Doctor(doctor::Doctor),
     Report(report::Report),
-    Completions(completions::Completions),
+    Completions(Completions),
 }
 
 /// Reads the command line. Wrong usage ends the process with a message and code 2, `--help` and `--version` with code 0.
@@ -83,12 +83,26 @@ pub fn run(cli: Cli) -> Result<()> {
     }
 }
 
+/// Print the completions of a shell, to be sourced by it
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    shell: Shell,
+}
+
+impl Completions {
+    pub(crate) fn run(self, _: &Session) -> Result<()> {
+        let mut text = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "ares", &mut text);
+        session::print(&String::from_utf8_lossy(&text))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use super::*;
 
     #[test]
     fn the_definitions_hold_together() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
     }
 }
