@@ -33,20 +33,17 @@ impl<B: Ops> Classifier<B> {
     }
 
     /// Spells the template's own tokens out, so that an answer cannot speak to the judge.
-    fn escape(&self, text: &str) -> String {
-        self.model.rendering.tokenizer.escape(text)
-    }
-
     fn render(&self, prompt: &Prompt, answer: &str) -> Result<Rendered> {
+        let escape = |text: &str| self.model.rendering.tokenizer.escape(text);
         let prompt = match prompt {
             Prompt::Chat(turns) => {
                 let mut turns = turns.clone();
-                turns.iter_mut().for_each(|turn| turn.content = self.escape(&turn.content));
+                turns.iter_mut().for_each(|turn| turn.content = escape(&turn.content));
                 Prompt::Chat(turns)
             }
             other => other.clone(),
         };
-        self.model.rendering.full(&prompt, &self.escape(answer))
+        self.model.rendering.full(&prompt, &escape(answer))
     }
 }
 

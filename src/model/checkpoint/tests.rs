@@ -180,18 +180,12 @@ fn damaged_shards_are_refused() {
     }
     named("m-3.safetensors", "m-3.safetensors: cannot read");
     named("m-1.safetensors", "m-1.safetensors: tensor model.norm.weight: expected a tensor, as the index says");
-    refused(
-        sharded(|_, index| drop(index["weight_map"].as_object_mut().unwrap().remove(norm))),
-        "index.json: tensor model.norm.weight: expected [8], found no such tensor",
-    );
-    refused(
-        sharded(|dir, _| fs::write(dir.join("m-1.safetensors"), "short").unwrap()),
-        "m-1.safetensors: expected a whole safetensors file, found 5 bytes",
-    );
-    refused(
-        sharded(|_, index| index["weight_map"] = json!(["m-1.safetensors"])),
-        "expected weight_map to be an object, found a list of 1",
-    );
+    let lacking = sharded(|_, index| drop(index["weight_map"].as_object_mut().unwrap().remove(norm)));
+    refused(lacking, "index.json: tensor model.norm.weight: expected [8], found no such tensor");
+    let short = sharded(|dir, _| fs::write(dir.join("m-1.safetensors"), "short").unwrap());
+    refused(short, "m-1.safetensors: expected a whole safetensors file, found 5 bytes");
+    let list = sharded(|_, index| index["weight_map"] = json!(["m-1.safetensors"]));
+    refused(list, "expected weight_map to be an object, found a list of 1");
     refused(sharded(|_, index| *index = json!({})), "no such field");
 }
 
