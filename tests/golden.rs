@@ -207,7 +207,7 @@ fn greedy_continuations() {
     for case in Case::all(true) {
         let mut ws = case.workspace(256, false);
         for (version, (adapter, expected)) in case.versions().into_iter().enumerate() {
-            let mut generator = Generator::new(&case.model.ops, &case.model.config, 2, 256, ws.capacity()).unwrap();
+            let mut generator = Generator::new(&case.model.ops, &case.model.config, 2, 256, ws.capacity).unwrap();
             let sequences = case.golden.sequences.iter().enumerate();
             let requests: Vec<Continue> =
                 sequences.map(|(i, s)| Continue { tokens: s.prompt().to_vec(), forced: 0, id: i as u64 }).collect();

@@ -132,7 +132,7 @@ impl<B: Ops> Call<'_, B> {
         if !self.active.is_empty() && self.free.len() < enough {
             return Ok(());
         }
-        let limit = self.ws.capacity().min(self.generator.prefill.slots.capacity());
+        let limit = self.ws.capacity.min(self.generator.prefill.slots.capacity());
         while !self.waiting.is_empty() && !self.free.is_empty() {
             let mut batch = Batch::default();
             let (mut slots, mut positions) = (Vec::new(), Vec::new());

@@ -99,7 +99,7 @@ impl<B: Ops> Pretrained<B> {
     fn take_workspace(&mut self, rows: usize) -> Result<Workspace<B>> {
         let rank = self.adapter.as_ref().map_or(0, Adapter::rank);
         match self.workspace.take() {
-            Some(ws) if ws.capacity() >= rows && ws.rank == rank => Ok(ws),
+            Some(ws) if ws.capacity >= rows && ws.rank == rank => Ok(ws),
             _ => {
                 let Transformer { ops, config, .. } = &self.transformer;
                 Workspace::new(ops, config, rank, rows.max(self.batch_tokens), false)
@@ -118,7 +118,7 @@ impl<B: Ops> Pretrained<B> {
         let mut ws = self.take_workspace(longest.max(SLOTS))?;
         let mut generator = match self.generator.take() {
             Some(generator) if generator.length >= length => generator,
-            _ => Generator::new(&self.transformer.ops, &self.transformer.config, SLOTS, length, ws.capacity())?,
+            _ => Generator::new(&self.transformer.ops, &self.transformer.config, SLOTS, length, ws.capacity)?,
         };
         let adapter = self.version(version);
         let interrupt = |_| interrupted(&self.interrupt);

@@ -20,7 +20,8 @@ pub struct Workspace<B: Ops> {
     pub(super) chunk: Tensor<B>, // (chunk rows, V)
     /// For KL(π_0‖π_θ) only, allocated at its first use: with a second chunk, of π_0's logits.
     pub(super) kl: Option<(KlSpace<B>, Tensor<B>)>,
-    capacity: usize,
+    /// Packed rows that it has room for.
+    pub capacity: usize,
     /// Of the adapters it has room for; 0: none.
     pub(super) rank: usize,
 }
@@ -91,10 +92,6 @@ impl<B: Ops> Workspace<B> {
             capacity,
             rank,
         })
-    }
-
-    pub fn capacity(&self) -> usize {
-        self.capacity
     }
 
     /// Loads a batch's tables and sets every tensor to its rows.

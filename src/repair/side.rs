@@ -15,7 +15,7 @@ impl<B: Ops> Half<'_, B> {
     /// Counts `rows` and makes room for them.
     pub(crate) fn reserve(&mut self, rows: usize) -> Result<()> {
         self.side.tokens += rows as u64;
-        if self.side.workspace.capacity() < rows {
+        if self.side.workspace.capacity < rows {
             let Transformer { ops, config, .. } = self.model;
             self.side.workspace = Workspace::new(ops, config, self.adapter.rank(), rows, true)?;
         }
