@@ -110,14 +110,10 @@ fn items<T>(
 }
 
 fn policy_item(failure: bool, prompt: Vec<u32>, [first, second]: [Vec<u32>; 2]) -> PolicyItem {
+    let item = PolicyItem { prompt, ..PolicyItem::default() };
     match failure {
-        true => PolicyItem {
-            prompt,
-            rejected: Some((first, -3.0, 1.0)),
-            chosen: Some((second, 0)),
-            ..PolicyItem::default()
-        },
-        false => PolicyItem { prompt, retain: Some(first), ..PolicyItem::default() },
+        true => PolicyItem { rejected: Some((first, -3.0, 1.0)), chosen: Some((second, 0)), ..item },
+        false => PolicyItem { retain: Some(first), ..item },
     }
 }
 

@@ -54,14 +54,6 @@ struct Line {
     blocks_planned: u32,
 }
 
-/// One file of kernels, compiled.
-struct Compiled {
-    key: Key,
-    cubin: Cubin,
-    origin: Origin,
-    lines: Vec<Line>,
-}
-
 #[derive(Debug, Serialize)]
 struct Compilation {
     compiler: String,
@@ -91,12 +83,13 @@ impl Kernels {
         bar.finish_and_clear();
         let compiled = compiled?;
         if let Some(path) = &self.pack {
-            let cubins: Vec<(Key, Cubin)> = compiled.iter().map(|c| (c.key.clone(), c.cubin.clone())).collect();
+            let cubins: Vec<(Key, Cubin)> =
+                compiled.iter().map(|(key, cubin, ..)| (key.clone(), cubin.clone())).collect();
             write_atomic(path, &pack::encode(&cubins))?;
             session.say(&format!("wrote {} ({} files of kernels)", path.display(), cubins.len()));
         }
-        let seconds = compiled.iter().filter_map(|c| match c.origin {
-            Origin::Compiled(seconds) => Some(seconds),
+        let seconds = compiled.iter().filter_map(|(_, _, origin, _)| match origin {
+            Origin::Compiled(seconds) => Some(*seconds),
             Origin::Pack | Origin::Cache => None,
         });
         let report = Compilation {
@@ -104,7 +97,7 @@ impl Kernels {
             files_compiled: seconds.clone().count(),
             // Not `sum`: of nothing that is -0.
             compile_seconds: seconds.fold(0.0, |a, b| a + b),
-            kernels: compiled.into_iter().flat_map(|c| c.lines).collect(),
+            kernels: compiled.into_iter().flat_map(|(.., lines)| lines).collect(),
         };
         let Compilation { compiler, compile_seconds, files_compiled, .. } = &report;
         session.say(&format!("{compiler}: {files_compiled} files compiled anew in {compile_seconds:.1} s"));
@@ -113,7 +106,8 @@ impl Kernels {
     }
 }
 
-fn compile(compiler: &Compiler, build: &Build, arch: Arch) -> Result<Compiled> {
+/// One file, and what its kernels take.
+fn compile(compiler: &Compiler, build: &Build, arch: Arch) -> Result<(Key, Cubin, Origin, Vec<Line>)> {
     let (key, cubin, origin) = compiler.compile(build.source, &build.defines, arch)?;
     let constants: Vec<String> = build.defines.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let line = |usage: Usage| {
@@ -135,7 +129,7 @@ fn compile(compiler: &Compiler, build: &Build, arch: Arch) -> Result<Compiled> {
         })
     };
     let lines = parse(&cubin.log).into_iter().map(line).collect::<Result<Vec<_>>>()?;
-    Ok(Compiled { key, cubin, origin, lines })
+    Ok((key, cubin, origin, lines))
 }
 
 impl Compilation {

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use serde_json::Value;
 
 use super::Session;
 use crate::error::{Error, Result};
@@ -37,11 +36,6 @@ pub(crate) struct RowArgs {
     /// Use texts as they stand, without a chat template
     #[arg(long)]
     pub(crate) raw: bool,
-}
-
-/// What is added to a row, by name.
-pub(crate) fn fields<const N: usize>(fields: [(&str, Value); N]) -> Added {
-    fields.map(|(name, value)| (name.to_string(), value)).into()
 }
 
 /// Rows worked on before their results are written: enough to keep every slot of generation busy.

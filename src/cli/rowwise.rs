@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::Session;
 use super::device::on_device;
-use super::rows::{RowArgs, fields};
+use super::rows::RowArgs;
 use crate::error::{Error, Result};
 use crate::judge::JudgeSpec;
 use crate::model::pretrained::fill;
@@ -18,6 +18,7 @@ use crate::report::tables;
 use crate::run::args;
 use crate::run::detect::{Added, DetectOptions, Detector};
 use crate::run::interrupt;
+use crate::run::records::object;
 use crate::text::{Exchange, Prompt, Rendered, Rendering, Row};
 
 /// Answer prompts: add `response`, `tokens_out` and `finish` to each row
@@ -99,7 +100,7 @@ fn key(row: &Row) -> u64 {
 
 fn answered(answer: Result<Answer>) -> Result<Added> {
     let Answer { text, tokens, finish } = answer?;
-    Ok(fields([("response", json!(text)), ("tokens_out", json!(tokens)), ("finish", json!(finish))]))
+    Ok(object([("response", json!(text)), ("tokens_out", json!(tokens)), ("finish", json!(finish))]))
 }
 
 /// Score answers with a reward model: add `reward` to each row
@@ -128,7 +129,7 @@ impl Score {
                     })
                     .collect();
                 let scores = model.scores(Version::Current, rendered)?;
-                Ok(scores.into_iter().map(|scores| Ok(fields([("reward", json!(finite(&scores?)?))]))).collect())
+                Ok(scores.into_iter().map(|scores| Ok(object([("reward", json!(finite(&scores?)?))]))).collect())
             })?;
             session.result(&done)
         })
@@ -197,9 +198,9 @@ impl Logprob {
                 remedy: "check the model's weights".into(),
             });
         }
-        let mut added = fields([("logprob", json!(sum)), ("n", json!(logprobs.len()))]);
+        let mut added = object([("logprob", json!(sum)), ("n", json!(logprobs.len()))]);
         if self.per_token {
-            added.push(("logprobs".to_string(), json!(logprobs)));
+            added.insert("logprobs".to_string(), json!(logprobs));
         }
         Ok(added)
     }
@@ -231,7 +232,7 @@ impl Judge {
                 let words = judge.judge(&good, self.harm_threshold)?;
                 Ok(fill(texts, words, |harm| {
                     let harm = harm?;
-                    Ok(fields([("p_harm", json!(harm.p_harm)), ("ambiguous", json!(harm.ambiguous))]))
+                    Ok(object([("p_harm", json!(harm.p_harm)), ("ambiguous", json!(harm.ambiguous))]))
                 }))
             })?;
             session.result(&done)

@@ -8,9 +8,8 @@ use crate::judge::Verdict;
 use crate::repair::StepMetrics;
 use crate::run::summary::Summary;
 
-use super::chart::{self, Distribution, Panel, Series};
+use super::chart::{self, Distribution, Grid, Panel, Series};
 use super::data::{BEFORE, RunData};
-use super::heat::{self, Grid};
 use super::tables::{distinct, label, prefill, states};
 
 pub(super) fn dots(summary: &Summary) -> Value {
@@ -98,9 +97,9 @@ pub(super) fn archive(data: &RunData) -> Vec<Value> {
     for probe in data.probes.iter().filter(|probe| !probe.uniform) {
         let row = if probe.domain.is_empty() { &probe.topic } else { &probe.domain };
         let grid = if probe.after { &mut after } else { &mut before };
-        heat::add(grid, row, &probe.tactic, probe.verdict == Some(Verdict::Coupled));
+        chart::observe(grid, row, &probe.tactic, probe.verdict == Some(Verdict::Coupled));
     }
-    heat::heats(&before, &after, false)
+    chart::heats(&before, &after, false)
 }
 
 /// Draws the held-out prompts before and after: CFR per topic and tactic.
@@ -110,11 +109,11 @@ pub(super) fn held_out(data: &RunData, method: Option<&MethodResult>) -> Vec<Val
         for outcome in outcomes {
             if let (Some(verdict), Some(tactic)) = (outcome.verdict, &outcome.tactic) {
                 let place = outcome.domain.as_deref().or(outcome.topic.as_deref()).unwrap_or_default();
-                heat::add(&mut grid, place, tactic, verdict == Verdict::Coupled);
+                chart::observe(&mut grid, place, tactic, verdict == Verdict::Coupled);
             }
         }
         grid
     };
     let after = method.map(|m| grid(data.outcomes_of(&m.name, m.seed))).unwrap_or_default();
-    heat::heats(&grid(data.outcomes_of(BEFORE, 0)), &after, true)
+    chart::heats(&grid(data.outcomes_of(BEFORE, 0)), &after, true)
 }

@@ -3,7 +3,6 @@
 mod chart;
 pub(crate) mod data;
 mod figures;
-mod heat;
 pub(crate) mod numbers;
 mod page;
 pub(crate) mod table;

@@ -4,7 +4,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::args;
 use super::data::read_as;
@@ -23,7 +23,7 @@ use crate::ops::Ops;
 use crate::text::{Prompt, Row};
 
 /// Fields that a row gets.
-pub(crate) type Added = Vec<(String, Value)>;
+pub(crate) type Added = Map<String, Value>;
 
 // What `ares detect` was asked for; as a doc comment this would take the place of the command's own help. Models that the rows make
 // unnecessary may be left out.
@@ -140,7 +140,7 @@ impl<B: Ops> Detector<'_, B> {
             if let Some(error) = &outcome.error {
                 return Err(row.wrong("an answer, a judgement and a score", error));
             }
-            let mut added: Added = outcome.to_object().into_iter().collect();
+            let mut added = outcome.to_object();
             added.extend(forced(&found, outcome));
             Ok(added)
         });
@@ -166,7 +166,7 @@ fn forced(found: &Observed, own: &Outcome) -> Option<(String, Value)> {
         let fields = outcome.to_object().into_iter().filter(|(key, _)| kept.contains(&key.as_str()));
         Some((k.to_string(), Value::Object(fields.collect())))
     });
-    let of_row: serde_json::Map<String, Value> = of_row.collect();
+    let of_row: Map<String, Value> = of_row.collect();
     (!of_row.is_empty()).then(|| ("prefill".to_string(), of_row.into()))
 }
 

@@ -53,7 +53,7 @@ impl Lines {
     }
 }
 
-fn object<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
+pub(crate) fn object<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
     fields.map(|(name, value)| (name.to_string(), value)).into_iter().collect()
 }
 
