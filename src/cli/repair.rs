@@ -40,7 +40,7 @@ pub(crate) struct Repair {
     #[arg(long, value_name = "TAU_R,MU_0,S", value_parser = scale, allow_hyphen_values = true, conflicts_with = "calibration")]
     thresholds: Option<Scale>,
     /// policy, reward, rlhf, joint, joint-uncoupled
-    #[arg(long, value_name = "NAME", default_value = "joint")]
+    #[arg(long, value_name = "NAME", default_value = "joint", hide_possible_values = true)]
     method: Method,
     #[command(flatten)]
     settings: RepairArgs,
