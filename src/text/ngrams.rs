@@ -104,7 +104,7 @@ pub fn overlap<'a, N: Fn() -> String>(texts: impl IntoIterator<Item = (usize, &'
     let texts: Vec<_> = texts.into_iter().filter(|(_, text, _)| !text.trim().is_empty()).collect();
     let grams: Vec<Vec<u64>> = texts.iter().map(|(_, text, _)| grams(text)).collect();
     // A pair with a Jaccard index of at least t shares one of the ⌊(1 − t)·n⌋ + 1 rarest grams of either text (n its number of
-    // grams): only these are indexed, and only texts that share one of them are compared (prefix filtering; Chaudhuri et al. 2006).
+    // grams): only these are indexed, and only texts that share one are compared (prefix filtering; Chaudhuri et al. 2006).
     let mut frequency: HashMap<u64, usize> = HashMap::new();
     grams.iter().flatten().for_each(|gram| *frequency.entry(*gram).or_default() += 1);
     let mut holders: HashMap<u64, Vec<usize>> = HashMap::new();

@@ -25,7 +25,7 @@ impl Usage {
 
     /// Blocks of `budget` that fit one multiprocessor of `arch` at once; 0 if not even one does.
     pub fn blocks(&self, budget: &Budget, arch: Arch) -> u32 {
-        // One multiprocessor, the smallest that an architecture's kernels serve: threads, blocks, KiB of shared memory and of a block's.
+        // The smallest multiprocessor that an architecture's kernels serve: threads, blocks, KiB of shared memory, and of a block's.
         let [threads, blocks, kib, kib_per_block] = match arch {
             // sm_80's own has 164 KiB; 8.6, 8.9 and 12.0, which share its kernels, have 100, of which a block may take 99.
             Arch::Sm80 => [1536, 16, 100, 99],
