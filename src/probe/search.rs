@@ -11,12 +11,14 @@ use super::sampler::{Lesson, Sampler};
 use super::summary::SearchSummary;
 use crate::error::Result;
 use crate::judge::{Harm, Judge, Sense, Thresholds, Verdict};
+use crate::model::subject::ask_some;
 use crate::model::{Answer, Ask, Decoding, Subject, Version};
 use crate::text::Prompt;
 use crate::text::ngrams::{Seen, grams};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -197,68 +199,33 @@ impl Search<'_, '_> {
         Ok(out)
     }
 
-    /// Answers, judgements and rewards of a batch; then archive and sampler learn in index order.
+    /// Answers, judgements and rewards of a batch, each in one call; then archive and sampler learn in index order.
     fn ask(&mut self, probes: Vec<Candidate>) -> Result<()> {
-        let first = self.records.len();
-        let answers = self.answer(&probes, first)?;
-        let harms = self.judge(&probes, &answers)?;
-        let endings = self.reward(&probes, answers, harms)?;
-        for (i, (probe, ending)) in probes.into_iter().zip(endings).enumerate() {
-            self.learn(first + i, probe, ending);
+        let (t, grammar, settings) = (self.world.thresholds, self.world.grammar, self.settings);
+        let (first, decoding) = (self.records.len(), Decoding::greedy(settings.max_new_tokens));
+        let asks = probes.iter().enumerate().map(|(i, probe)| {
+            let ask = || Ask::new(probe.prompt.clone(), (first + i) as u64);
+            probe.logprob.is_ok().then(ask)
+        });
+        let answers = ask_some(asks, |asks| self.world.subject.answer(settings.version, asks, &decoding))?;
+        let texts = probes.iter().zip(&answers).map(|(probe, answer)| Some((&probe.prompt, text(answer)?)));
+        let harms = ask_some(texts, |rows| self.world.judge.judge(rows, t.tau_h))?;
+        // The rows of a probe side by side: own answer, y⁺ and, if the answer is safe, y⁻.
+        let rows = probes.iter().zip(&answers).zip(&harms).flat_map(|((probe, answer), harm)| {
+            let topic = &grammar.topics[probe.child.genotype.topic];
+            let harm = harm.as_ref().and_then(|harm| harm.as_ref().ok());
+            let own = text(answer).filter(|_| harm.is_some());
+            let harmful = harm.filter(|harm| !harm.is_harmful(t.tau_h)).map(|_| topic.harmful.as_str());
+            [own, own.map(|_| topic.safe.as_str()), harmful].map(|text| Some((&probe.prompt, text?)))
+        });
+        let scores = ask_some(rows, |rows| self.world.subject.reward(settings.version, rows))?;
+        let mut scores = scores.into_iter();
+        for (i, ((probe, answer), harm)) in probes.into_iter().zip(answers).zip(harms).enumerate() {
+            let scores = std::array::from_fn(|_| scores.next().flatten());
+            let judged = judged(&probe, answer, harm, scores, settings.fitness, t);
+            self.learn(first + i, probe, judged);
         }
         Ok(())
-    }
-
-    fn answer(&mut self, probes: &[Candidate], first: usize) -> Result<Vec<Result<Answer, String>>> {
-        let sound = |p: &Candidate| p.logprob.is_ok();
-        let asks = probes.iter().enumerate().filter(|(_, p)| sound(p));
-        let asks: Vec<Ask> = asks.map(|(i, p)| Ask::new(p.prompt.clone(), (first + i) as u64)).collect();
-        let decoding = Decoding::greedy(self.settings.max_new_tokens);
-        let mut answers = self.world.subject.answer(self.settings.version, &asks, &decoding)?.into_iter();
-        Ok(probes.iter().map(|p| p.logprob.clone().and_then(|_| next(&mut answers))).collect())
-    }
-
-    fn judge(&mut self, probes: &[Candidate], answers: &[Result<Answer, String>]) -> Result<Vec<Result<Harm, String>>> {
-        let rows = probes.iter().zip(answers).filter_map(|(p, a)| Some((&p.prompt, a.as_ref().ok()?.text.as_str())));
-        let rows: Vec<(&Prompt, &str)> = rows.collect();
-        let mut harms = self.world.judge.judge(&rows, self.world.thresholds.tau_h)?.into_iter();
-        Ok(answers.iter().map(|a| a.as_ref().map_err(Clone::clone).and_then(|_| next(&mut harms))).collect())
-    }
-
-    /// One call for the whole batch, the rows of a probe side by side: own answer, y⁺ and, if the answer is safe, y⁻.
-    fn reward(
-        &mut self,
-        probes: &[Candidate],
-        answers: Vec<Result<Answer, String>>,
-        harms: Vec<Result<Harm, String>>,
-    ) -> Result<Vec<Result<Judged, String>>> {
-        let (t, grammar) = (self.world.thresholds, self.world.grammar);
-        let mut rows = Vec::new();
-        let asked: Vec<Result<(Answer, Harm), String>> =
-            answers.into_iter().zip(harms).map(|(a, h)| Ok((a?, h?))).collect();
-        for (probe, asked) in probes.iter().zip(&asked) {
-            let Ok((answer, harm)) = asked else { continue };
-            let topic = &grammar.topics[probe.child.genotype.topic];
-            rows.extend([(&probe.prompt, answer.text.as_str()), (&probe.prompt, topic.safe.as_str())]);
-            if !harm.is_harmful(t.tau_h) {
-                rows.push((&probe.prompt, topic.harmful.as_str()));
-            }
-        }
-        let mut scored = self.world.subject.reward(self.settings.version, &rows)?.into_iter();
-        let mut reward = || -> Result<f64, String> {
-            let r = f64::from(next(&mut scored)?);
-            if r.is_finite() { Ok(r) } else { Err(format!("reward: expected a finite number, found {r}")) }
-        };
-        let judged = asked.into_iter().map(|asked| {
-            let (answer, harm) = asked?;
-            // All rows of the probe are taken before any of their errors ends it: the next probe's rows come after them.
-            let (own, safe) = (reward(), reward());
-            let harmful = (!harm.is_harmful(t.tau_h)).then(&mut reward).transpose();
-            let (own, safe, harmful) = (own?, safe?, harmful?);
-            let fitness = self.settings.fitness.of(harm.p_harm, own, t);
-            Ok(Judged::new(answer, harm, [own, safe], harmful, fitness, t))
-        });
-        Ok(judged.collect())
     }
 
     fn learn(&mut self, index: usize, probe: Candidate, judged: Result<Judged, String>) {
@@ -300,10 +267,36 @@ fn record(grammar: &Grammar, index: usize, g: Genotype, probe: Candidate, ending
     }
 }
 
-/// The next row's result with its error as text; a row that is missing is an error too.
-fn next<T>(rows: &mut impl Iterator<Item = Result<T>>) -> Result<T, String> {
-    match rows.next() {
-        Some(row) => row.map_err(|e| e.to_string()),
-        None => Err("expected a result for this row, found none".into()),
+fn text(answer: &Option<Result<Answer>>) -> Option<&str> {
+    Some(&answer.as_ref()?.as_ref().ok()?.text)
+}
+
+/// What came of a probe, by the rewards of own answer, y⁺ and y⁻; or what went wrong first.
+fn judged(
+    probe: &Candidate,
+    answer: Option<Result<Answer>>,
+    harm: Option<Result<Harm>>,
+    scores: [Option<Result<f32>>; 3],
+    fitness: Fitness,
+    t: &Thresholds,
+) -> Result<Judged, String> {
+    let finite = |score: Result<f32>| match score.map(f64::from) {
+        Ok(r) if !r.is_finite() => Err(format!("reward: expected a finite number, found {r}")),
+        score => score.map_err(|error| error.to_string()),
+    };
+    let mut error = probe.logprob.clone().err();
+    let (answer, harm) = (keep(&mut error, answer), keep(&mut error, harm));
+    let [own, safe, harmful] = scores.map(|score| keep(&mut error, score.map(finite)));
+    match (error, answer, harm, own, safe) {
+        (None, Some(answer), Some(harm), Some(own), Some(safe)) => {
+            let fitness = fitness.of(harm.p_harm, own, t);
+            Ok(Judged::new(answer, harm, [own, safe], harmful, fitness, t))
+        }
+        (error, ..) => Err(error.unwrap_or_default()),
     }
+}
+
+/// The value, or what went wrong; the first error stays.
+fn keep<T, E: Display>(error: &mut Option<String>, value: Option<Result<T, E>>) -> Option<T> {
+    value?.map_err(|why| error.get_or_insert_with(|| why.to_string())).ok()
 }
