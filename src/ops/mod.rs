@@ -2,10 +2,10 @@
 //! directions in plain loops, which is where to begin reading and what tests hold the others against; `cpu.rs` the fast CPU
 //! kernel; `cuda.rs` the constants and geometry of the GPU's, which stand in `kernels/`.
 //!
-//! Word order everywhere: outputs, inputs, weights, scalars; a gradient is `d` + name; statistics go by their usual names. A
-//! direction of many operands takes them in one struct, so that none can stand in another's place. The residual stream's
-//! gradient and adapter gradients accumulate, every other gradient is overwritten; each operand says which. Ops are cut where
-//! a GPU fuses; a backend may run one as several kernels.
+//! Word order everywhere: outputs, inputs, weights, scalars; a gradient is `d` + name; statistics go by their usual
+//! names. A direction of many operands takes them in one struct, so that none can stand in another's place. The
+//! residual stream's gradient and adapter gradients accumulate, every other gradient is overwritten; each operand says
+//! which. Ops are cut where a GPU fuses; a backend may run one as several kernels.
 
 pub mod adamw;
 pub mod attention;

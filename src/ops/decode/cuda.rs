@@ -95,7 +95,7 @@ impl Decode for Cuda {
         let plan = Plan::new(&spec)?;
         let (defines, config) = (plan.defines(&spec), plan.append(qkv.rows(), &spec));
         self.charge(|| Cost { flops: 0, bytes: 4 * 2 * (qkv.rows() * spec.kv_heads * spec.head_dim) as u64 });
-        // SAFETY: the cache was made of its spec; `check` proved the other shapes, and that slots and positions lie within the cache.
+        // SAFETY: the cache was made of its spec; `check` proved the other shapes, and that slots and positions lie within it.
         unsafe {
             let (k, v) = (&mut cache.k.buffer, &mut cache.v.buffer);
             kernels::cache_append(self, &defines, config, k, v, &qkv.buffer, &params)
@@ -119,8 +119,8 @@ impl Decode for Cuda {
             self.charge(|| cost(n as u64, pairs, &spec, 2));
         }
         let partial = &mut *scratch;
-        // SAFETY: the cache was made of its spec; `check` proved the other shapes, and that slots and positions lie within the cache; the scratch was
-        // just made as large as all parts.
+        // SAFETY: the cache was made of its spec; `check` proved the other shapes, and that slots and positions lie within it;
+        // the scratch was just made as large as all parts.
         unsafe {
             let (k, v) = (&cache.k.buffer, &cache.v.buffer);
             kernels::decode_attention(self, &defines, attend, partial, &qkv.buffer, k, v, &params)?;

@@ -37,8 +37,8 @@ pub trait LayerNorm: Backend {
     /// The caller saves x, mean and rstd for backward.
     fn layer_norm_forward(&self, operands: LayerNormForward<Self>) -> Result<()>;
 
-    /// `dx` is the residual stream's gradient: in a block that norms first, x also goes around the norm. Where it does not (a norm
-    /// after the sum), the caller clears `dx` before. No dw and no dbias: the base is frozen.
+    /// `dx` is the residual stream's gradient: in a block that norms first, x also goes around the norm. Where it does
+    /// not (a norm after the sum), the caller clears `dx` before. No dw and no dbias: the base is frozen.
     fn layer_norm_backward(&self, operands: LayerNormBackward<Self>) -> Result<()>;
 }
 

@@ -1,8 +1,8 @@
 //! LoRA on a frozen product of one or more parts (q∣k∣v, gate∣up): y_p = x·W_pᵀ + (lora_alpha/r)·(x·A_pᵀ)·B_pᵀ (+ bias)
 //! (+ residual). (arXiv:2106.09685)
 //!
-//! Backward, with dY the gradient of y: dxa_p = dY_p·sB_p, dx = dY·W + dxa·A, dA += dxaᵀ·x, dB_p += s·dY_pᵀ·xa_p. No dW and no
-//! dbias: the base is frozen.
+//! Backward, with dY the gradient of y: dxa_p = dY_p·sB_p, dx = dY·W + dxa·A, dA += dxaᵀ·x, dB_p += s·dY_pᵀ·xa_p. No dW
+//! and no dbias: the base is frozen.
 
 mod cpu;
 pub(crate) mod cuda;

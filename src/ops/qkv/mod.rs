@@ -59,8 +59,8 @@ pub struct Rotation<'a, B: Backend> {
 }
 
 pub trait Qkv: Linear {
-    /// Norms and rotates `qkv` (T, (h+2k)·e) in place; with a q/k norm overwrites `raw` (T, (h+k)·e): q∣k before (zero columns
-    /// without one).
+    /// Norms and rotates `qkv` (T, (h+2k)·e) in place; with a q/k norm overwrites `raw` (T, (h+k)·e): q∣k before (zero
+    /// columns without one).
     fn rotate_forward(&self, qkv: &mut Tensor<Self>, raw: &mut Tensor<Self>, rotation: Rotation<Self>) -> Result<()>;
 
     /// Turns `dqkv` in place into the product's gradient: rotation and norm undone.

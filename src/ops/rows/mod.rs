@@ -1,5 +1,5 @@
-//! Rows by index: gather `y[i] = x[rows[i]]`, and its transpose. A head sees only the rows that have a target or end a sequence;
-//! the embedding gathers rows of its table.
+//! Rows by index: gather `y[i] = x[rows[i]]`, and its transpose. A head sees only the rows that have a target or end a
+//! sequence; the embedding gathers rows of its table.
 
 mod cpu;
 pub(super) mod cuda;
@@ -10,8 +10,8 @@ use crate::backend::{Backend, Indices, Tensor};
 use crate::error::Result;
 
 pub trait Rows: Backend {
-    /// Overwrites `x` (T, C) with the rows of `table` (V, C) that `tokens` (T, 1) names. Forward only: the embedding is frozen, and
-    /// nothing below it takes a gradient.
+    /// Overwrites `x` (T, C) with the rows of `table` (V, C) that `tokens` (T, 1) names. Forward only: the embedding is
+    /// frozen, and nothing below it takes a gradient.
     fn embed(&self, x: &mut Tensor<Self>, tokens: &Indices<Self>, table: &Self::Weight) -> Result<()>;
 
     /// Overwrites `y` (R, C) with the rows of `x` (T, C) that `rows` (R, 1) names.

@@ -90,8 +90,8 @@ pub trait Sample: Backend {
 
     fn sample(&self, operands: SampleTokens<Self>) -> Result<()>;
 
-    /// Notes `next` in `history`, makes it the next step's `tokens`, and adds one to both positions, which stay at the last that is
-    /// allowed: a step that the host need not prepare.
+    /// Notes `next` in `history`, makes it the next step's `tokens`, and adds one to both positions, which stay at the
+    /// last that is allowed: a step that the host need not prepare.
     fn advance(&self, operands: Advance<Self>) -> Result<()>;
 }
 

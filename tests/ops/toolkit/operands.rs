@@ -1,5 +1,5 @@
-//! Operands of the plain loops and of backends. Outputs hold NaN before, accumulators noise; past the rows in use every tensor has
-//! spare ones of NaN, so that an operation that reads or writes past the end is found out.
+//! Operands of the plain loops and of backends. Outputs hold NaN before, accumulators noise; past the rows in use every
+//! tensor has spare ones of NaN, so that an operation that reads or writes past the end is found out.
 
 use std::ops::Range;
 
