@@ -65,31 +65,6 @@ fn a_classifier_judges_by_the_sigmoid_of_its_score() {
 }
 
 #[test]
-fn a_sampled_answer_depends_on_its_seed_and_its_row_alone() {
-    let folder = model("llama-causal");
-    let row = |i| json!({"id": format!("r{i}"), "prompt": format!("w{} w{}", 20 + i % 50, 30 + i % 7)});
-    let mut asked: Vec<Value> = (0..90).map(row).collect();
-    let generate = |rows: &[Value], seed: u32| {
-        let args = format!("generate --model {folder} --max-new-tokens 12 --seed {seed}");
-        ares_with(&args, &lines(rows)).expect(0, &[]).rows()
-    };
-    let all = generate(&asked, 7);
-    assert_ne!(all, generate(&asked, 8));
-    assert_eq!(generate(&asked[41..42], 7)[0], all[41], "alone");
-    asked.reverse();
-    asked.push(json!({"id": "another", "prompt": "w40"}));
-    let mut found = generate(&asked, 7);
-    found.truncate(90);
-    found.reverse();
-    assert_eq!(found, all, "in another order and company");
-    for row in &all {
-        let tokens = row["tokens_out"].as_array().unwrap();
-        assert!((1..=12).contains(&tokens.len()) && row["response"].is_string());
-        assert_eq!(row["finish"], if tokens.last() == Some(&json!(2)) { "stop" } else { "length" }, "{row}");
-    }
-}
-
-#[test]
 fn a_bad_row_is_an_error_row_and_never_a_lost_file() {
     let folder = model("llama-causal");
     let good = r#"{"prompt": "w20 w21", "response": "w22", "id": 1}"#;
