@@ -210,7 +210,7 @@ static void land(const Copy& copy) {
     }
 }
 
-EXPORT void sim_copy_async(void* shared, const void* global, u32 valid, u32) noexcept {
+EXPORT void sim_copy_async(void* shared, const void* global, u32 valid) noexcept {
     Worker* worker = current;
     Fiber* self = worker->self;
     u64 offset = static_cast<u64>(static_cast<unsigned char*>(shared) - worker->shared);

@@ -24,7 +24,7 @@ u32 sim_ballot(u32 predicate, u32 line) noexcept;
 SimFloats sim_mma(float d0, float d1, float d2, float d3, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1, u32 line) noexcept;
 SimWords sim_load_matrix(const void* row, u32 line) noexcept;
 SimWords sim_load_matrix_transposed(const void* row, u32 line) noexcept;
-void sim_copy_async(void* shared, const void* global, u32 valid, u32 line) noexcept;
+void sim_copy_async(void* shared, const void* global, u32 valid) noexcept;
 void sim_copy_commit() noexcept;
 void sim_copy_wait(u32 pending) noexcept;
 }
@@ -46,28 +46,14 @@ struct SimIndex {
 #define gridDim (SimIndex{sim_special(9), sim_special(10), sim_special(11)})
 
 // ------------------------------------------------------------------------------------------- what NVRTC knows by itself
+// Of it, what a kernel calls.
 
 #ifndef SIM_RUNTIME // which has them from the standard library
 extern "C" {
 float sqrtf(float) noexcept;
-float expf(float) noexcept;
-float exp2f(float) noexcept;
-float expm1f(float) noexcept;
 float logf(float) noexcept;
 float log2f(float) noexcept;
-float log1pf(float) noexcept;
-float powf(float, float) noexcept;
-float sinf(float) noexcept;
-float cosf(float) noexcept;
-float tanhf(float) noexcept;
 float erff(float) noexcept;
-float fabsf(float) noexcept;
-float fmaf(float, float, float) noexcept;
-float fmaxf(float, float) noexcept;
-float fminf(float, float) noexcept;
-float floorf(float) noexcept;
-float ceilf(float) noexcept;
-float rintf(float) noexcept;
 }
 #endif
 
@@ -135,9 +121,7 @@ DEVICE void load_matrix_x4_transposed(u32 (&r)[4], const bf16* row, u32 line = _
     r[0] = words.v[0], r[1] = words.v[1], r[2] = words.v[2], r[3] = words.v[3];
 }
 
-DEVICE void copy_async_16(void* shared, const void* global, bool valid, u32 line = __builtin_LINE()) {
-    sim_copy_async(shared, global, valid, line);
-}
+DEVICE void copy_async_16(void* shared, const void* global, bool valid) { sim_copy_async(shared, global, valid); }
 DEVICE void copy_async_commit() { sim_copy_commit(); }
 template <u32 Pending>
 DEVICE void copy_async_wait() {

@@ -147,9 +147,17 @@ static std::string where(const void* place) {
     return text("[+0x%llx]", static_cast<u64>(static_cast<const char*>(place) - static_cast<const char*>(info.dli_fbase)));
 }
 
-static std::string thread_name(const Fiber& fiber) {
-    return text("thread (%u,%u,%u)", fiber.index.x, fiber.index.y, fiber.index.z);
+/// Where thread or block `number` stands, of as many as `size` says along each axis.
+static SimIndex index_of(u64 number, const u32 (&size)[3]) {
+    return {static_cast<u32>(number % size[0]), static_cast<u32>(number / size[0] % size[1]),
+            static_cast<u32>(number / size[0] / size[1])};
 }
+
+static std::string name(const char* kind, const SimIndex& index) {
+    return text("%s (%u,%u,%u)", kind, index.x, index.y, index.z);
+}
+
+static std::string thread_name(const Fiber& fiber) { return name("thread", fiber.index); }
 
 /// Notes the first fault and leaves the block for good: its fibers are never resumed.
 [[noreturn, gnu::cold, gnu::noinline]] static void fail(Worker* worker, const std::string& what) {
@@ -157,8 +165,7 @@ static std::string thread_name(const Fiber& fiber) {
     {
         std::lock_guard<std::mutex> guard(launch.lock);
         if (launch.message.empty()) {
-            const SimIndex& b = worker->block;
-            launch.message = text("block (%u,%u,%u), ", b.x, b.y, b.z) + thread_name(*worker->self) + " " + what;
+            launch.message = name("block", worker->block) + ", " + thread_name(*worker->self) + " " + what;
         }
     }
     launch.failed = true;
@@ -274,8 +281,7 @@ static u64 block_order(const Launch& launch, u64 turn) {
 static void run_block(Worker* worker, u64 number) {
     Launch& launch = *worker->launch;
     const SimLaunch& spec = launch.spec;
-    worker->block = SimIndex{static_cast<u32>(number % spec.grid[0]), static_cast<u32>(number / spec.grid[0] % spec.grid[1]),
-                             static_cast<u32>(number / spec.grid[0] / spec.grid[1])};
+    worker->block = index_of(number, spec.grid);
     worker->stamp = launch.limit ? launch.stamp + 1 + static_cast<u32>(number) : 0;
     worker->block_since = tick(worker);
     worker->random = spec.seed * 0x2545f4914f6cdd1dull + number;
@@ -285,7 +291,7 @@ static void run_block(Worker* worker, u64 number) {
         Fiber& fiber = worker->fibers[t];
         fiber.warp = &worker->warps[t / WARP];
         fiber.thread = t, fiber.lane = t % WARP;
-        fiber.index = SimIndex{t % spec.block[0], t / spec.block[0] % spec.block[1], t / spec.block[0] / spec.block[1]};
+        fiber.index = index_of(t, spec.block);
         fiber.call = RUNNING, fiber.groups = 0;
         fiber.copies.clear();
         unsigned char* low = worker->stacks + t * STACK_STRIDE;

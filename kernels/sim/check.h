@@ -63,11 +63,6 @@ INLINE void store(u32* to, T value) {
     memcpy(to, &value, sizeof value);
 }
 
-static std::string block_name(const SimLaunch& spec, u64 number) {
-    u64 x = number % spec.grid[0], y = number / spec.grid[0] % spec.grid[1], z = number / spec.grid[0] / spec.grid[1];
-    return text("block (%llu,%llu,%llu)", x, y, z);
-}
-
 static std::string access_name(bool writes, u64 bytes, const void* place) {
     return text("%s %llu bytes at ", writes ? "writes" : "reads", bytes) + where(place) + ", ";
 }
@@ -113,7 +108,7 @@ static std::string region_name(const SimLaunch& spec, u64 start, const Region& r
         for (u32 i = 0; i < (writes ? 2 : 1); i++) {
             u32 block = stamps[i] - launch.stamp;
             if (block > launch.limit || stamps[i] == worker->stamp) continue;
-            what += block == 0 ? "which several blocks" : "which " + block_name(launch.spec, block - 1);
+            what += block == 0 ? "which several blocks" : "which " + name("block", index_of(block - 1, launch.spec.grid));
             what += i == 0 ? " of this launch wrote: " : " of this launch read: ";
             std::lock_guard<std::mutex> guard(arena.lock);
             auto found = region_at(offset);
@@ -156,10 +151,6 @@ INLINE void touch_global(Worker* worker, u64 offset, const void* place) {
 
 // ----------------------------------------------------------------------------------------------------------- shared memory
 
-static std::string thread_at(const SimLaunch& spec, u32 t) {
-    return text("thread (%u,%u,%u)", t % spec.block[0], t / spec.block[0] % spec.block[1], t / spec.block[0] / spec.block[1]);
-}
-
 /// Whether records and an access of `mine` have no order, as a mask.
 template <class T>
 INLINE T unordered(T records, u32 mine, u32 block_limit, u32 warp_limit) {
@@ -168,7 +159,6 @@ INLINE T unordered(T records, u32 mine, u32 block_limit, u32 warp_limit) {
 }
 
 [[noreturn, gnu::cold, gnu::noinline]] static void shared_race(Worker* worker, u64 offset, u64 bytes, bool writes, const void* place) {
-    const SimLaunch& spec = worker->launch->spec;
     std::string what = access_name(writes, bytes, place);
     u32 mine = worker->now * TIME | worker->self->thread;
     u32 block_limit = worker->block_since * TIME, warp_limit = worker->self->warp->since * TIME;
@@ -177,7 +167,7 @@ INLINE T unordered(T records, u32 mine, u32 block_limit, u32 warp_limit) {
         bool read = writes && any(unordered(worker->read[cell], mine, block_limit, warp_limit));
         if (!written && !read) continue;
         u32 record = written ? worker->written[cell] : worker->read[cell], kind = record & IN_FLIGHT;
-        std::string other = thread_at(spec, record & 1023);
+        std::string other = thread_name(worker->fibers[record & 1023]);
         what += text("offset %llu of shared memory, which ", cell * 2);
         if (kind == IN_FLIGHT) {
             fail(worker, what + "an asynchronous copy of " + other + " is still writing: expected copy_async_wait and a barrier in between");
@@ -261,7 +251,7 @@ static void touch_other(Worker* worker, const void* pointer, u64 bytes, bool wri
     for (u32 t = 0; t < worker->launch->threads; t++) {
         stack = worker->stacks + t * STACK_STRIDE;
         if (p >= stack && p < stack + STACK) {
-            fail(worker, access_name(writes, bytes, place) + "a variable of " + thread_at(spec, t));
+            fail(worker, access_name(writes, bytes, place) + "a variable of " + thread_name(worker->fibers[t]));
         }
     }
     fail(worker, access_name(writes, bytes, place) + text("address 0x%llx: neither a tensor nor shared memory", reinterpret_cast<u64>(p)));

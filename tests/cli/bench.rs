@@ -81,40 +81,23 @@ fn on_the_simulator(words: &str) -> Option<Value> {
     Some(outcome.expect(0, &[]).json())
 }
 
-/// Every operation, both ways.
-const OPS: [&str; 23] = [
-    "embed",
-    "norm, forward",
-    "norm, backward",
-    "layer_norm, forward",
-    "layer_norm, backward",
-    "qkv, forward",
-    "qkv, backward",
-    "attention, forward",
-    "attention, backward",
-    "project o, forward",
-    "project o, backward",
-    "gate_up, forward",
-    "gate_up, activation",
-    "gate_up, backward",
-    "project down, forward",
-    "project down, backward",
-    "lm_head, forward",
-    "lm_head, both ways",
-    "score_head, forward",
-    "score_head, backward",
-    "adamw",
-    "decode",
-    "sample, greedy",
-];
-
 #[test]
 fn every_operation_is_timed_alone() {
     let (found, table) = on_the_cpu("ops");
     assert_eq!(found["tasks"], Value::Array(Vec::new()));
     let ops = found["ops"].as_array().unwrap();
     let names: Vec<&str> = ops.iter().map(|op| op["op"].as_str().unwrap()).collect();
-    assert_eq!(names[..OPS.len()], OPS);
+    for folder in std::fs::read_dir("src/ops").unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir())
+    {
+        let op = folder.file_name().unwrap().to_str().unwrap();
+        // A copy, what measures the device, and parts of other operations.
+        if ["rows", "ceilings", "lora", "product"].contains(&op) {
+            continue;
+        }
+        let backward = std::fs::read_to_string(folder.join("mod.rs")).unwrap().contains("_backward(");
+        let timed = names.iter().filter(|name| name.starts_with(op)).any(|name| !backward || name.contains("backward"));
+        assert!(timed || names.contains(&format!("{op}, both ways").as_str()), "{op} is not timed: {names:?}");
+    }
     for op in ops {
         for field in ["bytes", "bytes_per_second", "floor_ms", "share_of_floor"] {
             assert!(positive(&op[field]), "{field}: {op}");
@@ -123,7 +106,7 @@ fn every_operation_is_timed_alone() {
         assert!((op["flops_per_second"].as_f64().unwrap() - rate).abs() <= 1e-9 * rate, "{op}");
         assert_eq!(op["seconds"]["repeats"], 2);
     }
-    assert!(OPS.iter().all(|op| table.contains(op)) && table.contains("of floor %"), "{table}");
+    assert!(names.iter().all(|op| table.contains(op)) && table.contains("of floor %"), "{table}");
 }
 
 /// What an operation must do at least is never more than what its kernels do; but for what is recomputed, no less either.
@@ -146,7 +129,7 @@ fn a_trace_has_a_row_per_task_and_operation() {
     let trace: Value = serde_json::from_str(&folder.read("trace.json")).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();
     let rows: Vec<&Value> = events.iter().filter(|e| e["ph"] == "M").map(|e| &e["args"]["name"]).collect();
-    assert_eq!((rows[0].as_str(), rows[1].as_str()), (Some("score"), Some(OPS[0])));
+    assert_eq!((rows[0].as_str(), rows[1].as_str()), (Some("score"), Some("embed")));
     for (row, name) in rows.iter().enumerate() {
         let runs = events.iter().filter(|e| e["ph"] == "X" && e["tid"] == row);
         assert!(runs.filter(|e| e["dur"].as_f64().is_some_and(|d| d > 0.0)).count() > 0, "{row}: {name}");
@@ -182,5 +165,5 @@ fn random_weights_are_run_at_the_shapes_of_a_config() {
     let line = format!("bench ops --policy {config} --reward {config} --layers 1 --device cpu {LITTLE} --json");
     let found = ares(&line).expect(0, &[]).json();
     assert!(found["policy"].as_str().unwrap().contains("random weights"), "{found}");
-    assert!(found["ops"].as_array().unwrap().len() >= OPS.len());
+    assert!(found["ops"].as_array().is_some_and(|ops| ops.len() > 20), "{found}");
 }

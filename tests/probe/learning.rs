@@ -68,8 +68,7 @@ fn weights_survive_json_and_speed_up_the_next_search() {
     let path = folder.path().join("weights.json");
     std::fs::write(&path, first.weights(&grammar).to_json()).expect("written");
     let weights = SamplerWeights::read(&path).expect("weights");
-    let value = |w: &SamplerWeights| serde_json::to_value(w).expect("a value");
-    assert!(same(&value(&weights), &value(&first.weights(&grammar))));
+    assert_eq!(weights.to_json(), first.weights(&grammar).to_json());
     let tenth = |warm: bool, seed| {
         let mut sampler = Sampler::new(SamplerKind::Thompson, &grammar);
         if warm {
@@ -99,9 +98,9 @@ fn what_was_learned_yields_to_what_is_seen() {
 fn weights_of_another_world_are_refused() {
     let grammar = grammar();
     let good = Sampler::new(SamplerKind::Ares, &grammar).weights(&grammar).to_json();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("w.json");
     let read = |text: &str| {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("w.json");
         std::fs::write(&path, text).expect("written");
         let mut sampler = Sampler::new(SamplerKind::Ares, &grammar);
         SamplerWeights::read(&path)
@@ -115,13 +114,9 @@ fn weights_of_another_world_are_refused() {
         ("\"pulls\": 0.0", "\"pulls\": null", "weights of the probe search"),
         ("\"pulls\": 0.0", "\"pulls\": 1e308", "1e15 ≥ pulls ≥ hits ≥ 0, found"),
         ("\"layers\": {", "\"layers\": {\"x\": {\"y\": 1e308},", "layers.x.y to be above 0 and at most 1, found 1e308"),
-        ("\"clerk\"", "\"clerk\"", ""),
     ] {
         let outcome = read(&good.replace(from, to));
-        match expected {
-            "" => assert_eq!(outcome, Ok(())),
-            _ => assert!(outcome.as_ref().is_err_and(|e| e.contains(expected)), "{outcome:?}"),
-        }
+        assert!(outcome.as_ref().is_err_and(|e| e.contains(expected)), "{outcome:?}");
     }
     let none = read("{\"schema\": 1, \"arms\": {\"other\": {}}, \"layers\": {}}");
     assert!(none.as_ref().is_err_and(|e| e.contains("such as plain × take, found none")), "{none:?}");

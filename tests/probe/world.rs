@@ -182,18 +182,3 @@ impl Judge for SimulatedJudge {
         Ok(rows.iter().map(|row| Ok(one(row))).collect())
     }
 }
-
-/// Equal but for the last digits of numbers: JSON is read to within a unit in the last place.
-pub fn same(a: &Value, b: &Value) -> bool {
-    match (a, b) {
-        (Value::Number(a), Value::Number(b)) => {
-            let (a, b) = (a.as_f64().expect("finite"), b.as_f64().expect("finite"));
-            (a - b).abs() <= 1e-12 * (1.0 + b.abs())
-        }
-        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
-        (Value::Object(a), Value::Object(b)) => {
-            a.len() == b.len() && a.iter().all(|(k, a)| b.get(k).is_some_and(|b| same(a, b)))
-        }
-        (a, b) => a == b,
-    }
-}

@@ -1,15 +1,25 @@
 //! Each function of `kernels/sim.h` against the PTX ISA's formula for the instruction in whose place it stands.
 
 use ares::backend::cuda::driver::LaunchConfig;
+use bytemuck::Pod;
 use half::bf16;
 
 use crate::harness::{device, download, launch, scrambled, source, upload};
 
-const TWINS: &str = "simulator/twins.cu";
+/// The `len` values that `kernel` makes of `inputs`: by a thread for each, or by one warp with shared memory.
+fn run<T: Pod>(kernel: &str, len: usize, inputs: &[&[u32]], each: bool) -> Option<Vec<T>> {
+    let driver = device(0)?;
+    let mut args = vec![upload(&driver, &vec![7u32; len])];
+    args.extend(inputs.iter().map(|input| upload(&driver, input)));
+    args.extend(each.then_some(len as u64));
+    let blocks = if each { len.div_ceil(32) as u32 } else { 1 };
+    let config = LaunchConfig::linear(blocks, 32).with_shared(if each { 0 } else { 512 });
+    launch(&driver, source("simulator/twins.cu"), kernel, config, &args).unwrap();
+    Some(download(&driver, args[0], len))
+}
 
-/// One warp, with room for its shared memory.
-fn warp() -> LaunchConfig {
-    LaunchConfig::linear(1, 32).with_shared(512)
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
 }
 
 fn pair(low: bf16, high: bf16) -> u32 {
@@ -19,7 +29,6 @@ fn pair(low: bf16, high: bf16) -> u32 {
 /// Every upper half with lower halves around the tie: to nearest, ties to even, NaN to 0x7fff.
 #[test]
 fn rounding_to_bf16() {
-    let Some(driver) = device(0) else { return };
     let lower = [0u32, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
     let bits: Vec<u32> = (0..1u32 << 16).flat_map(|high| lower.map(|low| high << 16 | low)).collect();
     let n = bits.len();
@@ -27,28 +36,21 @@ fn rounding_to_bf16() {
         let value = f32::from_bits(bits);
         if value.is_nan() { 0x7fff } else { u32::from(bf16::from_f32(value).to_bits()) }
     };
-    let (x, y) = (upload(&driver, &bits), upload(&driver, &vec![0u32; n]));
-    let config = LaunchConfig::linear(n.div_ceil(256) as u32, 256);
-    launch(&driver, source(TWINS), "round_one", config, &[y, x, n as u64]).unwrap();
-    for (&bits, found) in bits.iter().zip(download::<u32>(&driver, y, n)) {
-        assert_eq!(found, expected(bits), "{bits:#x}");
-    }
-    launch(&driver, source(TWINS), "round_two", config, &[y, x, n as u64]).unwrap();
-    for (i, found) in download::<u32>(&driver, y, n).into_iter().enumerate() {
-        assert_eq!(found, expected(bits[i]) | expected(bits[n - 1 - i]) << 16, "element {i}");
+    let Some(one) = run::<u32>("round_one", n, &[&bits], true) else { return };
+    let two = run::<u32>("round_two", n, &[&bits], true).unwrap();
+    for i in 0..n {
+        assert_eq!(one[i], expected(bits[i]), "{:#x}", bits[i]);
+        assert_eq!(two[i], expected(bits[i]) | expected(bits[n - 1 - i]) << 16, "element {i}");
     }
 }
 
 /// ex2.approx.ftz: 2 ulp; subnormal results are zero.
 #[test]
 fn powers_of_two() {
-    let Some(driver) = device(0) else { return };
     let mut x: Vec<f32> = (-1600..1300).map(|i| i as f32 * 0.1).collect();
     x.extend([f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 0.0, -0.0, 1e-40, 128.0, -126.0, -126.5]);
-    let (input, y) = (upload(&driver, &x), upload(&driver, &vec![7.0f32; x.len()]));
-    let config = LaunchConfig::linear(x.len().div_ceil(128) as u32, 128);
-    launch(&driver, source(TWINS), "powers", config, &[y, input, x.len() as u64]).unwrap();
-    for (&x, found) in x.iter().zip(download::<f32>(&driver, y, x.len())) {
+    let Some(found) = run::<f32>("powers", x.len(), &[&bits(&x)], true) else { return };
+    for (&x, found) in x.iter().zip(found) {
         let exact = f64::from(x).exp2();
         if exact.is_nan() {
             assert!(found.is_nan());
@@ -64,12 +66,9 @@ fn powers_of_two() {
 
 #[test]
 fn exchanges_within_a_warp() {
-    let Some(driver) = device(0) else { return };
     let x: Vec<u32> = scrambled(32, 3).iter().map(|v| v & 0x7f7f_ffff).collect(); // no NaN, whose bits a float may lose
     let lanes: Vec<u32> = (0..32).map(|i| (i * 11 + 3) % 32).collect();
-    let (input, from, y) = (upload(&driver, &x), upload(&driver, &lanes), upload(&driver, &[0u32; 128]));
-    launch(&driver, source(TWINS), "exchanges", warp(), &[y, input, from]).unwrap();
-    let found = download::<u32>(&driver, y, 128);
+    let Some(found) = run::<u32>("exchanges", 128, &[&x, &lanes], false) else { return };
     let odd = (0..32).filter(|&i| x[i] % 2 == 1).fold(0u32, |bits, i| bits | 1 << i);
     for i in 0..32 {
         let (direct, crossed) = (x[lanes[i] as usize], x[i ^ 5]);
@@ -102,7 +101,6 @@ mod fragment {
 
 #[test]
 fn tensor_core_products() {
-    let Some(driver) = device(0) else { return };
     // Small eighths: every product and sum is exact, so that each element must be right to the bit.
     let small = |len: usize, seed: u32| scrambled(len, seed).into_iter().map(|v| (v % 127) as f32 / 8.0 - 7.5);
     let a: Vec<bf16> = small(16 * 16, 1).map(bf16::from_f32).collect();
@@ -121,10 +119,7 @@ fn tensor_core_products() {
             rb[r * 32 + lane] = pair(at_b(fragment::b(lane, 2 * r)), at_b(fragment::b(lane, 2 * r + 1)));
         }
     }
-    let (da, db, dc, d) =
-        (upload(&driver, &ra), upload(&driver, &rb), upload(&driver, &rc), upload(&driver, &[0.0f32; 128]));
-    launch(&driver, source(TWINS), "product", warp(), &[d, da, db, dc]).unwrap();
-    let found = download::<f32>(&driver, d, 128);
+    let Some(found) = run::<f32>("product", 128, &[&ra, &rb, &bits(&rc)], false) else { return };
     for lane in 0..32 {
         for i in 0..4 {
             let (row, col) = fragment::c(lane, i);
@@ -137,13 +132,10 @@ fn tensor_core_products() {
 /// PTX ISA, ldmatrix: lane l of matrix m holds elements 2·(l%4) and the next of row l/4; with .trans of column l/4.
 #[test]
 fn matrices_from_shared_memory() {
-    let Some(driver) = device(0) else { return };
     let words = scrambled(32 * 4, 9);
     let order: Vec<u32> = (0..32).map(|i| (i * 13 + 5) % 32).collect();
     let half = |row: usize, col: usize| words[row * 4 + col / 2] >> (16 * (col % 2)) & 0xffff;
-    let (x, rows, y) = (upload(&driver, &words), upload(&driver, &order), upload(&driver, &[0u32; 256]));
-    launch(&driver, source(TWINS), "matrices", warp(), &[y, x, rows]).unwrap();
-    let found = download::<u32>(&driver, y, 256);
+    let Some(found) = run::<u32>("matrices", 256, &[&words, &order], false) else { return };
     for matrix in 0..4 {
         let row = |i: usize| order[8 * matrix + i] as usize;
         for lane in 0..32 {
@@ -158,12 +150,9 @@ fn matrices_from_shared_memory() {
 
 #[test]
 fn copies_bring_bytes_or_zeros() {
-    let Some(driver) = device(0) else { return };
     let words = scrambled(32 * 4, 17);
     let valid: Vec<u32> = (0..32).map(|i| u32::from(i % 5 != 2)).collect();
-    let (x, flags, y) = (upload(&driver, &words), upload(&driver, &valid), upload(&driver, &[7u32; 128]));
-    launch(&driver, source(TWINS), "copies", warp(), &[y, x, flags]).unwrap();
-    let found = download::<u32>(&driver, y, 128);
+    let Some(found) = run::<u32>("copies", 128, &[&words, &valid], false) else { return };
     for lane in 0..32 {
         let from = (lane + 1) % 32;
         for i in 0..4 {
