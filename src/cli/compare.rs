@@ -34,13 +34,8 @@ pub(crate) struct Compare {
     #[command(flatten)]
     repair: RepairArgs,
     /// none, policy, reward, rlhf, joint, joint-uncoupled
-    #[arg(
-        long,
-        value_name = "NAME,…",
-        value_delimiter = ',',
-        default_value = "rlhf,policy,joint",
-        hide_possible_values = true
-    )]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "rlhf,policy,joint")]
+    #[arg(hide_possible_values = true)]
     methods: Vec<Method>,
     /// Repeat everything with each of these seeds: one row of the table per method and seed [default: --seed]
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = args::whole::<u64>(0, LARGEST_SEED))]
