@@ -9,7 +9,6 @@ use super::Session;
 use super::device::on_device;
 use super::watch::Stages;
 use crate::error::{Error, Result};
-use crate::judge::Sense;
 use crate::model::AdapterInit;
 use crate::repair::{Method, Recipe};
 use crate::run::models::BATCH_TOKENS;
@@ -21,9 +20,6 @@ use crate::run::{Earlier, Models, RunDir, Scale};
 pub(crate) struct Repair {
     #[command(flatten)]
     models: Models,
-    /// In which sense the reward model is wrong: it approves a harmful answer, or prefers it to the safe one
-    #[arg(long = "approve", value_name = "APPROVE", value_enum, default_value = "threshold")]
-    _sense: Sense,
     /// Failures: prompt, rejected, chosen, verdict [default: stdin]
     #[arg(long, short, value_name = "FILE")]
     input: Option<PathBuf>,
