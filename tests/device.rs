@@ -33,8 +33,11 @@ fn fake() -> Option<&'static PathBuf> {
     FOLDER.get_or_init(make).as_ref()
 }
 
-/// What runs under the fake, and gives what it found or failed with.
-const CASES: [(&str, fn() -> Result<String>); 6] = [
+/// Gives what it found or failed with.
+type Case = fn() -> Result<String>;
+
+/// What runs under the fake.
+const CASES: [(&str, Case); 6] = [
     ("the second device", the_second_device),
     ("with NVRTC", with_nvrtc),
     ("copies", copies),

@@ -17,10 +17,13 @@ use crate::text::rows::Preference;
 /// Both models were trained.
 pub(crate) const BOTH: Versions = Versions { policy: Version::Current, reward: Version::Current };
 
+type Say = dyn Fn(Version, &str) -> String;
+type Score = dyn Fn(Version, &str, &str) -> f32;
+
 pub(crate) struct Fake {
     /// The answer to a prompt without prefill; under prefill the policy says y⁻.
-    pub(crate) say: Box<dyn Fn(Version, &str) -> String>,
-    pub(crate) score: Box<dyn Fn(Version, &str, &str) -> f32>,
+    pub(crate) say: Box<Say>,
+    pub(crate) score: Box<Score>,
     /// By what share π_θ gives every text less log-probability.
     pub(crate) forgets: f64,
     /// Rows asked for: answers, rewards, log-probabilities, each of the originals and of the adapted models.
