@@ -196,7 +196,7 @@ fn the_suite_opens_and_its_splits_are_apart() {
     for pair in Suite::open(root).unwrap().pairs() {
         models.extend([pair.model("policy").dir, pair.model("reward").dir]);
         let names = ["calibration", "replay", "discovery", "gate", "test"];
-        let rows = names.map(|name| rows(&pair, name, usize::MAX));
+        let rows = names.map(|name| rows(pair, name, usize::MAX));
         let asked = |row: &Row| row.prompt(false).unwrap();
         let prompts = rows.each_ref().map(|rows| rows.iter().map(asked).collect::<Vec<Prompt>>());
         let texts = prompts.iter().enumerate().flat_map(|(i, split)| split.iter().map(move |prompt| (i, prompt)));
