@@ -113,6 +113,7 @@ fn cases() -> impl Iterator<Item = (&'static str, Case)> {
         ("an odd group of five, 32", RAGGED, spec(5, 1, 32)),
         ("a window of 40, 32", RAGGED, window(40, spec(2, 2, 32))),
         ("softcap, 40", RAGGED, capped(2.0, spec(4, 1, 40))),
+        ("a window of 300 over 530 keys, 8", &[(0, &[530])], window(300, spec(1, 1, 8))),
         ("both directions, 8", RAGGED, both(spec(2, 1, 8))),
         ("both directions, a window of 70 and softcap, 8", RAGGED, both(window(70, capped(3.0, spec(2, 2, 8))))),
         ("both directions, two heads of a group, 64", SEQUENCES, both(spec(2, 1, 64))),

@@ -3,11 +3,17 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::products::{LANES, ROWS, add_transposed, multiply};
+use super::products::{LANES, multiply, multiply_transposed};
 use super::{Attention, AttentionBackward, AttentionForward, AttentionSpec, Segment, check};
 use crate::backend::Cpu;
 use crate::error::Result;
-use crate::ops::product::{add_scaled, dot, exp, simd};
+use crate::ops::product::{Rows, add_scaled, dot, exp, simd};
+
+/// Queries of a tile: rows of one head, one after the other. Scores lie key by key, a tile's queries side by side in one widest
+/// vector: what a softmax adds up goes down columns, and no sum crosses a vector.
+const TILE: usize = LANES;
+/// Keys whose probabilities are added up in one chain.
+const CHAIN: usize = 256;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -70,131 +76,186 @@ fn split<'a>(mut values: &'a mut [f32], cols: usize, segments: &[Segment]) -> Ve
     parts
 }
 
-/// One head's keys and values of one segment, both ways round, and a tile of four of its query rows: sums over positions and
-/// sums over channels each run along contiguous memory. `n` positions in rows of `stride`, `e` channels in rows of `width`.
+/// The keys and values of one key/value head that a segment sees, its prompt's and then its own, so that an index is a position;
+/// and a tile of queries. `e` channels in rows of `width`, whole vectors.
 #[derive(Default)]
-pub(crate) struct Scratch {
-    n: usize,
-    stride: usize,
+struct Scratch {
+    e: usize,
     width: usize,
-    k: Vec<f32>,   // (n, e)
-    k_t: Vec<f32>, // (e, n)
-    v: Vec<f32>,   // (n, e)
-    v_t: Vec<f32>, // (e, n)
-    dk: Vec<f32>,  // (n, e)
-    dv: Vec<f32>,  // (n, e)
-    q: Vec<f32>,   // (4, e) query rows, scaled
-    d_o: Vec<f32>, // (4, e)
-    y: Vec<f32>,   // (4, e) rows of o, then of dq
-    s: Vec<f32>,   // (4, n) scores, then probabilities
-    d: Vec<f32>,   // (4, n) gradients of the probabilities, then of the scores
-}
-
-/// A query of the tile: packed row within the segment, its head, and the keys that it sees.
-struct Query {
-    row: usize,
-    head: usize,
-    seen: Range<usize>,
+    k: Vec<f32>,    // (n, e)
+    v: Vec<f32>,    // (n, e)
+    dk: Vec<f32>,   // (n, e)
+    dv: Vec<f32>,   // (n, e)
+    q: Vec<f32>,    // (TILE, e) scaled
+    q_t: Vec<f32>,  // (e, TILE)
+    d_o: Vec<f32>,  // (TILE, e)
+    d_ot: Vec<f32>, // (e, TILE)
+    y: Vec<f32>,    // (TILE, e) o, or dq
+    s: Vec<f32>,    // (n, TILE) scores, then probabilities
+    d: Vec<f32>,    // (n, TILE) gradients of the probabilities, then of the scores
 }
 
 impl Scratch {
-    /// Gathers head `kv` of the keys that `segment` sees: its prompt's, then its own. Index in here = position.
     #[inline(always)]
-    fn gather(&mut self, qkv: &[f32], segment: &Segment, kv: usize, spec: &AttentionSpec, backward: bool) {
-        let (e, columns) = (spec.head_dim, spec.width());
-        self.n = segment.prompt.len() + segment.rows.len();
-        (self.stride, self.width) = (self.n.next_multiple_of(LANES), e.next_multiple_of(LANES));
-        let (n, stride, width) = (self.n, self.stride, self.width);
-        let fit = |buffer: &mut Vec<f32>, len: usize| {
-            buffer.clear();
-            buffer.resize(len, 0.0);
-        };
-        [&mut self.k_t, &mut self.v].into_iter().for_each(|buffer| fit(buffer, stride * width));
-        if backward {
-            [&mut self.k, &mut self.v_t].into_iter().for_each(|buffer| fit(buffer, stride * width));
-            [&mut self.dk, &mut self.dv].into_iter().for_each(|buffer| fit(buffer, n * width));
+    fn gather(&mut self, qkv: &[f32], segment: &Segment, kv: usize, spec: &AttentionSpec) {
+        let (e, columns, n) = (spec.head_dim, spec.width(), segment.prompt.len() + segment.rows.len());
+        let width = e.next_multiple_of(LANES);
+        if self.e != e {
+            *self = Scratch { e, width, ..Scratch::default() }; // what lies between e and `width` stays zero
         }
-        [&mut self.q, &mut self.d_o, &mut self.y].into_iter().for_each(|buffer| fit(buffer, ROWS * width));
-        [&mut self.s, &mut self.d].into_iter().for_each(|buffer| fit(buffer, ROWS * stride));
+        for buffer in [&mut self.k, &mut self.v, &mut self.dk, &mut self.dv] {
+            buffer.resize(n * width, 0.0);
+        }
+        for buffer in [&mut self.q, &mut self.q_t, &mut self.d_o, &mut self.d_ot, &mut self.y] {
+            buffer.resize(TILE * width, 0.0);
+        }
+        for buffer in [&mut self.s, &mut self.d] {
+            buffer.resize(n * TILE, 0.0);
+        }
         let (k_at, v_at) = ((spec.heads + kv) * e, (spec.heads + spec.kv_heads + kv) * e);
         for (j, row) in segment.prompt.clone().chain(segment.rows.clone()).enumerate() {
             let row = &qkv[row * columns..][..columns];
-            let (k, v) = (&row[k_at..][..e], &row[v_at..][..e]);
-            self.v[j * width..][..e].copy_from_slice(v);
-            k.iter().enumerate().for_each(|(c, k)| self.k_t[c * stride + j] = *k);
-            if backward {
-                self.k[j * width..][..e].copy_from_slice(k);
-                v.iter().enumerate().for_each(|(c, v)| self.v_t[c * stride + j] = *v);
+            self.k[j * width..][..e].copy_from_slice(&row[k_at..][..e]);
+            self.v[j * width..][..e].copy_from_slice(&row[v_at..][..e]);
+        }
+    }
+}
+
+/// Up to `TILE` rows of e values, `stride` apart, times `scale`: into `rows` (TILE, width), zeros where there are no more, and
+/// `turned` (width, TILE).
+#[inline(always)]
+fn load(rows: &mut [f32], turned: &mut [f32], (from, stride): Rows, (count, e): (usize, usize), scale: f32) {
+    let width = rows.len() / TILE;
+    for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+        match i < count {
+            true => row[..e].iter_mut().zip(&from[i * stride..]).for_each(|(to, from)| *to = scale * from),
+            false => row.fill(0.0),
+        }
+    }
+    for (c, column) in turned.chunks_exact_mut(TILE).enumerate() {
+        for i in 0..TILE {
+            column[i] = rows[i * width + c];
+        }
+    }
+}
+
+/// A tile's queries: positions from `at` on, which see some of the keys `seen`.
+struct Tile {
+    at: usize,
+    count: usize,
+    seen: Range<usize>,
+}
+
+impl Tile {
+    fn new(first: usize, segment: &Segment, spec: &AttentionSpec) -> Tile {
+        let (before, count) = (segment.prompt.len(), TILE.min(segment.rows.len() - first));
+        let (at, n) = (before + first, before + segment.rows.len());
+        let reach = spec.window.unwrap_or(n);
+        let last = if spec.causal { at + count } else { (at + count - 1).saturating_add(reach).min(n) };
+        Tile { at, count, seen: (at + 1).saturating_sub(reach)..last }
+    }
+
+    /// Which of them see `key`.
+    #[inline(always)]
+    fn seeing(&self, key: usize, spec: &AttentionSpec) -> Range<usize> {
+        let reach = spec.window.unwrap_or(usize::MAX);
+        let first = if spec.causal { key } else { (key + 1).saturating_sub(reach) };
+        let end = key.saturating_add(reach).saturating_sub(self.at).min(TILE);
+        first.saturating_sub(self.at).min(end)..end
+    }
+
+    /// Soft-caps a key's scores and takes away those of queries that do not see it; returns the cap's slopes.
+    #[inline(always)]
+    fn mask(&self, s: &mut [f32], key: usize, spec: &AttentionSpec) -> Option<[f32; TILE]> {
+        let slopes = spec.softcap.map(|cap| {
+            let mut slopes = [0.0; TILE];
+            for i in 0..TILE {
+                let tanh = (s[i] / cap).tanh();
+                (s[i], slopes[i]) = (cap * tanh, 1.0 - tanh * tanh);
+            }
+            slopes
+        });
+        let seeing = self.seeing(key, spec);
+        if seeing != (0..TILE) {
+            s[..seeing.start].fill(f32::NEG_INFINITY);
+            s[seeing.end..].fill(f32::NEG_INFINITY);
+        }
+        slopes
+    }
+
+    /// Scores become e^(s − max), zero where a query does not see a key; returns each query's sum of them and log Σ exp. Chains
+    /// begin at the same keys whichever the tile sees.
+    #[inline(always)]
+    fn softmax(&self, s: &mut [f32], spec: &AttentionSpec) -> ([f32; TILE], [f32; TILE]) {
+        let (mut top, mut total, mut chain) = ([f32::NEG_INFINITY; TILE], [0.0; TILE], [0.0; TILE]);
+        for (key, s) in self.seen.clone().zip(s.chunks_exact_mut(TILE)) {
+            self.mask(s, key, spec);
+            for i in 0..TILE {
+                top[i] = if s[i] > top[i] { s[i] } else { top[i] };
+            }
+        }
+        for (key, s) in self.seen.clone().zip(s.chunks_exact_mut(TILE)) {
+            if key.is_multiple_of(CHAIN) {
+                for i in 0..TILE {
+                    total[i] += chain[i];
+                }
+                chain = [0.0; TILE];
+            }
+            for i in 0..TILE {
+                s[i] = exp(s[i] - top[i]);
+                chain[i] += s[i];
+            }
+        }
+        for i in 0..TILE {
+            total[i] += chain[i];
+        }
+        (total, std::array::from_fn(|i| top[i] + total[i].ln()))
+    }
+
+    /// `s`: scores → probabilities; `d`: do·v → gradient of the scores; zero where a query does not see a key.
+    #[inline(always)]
+    fn gradient_of_scores(
+        &self,
+        s: &mut [f32],
+        d: &mut [f32],
+        lse: &[f32; TILE],
+        delta: &[f32; TILE],
+        spec: &AttentionSpec,
+    ) {
+        let rows = s.chunks_exact_mut(TILE).zip(d.chunks_exact_mut(TILE));
+        for (key, (s, d)) in self.seen.clone().zip(rows) {
+            let slopes = self.mask(s, key, spec);
+            for i in 0..TILE {
+                s[i] = exp(s[i] - lse[i]);
+                d[i] = s[i] * (d[i] - delta[i]);
+            }
+            if let Some(slopes) = slopes {
+                d.iter_mut().zip(slopes).for_each(|(d, slope)| *d *= slope);
             }
         }
     }
-
-    /// The tile's queries from number `first` on (row by row, the heads of `kv` within a row), how many there are (the last one
-    /// stands in for those past the end), and all keys any of them sees.
-    #[inline(always)]
-    fn tile(
-        &self,
-        first: usize,
-        segment: &Segment,
-        kv: usize,
-        spec: &AttentionSpec,
-    ) -> ([Query; ROWS], usize, Range<usize>) {
-        let per = spec.heads / spec.kv_heads;
-        let count = ROWS.min(segment.rows.len() * per - first);
-        let queries = std::array::from_fn(|i| {
-            let index = first + i.min(count - 1);
-            let (row, head) = (index / per, kv * per + index % per);
-            Query { row, head, seen: seen(segment.prompt.len() + row, self.n, spec) }
-        });
-        let start = queries.iter().map(|q: &Query| q.seen.start).min().unwrap_or(0);
-        let end = queries.iter().map(|q| q.seen.end).max().unwrap_or(0);
-        (queries, count, start..end)
-    }
-}
-
-/// One row of e values per query, times `scale`, into `tile` (4, width); rows without a query become zeros.
-#[inline(always)]
-fn load<'a>(tile: &mut [f32], queries: &[Query], scale: f32, row: impl Fn(&Query) -> &'a [f32]) {
-    let width = tile.len() / ROWS;
-    for (r, tile) in tile.chunks_exact_mut(width).enumerate() {
-        match queries.get(r).map(&row) {
-            Some(row) => tile.iter_mut().zip(row).for_each(|(to, from)| *to = scale * from),
-            None => tile.fill(0.0),
-        }
-    }
-}
-
-/// The whole vectors that cover a range.
-fn whole_vectors(covered: &Range<usize>) -> Range<usize> {
-    covered.start / LANES * LANES..covered.end.next_multiple_of(LANES)
-}
-
-/// Overwrites what a query does not see in the vectors that cover its tile's keys.
-#[inline(always)]
-fn blank(row: &mut [f32], seen: &Range<usize>, covered: &Range<usize>, value: f32) {
-    let vectors = whole_vectors(covered);
-    row[vectors.start..seen.start].fill(value);
-    row[seen.end..vectors.end].fill(value);
 }
 
 simd! {
-    fn segment_forward<'a>[simd](o: &'a mut [f32], lse: &'a mut [f32], qkv: &'a [f32], segment: &'a Segment, spec: &'a AttentionSpec, scratch: &'a mut Scratch) {
+    fn segment_forward<'a>(o: &'a mut [f32], lse: &'a mut [f32], qkv: &'a [f32], segment: &'a Segment, spec: &'a AttentionSpec, scratch: &'a mut Scratch) {
         let (h, e, columns) = (spec.heads, spec.head_dim, spec.width());
-        let queries = segment.rows.len() * (h / spec.kv_heads);
-        for kv in 0..spec.kv_heads {
-            scratch.gather(qkv, segment, kv, spec, false);
-            for first in (0..queries).step_by(ROWS) {
-                let (queries, count, covered) = scratch.tile(first, segment, kv, spec);
-                let queries = &queries[..count];
-                let Scratch { k_t, v, q, y, s, stride, width, .. } = scratch;
-                load(q, queries, spec.scale, |q| &qkv[(segment.rows.start + q.row) * columns + q.head * e..][..e]);
-                multiply::<_, ROWS>(simd, s, q, (k_t, *stride), &(0..e), &covered);
-                for (query, s) in queries.iter().zip(s.chunks_exact_mut(*stride)) {
-                    lse[query.row * h + query.head] = softmax(s, &query.seen, &covered, spec.softcap);
-                }
-                multiply::<_, ROWS>(simd, y, s, (v, *width), &covered, &(0..*width));
-                for (query, y) in queries.iter().zip(y.chunks_exact(*width)) {
-                    o[(query.row * h + query.head) * e..][..e].copy_from_slice(&y[..e]);
+        for head in 0..h {
+            if head.is_multiple_of(h / spec.kv_heads) {
+                scratch.gather(qkv, segment, head / (h / spec.kv_heads), spec);
+            }
+            let Scratch { k, v, q, q_t, y, s, width, .. } = &mut *scratch;
+            for first in (0..segment.rows.len()).step_by(TILE) {
+                let tile = Tile::new(first, segment, spec);
+                let (keys, from) = (tile.seen.len(), tile.seen.start * *width);
+                load(q, q_t, (&qkv[(segment.rows.start + first) * columns + head * e..], columns), (tile.count, e), spec.scale);
+                multiply((s, TILE), (&k[from..], *width), (q_t, TILE), (keys, TILE), e, false);
+                let (sums, logs) = tile.softmax(s, spec);
+                y.fill(0.0);
+                multiply_transposed((y, *width), (s, TILE), (&v[from..], *width), (tile.count, *width), keys);
+                for (i, y) in y.chunks_exact(*width).take(tile.count).enumerate() {
+                    let at = (first + i) * h + head;
+                    lse[at] = logs[i];
+                    o[at * e..][..e].iter_mut().zip(y).for_each(|(o, y)| *o = y / sums[i]);
                 }
             }
         }
@@ -211,98 +272,41 @@ struct Known<'a> {
 
 simd! {
     /// Adds one segment's share to its group's `dqkv`, whose first row is packed row `first`.
-    fn segment_backward<'a>[simd](dqkv: &'a mut [f32], first: usize, known: &'a Known<'a>, segment: &'a Segment, spec: &'a AttentionSpec, scratch: &'a mut Scratch) {
-        let (h, e, columns) = (spec.heads, spec.head_dim, spec.width());
-        let start = segment.rows.start;
+    fn segment_backward<'a>(dqkv: &'a mut [f32], start: usize, known: &'a Known<'a>, segment: &'a Segment, spec: &'a AttentionSpec, scratch: &'a mut Scratch) {
+        let (h, e, columns, per) = (spec.heads, spec.head_dim, spec.width(), spec.heads / spec.kv_heads);
         for kv in 0..spec.kv_heads {
-            scratch.gather(known.qkv, segment, kv, spec, true);
-            for index in (0..segment.rows.len() * (h / spec.kv_heads)).step_by(ROWS) {
-                let (queries, count, covered) = scratch.tile(index, segment, kv, spec);
-                let queries = &queries[..count];
-                let Scratch { k, k_t, v_t, q, d_o, y, s, d, dk, dv, stride, width, .. } = scratch;
-                load(q, queries, spec.scale, |q| &known.qkv[(start + q.row) * columns + q.head * e..][..e]);
-                load(d_o, queries, 1.0, |q| &known.d_o[((start + q.row) * h + q.head) * e..][..e]);
-                multiply::<_, ROWS>(simd, s, q, (k_t, *stride), &(0..e), &covered);
-                multiply::<_, ROWS>(simd, d, d_o, (v_t, *stride), &(0..e), &covered);
-                let rows = s.chunks_exact_mut(*stride).zip(d.chunks_exact_mut(*stride));
-                for (query, (s, d)) in queries.iter().zip(rows) {
-                    let at = (start + query.row) * h + query.head;
-                    let delta = dot(&known.d_o[at * e..][..e], &known.o[at * e..][..e]);
-                    let vectors = whole_vectors(&covered);
-                    gradient_of_scores(&mut s[vectors.clone()], &mut d[vectors], known.lse[at], delta, spec);
-                    blank(s, &query.seen, &covered, 0.0);
-                    blank(d, &query.seen, &covered, 0.0);
+            scratch.gather(known.qkv, segment, kv, spec);
+            let Scratch { k, v, dk, dv, q, q_t, d_o, d_ot, y, s, d, width, .. } = &mut *scratch;
+            [&mut *dk, &mut *dv].into_iter().for_each(|buffer| buffer.fill(0.0));
+            let tiles = (0..segment.rows.len()).step_by(TILE);
+            for (head, first) in (kv * per..(kv + 1) * per).flat_map(|head| tiles.clone().map(move |first| (head, first))) {
+                let tile = Tile::new(first, segment, spec);
+                let (keys, from, row) = (tile.seen.len(), tile.seen.start * *width, segment.rows.start + first);
+                let at = |i: usize| (row + i) * h + head;
+                load(q, q_t, (&known.qkv[row * columns + head * e..], columns), (tile.count, e), spec.scale);
+                load(d_o, d_ot, (&known.d_o[at(0) * e..], h * e), (tile.count, e), 1.0);
+                multiply((s, TILE), (&k[from..], *width), (q_t, TILE), (keys, TILE), e, false);
+                multiply((d, TILE), (&v[from..], *width), (d_ot, TILE), (keys, TILE), e, false);
+                let (mut lse, mut delta) = ([0.0; TILE], [0.0; TILE]);
+                for i in 0..tile.count {
+                    lse[i] = known.lse[at(i)];
+                    delta[i] = dot(&known.d_o[at(i) * e..][..e], &known.o[at(i) * e..][..e]);
                 }
-                multiply::<_, ROWS>(simd, y, d, (k, *width), &covered, &(0..*width));
-                for (query, y) in queries.iter().zip(y.chunks_exact(*width)) {
-                    let row = start + query.row - first;
-                    let dq = &mut dqkv[row * columns + query.head * e..][..e];
+                tile.gradient_of_scores(s, d, &lse, &delta, spec);
+                y.fill(0.0);
+                multiply_transposed((y, *width), (d, TILE), (&k[from..], *width), (tile.count, *width), keys);
+                for (i, y) in y.chunks_exact(*width).take(tile.count).enumerate() {
+                    let dq = &mut dqkv[(row + i - start) * columns + head * e..][..e];
                     dq.iter_mut().zip(y).for_each(|(dq, y)| *dq = spec.scale * y);
                 }
-                add_transposed(dv, s, d_o, &covered);
-                add_transposed(dk, d, q, &covered);
+                multiply((&mut dv[from..], *width), (s, TILE), (d_o, *width), (keys, *width), tile.count, true);
+                multiply((&mut dk[from..], *width), (d, TILE), (q, *width), (keys, *width), tile.count, true);
             }
             let (k_at, v_at) = ((h + kv) * e, (h + spec.kv_heads + kv) * e);
             for (j, row) in segment.prompt.clone().chain(segment.rows.clone()).enumerate() {
-                let row = &mut dqkv[(row - first) * columns..][..columns];
-                add_scaled(&mut row[k_at..][..e], &scratch.dk[j * scratch.width..][..e], 1.0);
-                add_scaled(&mut row[v_at..][..e], &scratch.dv[j * scratch.width..][..e], 1.0);
-            }
-        }
-    }
-}
-
-/// Keys that position `at` of `n` sees.
-fn seen(at: usize, n: usize, spec: &AttentionSpec) -> Range<usize> {
-    let reach = spec.window.unwrap_or(n);
-    let end = if spec.causal { at + 1 } else { at.saturating_add(reach).min(n) };
-    (at + 1).saturating_sub(reach)..end
-}
-
-/// Scores of the keys `seen` become probabilities in place, those of the other keys in the vectors that cover `covered` zero;
-/// returns log Σ exp. Sums run in sixteen parts by position, so they do not depend on `covered`.
-#[inline(always)]
-pub(crate) fn softmax(s: &mut [f32], seen: &Range<usize>, covered: &Range<usize>, softcap: Option<f32>) -> f32 {
-    if let Some(cap) = softcap {
-        s[seen.clone()].iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
-    }
-    blank(s, seen, covered, f32::NEG_INFINITY);
-    let s = &mut s[whole_vectors(covered)];
-    let mut tops = [f32::NEG_INFINITY; LANES];
-    for vector in s.chunks_exact(LANES) {
-        for l in 0..LANES {
-            tops[l] = if vector[l] > tops[l] { vector[l] } else { tops[l] };
-        }
-    }
-    let max = tops.iter().fold(f32::NEG_INFINITY, |max, &s| if s > max { s } else { max });
-    let mut sums = [0.0f32; LANES];
-    for vector in s.chunks_exact_mut(LANES) {
-        for l in 0..LANES {
-            vector[l] = exp(vector[l] - max);
-            sums[l] += vector[l];
-        }
-    }
-    let sum = sums.iter().sum::<f32>();
-    let inverse = 1.0 / sum;
-    s.iter_mut().for_each(|s| *s *= inverse);
-    max + sum.ln()
-}
-
-/// `s`: raw scores → probabilities; `d`: do·v → gradient of the raw scores.
-#[inline(always)]
-fn gradient_of_scores(s: &mut [f32], d: &mut [f32], lse: f32, delta: f32, spec: &AttentionSpec) {
-    match spec.softcap {
-        None => {
-            for (s, d) in s.iter_mut().zip(d) {
-                *s = exp(*s - lse);
-                *d = *s * (*d - delta);
-            }
-        }
-        Some(cap) => {
-            for (s, d) in s.iter_mut().zip(d) {
-                let tanh = (*s / cap).tanh();
-                *s = exp(cap * tanh - lse);
-                *d = *s * (*d - delta) * (1.0 - tanh * tanh);
+                let row = &mut dqkv[(row - start) * columns..][..columns];
+                add_scaled(&mut row[k_at..][..e], &dk[j * *width..][..e], 1.0);
+                add_scaled(&mut row[v_at..][..e], &dv[j * *width..][..e], 1.0);
             }
         }
     }

@@ -1,14 +1,12 @@
 use std::ops::Range;
 
-use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{Decode, DecodeAttention, KvCache, SlotTable, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
-use crate::ops::attention::cpu::softmax;
 use crate::ops::attention::products::{LANES, multiply};
-use crate::ops::product::simd;
+use crate::ops::product::{exp, folded, maximum, simd};
 use crate::ops::{AttentionSpec, expect};
 
 // Keys lie (slot, kv head, channel, position), so that scores are sums of contiguous columns; values lie
@@ -86,49 +84,51 @@ fn runs(slots: &[u32], count: usize) -> Result<Vec<Range<usize>>> {
 }
 
 simd! {
-    fn attend<'a>[simd](o: &'a mut [f32], scratch: &'a mut Vec<f32>, q: &'a [f32], cache: &'a KvCache<Cpu>, at: (usize, usize), spec: &'a AttentionSpec) {
-        let ((slot, position), per) = (at, spec.heads / spec.kv_heads);
-        for kv in 0..spec.kv_heads {
-            let mut heads = kv * per..(kv + 1) * per;
-            while !heads.is_empty() {
-                let head = heads.start;
-                heads.start += match heads.len() {
-                    1 => attend_heads::<_, 1>(simd, o, scratch, q, cache, (slot, kv, head), position, spec),
-                    2 | 3 => attend_heads::<_, 2>(simd, o, scratch, q, cache, (slot, kv, head), position, spec),
-                    _ => attend_heads::<_, 4>(simd, o, scratch, q, cache, (slot, kv, head), position, spec),
-                };
+    /// All query heads of one row, those of a key/value head together.
+    fn attend<'a>(o: &'a mut [f32], scratch: &'a mut Vec<f32>, q: &'a [f32], cache: &'a KvCache<Cpu>, at: (usize, usize), spec: &'a AttentionSpec) {
+        let ((slot, position), heads) = (at, spec.heads / spec.kv_heads);
+        let (e, (n, wide)) = (spec.head_dim, strides(cache.length, spec));
+        let seen = spec.window.map_or(0, |window| (position + 1).saturating_sub(window))..position + 1;
+        // Whole vectors that cover them.
+        let (first, last) = (seen.start / LANES * LANES, seen.end.next_multiple_of(LANES));
+        scratch.resize(heads * (n + wide + e), 0.0);
+        let (scores, rest) = scratch.split_at_mut(heads * n);
+        let (y, scaled) = rest.split_at_mut(heads * wide);
+        let rows = o.chunks_exact_mut(heads * e).zip(q.chunks_exact(heads * e)).enumerate();
+        for (kv, (o, q)) in rows {
+            let row = slot * spec.kv_heads + kv;
+            let (k, v) = (&cache.k.buffer[row * n * e..], &cache.v.buffer[row * n * wide..]);
+            scaled.iter_mut().zip(q).for_each(|(to, q)| *to = spec.scale * q);
+            multiply((&mut scores[first..], n), (scaled, e), (&k[first..], n), (heads, last - first), e, false);
+            for scores in scores.chunks_mut(n) {
+                softmax(&mut scores[first..last], seen.start - first..seen.end - first, spec.softcap);
+            }
+            let (scores, v) = (&scores[seen.start..], &v[seen.start * wide..]);
+            multiply((y, wide), (scores, n), (v, wide), (heads, wide), seen.len(), false);
+            for (o, y) in o.chunks_exact_mut(e).zip(y.chunks_exact(wide)) {
+                o.copy_from_slice(&y[..e]);
             }
         }
     }
 }
 
-/// `R` query heads from `head` on, all of key/value head `kv`; returns R.
+/// Scores of the keys `seen` become probabilities in place, those of the other keys zero; s is whole vectors long. Sums run in
+/// sixteen parts by position.
 #[inline(always)]
-fn attend_heads<S: Simd, const R: usize>(
-    simd: S,
-    o: &mut [f32],
-    scratch: &mut Vec<f32>,
-    q: &[f32],
-    cache: &KvCache<Cpu>,
-    (slot, kv, head): (usize, usize, usize),
-    position: usize,
-    spec: &AttentionSpec,
-) -> usize {
-    let (e, (n, wide)) = (spec.head_dim, strides(cache.length, spec));
-    let row = slot * spec.kv_heads + kv;
-    let (k, v) = (&cache.k.buffer[row * n * e..], &cache.v.buffer[row * n * wide..]);
-    let seen = spec.window.map_or(0, |window| (position + 1).saturating_sub(window))..position + 1;
-    scratch.resize(R * (n + wide + e), 0.0);
-    let (scores, rest) = scratch.split_at_mut(R * n);
-    let (y, scaled) = rest.split_at_mut(R * wide);
-    scaled.iter_mut().zip(&q[head * e..]).for_each(|(to, q)| *to = spec.scale * q);
-    multiply::<_, R>(simd, scores, scaled, (k, n), &(0..e), &seen);
-    for scores in scores.chunks_exact_mut(n) {
-        softmax(scores, &seen, &seen, spec.softcap);
+fn softmax(s: &mut [f32], seen: Range<usize>, softcap: Option<f32>) {
+    if let Some(cap) = softcap {
+        s[seen.clone()].iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
     }
-    multiply::<_, R>(simd, y, scores, (v, wide), &seen, &(0..wide));
-    for (o, y) in o[head * e..].chunks_exact_mut(e).zip(y.chunks_exact(wide)) {
-        o.copy_from_slice(&y[..e]);
+    s[..seen.start].fill(f32::NEG_INFINITY);
+    s[seen.end..].fill(f32::NEG_INFINITY);
+    let max = maximum(s);
+    let mut sums = [0.0f32; LANES];
+    for vector in s.chunks_exact_mut(LANES) {
+        for l in 0..LANES {
+            vector[l] = exp(vector[l] - max);
+            sums[l] += vector[l];
+        }
     }
-    R
+    let inverse = 1.0 / folded(sums);
+    s.iter_mut().for_each(|s| *s *= inverse);
 }

@@ -3,7 +3,7 @@ use rayon::prelude::*;
 use super::{LmHead, LmHeadForward, LmHeadKl, check_forward, check_kl};
 use crate::backend::{Cpu, Matrix};
 use crate::error::Result;
-use crate::ops::product::{View, ViewMut, exp, product, simd};
+use crate::ops::product::{View, ViewMut, exp, folded, maximum, product, simd};
 
 /// A chunk of logits stays below this many values, so that it lies in the last cache for small vocabularies.
 const CHUNK: usize = 1 << 20;
@@ -91,13 +91,15 @@ simd! {
     /// `row`: θ's logits → π_θ − π_0; `row0`: π_0's logits → π_0. Returns Σ π_0·(log π_0 − log π_θ).
     fn kl_row<'a>(row: &'a mut [f32], row0: &'a mut [f32]) -> f32 {
         let (lse, lse0) = (log_sum_exp(row), log_sum_exp(row0));
-        let mut sum = 0.0;
-        for (l, l0) in row.iter_mut().zip(row0) {
-            let (p, p0) = (exp(*l - lse), exp(*l0 - lse0));
-            sum += p0 * ((*l0 - lse0) - (*l - lse));
-            (*l, *l0) = (p - p0, p0);
+        let mut sums = [0.0f32; 16];
+        for (row, row0) in row.chunks_mut(16).zip(row0.chunks_mut(16)) {
+            for ((l, l0), sum) in row.iter_mut().zip(row0).zip(&mut sums) {
+                let (p, p0) = (exp(*l - lse), exp(*l0 - lse0));
+                *sum += p0 * ((*l0 - lse0) - (*l - lse));
+                (*l, *l0) = (p - p0, p0);
+            }
         }
-        sum
+        folded(sums)
     }
 }
 
@@ -112,7 +114,7 @@ fn log_sum_exp(row: &[f32]) -> f32 {
             sums[i] += exp(block[i] - max);
         }
     }
-    max + (sums.iter().sum::<f32>() + rest).ln()
+    max + (folded(sums) + rest).ln()
 }
 
 /// Values become e^(value − max); returns their sum.
@@ -131,18 +133,5 @@ fn exp_sum(row: &mut [f32], max: f32) -> f32 {
         *value = exp(*value - max);
         rest += *value;
     }
-    sums.iter().sum::<f32>() + rest
-}
-
-#[inline(always)]
-fn maximum(row: &[f32]) -> f32 {
-    let mut max = [f32::NEG_INFINITY; 16];
-    let blocks = row.chunks_exact(16);
-    let rest = blocks.remainder().iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-    for block in blocks {
-        for i in 0..16 {
-            max[i] = if block[i] > max[i] { block[i] } else { max[i] };
-        }
-    }
-    max.iter().fold(rest, |a, &b| if b > a { b } else { a })
+    folded(sums) + rest
 }

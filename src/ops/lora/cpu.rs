@@ -88,12 +88,12 @@ fn gradients(
     let (t, n, k) = (x.rows(), dy.cols(), x.cols());
     let (width, rank) = (lora.width(), lora.rank);
     let inner = View::new(&dxa.buffer, t, width, width);
-    add_transposed(ViewMut::new(&mut grad.da.buffer, width, k, k), inner, View::new(&x.buffer, t, k, k), 1.0);
+    add_transposed(ViewMut::new(&mut grad.da.buffer, width, k, k), inner, View::new(&x.buffer, t, k, k), 1.0, false);
     let mut first = 0;
     for (p, &part) in lora.parts.iter().enumerate() {
         let db = ViewMut::new(&mut grad.db.buffer[first * rank..], part, rank, rank);
         let dy = View::new(&dy.buffer[first..], t, part, n);
-        add_transposed(db, dy, View::new(&xa.buffer[p * rank..], t, rank, width), lora.scale);
+        add_transposed(db, View::new(&xa.buffer[p * rank..], t, rank, width), dy, lora.scale, true);
         first += part;
     }
 }

@@ -6,19 +6,19 @@ pub mod naive;
 mod tile;
 mod vector;
 
-use gemm_common::Parallelism;
-use gemm_f32::gemm::f32::get_gemm_fn;
 use rayon::prelude::*;
 
-pub(crate) use self::tile::add_up;
+pub(crate) use self::tile::{Rows, tiles};
 use self::tile::{Task, multiply};
-pub(crate) use self::vector::{add_scaled, dot, exp, simd, total};
+pub(crate) use self::vector::{add_scaled, dot, exp, folded, maximum, simd, total};
 use crate::backend::cpu::{PANEL, Packed};
 
 /// Rows of a task: enough of them to read a panel of the right operand often while it lies in the second cache.
 const ROWS: usize = 128;
 /// Numbers of the right operand that a task reads again for every few rows: half of a second cache of one megabyte.
 const CACHED: usize = 1 << 17;
+/// Rows that a product over rows adds up in one chain.
+const CHAIN: usize = 512;
 /// Below this many multiplications a task is not worth handing to another thread.
 const SMALL: usize = 1 << 18;
 
@@ -70,7 +70,7 @@ fn extent(rows: usize, cols: usize, stride: usize) -> usize {
 /// Where tasks write: each to its own rectangle.
 #[derive(Clone, Copy)]
 struct Target(*mut f32);
-// SAFETY: `product` and `add_transposed` give each task a rectangle that no other task touches.
+// SAFETY: `product` gives each task a rectangle that no other task touches.
 unsafe impl Send for Target {}
 // SAFETY: as above.
 unsafe impl Sync for Target {}
@@ -98,8 +98,7 @@ pub(crate) fn product(c: ViewMut, a: View, b: &Packed, accumulate: bool) {
         let task = Task {
             out: target.at(row * c.stride),
             stride: c.stride,
-            left: &a.data[row * a.row_stride..],
-            left_stride: a.row_stride,
+            left: (&a.data[row * a.row_stride..], a.row_stride),
             right: b,
             rows: ROWS.min(rows - row),
             panels: first..(first + panels).min(cols.div_ceil(PANEL)),
@@ -120,46 +119,48 @@ fn panels(blocks: usize, cols: usize, inner: usize) -> usize {
     cached.min(shared).clamp(1, all)
 }
 
-/// c += scale·aᵀ·b where the sum runs over many rows: deterministic, but a sum over the batch. Neither operand is read twice, so
-/// packing would not pay: `gemm` reads both as they lie.
-pub(crate) fn add_transposed(c: ViewMut, a: View, b: View, scale: f32) {
-    let (rows, cols, inner) = (c.rows, c.cols, a.rows);
-    assert!(a.cols == rows && b.rows == inner && b.cols == cols && b.col_stride == 1);
-    if rows == 0 || cols == 0 || inner == 0 {
-        return;
-    }
-    let panel = cols.div_ceil(2).next_multiple_of(16);
-    // Its kernels prefer column-major results, so it is given cᵀ += bᵀ·a.
-    let target = Target(c.data.as_mut_ptr());
-    let task = |index: usize| {
-        let col = index * panel;
-        let n = panel.min(cols - col);
-        // SAFETY: column panels are disjoint and inside `c`; `a` and `b` hold inner rows by their construction.
-        unsafe {
-            get_gemm_fn()(
-                n,
-                rows,
-                inner,
-                target.at(col),
-                c.stride as isize,
-                1,
-                true,
-                b.data[col..].as_ptr(),
-                b.row_stride as isize,
-                1,
-                a.data.as_ptr(),
-                a.col_stride as isize,
-                a.row_stride as isize,
-                1.0,
-                scale,
-                false,
-                false,
-                false,
-                Parallelism::None,
-            );
+/// c += scale·narrowᵀ·wide (width, cols), or the transpose of it with `turned`. Each number is the sum of a few chains over the rows,
+/// which begin at the same rows whatever the number of threads.
+pub(crate) fn add_transposed(c: ViewMut, narrow: View, wide: View, scale: f32, turned: bool) {
+    let (rows, width, cols) = (narrow.rows, narrow.cols, wide.cols);
+    assert!(wide.rows == rows && (c.rows, c.cols) == if turned { (cols, width) } else { (width, cols) });
+    let (panels, chains) = (cols.div_ceil(PANEL), rows.div_ceil(CHAIN));
+    let least = if rows * width * cols < SMALL { panels * chains } else { 1 };
+    let sum = |i: usize| transposed(narrow, wide, i / chains * PANEL, i % chains * CHAIN);
+    let sums: Vec<_> = (0..panels * chains).into_par_iter().with_min_len(least.max(1)).map(sum).collect();
+    for (index, sums) in sums.iter().enumerate() {
+        let first = index / chains * PANEL;
+        for (i, sums) in sums.chunks_exact(PANEL).enumerate() {
+            for (j, sum) in (first..cols).zip(sums) {
+                c.data[if turned { j * c.stride + i } else { i * c.stride + j }] += scale * sum;
+            }
         }
-    };
-    run_tasks(cols.div_ceil(panel), rows * cols * inner, task);
+    }
+}
+
+simd! {
+    /// (width, PANEL) of narrowᵀ·wide, from column `first` on, over the `CHAIN` rows from `start` on.
+    fn transposed<'a>[simd](narrow: View<'a>, wide: View<'a>, first: usize, start: usize) -> Vec<f32> {
+        let count = PANEL.min(wide.cols - first);
+        let (mut sums, mut padded) = (vec![0.0; narrow.cols * PANEL], Vec::new());
+        let end = wide.rows.min(start + CHAIN);
+        for row in (start..end).step_by(ROWS) {
+            let rows = ROWS.min(end - row);
+            let mut right = (&wide.data[row * wide.row_stride + first..], wide.row_stride);
+            if count < PANEL {
+                // The last vector would reach past the matrix.
+                padded.clear();
+                padded.resize(rows * PANEL, 0.0);
+                let from = right.0.chunks(right.1);
+                padded.chunks_exact_mut(PANEL).zip(from).for_each(|(to, from)| to[..count].copy_from_slice(&from[..count]));
+                right = (&padded, PANEL);
+            }
+            let left = (&narrow.data[row * narrow.row_stride..], narrow.row_stride);
+            // SAFETY: `sums` holds as many rows as `narrow` has columns.
+            unsafe { tiles::<_, true>(simd, (sums.as_mut_ptr(), PANEL), left, right, (narrow.cols, PANEL), rows, true) };
+        }
+        sums
+    }
 }
 
 fn run_tasks(tasks: usize, work: usize, task: impl Fn(usize) + Sync + Send) {
@@ -167,5 +168,37 @@ fn run_tasks(tasks: usize, work: usize, task: impl Fn(usize) + Sync + Send) {
         (0..tasks).for_each(task);
     } else {
         (0..tasks).into_par_iter().for_each(task);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Past the end of a block, of a chain, of a panel and of a vector.
+    #[test]
+    fn a_product_over_rows_is_the_plain_one() {
+        let numbers =
+            |n: usize, salt: usize| -> Vec<f32> { (0..n).map(|i| ((i * 37 + salt) % 19) as f32 - 9.0).collect() };
+        for (rows, width, cols) in [(1, 1, 1), (130, 7, 49), (512, 16, 48), (1100, 19, 131)] {
+            let (narrow, wide) = (numbers(rows * (width + 2), 1), numbers(rows * (cols + 3), 5));
+            let narrow_view = View::new(&narrow, rows, width, width + 2);
+            let wide_view = View::new(&wide, rows, cols, cols + 3);
+            for turned in [false, true] {
+                let (down, across) = if turned { (cols, width) } else { (width, cols) };
+                let mut c = vec![1.0; down * across];
+                add_transposed(ViewMut::new(&mut c, down, across, across), narrow_view, wide_view, 0.5, turned);
+                for (i, j) in (0..width).flat_map(|i| (0..cols).map(move |j| (i, j))) {
+                    let terms = (0..rows).map(|t| narrow[t * (width + 2) + i] * wide[t * (cols + 3) + j]);
+                    // Small whole numbers: f32 sums are exact.
+                    let expected = 1.0 + 0.5 * terms.sum::<f32>();
+                    assert_eq!(
+                        c[if turned { j * width + i } else { i * cols + j }],
+                        expected,
+                        "({i}, {j}) of {width} x {cols}"
+                    );
+                }
+            }
+        }
     }
 }

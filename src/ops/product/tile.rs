@@ -4,25 +4,26 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use super::ROWS;
 use crate::backend::cpu::{PANEL, Packed};
 
-/// Numbers of k that are added up in registers before the result goes back to memory: then a few rows of the left operand stay in
-/// the first cache, and the task's panels in the second.
+/// Numbers of k that are added up in registers before the result goes back to memory.
 pub(super) const DEPTH: usize = 512;
-/// Rows of the largest tile: 8 × 3 sums, 3 vectors of the right operand and one number of the left fit 32 registers.
-const MOST: usize = 8;
+
+/// Rows of numbers, and how far apart they begin.
+pub(crate) type Rows<'a> = (&'a [f32], usize);
 
 /// c[..rows, panels] = left·right, or += with `accumulate`; K is 1 or more.
 pub(super) struct Task<'a> {
     /// First element of the first row; rows lie `stride` apart.
-    pub(crate) out: *mut f32,
-    pub(crate) stride: usize,
-    pub(crate) left: &'a [f32],
-    pub(crate) left_stride: usize,
-    pub(crate) right: &'a Packed,
-    pub(crate) rows: usize,
-    pub(crate) panels: Range<usize>,
-    pub(crate) accumulate: bool,
+    pub(super) out: *mut f32,
+    pub(super) stride: usize,
+    pub(super) left: Rows<'a>,
+    pub(super) right: &'a Packed,
+    /// At most `ROWS`.
+    pub(super) rows: usize,
+    pub(super) panels: Range<usize>,
+    pub(super) accumulate: bool,
 }
 
 /// # Safety
@@ -34,117 +35,141 @@ pub(super) unsafe fn multiply(task: Task) {
 impl WithSimd for Task<'_> {
     type Output = ();
 
+    /// Panel by panel: a panel is read again for every few rows, all of them once for every panel.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let depth = self.right.shape().0;
-        for k in (0..depth).step_by(DEPTH) {
-            let part = k..(k + DEPTH).min(depth);
-            let mut row = 0;
-            while row < self.rows {
-                let count = match self.rows - row {
-                    left if left >= MOST && S::REGISTER_COUNT >= 32 => MOST,
-                    left if left >= 4 => 4,
-                    left if left >= 2 => 2,
-                    _ => 1,
-                };
-                match count {
-                    MOST => self.rows_of::<S, MOST>(simd, row, part.clone()),
-                    4 => self.rows_of::<S, 4>(simd, row, part.clone()),
-                    2 => self.rows_of::<S, 2>(simd, row, part.clone()),
-                    _ => self.rows_of::<S, 1>(simd, row, part.clone()),
-                }
-                row += count;
-            }
-        }
-    }
-}
-
-impl Task<'_> {
-    /// `M` rows times all panels.
-    #[inline(always)]
-    fn rows_of<S: Simd, const M: usize>(&self, simd: S, row: usize, part: Range<usize>) {
-        let cols = self.right.shape().1;
-        for panel in self.panels.clone() {
-            let wide = PANEL.min(cols - panel * PANEL);
-            for col in (0..wide).step_by(3 * S::F32_LANES) {
-                let tile = Tile {
-                    // SAFETY: row and column lie inside the caller's rectangle.
-                    out: unsafe { self.out.add(row * self.stride + panel * PANEL + col) },
-                    stride: self.stride,
-                    left: &self.left[row * self.left_stride..],
-                    left_stride: self.left_stride,
-                    right: &self.right.panel(panel)[part.start * PANEL + col..],
-                    part: part.clone(),
-                    wide: (wide - col).min(3 * S::F32_LANES),
-                    add: self.accumulate || part.start > 0,
-                };
-                match tile.wide.div_ceil(S::F32_LANES) {
-                    1 => tile.run::<S, M, 1>(simd),
-                    2 => tile.run::<S, M, 2>(simd),
-                    _ => tile.run::<S, M, 3>(simd),
+        let (depth, cols) = self.right.shape();
+        for first in (0..depth).step_by(DEPTH) {
+            let (count, add) = (DEPTH.min(depth - first), self.accumulate || first > 0);
+            let left = (&self.left.0[first..], self.left.1);
+            for (row, panel) in
+                (0..self.rows).step_by(8).flat_map(|row| self.panels.clone().map(move |panel| (row, panel)))
+            {
+                let rows = 8.min(self.rows - row);
+                let left = (&left.0[row * left.1..], left.1);
+                let wide = PANEL.min(cols - panel * PANEL);
+                let whole = wide / S::F32_LANES * S::F32_LANES;
+                let right = (&self.right.panel(panel)[first * PANEL..], PANEL);
+                // SAFETY: the caller's rectangle holds these columns of `rows` rows.
+                unsafe {
+                    let out = self.out.add(row * self.stride + panel * PANEL);
+                    tiles::<S, false>(simd, (out, self.stride), left, right, (rows, whole), count, add);
+                    if whole < wide {
+                        let (out, right) = (out.add(whole), (&right.0[whole..], PANEL));
+                        ragged(simd, (out, self.stride), left, right, (rows, wide - whole), count, add);
+                    }
                 }
             }
         }
     }
 }
 
-/// M rows times V vectors.
-struct Tile<'a> {
-    out: *mut f32,
-    stride: usize,
-    left: &'a [f32],
-    left_stride: usize,
-    right: &'a [f32],
-    part: Range<usize>,
-    /// Columns that are written.
-    wide: usize,
+/// `tiles` where the columns are less than a vector: by way of rows of their own.
+///
+/// # Safety
+/// As for `tiles`; rows are at most `ROWS`.
+#[inline(always)]
+unsafe fn ragged<S: Simd>(
+    simd: S,
+    (out, stride): (*mut f32, usize),
+    left: Rows,
+    right: Rows,
+    (rows, cols): (usize, usize),
+    depth: usize,
     add: bool,
-}
-
-impl Tile<'_> {
-    #[inline(always)]
-    fn run<S: Simd, const M: usize, const V: usize>(self, simd: S) {
-        let Tile { out, stride, wide, add, .. } = self;
-        let left = (&self.left[self.part.start..], self.left_stride);
-        let (right, depth) = ((self.right, PANEL), self.part.len());
-        if wide == V * S::F32_LANES {
-            // SAFETY: the caller's rectangle holds V whole vectors here.
-            unsafe { add_up::<S, M, V>(simd, (out, stride), left, right, depth, add) };
-            return;
+) {
+    const WIDEST: usize = 16;
+    let mut sums = [0.0; ROWS * WIDEST];
+    // SAFETY: `cols` columns of every row by the caller's promise; `sums` holds as many rows of a whole vector.
+    unsafe {
+        for (i, sums) in sums.chunks_exact_mut(WIDEST).take(if add { rows } else { 0 }).enumerate() {
+            sums[..cols].copy_from_slice(std::slice::from_raw_parts(out.add(i * stride), cols));
         }
-        // The last vector is not whole: sums go by way of a tile of their own.
-        let mut sums = [0.0f32; MOST * PANEL];
-        for i in 0..if add { M } else { 0 } {
-            // SAFETY: `wide` columns of row i lie in the caller's rectangle.
-            let row = unsafe { std::slice::from_raw_parts(out.add(i * stride), wide) };
-            sums[i * PANEL..][..wide].copy_from_slice(row);
-        }
-        // SAFETY: `sums` holds M rows of PANEL numbers, at least V whole vectors.
-        unsafe { add_up::<S, M, V>(simd, (sums.as_mut_ptr(), PANEL), left, right, depth, add) };
-        for i in 0..M {
-            // SAFETY: as above.
-            let row = unsafe { std::slice::from_raw_parts_mut(out.add(i * stride), wide) };
-            row.copy_from_slice(&sums[i * PANEL..][..wide]);
+        tiles::<S, false>(simd, (sums.as_mut_ptr(), WIDEST), left, right, (rows, S::F32_LANES), depth, add);
+        for (i, sums) in sums.chunks_exact(WIDEST).take(rows).enumerate() {
+            std::slice::from_raw_parts_mut(out.add(i * stride), cols).copy_from_slice(&sums[..cols]);
         }
     }
 }
 
-/// out (M, V vectors) = left (M, depth)·right (depth, V vectors), or += with `add`; each with its row stride. Every number is one
-/// chain over the depth.
+/// out[..rows, ..cols] = left·right, or += with `add`, in tiles of eight rows and three vectors, or what registers hold of it; whole
+/// vectors. With `T` left lies transposed, (depth, rows). Every number is one chain over the depth: its bits do not depend on the
+/// others.
+///
+/// # Safety
+/// `out` holds `rows` rows of `cols` numbers, `stride` apart, that nobody else touches.
+#[inline(always)]
+pub(crate) unsafe fn tiles<S: Simd, const T: bool>(
+    simd: S,
+    (out, stride): (*mut f32, usize),
+    left: Rows,
+    right: Rows,
+    (rows, cols): (usize, usize),
+    depth: usize,
+    add: bool,
+) {
+    let most: usize = if S::REGISTER_COUNT >= 32 { 8 } else { 4 };
+    let mut row = 0;
+    while row < rows {
+        let count = 1 << most.min(rows - row).ilog2();
+        let left = (&left.0[if T { row } else { row * left.1 }..], left.1);
+        for col in (0..cols).step_by(3 * S::F32_LANES) {
+            let (right, vectors) = ((&right.0[col..], right.1), (cols - col) / S::F32_LANES);
+            // SAFETY: `count` rows of as many vectors lie inside `out`.
+            unsafe {
+                let out = (out.add(row * stride + col), stride);
+                match count {
+                    8 => tile::<S, 8, T>(simd, out, left, right, vectors, depth, add),
+                    4 => tile::<S, 4, T>(simd, out, left, right, vectors, depth, add),
+                    2 => tile::<S, 2, T>(simd, out, left, right, vectors, depth, add),
+                    _ => tile::<S, 1, T>(simd, out, left, right, vectors, depth, add),
+                }
+            }
+        }
+        row += count;
+    }
+}
+
+/// M rows of three vectors at most.
+///
+/// # Safety
+/// As for `add_up`.
+#[inline(always)]
+unsafe fn tile<S: Simd, const M: usize, const T: bool>(
+    simd: S,
+    out: (*mut f32, usize),
+    left: Rows,
+    right: Rows,
+    vectors: usize,
+    depth: usize,
+    add: bool,
+) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        match vectors {
+            1 => add_up::<S, M, 1, T>(simd, out, left, right, depth, add),
+            2 => add_up::<S, M, 2, T>(simd, out, left, right, depth, add),
+            _ => add_up::<S, M, 3, T>(simd, out, left, right, depth, add),
+        }
+    }
+}
+
+/// out (M, V vectors) = left (M, depth)·right (depth, V vectors), or += with `add`.
 ///
 /// # Safety
 /// `out` holds M rows of V vectors, `stride` apart, that nobody else touches.
 #[inline(always)]
-pub(crate) unsafe fn add_up<S: Simd, const M: usize, const V: usize>(
+unsafe fn add_up<S: Simd, const M: usize, const V: usize, const T: bool>(
     simd: S,
     (out, stride): (*mut f32, usize),
-    (left, left_stride): (&[f32], usize),
-    (right, right_stride): (&[f32], usize),
+    (left, left_stride): Rows,
+    (right, right_stride): Rows,
     depth: usize,
     add: bool,
 ) {
     let lanes = S::F32_LANES;
-    assert!(depth > 0 && (M - 1) * left_stride + depth <= left.len());
+    let (rows, cols) = if T { (depth, M) } else { (M, depth) };
+    assert!(depth > 0 && (rows - 1) * left_stride + cols <= left.len());
     assert!((depth - 1) * right_stride + V * lanes <= right.len());
     let mut sums = [[simd.splat_f32s(0.0); V]; M];
     let at = |i: usize, j: usize| out.wrapping_add(i * stride + j * lanes).cast::<S::f32s>();
@@ -162,7 +187,8 @@ pub(crate) unsafe fn add_up<S: Simd, const M: usize, const V: usize>(
                 vectors[j] = row.add(j * lanes).cast::<S::f32s>().read_unaligned();
             }
             for i in 0..M {
-                let factor = simd.splat_f32s(*left.as_ptr().add(i * left_stride + k));
+                let at = if T { k * left_stride + i } else { i * left_stride + k };
+                let factor = simd.splat_f32s(*left.as_ptr().add(at));
                 for j in 0..V {
                     sums[i][j] = simd.mul_add_e_f32s(factor, vectors[j], sums[i][j]);
                 }

@@ -11,7 +11,48 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
             sums[i] += a[i] * b[i];
         }
     }
-    sums.iter().sum::<f32>() + rest
+    folded(sums) + rest
+}
+
+/// The sum of sixteen running sums, in pairs: four steps, not fifteen.
+#[inline(always)]
+pub(crate) fn folded(s: [f32; 16]) -> f32 {
+    let (mut eight, mut four) = ([0.0; 8], [0.0; 4]);
+    for i in 0..8 {
+        eight[i] = s[i] + s[i + 8];
+    }
+    for i in 0..4 {
+        four[i] = eight[i] + eight[i + 4];
+    }
+    (four[0] + four[2]) + (four[1] + four[3])
+}
+
+/// The largest of sixteen running maxima, in pairs.
+#[inline(always)]
+fn largest(s: [f32; 16]) -> f32 {
+    let (mut eight, mut four) = ([0.0; 8], [0.0; 4]);
+    for i in 0..8 {
+        eight[i] = if s[i + 8] > s[i] { s[i + 8] } else { s[i] };
+    }
+    for i in 0..4 {
+        four[i] = if eight[i + 4] > eight[i] { eight[i + 4] } else { eight[i] };
+    }
+    four.iter().fold(f32::NEG_INFINITY, |top, &s| if s > top { s } else { top })
+}
+
+/// The largest of `row`; −∞ where there is none.
+#[inline(always)]
+pub(crate) fn maximum(row: &[f32]) -> f32 {
+    let mut tops = [f32::NEG_INFINITY; 16];
+    let blocks = row.chunks_exact(16);
+    let rest = blocks.remainder().iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    for block in blocks {
+        for i in 0..16 {
+            tops[i] = if block[i] > tops[i] { block[i] } else { tops[i] };
+        }
+    }
+    let top = largest(tops);
+    if rest > top { rest } else { top }
 }
 
 /// Σ s in sixteen running sums; the order is fixed.
@@ -25,7 +66,7 @@ pub(crate) fn total(s: &[f32]) -> f32 {
             sums[i] += block[i];
         }
     }
-    sums.iter().sum::<f32>() + rest
+    folded(sums) + rest
 }
 
 /// y += factor·x.
@@ -41,9 +82,9 @@ pub(crate) fn add_scaled(y: &mut [f32], x: &[f32], factor: f32) {
 /// a function passed to a helper would not do: the compiler may keep it as one function, for the oldest processor.)
 /// `fn name<'a>[simd](…)` also gives the body the processor's vectors under that name.
 macro_rules! simd {
-    ($(#[$meta:meta])* fn $name:ident<$life:lifetime>$([$simd:ident])?($($argument:ident: $type:ty),* $(,)?) -> $output:ty $body:block) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$life:lifetime>$([$simd:ident])?($($argument:ident: $type:ty),* $(,)?) -> $output:ty $body:block) => {
         $(#[$meta])*
-        fn $name<$life>($($argument: $type),*) -> $output {
+        $vis fn $name<$life>($($argument: $type),*) -> $output {
             struct Work<$life> {
                 $($argument: $type,)*
                 life: std::marker::PhantomData<&$life ()>,
@@ -62,8 +103,8 @@ macro_rules! simd {
             pulp::Arch::new().dispatch(Work { $($argument,)* life: std::marker::PhantomData })
         }
     };
-    ($(#[$meta:meta])* fn $name:ident<$life:lifetime>$([$simd:ident])?($($argument:ident: $type:ty),* $(,)?) $body:block) => {
-        simd! { $(#[$meta])* fn $name<$life>$([$simd])?($($argument: $type),*) -> () $body }
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$life:lifetime>$([$simd:ident])?($($argument:ident: $type:ty),* $(,)?) $body:block) => {
+        simd! { $(#[$meta])* $vis fn $name<$life>$([$simd])?($($argument: $type),*) -> () $body }
     };
 }
 pub(crate) use simd;
@@ -75,16 +116,16 @@ pub(crate) use simd;
 pub(crate) fn exp(x: f32) -> f32 {
     let clamped = x.clamp(-88.0, 89.0);
     // Adding 1.5·2²³ rounds to the nearest whole number and leaves it in the lowest bits, as vectors of integers can read it.
-    let shifted = clamped * std::f32::consts::LOG2_E + 12_582_912.0;
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, 12_582_912.0);
     let n = shifted - 12_582_912.0;
-    let r = (clamped - n * 0.693_359_4) - n * -2.121_944_4e-4;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 0.5;
-    let e = p * r * r + r + 1.0;
+    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, clamped));
+    let p = 1.987_569_1e-4_f32;
+    let p = p.mul_add(r, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_5e-1);
+    let p = p.mul_add(r, 0.5);
+    let e = (p * r).mul_add(r, r) + 1.0;
     // 2^n in two factors: n reaches ±128, one exponent field does not.
     let whole = (shifted.to_bits() as i32).wrapping_sub(0x4B40_0000);
     let half = whole >> 1;

@@ -4,7 +4,7 @@ use super::{Advance, Sample, SampleSpec, SampleTokens, check, check_advance, uni
 use crate::backend::Cpu;
 use crate::error::Result;
 use crate::ops::lm_head::cpu::multiply;
-use crate::ops::product::{exp, simd};
+use crate::ops::product::{exp, maximum, simd};
 
 impl Sample for Cpu {
     const BURST: usize = 1;
@@ -49,7 +49,7 @@ impl Sample for Cpu {
 simd! {
     /// The largest logit's id, the lowest on a tie.
     fn largest<'a>(logits: &'a [f32]) -> u32 {
-        let max = logits.iter().fold(f32::NEG_INFINITY, |max, &l| if l > max { l } else { max });
+        let max = maximum(logits);
         logits.iter().position(|&l| l == max).unwrap_or(0) as u32
     }
 }
@@ -57,7 +57,7 @@ simd! {
 simd! {
     /// Inverse of the cumulative distribution at `u`, over the kept tokens: by id when all are kept, else from the largest down.
     fn draw<'a>(logits: &'a mut [f32], u: f32, spec: SampleSpec) -> u32 {
-        let max = logits.iter().fold(f32::NEG_INFINITY, |max, &l| if l > max { l } else { max });
+        let max = maximum(logits);
         let inverse = 1.0 / spec.temperature;
         logits.iter_mut().for_each(|l| *l = exp((*l - max) * inverse));
         if spec.top_k > 0 || spec.top_p < 1.0 {
