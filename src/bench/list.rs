@@ -79,7 +79,7 @@ impl<B: Ops> ProductOperands<B> {
     fn backward(&mut self) -> (LinearBackward<'_, B>, &mut Tensor<B>) {
         let weights = LinearWeights { w: &self.w, bias: self.bias.as_ref(), lora: Some(&self.lora) };
         let (dx, grad, dxa, x, xa) = (&mut self.dx, Some(&mut self.grad), &mut self.dxa, &self.x, &self.xa);
-        (LinearBackward { dx, grad, dxa, x, xa, weights }, &mut self.dy)
+        (LinearBackward { dx: Some(dx), grad, dxa, x, xa, weights }, &mut self.dy)
     }
 }
 

@@ -46,8 +46,8 @@ pub struct Widths {
 }
 
 tensors! {
-    /// What backward needs of one block's forward: what is expensive to recompute.
-    pub struct Saved(rows: usize, w: &Widths) {
+    /// What backward needs of a block's first half, up to attention: what is expensive to recompute.
+    pub struct SavedAttention(rows: usize, w: &Widths) {
         x: B::Act = [rows, w.hidden], // block input
         rstd_in: f32 = [rows, 1],
         n_in: B::Act = [rows, w.hidden],
@@ -56,6 +56,12 @@ tensors! {
         raw: B::Act = [rows, w.raw], // q∣k before norm and rotation
         o: B::Act = [rows, w.heads * w.head_dim],
         lse: f32 = [rows, w.heads], // log-sum-exp of the attention rows
+    }
+}
+
+tensors! {
+    /// Of its second half, in which no row sees another: the last block runs it on the head's rows alone.
+    pub struct SavedRest(rows: usize, w: &Widths) {
         o_xa: B::Act = [rows, w.rank],
         mid: B::Act = [rows, w.hidden], // residual stream between the halves
         rstd_post: f32 = [rows, 1],
@@ -72,7 +78,6 @@ tensors! {
         act: B::Act = [rows, w.feed_forward],
         d_act: B::Act = [back, w.feed_forward],
         d_n: B::Act = [back, w.hidden],
-        d_o: B::Act = [back, w.heads * w.head_dim],
         d_qkv: B::Act = [back, w.qkv],
         d_qkv_xa: B::Act = [back, 3 * w.rank],
         d_gate_up_xa: B::Act = [back, 2 * w.rank],
@@ -109,13 +114,26 @@ impl<B: Ops> Block<B> {
         &self,
         ops: &B,
         out: &mut Tensor<B>,
-        s: &mut Saved<B>,
+        (s, rest): (&mut SavedAttention<B>, &mut SavedRest<B>),
         t: &mut BlockScratch<B>,
         lora: Option<&BlockLora<B>>,
         rope: &Rope<B>,
         keys: Keys<B>,
     ) -> Result<()> {
-        let (spec, Products { o, gate_up, down, .. }) = (&self.spec, self.products(lora));
+        self.attend(ops, s, lora, rope, keys)?; // 1 to 3
+        self.rest_forward(ops, out, (&s.x, &s.o), rest, t, lora) // 4 to 7
+    }
+
+    /// Overwrites `s.o`; `s.x` is the input.
+    pub fn attend(
+        &self,
+        ops: &B,
+        s: &mut SavedAttention<B>,
+        lora: Option<&BlockLora<B>>,
+        rope: &Rope<B>,
+        keys: Keys<B>,
+    ) -> Result<()> {
+        let spec = self.spec.attention;
         let positions = match &keys {
             Keys::Packed(packing) => &packing.positions,
             Keys::Cached(_, table) => &table.positions,
@@ -123,21 +141,35 @@ impl<B: Ops> Block<B> {
         self.qkv_forward(ops, s, lora, positions, rope)?; // 1, 2
         match keys {
             Keys::Packed(packing) => {
-                let (o, lse, qkv, spec) = (&mut s.o, &mut s.lse, &s.qkv, spec.attention);
-                ops.attention_forward(AttentionForward { o, lse, qkv, packing, spec })?; // 3
+                let (o, lse, qkv) = (&mut s.o, &mut s.lse, &s.qkv);
+                ops.attention_forward(AttentionForward { o, lse, qkv, packing, spec }) // 3
             }
             Keys::Cached(cache, table) => {
                 ops.cache_append(cache, &s.qkv, table)?;
-                ops.decode_attention(DecodeAttention { o: &mut s.o, qkv: &s.qkv, cache, table })?;
+                ops.decode_attention(DecodeAttention { o: &mut s.o, qkv: &s.qkv, cache, table })
             }
         }
-        let product = LinearForward { y: &mut s.mid, xa: &mut s.o_xa, x: &s.o, weights: o };
-        ops.linear_forward(product, Some(&s.x))?; // 4
+    }
+
+    /// Overwrites `out` (R, C) from `x` (R, C), the block's input, and `o` (R, h·e), what attention made of it.
+    pub fn rest_forward(
+        &self,
+        ops: &B,
+        out: &mut Tensor<B>,
+        (x, o): (&Tensor<B>, &Tensor<B>),
+        s: &mut SavedRest<B>,
+        t: &mut BlockScratch<B>,
+        lora: Option<&BlockLora<B>>,
+    ) -> Result<()> {
+        let (spec, weights) = (&self.spec, self.products(lora));
+        let product = LinearForward { y: &mut s.mid, xa: &mut s.o_xa, x: o, weights: weights.o };
+        ops.linear_forward(product, Some(x))?; // 4
         let (y, rstd) = (&mut s.n_post, &mut s.rstd_post);
         ops.norm_forward(NormForward { y, rstd, x: &s.mid, w: &self.post_norm, spec: spec.norm })?; // 5
-        let product = LinearForward { y: &mut s.gate_up, xa: &mut s.gate_up_xa, x: &s.n_post, weights: gate_up };
+        let (y, xa) = (&mut s.gate_up, &mut s.gate_up_xa);
+        let product = LinearForward { y, xa, x: &s.n_post, weights: weights.gate_up };
         ops.gate_up_forward(&mut t.act, product, spec.gate_up)?; // 6
-        let product = LinearForward { y: out, xa: &mut s.down_xa, x: &t.act, weights: down };
+        let product = LinearForward { y: out, xa: &mut s.down_xa, x: &t.act, weights: weights.down };
         ops.linear_forward(product, Some(&s.mid)) // 7
     }
 
@@ -145,7 +177,7 @@ impl<B: Ops> Block<B> {
     pub(crate) fn qkv_forward(
         &self,
         ops: &B,
-        s: &mut Saved<B>,
+        s: &mut SavedAttention<B>,
         lora: Option<&BlockLora<B>>,
         positions: &Indices<B>,
         rope: &Rope<B>,
@@ -157,43 +189,57 @@ impl<B: Ops> Block<B> {
         ops.qkv_forward(product, &mut s.raw, self.rotation(positions, rope)) // 2
     }
 
-    /// `dx` (T, C) holds the gradient of this block's output and leaves as that of its input; adds to `grad`; uses up
-    /// `s.gate_up`.
-    pub fn backward(
+    /// `dx` (R, C) holds the gradient of this block's output and leaves as what reaches its input past attention; overwrites
+    /// `d_o` (R, h·e); adds to `grad`; uses up `s.gate_up`.
+    pub fn rest_backward(
         &self,
         ops: &B,
         dx: &mut Tensor<B>,
+        d_o: &mut Tensor<B>,
         grad: &mut BlockGrad<B>,
-        s: &mut Saved<B>,
+        o: &Tensor<B>,
+        s: &mut SavedRest<B>,
+        t: &mut BlockScratch<B>,
+        lora: &BlockLora<B>,
+    ) -> Result<()> {
+        let (spec, weights) = (&self.spec, self.products(Some(lora)));
+        let [_, go, gu, gd] = grad.each_mut().map(Some);
+        ops.activate(&mut t.act, &s.gate_up, spec.gate_up)?; // 6, again
+        let (dxa, x, xa) = (&mut t.d_xa, &t.act, &s.down_xa);
+        let product = LinearBackward { dx: Some(&mut t.d_act), grad: gd, dxa, x, xa, weights: weights.down };
+        ops.linear_backward(product, dx)?; // 7
+        let (dxa, x, xa) = (&mut t.d_gate_up_xa, &s.n_post, &s.gate_up_xa);
+        let product = LinearBackward { dx: Some(&mut t.d_n), grad: gu, dxa, x, xa, weights: weights.gate_up };
+        ops.gate_up_backward(product, &mut s.gate_up, &t.d_act, spec.gate_up)?; // 6
+        let (dy, rstd, w) = (&t.d_n, &s.rstd_post, &self.post_norm);
+        ops.norm_backward(NormBackward { dx, dy, x: &s.mid, rstd, w, spec: spec.norm })?; // 5
+        let (dxa, xa) = (&mut t.d_xa, &s.o_xa);
+        let product = LinearBackward { dx: Some(d_o), grad: go, dxa, x: o, xa, weights: weights.o };
+        ops.linear_backward(product, dx) // 4
+    }
+
+    /// Adds to `dx` (T, C), as `rest_backward` left it, what comes by way of attention, whose gradient is `d_o` (T, h·e), and to
+    /// `grad`. Without `dx` (of the first block: nothing below it is trained) only the latter.
+    pub fn attend_backward(
+        &self,
+        ops: &B,
+        dx: Option<&mut Tensor<B>>,
+        d_o: &Tensor<B>,
+        grad: &mut BlockGrad<B>,
+        s: &SavedAttention<B>,
         t: &mut BlockScratch<B>,
         lora: &BlockLora<B>,
         rope: &Rope<B>,
         packing: &Packing<B>,
     ) -> Result<()> {
-        let (spec, Products { qkv, o, gate_up, down }) = (&self.spec, self.products(Some(lora)));
-        let [gq, go, gu, gd] = grad.each_mut().map(Some);
-        ops.activate(&mut t.act, &s.gate_up, spec.gate_up)?; // 6, again
-        let (dxa, x, xa) = (&mut t.d_xa, &t.act, &s.down_xa);
-        ops.linear_backward(LinearBackward { dx: &mut t.d_act, grad: gd, dxa, x, xa, weights: down }, dx)?; // 7
-        let (dxa, x, xa) = (&mut t.d_gate_up_xa, &s.n_post, &s.gate_up_xa);
-        let product = LinearBackward { dx: &mut t.d_n, grad: gu, dxa, x, xa, weights: gate_up };
-        ops.gate_up_backward(product, &mut s.gate_up, &t.d_act, spec.gate_up)?; // 6
-        let (dy, rstd, w) = (&t.d_n, &s.rstd_post, &self.post_norm);
-        ops.norm_backward(NormBackward { dx, dy, x: &s.mid, rstd, w, spec: spec.norm })?; // 5
-        let (dxa, x, xa) = (&mut t.d_xa, &s.o, &s.o_xa);
-        ops.linear_backward(LinearBackward { dx: &mut t.d_o, grad: go, dxa, x, xa, weights: o }, dx)?; // 4
-        ops.attention_backward(AttentionBackward {
-            dqkv: &mut t.d_qkv,
-            d_o: &t.d_o,
-            o: &s.o,
-            lse: &s.lse,
-            qkv: &s.qkv,
-            packing,
-            spec: spec.attention,
-        })?; // 3
+        let (spec, weights) = (&self.spec, self.products(Some(lora)).qkv);
+        let [grad, ..] = grad.each_mut().map(Some);
+        let (dqkv, o, lse, qkv) = (&mut t.d_qkv, &s.o, &s.lse, &s.qkv);
+        ops.attention_backward(AttentionBackward { dqkv, d_o, o, lse, qkv, packing, spec: spec.attention })?; // 3
         let (dxa, x, xa) = (&mut t.d_qkv_xa, &s.n_in, &s.qkv_xa);
-        let product = LinearBackward { dx: &mut t.d_n, grad: gq, dxa, x, xa, weights: qkv };
+        let product = LinearBackward { dx: dx.is_some().then_some(&mut t.d_n), grad, dxa, x, xa, weights };
         ops.qkv_backward(product, &mut t.d_qkv, &s.raw, self.rotation(&packing.positions, rope))?; // 2
+        let Some(dx) = dx else { return Ok(()) };
         let (dy, rstd, w) = (&t.d_n, &s.rstd_in, &self.input_norm);
         ops.norm_backward(NormBackward { dx, dy, x: &s.x, rstd, w, spec: spec.norm }) // 1
     }

@@ -163,19 +163,19 @@ impl<B: Ops> Call<'_, B> {
     fn prefill(&mut self, batch: &Batch) -> Result<()> {
         let Transformer { ops, embed, blocks, rope, .. } = self.model;
         self.ws.load(ops, batch)?;
-        let Workspace { batch, saved, scratch, stream: Stream { last, .. }, .. } = &mut *self.ws;
+        let Workspace { batch, saved, scratch, stream: Stream { out, .. }, .. } = &mut *self.ws;
         let Generator { caches, prefill, .. } = &mut *self.generator;
-        let s = &mut saved[0];
+        let (s, rest) = &mut saved[0];
         ops.embed(&mut s.x, &batch.tokens, embed)?;
         for (l, (block, cache)) in blocks.iter().zip(caches).enumerate() {
             let lora = self.adapter.map(|a| &a.blocks[l]);
             if l + 1 < blocks.len() {
-                block.forward(ops, last, s, scratch, lora, rope, Keys::Packed(&batch.packing))?;
+                block.forward(ops, out, (s, rest), scratch, lora, rope, Keys::Packed(&batch.packing))?;
             } else {
                 block.qkv_forward(ops, s, lora, &batch.packing.positions, rope)?;
             }
             ops.cache_append(cache, &s.qkv, prefill)?;
-            std::mem::swap(last, &mut s.x);
+            std::mem::swap(out, &mut s.x);
         }
         Ok(())
     }
@@ -211,21 +211,21 @@ impl<B: Ops> Call<'_, B> {
     /// buffers end where they began, so the step can be replayed.
     fn step(&mut self) -> Result<()> {
         let (Transformer { ops, embed, blocks, norm, rope, config, .. }, w) = (self.model, self.model.lm_weight()?);
-        let Workspace { batch, saved, scratch, stream: Stream { last, .. }, head, .. } = &mut *self.ws;
+        let Workspace { batch, saved, scratch, stream: Stream { out, .. }, head, .. } = &mut *self.ws;
         let Generator { caches, table, keys, logits, next, history, graphs, .. } = &mut *self.generator;
-        let s = &mut saved[0];
+        let (s, rest) = &mut saved[0];
         let Decoding { temperature, top_k, top_p, seed, .. } = *self.decoding;
         ops.replay(graphs.entry(self.active.len()).or_default(), || {
             ops.embed(&mut s.x, &batch.tokens, embed)?;
             for (l, (block, cache)) in blocks.iter().zip(&mut *caches).enumerate() {
                 let lora = self.adapter.map(|a| &a.blocks[l]);
-                block.forward(ops, last, s, scratch, lora, rope, Keys::Cached(cache, table))?;
-                std::mem::swap(last, &mut s.x);
+                block.forward(ops, out, (s, rest), scratch, lora, rope, Keys::Cached(cache, table))?;
+                std::mem::swap(out, &mut s.x);
             }
             let (y, rstd, spec) = (&mut head.h, &mut head.rstd, config.norm_spec());
             ops.norm_forward(NormForward { y, rstd, x: &s.x, w: norm, spec })?;
             if blocks.len() % 2 == 1 {
-                std::mem::swap(last, &mut s.x);
+                std::mem::swap(out, &mut s.x);
             }
             let spec = SampleSpec { temperature, top_k, top_p, seed };
             ops.sample(SampleTokens { tokens: next, logits, h: &head.h, table: keys, w, spec })?;

@@ -173,18 +173,16 @@ impl<B: Ops> Transformer<B> {
         self.backward(ws, adapter, grad)
     }
 
-    /// Keeps π_0's normed hidden rows from head row `first` on for `kl_targets`. Overwrites the batch in `ws`.
-    pub fn keep_start_rows(&self, ws: &mut Workspace<B>, batch: &Batch, first: usize) -> Result<()> {
+    /// Keeps π_0's normed head rows of `batch` for `kl_targets`. Overwrites the batch in `ws`.
+    pub fn keep_start_rows(&self, ws: &mut Workspace<B>, batch: &Batch) -> Result<()> {
         self.forward(ws, batch, None)?;
-        let count = batch.rows.len() - first;
-        ws.set_kl_rows(&self.ops, &self.config, count)?;
+        ws.set_kl_rows(&self.ops, &self.config, batch.rows.len())?;
         let Workspace { head, kl: Some((kl, _)), .. } = ws else { return Ok(()) };
-        let stride = head.h.stride();
-        self.ops.copy(&mut kl.h0.buffer, 0, &head.h.buffer, first * stride, count * stride)
+        self.ops.copy(&mut kl.h0.buffer, 0, &head.h.buffer, 0, batch.rows.len() * head.h.stride())
     }
 
-    /// Returns KL(π_0‖π_θ) of each head row from `first` on, after `keep_start_rows` and `forward_targets` on the same batch; overwrites
-    /// their gradient rows with ∂KL/∂h, so that `backward_targets` weighs them like any other.
+    /// Returns KL(π_0‖π_θ) of each head row from `first` on, after `keep_start_rows` of these and `forward_targets` of all;
+    /// overwrites their gradient rows with ∂KL/∂h, so that `backward_targets` weighs them like any other.
     pub fn kl_targets(&self, ws: &mut Workspace<B>, first: usize) -> Result<Vec<f32>> {
         let _stage = crate::backend::stage(c"policy divergence");
         let w = self.lm_weight()?;
@@ -232,39 +230,56 @@ impl<B: Ops> Transformer<B> {
         ws.load(&self.ops, batch)?;
         self.blocks_forward(ws, adapter)?;
         let head = &mut ws.head;
-        self.ops.gather(&mut head.x, &ws.stream.last, &ws.batch.rows)?;
         let (y, rstd, spec) = (&mut head.h, &mut head.rstd, self.config.norm_spec());
         self.ops.norm_forward(NormForward { y, rstd, x: &head.x, w: &self.norm, spec })
     }
 
-    /// Embedding and blocks; the result is in `ws.stream`. Without backward all blocks share one set of activations.
+    /// Embedding and blocks, the last of which goes on from its attention with the head's rows alone: nobody reads the others.
+    /// Without backward all blocks share one set of activations.
     fn blocks_forward(&self, ws: &mut Workspace<B>, adapter: Option<&Adapter<B>>) -> Result<()> {
-        let Workspace { batch, saved, scratch, stream: Stream { last, .. }, .. } = ws;
-        self.ops.embed(&mut saved[0].x, &batch.tokens, &self.embed)?;
-        let shared = saved.len() == 1;
-        for (l, block) in self.blocks.iter().enumerate() {
-            let at = if shared { 0 } else { l };
-            let (done, rest) = saved.split_at_mut(at + 1);
-            let out = rest.first_mut().map_or(&mut *last, |next| &mut next.x);
+        let Workspace { batch, saved, scratch, stream: Stream { out, .. }, head, .. } = ws;
+        let (ops, rope, keys) = (&self.ops, &self.rope, || Keys::Packed(&batch.packing));
+        ops.embed(&mut saved[0].0.x, &batch.tokens, &self.embed)?;
+        let last = self.blocks.len() - 1;
+        for (l, block) in self.blocks[..last].iter().enumerate() {
             let lora = adapter.map(|a| &a.blocks[l]);
-            block.forward(&self.ops, out, &mut done[at], scratch, lora, &self.rope, Keys::Packed(&batch.packing))?;
-            if shared && l + 1 < self.blocks.len() {
-                std::mem::swap(last, &mut saved[0].x);
+            if let [(s, rest)] = &mut saved[..] {
+                block.forward(ops, out, (s, rest), scratch, lora, rope, keys())?;
+                std::mem::swap(out, &mut s.x);
+            } else if let [(s, rest), (next, _), ..] = &mut saved[l..] {
+                block.forward(ops, &mut next.x, (s, rest), scratch, lora, rope, keys())?;
             }
         }
-        Ok(())
+        let (block, lora, at) = (&self.blocks[last], adapter.map(|a| &a.blocks[last]), saved.len() - 1);
+        let (s, rest) = &mut saved[at];
+        block.attend(ops, s, lora, rope, keys())?;
+        ops.gather(&mut head.x_in, &s.x, &batch.rows)?;
+        ops.gather(&mut head.o, &s.o, &batch.rows)?;
+        rest.set_rows(head.x.rows())?;
+        scratch.set_rows(head.x.rows())?;
+        block.rest_forward(ops, &mut head.x, (&head.x_in, &head.o), rest, scratch, lora)
     }
 
     /// From the head's gradient rows down to the adapters.
     fn backward(&self, ws: &mut Workspace<B>, adapter: &Adapter<B>, grad: &mut AdapterGrad<B>) -> Result<()> {
-        let Workspace { batch, saved, scratch, stream: Stream { dx, .. }, head, .. } = ws;
-        head.dx.clear(&self.ops)?;
+        let Workspace { batch, saved, scratch, stream: Stream { dx, d_o, .. }, head, .. } = ws;
+        let (ops, last) = (&self.ops, self.blocks.len() - 1);
+        head.dx.clear(ops)?;
         let (dy, rstd, spec) = (&head.dh, &head.rstd, self.config.norm_spec());
-        self.ops.norm_backward(NormBackward { dx: &mut head.dx, dy, x: &head.x, rstd, w: &self.norm, spec })?;
-        self.ops.scatter(dx, &head.dx, &batch.rows)?;
+        ops.norm_backward(NormBackward { dx: &mut head.dx, dy, x: &head.x, rstd, w: &self.norm, spec })?;
         for (l, block) in self.blocks.iter().enumerate().rev() {
-            let (lora, grad) = (&adapter.blocks[l], &mut grad.blocks[l]);
-            block.backward(&self.ops, dx, grad, &mut saved[l], scratch, lora, &self.rope, &batch.packing)?;
+            let (lora, grad, (s, rest)) = (&adapter.blocks[l], &mut grad.blocks[l], &mut saved[l]);
+            if l == last {
+                scratch.set_rows(head.x.rows())?;
+                block.rest_backward(ops, &mut head.dx, &mut head.d_o, grad, &head.o, rest, scratch, lora)?;
+                ops.scatter(dx, &head.dx, &batch.rows)?;
+                ops.scatter(d_o, &head.d_o, &batch.rows)?;
+                scratch.set_rows(dx.rows())?;
+            } else {
+                block.rest_backward(ops, dx, d_o, grad, &s.o, rest, scratch, lora)?;
+            }
+            let below = if l > 0 { Some(&mut *dx) } else { None };
+            block.attend_backward(ops, below, d_o, grad, s, scratch, lora, &self.rope, &batch.packing)?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Everything a model writes while it runs: allocated once for `capacity` packed rows; a step uses as many as it needs.
 
 use super::batch::{Batch, DeviceBatch};
-use super::block::{BlockScratch, Saved, Widths};
+use super::block::{BlockScratch, SavedAttention, SavedRest, Widths};
 use super::config::ModelConfig;
 use super::tensors::tensors;
 use crate::backend::Tensor;
@@ -12,7 +12,7 @@ use crate::ops::{HeadRows, Ops};
 pub struct Workspace<B: Ops> {
     pub(super) batch: DeviceBatch<B>,
     /// One per block where backward will need them, else one for all.
-    pub(super) saved: Vec<Saved<B>>,
+    pub(super) saved: Vec<(SavedAttention<B>, SavedRest<B>)>,
     pub(super) scratch: BlockScratch<B>,
     pub(super) stream: Stream<B>,
     pub(super) head: HeadSpace<B>,
@@ -27,22 +27,26 @@ pub struct Workspace<B: Ops> {
 }
 
 tensors! {
-    /// The residual stream past the last block.
-    pub(super) struct Stream(rows: usize, back: usize, hidden: usize) {
-        last: B::Act = [rows, hidden],
-        dx: B::Act = [back, hidden], // its gradient
+    /// What goes from block to block.
+    pub(super) struct Stream(rows: usize, back: usize, w: &Widths) {
+        out: B::Act = [rows, w.hidden], // residual stream, where blocks share their activations
+        dx: B::Act = [back, w.hidden], // its gradient
+        d_o: B::Act = [back, w.heads * w.head_dim], // the gradient of what attention made
     }
 }
 
 tensors! {
     /// What the heads write.
-    pub(super) struct HeadSpace(rows: usize, back: usize, hidden: usize, labels: usize) {
-        x: B::Act = [rows, hidden], // gathered rows of the residual stream
+    pub(super) struct HeadSpace(rows: usize, back: usize, w: &Widths, labels: usize) {
+        x_in: B::Act = [rows, w.hidden], // of the last block's input, the rows that the head reads
+        o: B::Act = [rows, w.heads * w.head_dim], // of what its attention made
+        d_o: B::Act = [back, w.heads * w.head_dim],
+        x: B::Act = [rows, w.hidden], // its output
         rstd: f32 = [rows, 1],
-        h: B::Act = [rows, hidden], // normed
+        h: B::Act = [rows, w.hidden], // normed
         scores: f32 = [rows, labels],
-        dh: B::Act = [back, hidden],
-        dx: B::Act = [back, hidden],
+        dh: B::Act = [back, w.hidden],
+        dx: B::Act = [back, w.hidden],
         weights: f32 = [back, 1],
         d_scores: f32 = [back, labels],
     }
@@ -78,14 +82,16 @@ impl<B: Ops> Workspace<B> {
     /// Room for `capacity` packed rows of a model with adapters of `rank` (0: none). With `backward` every block's activations
     /// are kept.
     pub fn new(ops: &B, config: &ModelConfig, rank: usize, capacity: usize, backward: bool) -> Result<Self> {
-        let (widths, hidden) = (config.widths(rank), config.hidden_size);
+        let widths = config.widths(rank);
         let (blocks, back) = if backward { (config.layers, capacity) } else { (1, 0) };
         Ok(Workspace {
             batch: DeviceBatch::with_capacity(ops, capacity)?,
-            saved: (0..blocks).map(|_| Saved::new(ops, capacity, &widths)).collect::<Result<_>>()?,
+            saved: (0..blocks)
+                .map(|_| Ok((SavedAttention::new(ops, capacity, &widths)?, SavedRest::new(ops, capacity, &widths)?)))
+                .collect::<Result<_>>()?,
             scratch: BlockScratch::new(ops, capacity, back, &widths)?,
-            stream: Stream::new(ops, capacity, back, hidden)?,
-            head: HeadSpace::new(ops, capacity, back, hidden, config.labels())?,
+            stream: Stream::new(ops, capacity, back, &widths)?,
+            head: HeadSpace::new(ops, capacity, back, &widths, config.labels())?,
             head_rows: HeadRows::with_capacity(ops, capacity)?,
             chunk: if config.is_causal() { chunk(ops, config, capacity)? } else { Tensor::zeros(ops, 0, 0)? },
             kl: None,
@@ -102,7 +108,10 @@ impl<B: Ops> Workspace<B> {
 
     /// `rows` packed ones, `read` of which a head reads.
     pub(super) fn set_rows(&mut self, rows: usize, read: usize) -> Result<()> {
-        self.saved.iter_mut().try_for_each(|saved| saved.set_rows(rows))?;
+        for (attention, rest) in &mut self.saved {
+            attention.set_rows(rows)?;
+            rest.set_rows(rows)?;
+        }
         self.scratch.set_rows(rows)?;
         self.stream.set_rows(rows)?;
         self.head_rows.set_rows(read)?;

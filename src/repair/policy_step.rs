@@ -88,7 +88,9 @@ fn piece<B: Ops>(
     let kl = config.retain == RetainLoss::Kl && kl_from < batch.rows.len();
     half.reserve(batch.len())?;
     if kl {
-        half.model.keep_start_rows(&mut half.side.workspace, batch, kl_from)?;
+        let mut retained = Batch::default();
+        items.iter().filter(|i| i.retain.is_some()).for_each(|i| retained.push(&i.prompt, &answers(i), Heads::Targets));
+        half.model.keep_start_rows(&mut half.side.workspace, &retained)?;
     }
     let read = half.model.forward_targets(&mut half.side.workspace, batch, Some(half.adapter), true)?;
     let kls = if kl { half.model.kl_targets(&mut half.side.workspace, kl_from)? } else { Vec::new() };

@@ -32,10 +32,12 @@ impl Linear for Cpu {
 
     fn linear_backward(&self, operands: LinearBackward<Self>, dy: &Tensor<Self>) -> Result<()> {
         check_backward(&operands, dy)?;
-        let LinearBackward { dx, grad, dxa, x, xa, weights: LinearWeights { w, lora, .. } } = operands;
+        let LinearBackward { mut dx, grad, dxa, x, xa, weights: LinearWeights { w, lora, .. } } = operands;
         let (t, n, k) = (x.rows(), w.rows(), w.cols());
         let upper = View::new(&dy.buffer, t, n, n);
-        product(ViewMut::new(&mut dx.buffer, t, k, k), upper, w.backward(), false);
+        if let Some(dx) = &mut dx {
+            product(ViewMut::new(&mut dx.buffer, t, k, k), upper, w.backward(), false);
+        }
         if let Some(lora) = lora {
             let (width, rank) = (lora.width(), lora.rank);
             let mut first = 0;
@@ -46,14 +48,18 @@ impl Linear for Cpu {
                 first += part;
             }
             self.store(&mut dxa.buffer[..t * width]);
-            let inner = View::new(&dxa.buffer, t, width, width);
-            let a = View::new(&lora.a.buffer, width, k, k).packed();
-            product(ViewMut::new(&mut dx.buffer, t, k, k), inner, &a, true);
+            if let Some(dx) = &mut dx {
+                let inner = View::new(&dxa.buffer, t, width, width);
+                let a = View::new(&lora.a.buffer, width, k, k).packed();
+                product(ViewMut::new(&mut dx.buffer, t, k, k), inner, &a, true);
+            }
             if let Some(grad) = grad {
                 gradients(grad, dxa, dy, x, xa, lora);
             }
         }
-        self.store(&mut dx.buffer[..t * k]);
+        if let Some(dx) = dx {
+            self.store(&mut dx.buffer[..t * k]);
+        }
         Ok(())
     }
 }

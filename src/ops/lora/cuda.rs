@@ -35,7 +35,8 @@ impl Linear for Cuda {
         let (t, n, k) = (x.rows(), w.rows(), w.cols());
         let upper = Operand::of(dy);
         let product = Product::new(Layout::Across, [t, k, n], upper, Operand::of(w));
-        let Some(lora) = lora else { return product.run(self, "linear", Output::of(dx)) };
+        let run = |product: Product| dx.map_or(Ok(()), |dx| product.run(self, "linear", Output::of(dx)));
+        let Some(lora) = lora else { return run(product) };
         let (stride, mut first) = (dxa.stride(), 0);
         for (p, &part) in lora.parts.iter().enumerate() {
             let b = Operand::of(&lora.b).from(first * lora.b.stride());
@@ -44,7 +45,7 @@ impl Linear for Cuda {
             first += part;
         }
         let extension = Extension { xa: dxa, b: &lora.a, rank: lora.width(), ends: [k, k] };
-        Product { extension: Some(extension), ..product }.run(self, "linear", Output::of(dx))?;
+        run(Product { extension: Some(extension), ..product })?;
         if let Some(grad) = grad {
             accumulate(self, &mut grad.da.buffer, dxa, x, lora.width(), [k, k], 1.0, false)?;
             accumulate(self, &mut grad.db.buffer, xa, dy, lora.rank, ends(lora, n)?, lora.scale, true)?;

@@ -212,7 +212,7 @@ impl<B: Ops> Operands<B> {
     pub fn backward(&mut self) -> LinearBackward<'_, B> {
         let weights = LinearWeights { w: &self.w, bias: self.bias.as_ref(), lora: self.lora.as_ref() };
         let (dx, grad, dxa, x, xa) = (&mut self.dx, self.grad.as_mut(), &mut self.dxa, &self.x, &self.saved);
-        LinearBackward { dx, grad, dxa, x, xa, weights }
+        LinearBackward { dx: Some(dx), grad, dxa, x, xa, weights }
     }
 
     /// All but y: dx, and what an adapter adds, each within its own.
