@@ -90,8 +90,12 @@ impl ModelConfig {
     /// Reads `config.json`, and `generation_config.json` where there is one, of a model's folder.
     pub fn open(dir: &Path) -> Result<ModelConfig> {
         let file = dir.join("config.json");
-        if !dir.is_dir() {
-            let found = if dir.exists() { "a file" } else { "nothing" };
+        if !file.exists() {
+            let found = match dir.exists() {
+                true if dir.is_dir() => "a folder without config.json",
+                true => "a file",
+                false => "nothing",
+            };
             let remedy = "name a folder with config.json, model.safetensors and tokenizer.json";
             return Err(Error::file(dir, "a model's folder", remedy)(found));
         }

@@ -130,5 +130,5 @@ fn what_is_no_config_is_refused() {
     }
     let dir = tempfile::tempdir().unwrap();
     refused(ModelConfig::open(&dir.path().join("none")), "none: expected a model's folder, found nothing");
-    refused(ModelConfig::open(dir.path()), "config.json: cannot read");
+    refused(ModelConfig::open(dir.path()), "expected a model's folder, found a folder without config.json");
 }
