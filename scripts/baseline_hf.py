@@ -22,6 +22,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -144,8 +145,12 @@ def spread(seconds: list[float]) -> dict:
 def device_name(cuda: bool) -> str:
     if cuda:
         return torch.cuda.get_device_name()
-    model = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return f"{model[0] if model else platform.processor()}, {torch.get_num_threads()} threads"
+    # Virtual machines name the make alone: family and model tell its generations apart.
+    about = dict(re.findall(r"^(cpu family|model|model name|flags)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M))
+    name = about.get("model name", platform.processor())
+    number = f"family {about.get('cpu family', '?')} model {about.get('model', '?')}"
+    vectors = next((isa for isa in ("avx512f", "avx2") if isa in about.get("flags", "").split()), "neither avx512f nor avx2")
+    return f"{name} ({number}, {vectors}), {torch.get_num_threads()} threads"
 
 
 def run_setting(args: argparse.Namespace, setting: str, values: Path, repeats: int) -> dict:

@@ -2,8 +2,8 @@
 
     python3 scripts/readme_tables.py
 
-Between `<!-- table: NAME -->` and `<!-- end -->` stands a table of each of the newest `benches/results/NAME*.json`: a run's
-summary.json, or what scripts/baseline_hf.py wrote. A table without a result is left empty.
+Between `<!-- table: NAME -->` and `<!-- end -->` stands a table of each `benches/results/NAME*.json`, the newest of those whose
+names differ in the date alone: a run's summary.json, or what scripts/baseline_hf.py wrote. A table without a result is left empty.
 """
 
 import json
@@ -82,8 +82,8 @@ def main():
 
     def fill(match):
         results = sorted((ROOT / "benches/results").glob(f"{match.group(1)}*.json"))
-        newest = max(map(dated, results), default="")
-        tables = [table(p) for p in results if dated(p) == newest]
+        newest = {path.name.replace(dated(path), ""): path for path in results}
+        tables = [table(path) for path in newest.values()]
         return f"<!-- table: {match.group(1)} -->\n" + "\n\n".join(tables) + "\n<!-- end -->"
 
     readme.write_text(re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.S))
