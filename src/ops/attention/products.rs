@@ -10,8 +10,8 @@ simd! {
     /// over the depth: a row's bits do not depend on the others.
     pub(crate) fn multiply<'a>[simd](out: (&'a mut [f32], usize), left: Rows<'a>, right: Rows<'a>, shape: (usize, usize), depth: usize, add: bool) {
         let ((out, stride), (rows, cols)) = (out, shape);
-        assert!(rows > 0 && cols <= stride && (rows - 1) * stride + cols <= out.len());
-        // SAFETY: the assertion.
+        check(out, stride, shape);
+        // SAFETY: `check`.
         unsafe { tiles::<_, false>(simd, (out.as_mut_ptr(), stride), left, right, (rows, cols), depth, add) };
     }
 }
@@ -20,8 +20,13 @@ simd! {
     /// out (rows, cols) += leftᵀ·right where left is (depth, rows); else as `multiply`.
     pub(crate) fn multiply_transposed<'a>[simd](out: (&'a mut [f32], usize), left: Rows<'a>, right: Rows<'a>, shape: (usize, usize), depth: usize) {
         let ((out, stride), (rows, cols)) = (out, shape);
-        assert!(rows > 0 && cols <= stride && (rows - 1) * stride + cols <= out.len());
-        // SAFETY: the assertion.
+        check(out, stride, shape);
+        // SAFETY: `check`.
         unsafe { tiles::<_, true>(simd, (out.as_mut_ptr(), stride), left, right, (rows, cols), depth, true) };
     }
+}
+
+/// All rows lie inside `out`, in whole vectors of any width: what `tiles` is promised.
+fn check(out: &[f32], stride: usize, (rows, cols): (usize, usize)) {
+    assert!(rows > 0 && cols.is_multiple_of(LANES) && cols <= stride && (rows - 1) * stride + cols <= out.len());
 }
