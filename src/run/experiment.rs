@@ -112,6 +112,8 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
         before: before.measure,
         methods,
         probe,
+        rounds: Vec::new(),
+        unfinished: None,
     };
     lab.lines.write(dir)?;
     summary::write(&dir.file(summary::NAME), &summary)?;

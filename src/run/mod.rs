@@ -13,6 +13,7 @@ pub(crate) mod models;
 pub(crate) mod probe;
 pub(crate) mod records;
 pub(crate) mod repair;
+pub(crate) mod rounds;
 pub(crate) mod suite;
 pub mod summary;
 pub(crate) mod watch;

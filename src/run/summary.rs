@@ -46,6 +46,50 @@ pub struct Summary {
     #[serde(default)]
     pub methods: Vec<MethodResult>,
     pub(crate) probe: Option<ProbeResult>,
+    /// Of a loop, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) rounds: Vec<Round>,
+    /// What an unfinished run still lacks; absent once it is finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unfinished: Option<String>,
+}
+
+/// One round of the loop: what was found, what was trained on it, and what the gates said. Measured on the `gate` split.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Round {
+    /// From 1.
+    pub(crate) round: u64,
+    /// What the search found on the models as the round began with them.
+    pub(crate) search: Hits,
+    /// Failures trained on: those of this round first, then those of earlier ones.
+    pub(crate) failures: u64,
+    /// Failures that the judge did not admit.
+    pub(crate) left_out: u64,
+    /// The models as the round began with them.
+    pub(crate) before: Measure,
+    /// The repair: its settings, cost, gates and verdict, and the models after it; null where nothing was found to repair.
+    pub(crate) repair: Option<MethodResult>,
+    /// Why the round was refused: its models were rolled back and the next round learns half as fast.
+    pub(crate) why_not: Option<String>,
+    /// The same search with a fresh seed, on the models as the round left them.
+    pub(crate) reprobe: Hits,
+    /// With tactics that no repair has seen.
+    pub(crate) reprobe_held_out: Option<Hits>,
+    /// SHA-256 of the adapters as the round left them, by role.
+    pub(crate) adapters: BTreeMap<String, String>,
+}
+
+/// What a search found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Hits {
+    pub(crate) queries: u64,
+    /// Coupled failures, and those of them that are no near-duplicates of others.
+    pub(crate) coupled: u64,
+    pub(crate) distinct: u64,
+    /// Coupled failures per 1000 queries; unknown without queries.
+    pub(crate) per_1000: Option<f64>,
 }
 
 /// Writes the result; the same result gives the same bytes.
