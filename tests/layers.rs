@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// Lower layers first; layers on one line are siblings and do not know each other.
 const ORDER: &[&[&str]] = &[
     &["error"],
-    &["backend"],
+    &["backend", "journal"],
     &["ops"],
     &["text"],
     &["model"],

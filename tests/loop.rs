@@ -1,12 +1,13 @@
 //! The method on the built-in suite: what `method.md` derives must hold bit for bit, and a seed decides everything.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use ares::backend::Cpu;
 use ares::detect::{Evaluator, Examiner};
 use ares::judge::{Judges, Thresholds, Verdict};
-use ares::model::{Checkpoint, Decoding, ModelConfig, Pair, Pretrained, Subject, Version};
+use ares::model::{Checkpoint, Decoding, HostTensor, ModelConfig, Pair, Pretrained, Subject, Version};
 use ares::repair::{
     Failure, Method, Prepared, Recipe, RepairConfig, RepairData, Reply, Setting, StepMetrics, Trainer, admit,
 };
@@ -82,10 +83,23 @@ type Repaired = ([Option<ares::model::AdapterFile>; 2], Vec<StepMetrics>);
 
 impl World {
     fn repair(&mut self, method: Method, config: &RepairConfig) -> Repaired {
+        self.repair_in_pieces(method, config, &[])
+    }
+
+    /// The same, after each of `stops` steps by another trainer, which gets nothing but what the last one saved.
+    fn repair_in_pieces(&mut self, method: Method, config: &RepairConfig, stops: &[usize]) -> Repaired {
         let recipe = config.clone().try_into().unwrap();
-        let setting = setting(&mut self.examiner, self.thresholds);
-        let trainer = Trainer::new(setting, &self.data, method, &recipe, None).unwrap();
-        let steps = trainer.run(|_| Ok(())).unwrap().history;
+        let mut saved: Option<((String, BTreeMap<String, HostTensor>), Vec<StepMetrics>)> = None;
+        for stop in stops.iter().chain([&usize::MAX]) {
+            let setting = setting(&mut self.examiner, self.thresholds);
+            let mut trainer = Trainer::new(setting, &self.data, method, &recipe, None).unwrap();
+            if let Some(((state, tensors), history)) = saved {
+                trainer.restore(&state, &tensors, history).unwrap();
+            }
+            while trainer.history().len() < *stop && trainer.advance().unwrap().is_some() {}
+            saved = Some((trainer.save().unwrap(), trainer.history().to_vec()));
+        }
+        let steps = saved.unwrap().1;
         assert_eq!(steps.len(), config.steps);
         let file = |model: &Pretrained<Cpu>| {
             let adapter = model.adapter.as_ref()?;
@@ -114,6 +128,19 @@ fn without_resampling_the_halves_do_not_meet_but_in_the_coupling_weight() {
 }
 
 #[test]
+fn a_repair_goes_on_from_where_it_stood() {
+    let mut world = world();
+    let config = RepairConfig { steps: 5, resample: 2, train_head: true, ..world.config.clone() };
+    for method in [Method::Joint, Method::Rlhf] {
+        let (whole, metrics) = world.repair(method, &config);
+        let (pieces, resumed) = world.repair_in_pieces(method, &config, &[1, 4]);
+        assert!(whole == pieces, "adapters of {}", method.name());
+        let untimed = |m: &StepMetrics| StepMetrics { seconds: None, tokens_per_second: None, ..m.clone() };
+        assert!(metrics.iter().map(untimed).eq(resumed.iter().map(untimed)), "steps of {}", method.name());
+    }
+}
+
+#[test]
 fn a_seed_decides_everything() {
     let mut world = world();
     let config = RepairConfig { resample: 2, ..world.config.clone() };
@@ -121,7 +148,7 @@ fn a_seed_decides_everything() {
         let (first, metrics) = world.repair(method, &config);
         let (second, again) = world.repair(method, &config);
         assert_eq!(first, second, "{}", method.name());
-        let losses = |m: &[StepMetrics]| m.iter().map(|m| m.loss.to_bits()).collect::<Vec<_>>();
+        let losses = |m: &[StepMetrics]| m.iter().map(|m| m.loss().to_bits()).collect::<Vec<_>>();
         assert_eq!(losses(&metrics), losses(&again));
         let (other, _) = world.repair(method, &RepairConfig { seed: 7, ..config.clone() });
         assert_ne!(first, other, "{}: another seed is another repair", method.name());
@@ -136,7 +163,7 @@ fn pieces_of_a_step_add_up_to_the_whole() {
     let (_, a) = world.repair(Method::Joint, &whole);
     let (_, b) = world.repair(Method::Joint, &pieces);
     let near = |x: f64, y: f64| (x - y).abs() <= 1e-4 * (1.0 + y.abs());
-    assert!(near(a[0].loss, b[0].loss), "{} against {}", a[0].loss, b[0].loss);
+    assert!(near(a[0].loss(), b[0].loss()), "{} against {}", a[0].loss(), b[0].loss());
     let norms = |m: &StepMetrics| [m.grad_norm_policy, m.grad_norm_reward].map(Option::unwrap);
     for (x, y) in norms(&a[0]).into_iter().zip(norms(&b[0])) {
         assert!(near(x, y), "gradient norm {x} against {y}");
@@ -181,7 +208,7 @@ fn numbers_that_are_accepted_give_finite_losses() {
             table.insert(key.clone(), value.clone());
             let Ok(recipe) = Recipe::try_from(table) else { continue };
             let (_, steps) = world.repair(Method::Joint, &recipe);
-            assert!(steps.len() == 2 && steps.iter().all(|step| step.loss.is_finite()), "{key} = {value}: {steps:?}");
+            assert!(steps.len() == 2 && steps.iter().all(|step| step.loss().is_finite()), "{key} = {value}: {steps:?}");
             runs += 1;
         }
     }

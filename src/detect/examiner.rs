@@ -4,7 +4,11 @@
 
 use std::collections::{HashMap, HashSet};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use crate::error::{Error, Result};
+use crate::journal::Journal;
 use crate::judge::{Harm, Judges};
 use crate::model::subject::{Answer, Ask, Decoding, Subject, Version, ask_some};
 use crate::text::Prompt;
@@ -40,6 +44,8 @@ pub(crate) enum Role {
 /// Models, judges and what they have said so far.
 pub struct Examiner<S: ?Sized = dyn Subject> {
     pub judges: Judges,
+    /// Where everything that is said is kept, in the stages that the caller names.
+    pub journal: Journal,
     pub(crate) decoding: Decoding,
     /// Harmful means `p_harm >= tau_h`.
     pub(crate) tau_h: f64,
@@ -51,10 +57,11 @@ pub struct Examiner<S: ?Sized = dyn Subject> {
 }
 
 impl<S> Examiner<S> {
-    /// Greedy, at most `max_new_tokens` an answer.
+    /// Greedy, at most `max_new_tokens` an answer; nothing is kept on disk before `journal` is set.
     pub fn new(subject: S, judges: Judges, tau_h: f64, max_new_tokens: usize) -> Examiner<S> {
         let decoding = Decoding::greedy(max_new_tokens);
-        Examiner { judges, decoding, tau_h, models: Default::default(), judged: Default::default(), subject }
+        let (journal, models, judged) = (Journal::none(), Default::default(), Default::default());
+        Examiner { judges, journal, decoding, tau_h, models, judged, subject }
     }
 
     /// To be called when the adapted policy or the adapted reward model has changed.
@@ -71,16 +78,17 @@ impl Examiner {
         let mut asked = HashSet::new();
         let mut new = |ask: &Ask| !table.contains_key(&key(ask)) && asked.insert(key(ask));
         let new: Vec<Option<Ask>> = asks.iter().map(|ask| new(ask).then(|| ask.clone())).collect();
-        let found = ask_some(new, |new| self.subject.answer(version, new, &self.decoding))?;
+        let mut answer = |new: &[Ask]| Ok(known(self.subject.answer(version, new, &self.decoding)?));
+        let found = ask_some(new, |new| self.journal.portions(new, &mut answer))?;
         for (ask, answer) in asks.iter().zip(found) {
-            table.extend(answer.map(|answer| (key(ask), answer.map_err(|error| error.to_string()))));
+            table.extend(answer.map(|answer| (key(ask), answer)));
         }
         Ok(asks.iter().map(|ask| table[&key(ask)].clone()).collect())
     }
 
     /// r(x, y), raw. A score that is not finite is an error of its row.
     pub(crate) fn rewards(&mut self, version: Version, texts: &[Text]) -> Result<Vec<Known<f64>>> {
-        look_up(&mut self.models[version as usize].rewards, texts, |texts| {
+        look_up(&mut self.journal, &mut self.models[version as usize].rewards, texts, |texts| {
             let scores = self.subject.reward(version, texts)?;
             Ok(scores.into_iter().map(|score| finite("reward", f64::from(score?))).collect())
         })
@@ -88,7 +96,7 @@ impl Examiner {
 
     /// ℓ(y|x): mean log-probability per answer token.
     pub(crate) fn logprobs(&mut self, version: Version, texts: &[Text]) -> Result<Vec<Known<f64>>> {
-        look_up(&mut self.models[version as usize].logprobs, texts, |texts| {
+        look_up(&mut self.journal, &mut self.models[version as usize].logprobs, texts, |texts| {
             let sums = self.subject.logprob(version, texts)?;
             Ok(sums.into_iter().map(|sum| sum.and_then(|(sum, n)| finite("log-probability", sum / n as f64))).collect())
         })
@@ -109,25 +117,31 @@ impl Examiner {
             Harm::new(word.p_harm, limit).map(|harm| Harm { ambiguous: harm.ambiguous || word.ambiguous, ..harm })
         };
         let ask = |texts: &[Text]| Ok(judge.judge(texts, limit)?.into_iter().map(checked).collect());
-        look_up(&mut self.judged[role as usize], texts, ask)
+        look_up(&mut self.journal, &mut self.judged[role as usize], texts, ask)
     }
 }
 
-/// Computes what the table lacks, each text once and all in one call, then reads the table.
-fn look_up<T: Clone>(
+/// Computes what the table lacks, each text once, then reads the table.
+fn look_up<T: Clone + Serialize + DeserializeOwned>(
+    journal: &mut Journal,
     table: &mut Table<T>,
     texts: &[Text],
-    compute: impl FnOnce(&[Text]) -> Result<Vec<Result<T>>>,
+    mut compute: impl FnMut(&[Text]) -> Result<Vec<Result<T>>>,
 ) -> Result<Vec<Known<T>>> {
     let mut asked = HashSet::new();
-    let known = |&(prompt, text): &Text| table.get(prompt).is_some_and(|texts| texts.contains_key(text));
+    let is_known = |&(prompt, text): &Text| table.get(prompt).is_some_and(|texts| texts.contains_key(text));
     let new: Vec<Option<Text>> =
-        texts.iter().map(|text| (!known(text) && asked.insert(*text)).then_some(*text)).collect();
-    for (&(prompt, text), value) in texts.iter().zip(ask_some(new, compute)?) {
-        let value = value.map(|value| (text.to_string(), value.map_err(|error| error.to_string())));
-        table.entry(prompt.clone()).or_default().extend(value);
+        texts.iter().map(|text| (!is_known(text) && asked.insert(*text)).then_some(*text)).collect();
+    let found = ask_some(new, |new| journal.portions(new, |new| Ok(known(compute(new)?))))?;
+    for (&(prompt, text), value) in texts.iter().zip(found) {
+        table.entry(prompt.clone()).or_default().extend(value.map(|value| (text.to_string(), value)));
     }
     Ok(texts.iter().map(|&(prompt, text)| table[prompt][text].clone()).collect())
+}
+
+/// Errors as texts: so they are kept.
+fn known<T>(found: Vec<Result<T>>) -> Vec<Known<T>> {
+    found.into_iter().map(|found| found.map_err(|error| error.to_string())).collect()
 }
 
 fn finite(what: &str, value: f64) -> Result<f64> {

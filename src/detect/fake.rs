@@ -72,7 +72,7 @@ impl Default for Fake {
         Fake {
             say: Box::new(|_, prompt| say_before(prompt)),
             score: Box::new(|_, prompt, answer| score_before(prompt, answer)),
-            forgets: 0.2,
+            forgets: 0.3,
             asked: [[0; 2]; 3],
         }
     }

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::adapter_file::AdapterFile;
+use super::adapter_file::{AdapterFile, HostTensor, HostTensors};
 use super::config::{Head, ModelConfig};
 use super::projection::Projection;
 use crate::backend::Tensor;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::{AdamWSpec, Lora, LoraGrad, Ops, Parameter};
 
 /// One thing for each fused product of a block that carries an adapter.
@@ -225,6 +225,33 @@ impl<B: Ops> Moments<B> {
         let tensors = adapter.masters.iter().flatten().chain(&adapter.score);
         let pairs = tensors.map(|t| Ok([zeros(t)?, zeros(t)?])).collect::<Result<_>>()?;
         Ok(Moments { pairs, norm: Tensor::zeros(ops, 1, 1)? })
+    }
+
+    /// All of them, on the host, each under its place. Waits for queued work; fails where the device does.
+    pub(crate) fn to_host(&self, ops: &B) -> Result<HostTensors> {
+        let mut out = HostTensors::new();
+        for (i, pair) in self.pairs.iter().enumerate() {
+            for (name, tensor) in ["m", "v"].into_iter().zip(pair) {
+                let shape = vec![tensor.rows(), tensor.cols()];
+                out.insert(format!("{name}.{i}"), HostTensor { shape, data: tensor.read(ops)? });
+            }
+        }
+        Ok(out)
+    }
+
+    /// Takes over what [`Moments::to_host`] gave. Fails unless all of it is there, in the same shapes.
+    pub(crate) fn load(&mut self, ops: &B, from: &HostTensors) -> Result<()> {
+        for (i, pair) in self.pairs.iter_mut().enumerate() {
+            for (name, tensor) in ["m", "v"].into_iter().zip(pair) {
+                let (name, shape) = (format!("{name}.{i}"), [tensor.rows(), tensor.cols()]);
+                let Some(found) = from.get(&name).filter(|found| found.shape == shape) else {
+                    let (expected, found) = (format!("{name} of {shape:?}"), "none such".to_string());
+                    return Err(Error::Shape { op: "moments", expected, found });
+                };
+                tensor.write(ops, &found.data)?;
+            }
+        }
+        Ok(())
     }
 
     /// One AdamW step on all of the adapter; returns the gradients' norm before clipping. Not finite: nothing was updated.

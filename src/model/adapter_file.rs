@@ -18,7 +18,7 @@ use crate::text::output::write_folder;
 mod tests;
 
 const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
 const SCORE: &str = "base_model.model.score.weight";
 
 /// A tensor in host memory, row by row.
@@ -28,8 +28,12 @@ pub struct HostTensor {
     pub data: Vec<f32>,
 }
 
-/// `tensors` as a safetensors file in f32; `path` names it where a number is not finite, which is an error.
-pub(crate) fn safetensors_bytes(tensors: &BTreeMap<String, HostTensor>, path: &Path) -> Result<Vec<u8>> {
+/// Tensors under their names.
+pub(crate) type HostTensors = BTreeMap<String, HostTensor>;
+
+/// Writes `tensors` as a safetensors file in f32, with `notes` in its header; `path` names it where a number is not finite, which
+/// is an error.
+pub(crate) fn safetensors_bytes(tensors: &HostTensors, notes: &[(&str, String)], path: &Path) -> Result<Vec<u8>> {
     let broken = |error: safetensors::SafeTensorError| Error::Shape {
         op: "adapter file",
         expected: "data of the tensor's shape".into(),
@@ -46,7 +50,22 @@ pub(crate) fn safetensors_bytes(tensors: &BTreeMap<String, HostTensor>, path: &P
         }
         views.push((name, TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(data)).map_err(broken)?));
     }
-    safetensors::serialize(views, Some([("format".to_string(), "pt".to_string())].into())).map_err(broken)
+    let notes = notes.iter().map(|(name, note)| (name.to_string(), note.clone()));
+    safetensors::serialize(views, Some(notes.chain([("format".to_string(), "pt".to_string())]).collect()))
+        .map_err(broken)
+}
+
+/// Reads a safetensors file and the note of this name in its header. Fails where one of them is missing or a number is not finite.
+pub(crate) fn read_safetensors(path: &Path, note: &str) -> Result<(HostTensors, String)> {
+    let (shard, mut tensors) = (Shard::open(path)?, HostTensors::new());
+    for (name, info) in shard.tensors() {
+        let mut data = Vec::new();
+        shard.read(&name, &info, &mut data)?;
+        tensors.insert(name, HostTensor { shape: info.shape, data });
+    }
+    let remedy = "restore the file, or delete it: what it holds is computed again";
+    let lacks = || Error::file(path, &format!("a header with `{note}`"), remedy)("none");
+    Ok((tensors, shard.note(note).ok_or_else(lacks)?))
 }
 
 /// The name of matrix `A` or `B` of a projection's adapter in PEFT's file.
@@ -169,7 +188,7 @@ impl AdapterFile {
     /// Writes the adapter as PEFT does, in f32, into the folder `dir`, which appears whole or not at all; the files of an
     /// earlier adapter there are replaced one by one.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        let weights = safetensors_bytes(&self.tensors, &dir.join(WEIGHTS))?;
+        let weights = safetensors_bytes(&self.tensors, &[], &dir.join(WEIGHTS))?;
         write_folder(dir, &[(WEIGHTS, &weights), (CONFIG, self.config_json().as_bytes())])
     }
 

@@ -191,6 +191,11 @@ impl Shard {
     }
 
     /// All tensors with their names, in the order of the file.
+    /// What the header says under `name` beside the tensors.
+    pub(crate) fn note(&self, name: &str) -> Option<String> {
+        self.header.metadata().as_ref()?.get(name).cloned()
+    }
+
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (String, TensorInfo)> {
         self.header.offset_keys().into_iter().filter_map(|name| Some((name.clone(), self.header.info(&name)?.clone())))
     }

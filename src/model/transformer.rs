@@ -114,8 +114,12 @@ impl<B: Ops> Transformer<B> {
 
     /// Reads an adapter's folder, score head included; fails unless it fits this model.
     pub fn open_adapter(&self, dir: &Path) -> Result<Adapter<B>> {
-        let file = AdapterFile::open(dir, &self.config)?;
-        Adapter::load(&self.ops, &self.config, &file, self.score_weights()?.as_deref())
+        self.load_adapter(&AdapterFile::open(dir, &self.config)?)
+    }
+
+    /// Makes an adapter of a file that fits this model.
+    pub(crate) fn load_adapter(&self, file: &AdapterFile) -> Result<Adapter<B>> {
+        Adapter::load(&self.ops, &self.config, file, self.score_weights()?.as_deref())
     }
 
     /// The classifier's original head (labels, C).

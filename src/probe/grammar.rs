@@ -116,6 +116,29 @@ impl Grammar {
         Ok(grammar)
     }
 
+    /// The grammar without these tactics, and the grammar of them alone where there are any. Fails where one is unknown, or none
+    /// would be left.
+    pub(crate) fn hold_out(&self, tactics: &[String]) -> Result<(Grammar, Option<Grammar>)> {
+        let known = |id: &&String| self.tactics.iter().any(|tactic| tactic.id == **id);
+        let names = || self.tactics.iter().map(|tactic| tactic.id.as_str()).collect::<Vec<_>>().join(", ");
+        let wrong =
+            |found: &str| Error::Usage(format!("held_out: expected some, not all, of {}; found {found}", names()));
+        if let Some(unknown) = tactics.iter().find(|id| !known(id)) {
+            return Err(wrong(unknown));
+        }
+        let part = |out: bool| {
+            let kept = |(tactic, _): &(&Tactic, &Option<usize>)| tactics.contains(&tactic.id) == out;
+            let (tactics, table_of) =
+                self.tactics.iter().zip(&self.table_of).filter(kept).map(|(t, n)| (t.clone(), *n)).unzip();
+            Grammar { tactics, table_of, ..self.clone() }
+        };
+        let (rest, out) = (part(false), part(true));
+        match rest.tactics.is_empty() {
+            true => Err(wrong("all")),
+            false => Ok((rest, (!out.tactics.is_empty()).then_some(out))),
+        }
+    }
+
     /// The ids of topics, forms, personas and tactics.
     pub(crate) fn ids(&self) -> [(&'static str, Vec<&String>); 4] {
         [

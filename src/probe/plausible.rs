@@ -3,6 +3,7 @@
 use super::grammar::Grammar;
 use super::sampler::{Sampler, SamplerKind};
 use crate::error::{Error, Result};
+use crate::journal::Journal;
 use crate::model::Subject;
 use crate::model::subject::ask_some;
 use crate::text::Prompt;
@@ -29,6 +30,7 @@ impl Plausible {
         grammar: &Grammar,
         prompts: &[Prompt],
         subject: &mut dyn Subject,
+        journal: &mut Journal,
         rng: &mut impl Rng,
     ) -> Result<Plausible> {
         let composed: Vec<Prompt>;
@@ -39,7 +41,8 @@ impl Plausible {
                 (0..MEASURED).map(|_| Prompt::user(grammar.compose_plain(&uniform.draw(grammar, None, rng)))).collect();
             measured = composed.iter().collect();
         }
-        let means: Vec<f64> = subject.prompt_logprob(&measured)?.into_iter().flatten().map(mean_of).collect();
+        let means = || Ok(subject.prompt_logprob(&measured)?.into_iter().flatten().map(mean_of).collect());
+        let means: Vec<f64> = journal.unit(means)?;
         let n = means.len() as f64;
         let mean = means.iter().sum::<f64>() / n;
         let deviation = (means.iter().map(|m| (m - mean).powi(2)).sum::<f64>() / n).sqrt().max(MIN_DEVIATION);

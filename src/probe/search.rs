@@ -10,6 +10,7 @@ use super::record::{Ending, Judged, ProbeRecord};
 use super::sampler::{Lesson, Sampler};
 use super::summary::SearchSummary;
 use crate::error::Result;
+use crate::journal::Journal;
 use crate::judge::{Harm, Judge, Sense, Thresholds, Verdict};
 use crate::model::subject::ask_some;
 use crate::model::{Answer, Ask, Decoding, Subject, Version};
@@ -17,9 +18,9 @@ use crate::text::Prompt;
 use crate::text::ngrams::{Seen, grams};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fmt::Display;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Probes proposed before their outcomes are known: large enough for the engine to batch well, small enough to learn from.
@@ -63,6 +64,7 @@ pub struct World<'a> {
     pub plausible: &'a [Prompt],
     pub subject: &'a mut dyn Subject,
     pub judge: &'a mut dyn Judge,
+    pub journal: &'a mut Journal,
 }
 
 /// What a search found.
@@ -71,24 +73,21 @@ pub struct Found {
     /// In the order of the queries.
     pub records: Vec<ProbeRecord>,
     pub summary: SearchSummary,
-    /// Stopped by the interrupt flag, after a whole batch.
-    pub interrupted: bool,
 }
 
-/// Searches until the budget is spent, the grammar is exhausted or `interrupt` is set, which is looked at between batches. The
-/// sampler learns and can be carried over into the next search. `progress` hears of queries made and coupled failures found. The
-/// same seed gives the same records.
+/// Searches until the budget is spent or the grammar is exhausted. The sampler learns and can be carried over into the next
+/// search. `progress` hears of the queries made so far and how many of them found a coupled failure, and may end it by an error. The same seed gives the same
+/// records. What models and judge say of a batch is a unit of the journal; the search itself is drawn again from the seed.
 pub fn search(
     world: &mut World,
     settings: &SearchSettings,
     sampler: &mut Sampler,
-    interrupt: &AtomicBool,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(&[ProbeRecord], usize) -> Result<()>,
 ) -> Result<Found> {
     let started = Instant::now();
     sampler.begin();
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
-    let plausible = Plausible::new(world.grammar, world.plausible, world.subject, &mut rng)?;
+    let plausible = Plausible::new(world.grammar, world.plausible, world.subject, world.journal, &mut rng)?;
     let mut search = Search {
         archive: Archive::new(world.grammar),
         world,
@@ -101,32 +100,29 @@ pub fn search(
         coupled: 0,
         unlikely: 0,
     };
-    let (mut interrupted, mut barren) = (false, 0);
+    let mut barren = 0;
     while search.records.len() < settings.budget && barren < BARREN {
-        if interrupt.load(Ordering::Relaxed) {
-            interrupted = true;
-            break;
-        }
         let proposed = search.propose(BATCH.min(settings.budget - search.records.len()));
         if proposed.is_empty() {
             break; // exhausted
         }
-        let probes = search.keep_plausible(proposed)?;
-        barren = if probes.is_empty() { barren + 1 } else { 0 };
-        search.ask(probes)?;
-        progress(search.records.len(), search.coupled);
+        let asked = search.burst(&proposed)?;
+        barren = if asked.iter().flatten().next().is_none() { barren + 1 } else { 0 };
+        proposed.into_iter().zip(asked).for_each(|(child, asked)| search.learn(child, asked));
+        progress(&search.records, search.coupled)?;
     }
     let (seconds, Search { world, archive, records, unlikely, .. }) = (started.elapsed().as_secs_f64(), search);
     let SearchSettings { sense, seed, .. } = *settings;
     let summary = SearchSummary::new(world.grammar, &archive, &records, sense, seed, seconds);
-    Ok(Found { summary: SearchSummary { refused_unlikely: unlikely, ..summary }, records, interrupted })
+    Ok(Found { summary: SearchSummary { refused_unlikely: unlikely, ..summary }, records })
 }
 
-/// A proposal with its prompt, before and after it was measured.
-struct Candidate {
-    child: Child,
-    prompt: Prompt,
+/// What came of a proposal that someone might write.
+#[derive(Serialize, Deserialize)]
+struct Asked {
+    /// Mean per token under π_0, before encoding.
     logprob: Result<f64, String>,
+    judged: Result<Box<Judged>, String>,
 }
 
 struct Search<'a, 'w> {
@@ -183,86 +179,107 @@ impl Search<'_, '_> {
         operators::compose(target)
     }
 
-    /// Measures the proposals and drops those that no one would write.
-    fn keep_plausible(&mut self, children: Vec<Child>) -> Result<Vec<Candidate>> {
-        let grammar = self.world.grammar;
-        let plain: Vec<String> = children.iter().map(|c| grammar.compose_plain(&c.genotype)).collect();
-        let logprobs = self.plausible.measure(&plain, self.world.subject)?;
-        let mut out = Vec::with_capacity(children.len());
-        for (child, logprob) in children.into_iter().zip(logprobs) {
-            if logprob.as_ref().is_ok_and(|l| !self.plausible.accepts(*l)) {
-                self.unlikely += 1;
-                continue;
-            }
-            out.push(Candidate { prompt: Prompt::user(grammar.compose(&child.genotype)), child, logprob });
-        }
-        Ok(out)
+    /// What comes of the proposals, in their order; `None` for those that no one would write, which are not asked. One unit.
+    fn burst(&mut self, children: &[Child]) -> Result<Vec<Option<Asked>>> {
+        let Search { world, settings, plausible, records, .. } = self;
+        let World { grammar, thresholds, subject, judge, journal, .. } = &mut **world;
+        journal.unit(|| {
+            let plain: Vec<String> = children.iter().map(|child| grammar.compose_plain(&child.genotype)).collect();
+            let logprobs = plausible.measure(&plain, *subject)?;
+            let likely = |(child, logprob): (&Child, Result<f64, String>)| {
+                let unlikely = logprob.as_ref().is_ok_and(|logprob| !plausible.accepts(*logprob));
+                (!unlikely).then(|| (Prompt::user(grammar.compose(&child.genotype)), child.genotype.topic, logprob))
+            };
+            let probes: Vec<Option<_>> = children.iter().zip(logprobs).map(likely).collect();
+            ask_some(probes, |probes| ask(probes, records.len(), grammar, thresholds, settings, *subject, *judge))
+        })
     }
 
-    /// Answers, judgements and rewards of a batch, each in one call; then archive and sampler learn in index order.
-    fn ask(&mut self, probes: Vec<Candidate>) -> Result<()> {
-        let (t, grammar, settings) = (self.world.thresholds, self.world.grammar, self.settings);
-        let (first, decoding) = (self.records.len(), Decoding::greedy(settings.max_new_tokens));
-        let asks = probes.iter().enumerate().map(|(i, probe)| {
-            let ask = || Ask::new(probe.prompt.clone(), (first + i) as u64);
-            probe.logprob.is_ok().then(ask)
-        });
-        let answers = ask_some(asks, |asks| self.world.subject.answer(settings.version, asks, &decoding))?;
-        let texts = probes.iter().zip(&answers).map(|(probe, answer)| Some((&probe.prompt, text(answer)?)));
-        let harms = ask_some(texts, |rows| self.world.judge.judge(rows, t.tau_h))?;
-        // The rows of a probe side by side: own answer, y⁺ and, if the answer is safe, y⁻.
-        let rows = probes.iter().zip(&answers).zip(&harms).flat_map(|((probe, answer), harm)| {
-            let topic = &grammar.topics[probe.child.genotype.topic];
-            let harm = harm.as_ref().and_then(|harm| harm.as_ref().ok());
-            let own = text(answer).filter(|_| harm.is_some());
-            let harmful = harm.filter(|harm| !harm.is_harmful(t.tau_h)).map(|_| topic.harmful.as_str());
-            [own, own.map(|_| topic.safe.as_str()), harmful].map(|text| Some((&probe.prompt, text?)))
-        });
-        let scores = ask_some(rows, |rows| self.world.subject.reward(settings.version, rows))?;
-        let mut scores = scores.into_iter();
-        for (i, ((probe, answer), harm)) in probes.into_iter().zip(answers).zip(harms).enumerate() {
-            let scores = std::array::from_fn(|_| scores.next().flatten());
-            let judged = judged(&probe, answer, harm, scores, settings.fitness, t);
-            self.learn(first + i, probe, judged);
-        }
-        Ok(())
-    }
-
-    fn learn(&mut self, index: usize, probe: Candidate, judged: Result<Judged, String>) {
-        let (grammar, t) = (self.world.grammar, self.world.thresholds);
-        let g = probe.child.genotype;
+    /// Archive and sampler learn what came of a proposal.
+    fn learn(&mut self, child: Child, asked: Option<Asked>) {
+        let Some(Asked { logprob, judged }) = asked else {
+            self.unlikely += 1;
+            return;
+        };
+        let (grammar, t, index) = (self.world.grammar, self.world.thresholds, self.records.len());
+        let (g, prompt) = (child.genotype, grammar.compose(&child.genotype));
         let mut outcome = Lesson::default();
         if let Ok(j) = &judged {
             let verdict = j.verdict(self.settings.sense);
             outcome = Lesson { p_harm: j.p_harm, z: (j.reward - t.tau_r) / t.s, coupled: verdict == Verdict::Coupled };
-            self.archive.insert(index, g, probe.prompt.text(), j.fitness, verdict != Verdict::Sound);
+            self.archive.insert(index, g, &prompt, j.fitness, verdict != Verdict::Sound);
         }
         self.coupled += usize::from(outcome.coupled);
         self.sampler.update(grammar, &g, &outcome);
         let ending = match judged {
-            Ok(judged) => Ending::Judged(Box::new(judged)),
+            Ok(judged) => Ending::Judged(judged),
             Err(error) => Ending::Failed { error },
         };
-        self.records.push(record(grammar, index, g, probe, ending));
+        self.records.push(record(grammar, index, prompt, child, logprob, ending));
     }
 }
 
-fn record(grammar: &Grammar, index: usize, g: Genotype, probe: Candidate, ending: Ending) -> ProbeRecord {
+/// Answers, judgements and rewards of prompts (each with its topic and its log-probability), each in one call; `first` is the number
+/// of the first query.
+fn ask(
+    probes: &[(Prompt, usize, Result<f64, String>)],
+    first: usize,
+    grammar: &Grammar,
+    t: &Thresholds,
+    settings: &SearchSettings,
+    subject: &mut dyn Subject,
+    judge: &mut dyn Judge,
+) -> Result<Vec<Asked>> {
+    let decoding = Decoding::greedy(settings.max_new_tokens);
+    let asks = probes.iter().enumerate().map(|(i, (prompt, _, logprob))| {
+        let ask = || Ask::new(prompt.clone(), (first + i) as u64);
+        logprob.is_ok().then(ask)
+    });
+    let answers = ask_some(asks, |asks| subject.answer(settings.version, asks, &decoding))?;
+    let texts = probes.iter().zip(&answers).map(|((prompt, ..), answer)| Some((prompt, text(answer)?)));
+    let harms = ask_some(texts, |rows| judge.judge(rows, t.tau_h))?;
+    // The rows of a probe side by side: own answer, y⁺ and, if the answer is safe, y⁻.
+    let rows = probes.iter().zip(&answers).zip(&harms).flat_map(|(((prompt, topic, _), answer), harm)| {
+        let topic = &grammar.topics[*topic];
+        let harm = harm.as_ref().and_then(|harm| harm.as_ref().ok());
+        let own = text(answer).filter(|_| harm.is_some());
+        let harmful = harm.filter(|harm| !harm.is_harmful(t.tau_h)).map(|_| topic.harmful.as_str());
+        [own, own.map(|_| topic.safe.as_str()), harmful].map(|text| Some((prompt, text?)))
+    });
+    let scores = ask_some(rows, |rows| subject.reward(settings.version, rows))?;
+    let mut scores = scores.into_iter();
+    let asked = probes.iter().zip(answers).zip(harms).map(|(((_, _, logprob), answer), harm)| {
+        let scores = std::array::from_fn(|_| scores.next().flatten());
+        let judged = judged(logprob, answer, harm, scores, settings.fitness, t);
+        Asked { logprob: logprob.clone(), judged: judged.map(Box::new) }
+    });
+    Ok(asked.collect())
+}
+
+fn record(
+    grammar: &Grammar,
+    index: usize,
+    prompt: String,
+    child: Child,
+    logprob: Result<f64, String>,
+    ending: Ending,
+) -> ProbeRecord {
+    let g = child.genotype;
     let topic = &grammar.topics[g.topic];
     ProbeRecord {
         index,
-        prompt: probe.prompt.text().to_string(),
+        prompt,
         topic: topic.id.clone(),
         domain: topic.domain.clone(),
         tactic: grammar.tactics[g.tactic].id.clone(),
         form: grammar.forms[g.form].id.clone(),
         persona: grammar.personas[g.persona].id.clone(),
         genotype: g,
-        parents: probe.child.parents,
-        operators: probe.child.operators,
+        parents: child.parents,
+        operators: child.operators,
         safe: topic.safe.clone(),
         harmful: topic.harmful.clone(),
-        prompt_logprob: probe.logprob.ok(),
+        prompt_logprob: logprob.ok(),
         ending,
     }
 }
@@ -273,7 +290,7 @@ fn text(answer: &Option<Result<Answer>>) -> Option<&str> {
 
 /// What came of a probe, by the rewards of own answer, y⁺ and y⁻; or what went wrong first.
 fn judged(
-    probe: &Candidate,
+    logprob: &Result<f64, String>,
     answer: Option<Result<Answer>>,
     harm: Option<Result<Harm>>,
     scores: [Option<Result<f32>>; 3],
@@ -284,7 +301,7 @@ fn judged(
         Ok(r) if !r.is_finite() => Err(format!("reward: expected a finite number, found {r}")),
         score => score.map_err(|error| error.to_string()),
     };
-    let mut error = probe.logprob.clone().err();
+    let mut error = logprob.clone().err();
     let (answer, harm) = (keep(&mut error, answer), keep(&mut error, harm));
     let [own, safe, harmful] = scores.map(|score| keep(&mut error, score.map(finite)));
     match (error, answer, harm, own, safe) {

@@ -187,9 +187,9 @@ impl std::ops::Deref for Recipe {
 }
 
 impl Recipe {
-    /// The same with another seed.
-    pub(crate) fn with_seed(&self, seed: u64) -> Recipe {
-        Recipe(RepairConfig { seed, ..self.0.clone() })
+    /// The same with another seed, learning `factor` times as fast (1 or less).
+    pub(crate) fn with(&self, seed: u64, factor: f64) -> Recipe {
+        Recipe(RepairConfig { seed, lr: self.lr * factor, ..self.0.clone() })
     }
 }
 

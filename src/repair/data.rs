@@ -1,5 +1,6 @@
 //! What a repair is made from: failures, benign answers to retain, validated pairs to replay.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::Result;
@@ -8,7 +9,7 @@ use crate::text::rows::Preference;
 use crate::text::{Prompt, Row};
 
 /// An answer as text, with the policy's own ids where it was sampled: those are trained on as sampled.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reply {
     pub text: String,
     pub(crate) tokens: Option<Vec<u32>>,
@@ -21,7 +22,7 @@ impl Reply {
 }
 
 /// One prompt on which policy, reward model or both failed.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
     pub prompt: Prompt,
     /// y⁻: the policy's own harmful answer, or the reference that the reward model wrongly approves.
@@ -75,7 +76,7 @@ pub struct RepairData {
 
 /// Draws without replacement, round after round, each round in a new order: every item is seen equally often, and step t's
 /// items depend on the seed alone, not on the method.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Shuffle {
     rng: rand_chacha::ChaCha8Rng,
     order: Vec<usize>,

@@ -1,6 +1,6 @@
 //! Intake: every y⁺ and y⁻ that is trained on has been judged on its own side of the band.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::data::{Failure, RepairData};
 use super::trainer::Setting;
@@ -14,7 +14,7 @@ use crate::ops::Ops;
 const SAMPLES: usize = 8;
 
 /// An item kept out of the repair, with the reason.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Quarantined {
     pub(crate) prompt: String,
     pub(crate) reason: String,

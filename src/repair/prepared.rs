@@ -1,5 +1,7 @@
 //! Data made ready once for all methods: token ids, and what the originals say of them (ℓ_0, r_0).
 
+use serde::{Deserialize, Serialize};
+
 use super::data::{Failure, RepairData};
 use super::reward_step::{RewardItem, RewardKind};
 use super::trainer::Setting;
@@ -11,7 +13,7 @@ use crate::text::Prompt;
 use crate::text::rendering::Rendered;
 
 /// One failure in both models' tokens.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct PreparedFailure {
     pub(crate) source: Failure,
     /// The policy's prompt, y⁻ and y⁺ with their end-of-turn tokens.
@@ -27,7 +29,7 @@ pub(crate) struct PreparedFailure {
 }
 
 /// What every method starts from.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Prepared {
     pub(crate) failures: Vec<PreparedFailure>,
     /// Prompt and answer ids to retain.

@@ -1,5 +1,7 @@
 //! The reward model's half of a step: Bradley–Terry and centring on failures, replay and anchor on validated pairs.
 
+use serde::{Deserialize, Serialize};
+
 use super::config::RepairConfig;
 use super::objective::{anchor, bradley_terry, center};
 use super::side::Half;
@@ -9,7 +11,7 @@ use crate::model::{AnswerTokens, Batch, Heads};
 use crate::ops::Ops;
 
 /// A prompt with two answers in the reward model's own tokens.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RewardItem {
     pub prompt: Vec<u32>,
     pub rejected: Vec<u32>,
@@ -17,7 +19,7 @@ pub struct RewardItem {
     pub kind: RewardKind,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub enum RewardKind {
     /// Only read, for the coupling weight.
     #[default]

@@ -55,7 +55,7 @@ impl<B: Ops> Trainer<'_, B> {
         if !all.is_empty() {
             metrics.add([("sample_reward", all.iter().sum::<f64>() / all.len() as f64)]);
         }
-        metrics.loss = self.grpo(&samples)?;
+        metrics.add([("loss", self.grpo(&samples)?)]);
         Ok(())
     }
 

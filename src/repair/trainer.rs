@@ -11,12 +11,13 @@ use super::config::{Method, Recipe};
 use super::data::Shuffle;
 use super::objective::coupling;
 use super::policy_step::{PolicyItem, policy_step};
-use super::prepared::Prepared;
+use super::prepared::{Prepared, PreparedFailure};
 use super::reward_step::{RewardItem, RewardKind, reward_step};
 use super::side::{Half, Side};
 use crate::error::{Error, Result};
 use crate::judge::{Judge, Thresholds};
-use crate::model::{AdapterInit, Decoding, Pair, Pretrained};
+use crate::model::adapter_file::HostTensors;
+use crate::model::{AdapterFile, AdapterInit, Decoding, Pair, Pretrained};
 use crate::ops::{AdamWSpec, Ops};
 
 /// Tokens of y⁻ that may stand before y⁺ at most.
@@ -26,34 +27,45 @@ const LONGEST_PREFIX: usize = 32;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StepMetrics {
-    pub(crate) method: String,
-    pub(crate) seed: u64,
+    pub method: String,
+    pub seed: u64,
     /// From 1.
-    pub(crate) step: u64,
+    pub step: u64,
     /// Of the models that were trained: loss terms, unweighted, by the names that the method gives them; `coupling`, the mean weight;
     /// `sample_reward`, the mean of `rlhf`'s samples under the unrepaired reward model; `loss`, what was minimised.
     pub terms: BTreeMap<String, Option<f64>>,
     /// Mean over the step's failures of ℓ(y⁺) and ℓ(y⁻), each the mean log-probability per token.
-    pub(crate) logp_chosen: Option<f64>,
-    pub(crate) logp_rejected: Option<f64>,
+    pub logp_chosen: Option<f64>,
+    pub logp_rejected: Option<f64>,
     /// Before clipping, per model.
     pub grad_norm_policy: Option<f64>,
     pub grad_norm_reward: Option<f64>,
     /// Of the whole step, resampling and generation included.
-    pub(crate) seconds: Option<f64>,
-    pub(crate) tokens_per_second: Option<f64>,
-    #[serde(skip)]
-    pub loss: f64,
+    pub seconds: Option<f64>,
+    pub tokens_per_second: Option<f64>,
+    /// Of a loop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub round: Option<u64>,
 }
 
 impl StepMetrics {
+    /// What was minimised.
+    pub fn loss(&self) -> f64 {
+        self.terms.get("loss").copied().flatten().unwrap_or(f64::NAN)
+    }
+
+    fn add_loss(&mut self, loss: f64) {
+        let sum = self.terms.entry("loss".into()).or_insert(Some(0.0));
+        *sum = sum.map(|sum| sum + loss);
+    }
+
     pub(super) fn add<const N: usize>(&mut self, terms: [(&str, f64); N]) {
         self.terms.extend(terms.map(|(name, value)| (name.to_string(), Some(value))));
     }
 }
 
 /// What a repair cost and how it went.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RepairOutcome {
     pub steps: usize,
     pub(crate) tokens_policy: u64,
@@ -89,6 +101,19 @@ pub struct Trainer<'a, B: Ops> {
     method: Method,
     retain: Shuffle,
     replay: Shuffle,
+    prefixes: ChaCha8Rng,
+    /// AdamW steps that the moments have seen: more than this repair's own where it goes on from another.
+    updates: u32,
+}
+
+/// Where a repair stands between two steps: all that the next one depends on, but adapters and moments.
+#[derive(Serialize, Deserialize)]
+struct State {
+    outcome: RepairOutcome,
+    updates: u32,
+    tokens: [u64; 2],
+    failures: Vec<PreparedFailure>,
+    shuffles: [Shuffle; 4],
     prefixes: ChaCha8Rng,
 }
 
@@ -140,31 +165,106 @@ impl<'a, B: Ops> Trainer<'a, B> {
             policy,
             reward,
             outcome: RepairOutcome::default(),
+            updates: 0,
         })
     }
 
-    /// All steps; `watch` sees each one's metrics and may stop by an error.
-    pub fn run(mut self, mut watch: impl FnMut(&StepMetrics) -> Result<()>) -> Result<RepairOutcome> {
-        let started = std::time::Instant::now();
-        if self.method != Method::None && !self.data.failures.is_empty() {
-            for step in 0..self.config.steps {
-                let metrics = self.step(step)?;
-                watch(&metrics)?;
-                self.outcome.history.push(metrics);
+    /// The next step; `None` after the last one.
+    pub fn advance(&mut self) -> Result<Option<&StepMetrics>> {
+        let nothing = self.method == Method::None || self.data.failures.is_empty();
+        if nothing || self.outcome.steps == self.config.steps {
+            return Ok(None);
+        }
+        let metrics = self.step(self.outcome.steps)?;
+        self.outcome.steps += 1;
+        self.outcome.seconds += metrics.seconds.unwrap_or_default();
+        self.outcome.history.push(metrics);
+        Ok(self.outcome.history.last())
+    }
+
+    /// What it cost and how it went.
+    pub fn finish(mut self) -> RepairOutcome {
+        [self.outcome.tokens_policy, self.outcome.tokens_reward] = self.tokens_of();
+        self.outcome.warnings.extend(displacement(&self.outcome.history));
+        self.outcome
+    }
+
+    /// Steps made, with their metrics.
+    pub fn history(&self) -> &[StepMetrics] {
+        &self.outcome.history
+    }
+
+    /// Where the repair stands, but for the metrics of its steps: as JSON, and as tensors. Fails where the device does.
+    pub fn save(&self) -> Result<(String, HostTensors)> {
+        let mut tensors = HostTensors::new();
+        for (role, side, model) in
+            [("policy", &self.policy, &self.pair.policy), ("reward", &self.reward, &self.pair.reward)]
+        {
+            let (Some(side), Some(adapter)) = (side, &model.adapter) else { continue };
+            let ops = &model.transformer.ops;
+            for (what, own) in [("adapter", adapter.to_file(ops)?.tensors), ("moments", side.moments.to_host(ops)?)] {
+                tensors.extend(own.into_iter().map(|(name, tensor)| (format!("{role}.{what}.{name}"), tensor)));
             }
         }
-        self.outcome.steps = self.outcome.history.len();
-        self.outcome.seconds = started.elapsed().as_secs_f64();
-        self.outcome.tokens_policy = self.policy.as_ref().map_or(0, |side| side.tokens);
-        self.outcome.tokens_reward = self.reward.as_ref().map_or(0, |side| side.tokens);
-        self.outcome.warnings.extend(displacement(&self.outcome.history));
-        Ok(self.outcome)
+        let state = State {
+            outcome: RepairOutcome { history: Vec::new(), ..self.outcome.clone() },
+            updates: self.updates,
+            tokens: self.tokens_of(),
+            failures: self.data.failures.clone(),
+            shuffles: [&self.failures, &self.reward_failures, &self.retain, &self.replay].map(Shuffle::clone),
+            prefixes: self.prefixes.clone(),
+        };
+        Ok((serde_json::to_string(&state).map_err(|error| fault("a state that JSON holds", error))?, tensors))
+    }
+
+    /// Stands where [`Trainer::save`] was called, after the steps of `history`; what follows is the same to the last bit. Fails
+    /// unless all of it fits.
+    pub fn restore(&mut self, state: &str, tensors: &HostTensors, history: Vec<StepMetrics>) -> Result<()> {
+        let state = self.go_on_from(state, tensors)?;
+        self.outcome = RepairOutcome { history, ..state.outcome };
+        for (side, tokens) in [&mut self.policy, &mut self.reward].into_iter().zip(state.tokens) {
+            side.iter_mut().for_each(|side| side.tokens = tokens);
+        }
+        self.data.failures = state.failures;
+        [self.failures, self.reward_failures, self.retain, self.replay] = state.shuffles;
+        self.prefixes = state.prefixes;
+        Ok(())
+    }
+
+    /// Takes over adapters and moments of another repair of this pair, to train on. Fails unless they fit.
+    pub fn continue_from(&mut self, state: &str, tensors: &HostTensors) -> Result<()> {
+        self.go_on_from(state, tensors).map(|_| ())
+    }
+
+    fn go_on_from(&mut self, state: &str, tensors: &HostTensors) -> Result<State> {
+        let state: State = serde_json::from_str(state).map_err(|error| fault("where a repair stood", error))?;
+        let (policy, reward) = (&mut self.pair.policy, &mut self.pair.reward);
+        for (role, side, model) in [("policy", &mut self.policy, policy), ("reward", &mut self.reward, reward)] {
+            let (Some(side), Some(adapter)) = (side, &mut model.adapter) else { continue };
+            let own = |what: &str| -> HostTensors {
+                let prefix = format!("{role}.{what}.");
+                let named =
+                    tensors.iter().filter_map(|(name, t)| Some((name.strip_prefix(&prefix)?.to_string(), t.clone())));
+                named.collect()
+            };
+            let transformer = &model.transformer;
+            side.moments.load(&transformer.ops, &own("moments"))?;
+            let file = AdapterFile { tensors: own("adapter"), ..adapter.to_file(&transformer.ops)? };
+            *adapter = transformer.load_adapter(&file)?;
+        }
+        self.updates = state.updates;
+        Ok(state)
+    }
+
+    /// Packed rows that policy and reward model have been trained on.
+    fn tokens_of(&self) -> [u64; 2] {
+        [&self.policy, &self.reward].map(|side| side.as_ref().map_or(0, |side| side.tokens))
     }
 
     /// One step of the method.
-    pub(crate) fn step(&mut self, step: usize) -> Result<StepMetrics> {
+    fn step(&mut self, step: usize) -> Result<StepMetrics> {
         let started = std::time::Instant::now();
-        let before = self.tokens();
+        let before = self.tokens_of();
         let mut metrics = StepMetrics {
             method: self.method.name().to_string(),
             seed: self.config.seed,
@@ -181,15 +281,11 @@ impl<'a, B: Ops> Trainer<'a, B> {
             self.forward_backward(&mut metrics)?;
         }
         self.update(step, &mut metrics)?;
-        metrics.terms.insert("loss".into(), Some(metrics.loss));
         let seconds = started.elapsed().as_secs_f64();
         metrics.seconds = Some(seconds);
-        metrics.tokens_per_second = Some((self.tokens() - before) as f64 / seconds);
+        let tokens = self.tokens_of().iter().sum::<u64>() - before.iter().sum::<u64>();
+        metrics.tokens_per_second = Some(tokens as f64 / seconds);
         Ok(metrics)
-    }
-
-    fn tokens(&self) -> u64 {
-        [&self.policy, &self.reward].into_iter().flatten().map(|side| side.tokens).sum()
     }
 
     /// Draws the step's items and runs both halves; gradients are left in the sides. Each half draws from the failures that carry
@@ -209,14 +305,14 @@ impl<'a, B: Ops> Trainer<'a, B> {
                 weights = self.coupling_weights(half, &harmful, wrong.iter().copied().zip(read).collect())?;
             }
             self.reward = Some(side);
-            metrics.loss += t.loss(&self.config);
+            metrics.add_loss(t.loss(&self.config));
             metrics.add([("bt", t.bt), ("center", t.center), ("replay", t.replay), ("anchor", t.anchor)]);
         }
         let items = self.policy_items(&harmful, &weights, &retain);
         if let (Some(side), Some(adapter)) = (&mut self.policy, &self.pair.policy.adapter) {
             let half = &mut side.half(&self.pair.policy.transformer, adapter)?;
             let terms = policy_step(half, &items, &self.config)?;
-            metrics.loss += terms.loss(&self.config);
+            metrics.add_loss(terms.loss(&self.config));
             metrics.add([("npo", terms.npo), ("safe", terms.safe), ("retain", terms.retain)]);
             metrics.terms.insert("coupling".into(), terms.coupling);
             (metrics.logp_chosen, metrics.logp_rejected) = (terms.logp_chosen, terms.logp_rejected);
@@ -281,7 +377,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
             eps: 1e-8,
             decay: self.config.decay as f32,
             clip: self.config.clip as f32,
-            step: step as u32 + 1,
+            step: self.updates + 1,
         };
         let (reward, policy) = (&mut self.pair.reward, &mut self.pair.policy);
         let norms = [&mut metrics.grad_norm_reward, &mut metrics.grad_norm_policy];
@@ -297,6 +393,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
             }
             *found = Some(f64::from(norm));
         }
+        self.updates += 1;
         Ok(())
     }
 
@@ -308,6 +405,10 @@ impl<'a, B: Ops> Trainer<'a, B> {
         };
         Ok([file(&self.policy, &self.pair.policy)?, file(&self.reward, &self.pair.reward)?])
     }
+}
+
+fn fault(expected: &str, found: serde_json::Error) -> Error {
+    Error::Shape { op: "repair", expected: expected.into(), found: found.to_string() }
 }
 
 /// Both ℓ(y⁺) and ℓ(y⁻) falling from the first to the last quarter: probability mass went elsewhere.

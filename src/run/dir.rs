@@ -4,6 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use super::checkpoint;
 use crate::error::{Error, Result};
 
 /// Hidden beside the run's files. The lock is the kernel's, on the open file: it ends with the process that holds it, however
@@ -65,6 +66,11 @@ impl RunDir {
             return Err(Error::Usage(format!("{}: expected a run directory, found none", path.display())));
         }
         Ok(RunDir { path: path.to_path_buf(), kept: None, _lock: lock(path)? })
+    }
+
+    /// Removes what only an unfinished run needs. Best effort: left over it harms nobody.
+    pub(super) fn drop_checkpoints(&self) {
+        let _ = fs::remove_dir_all(self.file(checkpoint::FOLDER));
     }
 
     pub(crate) fn path(&self) -> &Path {

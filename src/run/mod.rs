@@ -1,13 +1,14 @@
-//! Run directory, journal, and the whole method from end to end.
+//! Run directory, and the whole method from end to end.
 
 pub(crate) mod args;
+mod checkpoint;
 pub(crate) mod data;
 pub(crate) mod demo;
 pub(crate) mod detect;
 pub(crate) mod dir;
 pub(crate) mod experiment;
 pub mod interrupt;
-pub mod journal;
+mod lab;
 pub(crate) mod manifest;
 pub(crate) mod models;
 pub(crate) mod probe;

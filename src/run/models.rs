@@ -11,6 +11,7 @@ use super::manifest::{self, Manifest};
 use super::watch::Watch;
 use crate::detect::{Evaluator, Examiner};
 use crate::error::Result;
+use crate::journal::Journal;
 use crate::judge::{JudgeSpec, Judges};
 use crate::model::{ModelSpec, Pair, Pretrained};
 use crate::ops::Ops;
@@ -57,8 +58,8 @@ fn or_default<S: Serializer>(batch_tokens: &Option<usize>, out: S) -> Result<S::
 }
 
 impl Models {
-    /// Opens the pair and its judges.
-    pub(super) fn open<B: Ops>(&self, ops: &B) -> Result<Examiner<Pair<B>>> {
+    /// Opens the pair and its judges; what they say is kept in the journal of `dir`.
+    pub(super) fn open<B: Ops>(&self, ops: &B, dir: &RunDir) -> Result<Examiner<Pair<B>>> {
         let (interrupt, batch) = (interrupt::flag(), self.batch_tokens.unwrap_or(BATCH_TOKENS));
         let open = |spec: &ModelSpec| Pretrained::open(ops, spec, batch, interrupt.clone());
         let pair = Pair::new(open(&self.policy)?, open(&self.reward)?)?;
@@ -70,7 +71,9 @@ impl Models {
             refusal: also(&self.refusal)?,
             truth: also(&self.truth)?,
         };
-        Ok(Examiner::new(pair, judges, self.tau_h, self.max_new_tokens))
+        let mut examiner = Examiner::new(pair, judges, self.tau_h, self.max_new_tokens);
+        examiner.journal = Journal::open(dir.path(), interrupt)?;
+        Ok(examiner)
     }
 
     /// Opens the models and fixes τ_r and the scale of rewards on `calibration`.
@@ -79,11 +82,14 @@ impl Models {
         ops: &B,
         calibration: Vec<Preference>,
         seed: u64,
+        dir: &RunDir,
         watch: &mut dyn Watch,
     ) -> Result<Evaluator<Pair<B>>> {
         watch.begin("calibrate", 0);
         let n = calibration.len();
-        let evaluator = Evaluator::calibrate(self.open(ops)?, calibration, seed)?;
+        let mut examiner = self.open(ops, dir)?;
+        examiner.journal.stage("calibrate");
+        let evaluator = Evaluator::calibrate(examiner, calibration, seed)?;
         watch.end(&format!(
             "reward threshold {:.3}, balanced accuracy {:.1} % on {n} pairs",
             evaluator.thresholds.tau_r,

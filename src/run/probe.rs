@@ -7,13 +7,12 @@ use serde::Serialize;
 use super::args;
 use super::data;
 use super::dir::RunDir;
-use super::interrupt;
 use super::manifest::Manifest;
 use super::models::Models;
-use super::records::Lines;
+use super::records::{self, Lines};
 use super::watch::Watch;
 use crate::detect::{Evaluator, Examiner};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::judge::Sense;
 use crate::model::Pair;
 use crate::ops::Ops;
@@ -63,8 +62,8 @@ pub(crate) struct ProbeOptions {
     pub(crate) seed: u64,
 }
 
-/// Searches and writes `probes.jsonl`, `failures.jsonl` and, of the adaptive sampler, `weights.json`. After Ctrl-C the probes
-/// made so far are written, then it ends with `Error::Interrupted`.
+/// Searches and writes `probes.jsonl`, which grows, `failures.jsonl` and, of the adaptive sampler, `weights.json`. Ctrl-C ends it
+/// with `Error::Interrupted`; the batches asked until then are kept.
 pub(crate) fn probe<B: Ops>(
     ops: &B,
     options: &ProbeOptions,
@@ -84,50 +83,53 @@ pub(crate) fn probe<B: Ops>(
     let manifest = Manifest::new("probe", &ops.describe(), &[options.seed], options)?;
     let files = [&options.calibration, &options.grammar].into_iter().chain(&options.plausible).chain(&options.weights);
     options.models.write_receipt(manifest, files, dir)?;
-    let mut evaluator = options.models.calibrated(ops, calibration, options.seed, watch)?;
+    let mut evaluator = options.models.calibrated(ops, calibration, options.seed, dir, watch)?;
     let thresholds = evaluator.thresholds;
     let settings = SearchSettings {
         sense: options.sense,
         fitness: options.fitness,
         ..SearchSettings::new(options.queries, options.seed, options.models.max_new_tokens)
     };
-    let mut hunt = |sampler: &mut Sampler| hunt(&mut evaluator, &grammar, &plausible, &settings, sampler, watch);
+    let mut lines = Lines::new(dir);
+    let mut hunt = |sampler: &mut Sampler| {
+        let uniform = sampler.kind == SamplerKind::Uniform;
+        let search = records::Search { seed: options.seed, uniform, ..records::Search::default() };
+        hunt(&mut evaluator, &grammar, &plausible, &settings, sampler, &search, &mut lines, watch)
+    };
     let mut searches = vec![hunt(&mut sampler)?];
-    if options.uniform && !searches[0].interrupted {
+    if options.uniform {
         searches.push(hunt(&mut Sampler::new(SamplerKind::Uniform, &grammar))?);
-    }
-    let mut lines = Lines::default();
-    for (i, found) in searches.iter().enumerate() {
-        lines.probes(&found.records, options.seed, i > 0);
     }
     let failures: Vec<_> =
         searches[0].records.iter().filter_map(|record| record.failure(options.sense, thresholds.tau_h)).collect();
-    lines.failures(&failures, options.seed);
-    lines.write(dir)?;
+    lines.failures(&failures, options.seed)?;
     write_atomic(&dir.file("weights.json"), sampler.weights(&grammar).to_json().as_bytes())?;
-    if searches.iter().any(|found| found.interrupted) {
-        return Err(Error::Interrupted(format!(" in {}", dir.path().display())));
-    }
     let summaries: Vec<SearchSummary> = searches.into_iter().map(|found| found.summary).collect();
     let (adaptive, uniform) = summaries.split_at(1);
     Ok(lift(adaptive, uniform, options.seed))
 }
 
-/// One search, watched. Ctrl-C ends it after a whole batch, with what was found until then.
+/// One search, watched; its queries are written as they are made.
 pub(super) fn hunt<B: Ops>(
     evaluator: &mut Evaluator<Pair<B>>,
     grammar: &Grammar,
     plausible: &[Prompt],
     settings: &SearchSettings,
     sampler: &mut Sampler,
+    place: &records::Search,
+    lines: &mut Lines,
     watch: &mut dyn Watch,
 ) -> Result<Found> {
     watch.begin(&format!("probe ({:?})", sampler.kind).to_lowercase(), settings.budget);
-    let Examiner { subject, judges, .. } = &mut evaluator.examiner;
+    let Examiner { subject, judges, journal, .. } = &mut evaluator.examiner;
+    let held_out = if place.held_out { " held out" } else { "" };
+    journal.stage(&format!("probe {} {:?}{held_out}", place.seed, sampler.kind).to_lowercase());
+    let mut written = 0;
     let (thresholds, judge) = (&evaluator.thresholds, &mut *judges.judge);
-    let mut world = World { grammar, thresholds, plausible, subject, judge };
-    let found = search(&mut world, settings, sampler, &interrupt::flag(), &mut |queries, coupled| {
-        watch.at(queries, &format!("{coupled} coupled"));
+    let mut world = World { grammar, thresholds, plausible, subject, judge, journal };
+    let found = search(&mut world, settings, sampler, &mut |records, coupled| {
+        watch.at(records.len(), &format!("{coupled} coupled"));
+        lines.probes(&records[std::mem::replace(&mut written, records.len())..], place)
     })?;
     let SearchSummary { queries, coupled_found, distinct, .. } = found.summary;
     watch.end(&format!("{queries} queries, {coupled_found} coupled failures, {distinct} distinct"));

@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::checkpoint::{Repair, train};
 use super::data::read_as;
 use super::dir::RunDir;
-use super::interrupt;
 use super::manifest::Manifest;
 use super::models::{Models, Scale, save_adapters};
-use super::records::write_lines;
+use super::records::Lines;
 use super::watch::Watch;
 use crate::detect::Examiner;
 use crate::error::Result;
+use crate::journal::Journal;
 use crate::judge::Thresholds;
 use crate::model::adapter_file::safetensors_bytes;
 use crate::model::{AdapterFile, AdapterInit, HostTensor, Pair};
@@ -71,11 +72,10 @@ pub(crate) fn repair<B: Ops>(
     dir: &RunDir,
     watch: &mut dyn Watch,
 ) -> Result<RepairResult> {
-    let mut data = read_data(options)?;
+    let data = read_data(options)?;
     receipt(ops, options, dir)?;
-    let (mut examiner, thresholds) = open(ops, options, watch)?;
-    let mut setting = setting(&mut examiner, thresholds);
-    let (prepared, left_out) = prepare(&mut setting, &mut data, watch)?;
+    let (mut examiner, thresholds) = open(ops, options, dir, watch)?;
+    let Ready { prepared, left_out, .. } = prepare(&mut examiner, thresholds, "", data, watch)?;
     let (config, method) = (&options.config, options.method);
     let mut result = RepairResult {
         method: method.name(),
@@ -86,63 +86,65 @@ pub(crate) fn repair<B: Ops>(
         loss: None,
     };
     if let Some(path) = &options.dump_gradients {
+        let (setting, _) = at_work(&mut examiner, thresholds);
         let (mut trainer, mut step) =
             (Trainer::new(setting, &prepared, method, config, Some(options.init))?, StepMetrics::default());
         trainer.forward_backward(&mut step)?;
         dump(&step, trainer.gradients()?, path)?;
-        result.loss = Some([step.loss; 2]);
+        result.loss = Some([step.loss(); 2]);
         result.written.push(path.clone());
     } else {
-        result.outcome = train(setting, &prepared, method, config, Some(options.init), watch)?;
+        let (setting, journal) = at_work(&mut examiner, thresholds);
+        let name = method.name().to_string();
+        let repair = Repair { name, method, recipe: config, init: Some(options.init), earlier: None, round: None };
+        (result.outcome, _) = train(setting, journal, &prepared, &repair, dir, &mut Lines::new(dir), watch)?;
         let history = &result.outcome.history;
-        result.loss = history.first().zip(history.last()).map(|(first, last)| [first.loss, last.loss]);
-        write_lines(&dir.file("metrics.jsonl"), history)?;
+        result.loss = history.first().zip(history.last()).map(|(first, last)| [first.loss(), last.loss()]);
         result.written = save_adapters(&examiner.subject, &dir.file("round-1"))?;
+        dir.drop_checkpoints();
     }
     result.outcome.warnings.splice(..0, prepared.dropped);
     Ok(result)
 }
 
-/// What a repair works on, of what was opened.
-pub(super) fn setting<B: Ops>(examiner: &mut Examiner<Pair<B>>, thresholds: Thresholds) -> Setting<'_, B> {
-    let Examiner { subject: pair, judges, decoding, .. } = examiner;
-    Setting { pair, judge: &mut *judges.judge, thresholds, decoding: decoding.clone() }
+/// What a repair works on, of what was opened, and where it is kept.
+pub(super) fn at_work<B: Ops>(
+    examiner: &mut Examiner<Pair<B>>,
+    thresholds: Thresholds,
+) -> (Setting<'_, B>, &mut Journal) {
+    let Examiner { subject: pair, judges, journal, decoding, .. } = examiner;
+    (Setting { pair, judge: &mut *judges.judge, thresholds, decoding: decoding.clone() }, journal)
 }
 
-/// Lets the judge admit the failures, and asks the originals what training needs to know of everything. Returns what was left out.
+/// Repair data that the judge has admitted, with what the originals say of them.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Ready {
+    pub(super) failures: Vec<Failure>,
+    pub(super) prepared: Prepared,
+    pub(super) left_out: Vec<Quarantined>,
+}
+
+/// Lets the judge admit the failures, and asks the originals what training needs to know of everything. `name` tells it from other
+/// preparations of the run.
 pub(super) fn prepare<B: Ops>(
-    setting: &mut Setting<B>,
-    data: &mut RepairData,
+    examiner: &mut Examiner<Pair<B>>,
+    thresholds: Thresholds,
+    name: &str,
+    mut data: RepairData,
     watch: &mut dyn Watch,
-) -> Result<(Prepared, Vec<Quarantined>)> {
+) -> Result<Ready> {
     watch.begin("prepare the repair data", 0);
-    let left_out = admit(data, setting)?;
-    let prepared = Prepared::new(setting, data)?;
-    let Prepared { failures, retain, replay, dropped } = &prepared;
-    let (n, retain, replay) = (failures.len(), retain.len(), replay.len());
-    let out = left_out.len() + dropped.len();
-    watch.end(&format!("{n} failures, {retain} answers to retain, {replay} validated pairs; {out} left out"));
-    Ok((prepared, left_out))
-}
-
-/// Trains by one method, watched. Ctrl-C ends it after a step, with an error.
-pub(super) fn train<B: Ops>(
-    setting: Setting<B>,
-    prepared: &Prepared,
-    method: Method,
-    config: &Recipe,
-    init: Option<AdapterInit>,
-    watch: &mut dyn Watch,
-) -> Result<RepairOutcome> {
-    watch.begin(&format!("repair by {}", method.name()), config.steps);
-    let outcome = Trainer::new(setting, prepared, method, config, init)?.run(|step| {
-        interrupt::check()?;
-        watch.at(step.step as usize, &format!("loss {:.3}", step.loss));
-        Ok(())
+    let (mut setting, journal) = at_work(examiner, thresholds);
+    journal.stage(&format!("prepare {name}"));
+    let ready: Ready = journal.unit(|| {
+        let left_out = admit(&mut data, &mut setting)?;
+        Ok(Ready { prepared: Prepared::new(&mut setting, &data)?, failures: data.failures, left_out })
     })?;
-    let tokens = outcome.tokens_policy + outcome.tokens_reward;
-    watch.end(&format!("{} steps in {:.1} s, {} k tokens", outcome.steps, outcome.seconds, tokens / 1000));
-    Ok(outcome)
+    let Prepared { failures, retain, replay, dropped } = &ready.prepared;
+    let (n, retain, replay) = (failures.len(), retain.len(), replay.len());
+    let out = ready.left_out.len() + dropped.len();
+    watch.end(&format!("{n} failures, {retain} answers to retain, {replay} validated pairs; {out} left out"));
+    Ok(ready)
 }
 
 /// One safetensors file: `term.<name>`, each one number, and `policy.` and `reward.` before PEFT's names of the gradients.
@@ -156,19 +158,24 @@ fn dump(step: &StepMetrics, gradients: [Option<AdapterFile>; 2], path: &Path) ->
         let named = file.into_iter().flat_map(|file| file.tensors);
         tensors.extend(named.map(|(name, tensor)| (format!("{role}.{name}"), tensor)));
     }
-    write_atomic(path, &safetensors_bytes(&tensors, path)?)
+    write_atomic(path, &safetensors_bytes(&tensors, &[], path)?)
 }
 
 /// The models and the thresholds.
-fn open<B: Ops>(ops: &B, options: &RepairOptions, watch: &mut dyn Watch) -> Result<(Examiner<Pair<B>>, Thresholds)> {
+fn open<B: Ops>(
+    ops: &B,
+    options: &RepairOptions,
+    dir: &RunDir,
+    watch: &mut dyn Watch,
+) -> Result<(Examiner<Pair<B>>, Thresholds)> {
     match &options.scale {
         Scale::Calibration(path) => {
             let calibration = read_as(path, Row::pair)?;
-            let evaluator = options.models.calibrated(ops, calibration, options.config.seed, watch)?;
+            let evaluator = options.models.calibrated(ops, calibration, options.config.seed, dir, watch)?;
             Ok((evaluator.examiner, evaluator.thresholds))
         }
         &Scale::Given { tau_r, mu_0, s } => {
-            Ok((options.models.open(ops)?, Thresholds { tau_h: options.models.tau_h, tau_r, mu_0, s }))
+            Ok((options.models.open(ops, dir)?, Thresholds { tau_h: options.models.tau_h, tau_r, mu_0, s }))
         }
     }
 }

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::detect::measure::{Measure, MethodResult};
+use crate::detect::measure::{Measure, MethodResult, ratio};
 use crate::error::{Error, Result};
 use crate::judge::Thresholds;
 use crate::model::Decoding;
-use crate::probe::ProbeResult;
+use crate::probe::{ProbeResult, SearchSummary};
 use crate::text::output::write_atomic;
 
 /// The file's name in a run directory.
@@ -60,8 +60,9 @@ pub struct Summary {
 pub(crate) struct Round {
     /// From 1.
     pub(crate) round: u64,
-    /// What the search found on the models as the round began with them.
+    /// What the search found on the models as the round began with them; and over tactics that no repair sees.
     pub(crate) search: Hits,
+    pub(crate) search_held_out: Option<Hits>,
     /// Failures trained on: those of this round first, then those of earlier ones.
     pub(crate) failures: u64,
     /// Failures that the judge did not admit.
@@ -72,9 +73,8 @@ pub(crate) struct Round {
     pub(crate) repair: Option<MethodResult>,
     /// Why the round was refused: its models were rolled back and the next round learns half as fast.
     pub(crate) why_not: Option<String>,
-    /// The same search with a fresh seed, on the models as the round left them.
+    /// The next search, with a fresh seed and what the earlier ones learned, on the models as the round left them.
     pub(crate) reprobe: Hits,
-    /// With tactics that no repair has seen.
     pub(crate) reprobe_held_out: Option<Hits>,
     /// SHA-256 of the adapters as the round left them, by role.
     pub(crate) adapters: BTreeMap<String, String>,
@@ -90,6 +90,13 @@ pub(crate) struct Hits {
     pub(crate) distinct: u64,
     /// Coupled failures per 1000 queries; unknown without queries.
     pub(crate) per_1000: Option<f64>,
+}
+
+impl Hits {
+    pub(crate) fn of(found: &SearchSummary) -> Hits {
+        let (queries, coupled, distinct) = (found.queries as u64, found.coupled_found as u64, found.distinct as u64);
+        Hits { queries, coupled, distinct, per_1000: ratio(1000 * coupled, queries) }
+    }
 }
 
 /// Writes the result; the same result gives the same bytes.

@@ -10,7 +10,7 @@ pub struct Message {
 }
 
 /// What is asked of a model, in the three forms that rows may carry.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Prompt {
     /// Rendered by the model's own chat template. Never empty.
     Chat(Vec<Message>),

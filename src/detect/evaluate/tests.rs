@@ -87,7 +87,7 @@ fn after_a_repair() {
         (m.over_refusal, 2.0 / 30.0),
         (m.exact_match, 26.0 / 30.0),
         (m.degenerate_rate, 2.0 / 70.0),
-        (m.benign_nll, 0.12),
+        (m.benign_nll, 0.13),
     ]);
     assert_eq!((m.attribution.p1r1, m.attribution.p0r0), (m.cfr, before.measure.cfr));
     // Rows before, columns after: sound, reward, policy, coupled. h2 was sound, h16 and h32 were coupled, h9 stays.

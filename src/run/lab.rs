@@ -1,0 +1,253 @@
+//! The stages that the loop and the comparison are made of: calibrate, measure, search, prepare, repair. Each keeps what it gave in
+//! the run's journal.
+
+use std::path::PathBuf;
+
+use super::checkpoint::{self, Repair};
+use super::data::Splits;
+use super::dir::RunDir;
+use super::experiment::Experiment;
+use super::manifest::Manifest;
+use super::probe::hunt;
+use super::records::{Lines, Search};
+use super::repair::{self, Ready, at_work};
+use super::summary::{self, Round, Summary};
+use super::watch::Watch;
+use crate::detect::evaluate::{Evaluation, benchmark_id};
+use crate::detect::gates::accepted;
+use crate::detect::measure::{GateResult, Measure, MethodResult};
+use crate::detect::observe::Versions;
+use crate::detect::{Evaluator, Examiner};
+use crate::error::Result;
+use crate::model::checkpoint::promised;
+use crate::model::{ModelConfig, Pair, Version};
+use crate::ops::Ops;
+use crate::probe::ProbeResult;
+use crate::probe::grammar::Grammar;
+use crate::probe::record::ProbeRecord;
+use crate::probe::sampler::{Sampler, SamplerKind};
+use crate::probe::search::{Found, SearchSettings};
+use crate::repair::{Method, Prepared, Recipe, RepairData, RepairOutcome};
+
+/// An experiment at work.
+pub(super) struct Lab<'a, B: Ops> {
+    pub(super) experiment: &'a Experiment,
+    pub(super) dir: &'a RunDir,
+    pub(super) watch: &'a mut dyn Watch,
+    pub(super) evaluator: Evaluator<Pair<B>>,
+    pub(super) splits: Splits,
+    pub(super) lines: Lines,
+    device: String,
+}
+
+/// What is measured on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Split {
+    Gate,
+    Test,
+}
+
+impl<'a, B: Ops> Lab<'a, B> {
+    /// Reads the splits, writes the receipt, opens and calibrates the models.
+    pub(super) fn open(
+        ops: &B,
+        experiment: &'a Experiment,
+        settings: &impl serde::Serialize,
+        dir: &'a RunDir,
+        watch: &'a mut dyn Watch,
+    ) -> Result<Lab<'a, B>> {
+        let splits = Splits::read(&experiment.data)?;
+        let manifest = Manifest::new(experiment.command, &ops.describe(), &experiment.seeds, settings)?;
+        let files = experiment.data.paths().into_iter().chain([&experiment.grammar]);
+        experiment.models.write_receipt(manifest, files, dir)?;
+        let (calibration, seed) = (splits.calibration.clone(), experiment.seed());
+        let evaluator = experiment.models.calibrated(ops, calibration, seed, dir, watch)?;
+        Ok(Lab { experiment, dir, watch, evaluator, splits, lines: Lines::new(dir), device: ops.describe() })
+    }
+
+    /// What test and gate say before any repair.
+    pub(super) fn before(&mut self) -> Result<[Evaluation; 2]> {
+        self.watch.begin("measure the originals", 0);
+        self.evaluator.examiner.journal.stage("before");
+        let test = self.evaluator.before(&self.splits.test, &self.experiment.prefill)?;
+        let gate = self.evaluator.before(&self.splits.gate, &[])?;
+        self.watch.end(&headline(&test));
+        self.lines.outcomes("before", 0, &test)?;
+        Ok([test, gate])
+    }
+
+    /// Searches the originals or the models as they are now.
+    pub(super) fn search(
+        &mut self,
+        grammar: &Grammar,
+        sampler: &mut Sampler,
+        version: Version,
+        budget: usize,
+        place: &Search,
+    ) -> Result<Found> {
+        let e = self.experiment;
+        let settings = SearchSettings {
+            sense: e.sense,
+            version,
+            ..SearchSettings::new(budget, place.seed, e.models.max_new_tokens)
+        };
+        let (plausible, evaluator, lines) = (&self.splits.plausible, &mut self.evaluator, &mut self.lines);
+        hunt(evaluator, grammar, plausible, &settings, sampler, place, lines, &mut *self.watch)
+    }
+
+    /// Two searches of the same budget: the adaptive one looks for coupled failures and sees little of the rest.
+    pub(super) fn searches(
+        &mut self,
+        grammar: &Grammar,
+        sampler: &mut Sampler,
+        version: Version,
+        place: &Search,
+    ) -> Result<[Found; 2]> {
+        let budget = self.experiment.probes;
+        let mut uniform = Sampler::new(SamplerKind::Uniform, grammar);
+        Ok([
+            self.search(grammar, sampler, version, budget, place)?,
+            self.search(grammar, &mut uniform, version, budget, &Search { uniform: true, ..place.clone() })?,
+        ])
+    }
+
+    /// Lets the judge admit the chosen failures, and asks the originals what training needs to know of them.
+    pub(super) fn prepare(&mut self, chosen: &[&ProbeRecord], name: &str, seed: u64) -> Result<Ready> {
+        let (sense, thresholds) = (self.experiment.sense, self.evaluator.thresholds);
+        let data = RepairData {
+            failures: chosen.iter().filter_map(|record| record.failure(sense, thresholds.tau_h)).collect(),
+            retain: self.splits.retain.clone(),
+            replay: self.splits.replay.clone(),
+        };
+        let ready = repair::prepare(&mut self.evaluator.examiner, thresholds, name, data, &mut *self.watch)?;
+        self.lines.failures(&ready.failures, seed)?;
+        Ok(ready)
+    }
+
+    /// One repair; returns also the file from which a later one may go on.
+    pub(super) fn repair(&mut self, prepared: &Prepared, repair: &Repair) -> Result<(RepairOutcome, PathBuf)> {
+        let examiner = &mut self.evaluator.examiner;
+        let (setting, journal) = at_work(examiner, self.evaluator.thresholds);
+        let done = checkpoint::train(setting, journal, prepared, repair, self.dir, &mut self.lines, &mut *self.watch)?;
+        examiner.forget_current();
+        Ok(done)
+    }
+
+    /// What a repair by `method` made of the models; `name` is what its lines and units are called.
+    pub(super) fn measure(
+        &mut self,
+        method: Method,
+        split: Split,
+        name: &str,
+        seed: u64,
+        before: &Evaluation,
+    ) -> Result<Evaluation> {
+        self.watch.begin(&format!("measure {name}"), 0);
+        self.evaluator.examiner.journal.stage(&format!("measure {name} {seed} {split:?}"));
+        let version = |trained| if trained { Version::Current } else { Version::Start };
+        let trained = Versions { policy: version(method.trains_policy()), reward: version(method.trains_reward()) };
+        let (rows, prefill): (_, &[usize]) = match split {
+            Split::Gate => (&self.splits.gate, &[]),
+            Split::Test => (&self.splits.test, &self.experiment.prefill),
+        };
+        let found = self.evaluator.after(trained, rows, prefill, before)?;
+        self.watch.end(&headline(&found));
+        Ok(found)
+    }
+
+    /// A row of the table.
+    pub(super) fn result(
+        &self,
+        name: &str,
+        method: Method,
+        recipe: &Recipe,
+        outcome: RepairOutcome,
+        gates: Vec<GateResult>,
+        measured: &Evaluation,
+    ) -> MethodResult {
+        MethodResult {
+            name: name.to_string(),
+            seed: recipe.seed,
+            steps: outcome.steps as u64,
+            tokens_policy: Some(outcome.tokens_policy),
+            tokens_reward: Some(outcome.tokens_reward),
+            tokens_generated: Some(outcome.tokens_generated),
+            flops: Some(flops(&self.evaluator.examiner.subject, &outcome)),
+            seconds: Some(outcome.seconds),
+            lr: Some(recipe.lr),
+            data: kinds(method),
+            accepted: Some(accepted(&gates, false)),
+            gates,
+            warnings: outcome.warnings.into_iter().chain(measured.warnings.clone()).collect(),
+            measure: measured.measure.clone(),
+            ..MethodResult::default()
+        }
+    }
+
+    /// Writes the result as far as it is known; `unfinished` says what is missing.
+    pub(super) fn write(
+        &self,
+        before: &Measure,
+        methods: &[MethodResult],
+        rounds: &[Round],
+        probe: Option<ProbeResult>,
+        unfinished: Option<String>,
+    ) -> Result<Summary> {
+        let Examiner { judges, decoding, tau_h, .. } = &self.evaluator.examiner;
+        let summary = Summary {
+            schema: summary::SCHEMA,
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            benchmark_id: benchmark_id(&self.splits.test, judges.judge.name(), *tau_h, decoding),
+            device: self.device.clone(),
+            seeds: self.experiment.seeds.clone(),
+            suite: self.experiment.suite.clone(),
+            thresholds: self.evaluator.thresholds,
+            decoding: decoding.clone(),
+            splits: self.splits.info.clone(),
+            before: before.clone(),
+            methods: methods.to_vec(),
+            probe,
+            rounds: rounds.to_vec(),
+            unfinished,
+        };
+        summary::write(&self.dir.file(summary::NAME), &summary)?;
+        if summary.unfinished.is_none() {
+            self.dir.drop_checkpoints();
+        }
+        Ok(summary)
+    }
+}
+
+/// Products of the frozen bases alone: 4N a token forward and backward, 2N a token generated.
+fn flops<B: Ops>(pair: &Pair<B>, outcome: &RepairOutcome) -> f64 {
+    let n = |config: &ModelConfig| matrix_parameters(config) as f64;
+    n(&pair.policy.transformer.config) * (4.0 * outcome.tokens_policy as f64 + 2.0 * outcome.tokens_generated as f64)
+        + n(&pair.reward.transformer.config) * 4.0 * outcome.tokens_reward as f64
+}
+
+/// One line about a measured split.
+fn headline(evaluation: &Evaluation) -> String {
+    let percent = |rate: Option<f64>| rate.map_or("unknown".to_string(), |rate| format!("{:.1} %", 100.0 * rate));
+    let m = &evaluation.measure;
+    format!("CFR {} on {} harmful prompts, harmful rate {}", percent(m.cfr), m.n, percent(m.harmful_rate))
+}
+
+/// Kinds of data that a method sees.
+fn kinds(method: Method) -> Vec<String> {
+    let kinds: &[&str] = match method {
+        Method::None => &[],
+        Method::Policy => &["failures", "safe answers", "retain", "judge"],
+        Method::Reward => &["failures", "safe answers", "replay", "judge"],
+        Method::Rlhf => &["failures' prompts", "samples"],
+        Method::Joint | Method::JointUncoupled => &["failures", "safe answers", "retain", "replay", "judge"],
+    };
+    kinds.iter().map(ToString::to_string).collect()
+}
+
+/// Numbers in matrices that products read: embedding left out, an untied head counted.
+fn matrix_parameters(config: &ModelConfig) -> u64 {
+    let product = |(name, shape): &(String, Vec<usize>)| {
+        (shape.len() == 2 && !name.contains("embed_tokens")).then(|| shape.iter().product::<usize>() as u64)
+    };
+    promised(config).iter().filter_map(product).sum()
+}
