@@ -13,7 +13,7 @@ static MEMORY: LargePages = LargePages;
 fn main() -> ExitCode {
     set_hook(Box::new(report_fault));
     let run = || {
-        let cli = ares::cli::parse();
+        let cli = ares::cli::parse()?;
         ares::run::interrupt::install()?;
         ares::cli::run(cli)
     };

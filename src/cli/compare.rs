@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::Session;
 use super::device::on_device;
+use super::place::Place;
 use super::repair::RepairArgs;
 use super::watch::Stages;
 use crate::error::Result;
@@ -16,7 +17,7 @@ use crate::report::{self, tables};
 use crate::run::args;
 use crate::run::demo::{Extent, demo};
 use crate::run::summary::Summary;
-use crate::run::{DataFiles, Earlier, Experiment, Models, RunDir, Suite, experiment};
+use crate::run::{DataFiles, Earlier, Experiment, Models, Suite, experiment};
 
 /// Repair one pair by several methods at equal steps, and measure them on the same held-out prompts
 #[derive(Debug, Args)]
@@ -49,9 +50,8 @@ pub(crate) struct Compare {
     /// Measure also with the first K tokens of the harmful reference forced
     #[arg(long, value_name = "K,…", value_delimiter = ',', default_value = "5", value_parser = args::whole::<usize>(0, 4096))]
     prefill: Vec<usize>,
-    /// Directory to write; it must not exist yet
-    #[arg(long, value_name = "DIR", default_value = "runs/compare")]
-    out: PathBuf,
+    #[command(flatten)]
+    place: Place,
 }
 
 impl Compare {
@@ -73,11 +73,12 @@ impl Compare {
             sense: self.approve,
             prefill: self.prefill,
         };
-        let directory = RunDir::create(&self.out, Earlier::Refuse)?;
         let watch = &mut Stages::new(session);
-        let summary = on_device!(device, |ops| experiment::run(ops, &experiment, &directory, watch))?;
-        show(session, directory.path(), &summary)?;
-        session.result(&summary)
+        self.place.run("compare", Earlier::Refuse, |dir| {
+            let summary = on_device!(device, |ops| experiment::run(ops, &experiment, dir, watch))?;
+            show(session, dir.path(), &summary)?;
+            session.result(&summary)
+        })
     }
 }
 
@@ -93,9 +94,9 @@ pub(crate) struct Demo {
     /// Use the suite in this folder instead of the one that the program carries
     #[arg(long, value_name = "DIR")]
     models: Option<PathBuf>,
-    /// Write the run here; an earlier one is kept beside it as DIR.1, DIR.2, …
-    #[arg(long, value_name = "DIR", default_value = "runs/demo")]
-    out: PathBuf,
+    // An earlier run is kept beside it as DIR.1, DIR.2, …
+    #[command(flatten)]
+    place: Place,
 }
 
 impl Demo {
@@ -108,20 +109,22 @@ impl Demo {
         };
         let suite = Suite::find(self.models.as_deref())?;
         let watch = &mut Stages::new(session);
-        let runs = on_device!(device, |ops| demo(ops, &suite, &self.out, extent, session.seed(), watch))?;
-        for run in &runs {
-            session.say(&format!("\n{}: {}\n", run.pair.name, run.pair.description));
-            show(session, &run.dir, &run.summary)?;
-        }
-        match runs.as_slice() {
-            [one] => session.result(&one.summary),
-            all => session.result(&json!({ "runs": all.iter().map(|run| &run.summary).collect::<Vec<_>>() })),
-        }
+        self.place.run("demo", Earlier::Keep, |dir| {
+            let runs = on_device!(device, |ops| demo(ops, &suite, dir, extent, session.seed(), watch))?;
+            for run in &runs {
+                session.say(&format!("\n{}: {}\n", run.pair.name, run.pair.description));
+                show(session, &run.dir, &run.summary)?;
+            }
+            match runs.as_slice() {
+                [one] => session.result(&one.summary),
+                all => session.result(&json!({ "runs": all.iter().map(|run| &run.summary).collect::<Vec<_>>() })),
+            }
+        })
     }
 }
 
 /// Prints the tables and writes the report.
-fn show(session: &Session, directory: &Path, summary: &Summary) -> Result<()> {
+pub(super) fn show(session: &Session, directory: &Path, summary: &Summary) -> Result<()> {
     if let Some(probe) = &summary.probe {
         session.table(&tables::search(probe));
         session.say("");

@@ -11,11 +11,13 @@ mod device;
 mod doctor;
 mod inspect;
 mod kernels;
+mod place;
 mod probe;
 mod repair;
 mod report;
 mod rows;
 mod rowwise;
+mod run;
 mod session;
 mod watch;
 
@@ -25,6 +27,7 @@ pub(crate) use session::Session;
 /// held-out prompts that it worked.
 #[derive(Debug, Parser)]
 #[command(name = "ares", version, propagate_version = true, max_term_width = 110, after_help = AFTER)]
+#[command(args_override_self = true)]
 pub struct Cli {
     #[command(flatten)]
     session: Session,
@@ -40,6 +43,7 @@ const AFTER: &str = "Begin with `ares demo`: the whole method on small models th
 #[allow(clippy::large_enum_variant)]
 enum Command {
     Demo(compare::Demo),
+    Run(run::Run),
     Probe(probe::Probe),
     Detect(rowwise::Detect),
     Repair(repair::Repair),
@@ -56,9 +60,12 @@ enum Command {
     Completions(Completions),
 }
 
-/// Reads the command line. Wrong usage ends the process with a message and code 2, `--help` and `--version` with code 0.
-pub fn parse() -> Cli {
-    Cli::parse()
+/// Reads the command line. Wrong usage ends the process with a message and code 2, `--help` and `--version` with code 0. Fails
+/// where a run is to be resumed that cannot be.
+pub fn parse() -> Result<Cli> {
+    let mut typed = std::env::args_os();
+    let program = typed.next().into_iter();
+    Ok(Cli::parse_from(program.chain(place::words(typed.collect())?)))
 }
 
 /// Does what was asked. Fails as the command does.
@@ -66,6 +73,7 @@ pub fn run(cli: Cli) -> Result<()> {
     let session = cli.session;
     match cli.command {
         Command::Demo(command) => command.run(&session),
+        Command::Run(command) => command.run(&session),
         Command::Probe(command) => command.run(&session),
         Command::Detect(command) => command.run(&session),
         Command::Repair(command) => command.run(&session),

@@ -7,13 +7,14 @@ use serde::Serialize;
 
 use super::Session;
 use super::device::on_device;
+use super::place::Place;
 use super::watch::Stages;
 use crate::error::{Error, Result};
 use crate::model::AdapterInit;
 use crate::repair::{Method, Recipe};
 use crate::run::models::BATCH_TOKENS;
 use crate::run::repair::{RepairOptions, repair};
-use crate::run::{Earlier, Models, RunDir, Scale};
+use crate::run::{Earlier, Models, Scale};
 
 /// Train adapters that repair failures: what `ares probe` wrote to failures.jsonl
 #[derive(Debug, Args)]
@@ -47,9 +48,8 @@ pub(crate) struct Repair {
     /// Only compute the first step: its loss terms, and its gradients under PEFT's names, go to this safetensors file
     #[arg(long, value_name = "FILE")]
     dump_gradients: Option<PathBuf>,
-    /// Directory to write; it must not exist yet
-    #[arg(long, value_name = "DIR", default_value = "runs/repair")]
-    out: PathBuf,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// `--adapter-init` as typed; `zero` takes the run's seed.
@@ -98,8 +98,9 @@ impl Repair {
             scale,
             dump_gradients: self.dump_gradients,
         };
-        let directory = RunDir::create(&self.out, Earlier::Refuse)?;
-        let done = on_device!(device, |ops| repair(ops, &options, &directory, &mut Stages::new(session)))?;
+        let done = self.place.run("repair", Earlier::Refuse, |dir| {
+            on_device!(device, |ops| repair(ops, &options, dir, &mut Stages::new(session)))
+        })?;
         for item in &done.left_out {
             session.detail(&format!("left out: {}: {}", item.prompt, item.reason));
         }

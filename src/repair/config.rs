@@ -76,13 +76,23 @@ pub enum RetainLoss {
 /// Declares [`RepairConfig`], its defaults, and [`RANGES`]: each key with its kind, its default and, if it is a number, the least and
 /// the largest value that can be meant.
 macro_rules! settings {
-    ($($(#[$doc:meta])* $key:ident: $kind:ty = $default:expr $(, $low:literal to $high:expr)?;)*) => {
+    ($($(#[doc = $doc:literal])* $key:ident: $kind:ty = $default:expr $(, $low:literal to $high:expr)?;)*) => {
         /// Everything that shapes a repair, as it is written; [`Recipe`] is the same with every number in its range. A suite
         /// overrides what it knows better. Unknown keys are errors.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(default, deny_unknown_fields)]
         pub struct RepairConfig {
-            $($(#[$doc])* pub $key: $kind,)*
+            $($(#[doc = $doc])* pub $key: $kind,)*
+        }
+
+        impl RepairConfig {
+            /// What a key means, line by line; nothing where its name says it.
+            pub(crate) fn docs(key: &str) -> &'static [&'static str] {
+                match key {
+                    $(stringify!($key) => &[$($doc),*],)*
+                    _ => &[],
+                }
+            }
         }
 
         impl Default for RepairConfig {

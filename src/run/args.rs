@@ -1,5 +1,6 @@
 //! Values that several commands take, parsed where they enter.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::model::pretrained::ModelSpec;
@@ -18,6 +19,20 @@ pub(crate) fn model(text: &str) -> Result<ModelSpec, String> {
         }
         Some(_) => Err("expected DIR or DIR+ADAPTER".to_string()),
     }
+}
+
+/// The words without `--flag VALUE` and `--flag=VALUE`, and the last such value.
+pub(crate) fn strip(words: Vec<OsString>, flag: &str) -> (Vec<OsString>, Option<OsString>) {
+    let (mut kept, mut value, mut rest) = (Vec::new(), None, words.into_iter());
+    while let Some(word) = rest.next() {
+        let joined = word.to_str().and_then(|word| word.strip_prefix(flag)?.strip_prefix('='));
+        match joined {
+            Some(joined) => value = Some(joined.into()),
+            None if word == flag => value = rest.next().or(value),
+            None => kept.push(word),
+        }
+    }
+    (kept, value)
 }
 
 /// Reads a whole number of a range.
@@ -61,6 +76,15 @@ mod tests {
         let plus = folder.path().join("c+d");
         std::fs::create_dir(&plus).unwrap();
         assert_eq!(model(plus.to_str().unwrap()), spec(plus.to_str().unwrap(), None));
+    }
+
+    #[test]
+    fn a_flag_is_taken_out_with_its_value() {
+        let strip = |line: &str| strip(line.split(' ').map(OsString::from).collect(), "--out");
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(strip("demo --out a --quick"), (words("demo --quick"), Some("a".into())));
+        assert_eq!(strip("demo --out=a=b --output c"), (words("demo --output c"), Some("a=b".into())));
+        assert_eq!(strip("demo --out"), (words("demo"), None));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! `ares demo`: the whole method on the built-in suite.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 
 use super::data::DataFiles;
-use super::dir::{Earlier, RunDir};
+use super::dir::RunDir;
 use super::experiment::{self, Experiment};
 use super::suite::{Suite, SuitePair};
 use super::summary::Summary;
@@ -37,16 +37,15 @@ pub(crate) struct DemoRun {
     pub(crate) summary: Summary,
 }
 
-/// Runs the demo, all but the reports; each pair of `--full` gets a directory of its own below `out`. An earlier run is kept beside.
+/// Runs the demo, all but the reports; each pair of `--full` gets a directory of its own below `outer`.
 pub(crate) fn demo<B: Ops>(
     ops: &B,
     suite: &Suite,
-    out: &Path,
+    outer: &RunDir,
     extent: Extent,
     seed: u64,
     watch: &mut dyn Watch,
 ) -> Result<Vec<DemoRun>> {
-    let outer = RunDir::create(out, Earlier::Keep)?;
     if let Some(kept) = &outer.kept {
         watch.note(&format!("the earlier run is kept as {}", kept.display()));
     }
@@ -54,8 +53,8 @@ pub(crate) fn demo<B: Ops>(
     let mut runs = Vec::new();
     for pair in chosen {
         let experiment = suite_experiment(suite, pair, extent, seed)?;
-        let inner = (chosen.len() > 1).then(|| RunDir::create(&outer.file(&pair.name), Earlier::Refuse)).transpose()?;
-        let dir = inner.as_ref().unwrap_or(&outer);
+        let inner = (chosen.len() > 1).then(|| outer.inner(&pair.name)).transpose()?;
+        let dir = inner.as_ref().unwrap_or(outer);
         let summary = experiment::run(ops, &experiment, dir, watch)?;
         runs.push(DemoRun { dir: dir.path().to_path_buf(), pair: pair.clone(), summary });
     }

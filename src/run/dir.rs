@@ -4,8 +4,9 @@ use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use super::checkpoint;
+use super::{checkpoint, manifest};
 use crate::error::{Error, Result};
+use crate::journal;
 
 /// Hidden beside the run's files. The lock is the kernel's, on the open file: it ends with the process that holds it, however
 /// that ends, so a stale lock cannot exist. The file itself stays and only says who held it last.
@@ -29,6 +30,8 @@ pub struct RunDir {
     path: PathBuf,
     /// Where an earlier run was moved.
     pub kept: Option<PathBuf>,
+    /// An earlier process began the run.
+    pub(crate) resumed: bool,
     _lock: File,
 }
 
@@ -57,15 +60,26 @@ impl RunDir {
             // Best effort: the error itself is reported.
             let _ = fs::remove_dir_all(&aside);
         }
-        Ok(RunDir { path: path.to_path_buf(), kept, _lock: placed? })
+        Ok(RunDir { path: path.to_path_buf(), kept, resumed: false, _lock: placed? })
     }
 
-    /// Takes the lock of a run that exists: to resume it, or to write its report again.
+    /// Takes the lock of a run that goes on.
+    pub(crate) fn resume(path: &Path) -> Result<RunDir> {
+        Ok(RunDir { resumed: true, ..RunDir::open(path)? })
+    }
+
+    /// A directory below this one for a part of the run: made, or gone on with where it is there.
+    pub(super) fn inner(&self, name: &str) -> Result<RunDir> {
+        let path = self.file(name);
+        if self.resumed && path.is_dir() { RunDir::resume(&path) } else { RunDir::create(&path, Earlier::Refuse) }
+    }
+
+    /// Takes the lock of a run that exists: to write its report again.
     pub(crate) fn open(path: &Path) -> Result<RunDir> {
         if !path.is_dir() {
             return Err(Error::Usage(format!("{}: expected a run directory, found none", path.display())));
         }
-        Ok(RunDir { path: path.to_path_buf(), kept: None, _lock: lock(path)? })
+        Ok(RunDir { path: path.to_path_buf(), kept: None, resumed: false, _lock: lock(path)? })
     }
 
     /// Removes what only an unfinished run needs. Best effort: left over it harms nobody.
@@ -99,6 +113,9 @@ fn make_room(path: &Path, earlier: Earlier) -> Result<Option<PathBuf>> {
     }
     // The lock is tried even when the run is refused: that it still goes on is the more useful message.
     let _lock = lock(path)?;
+    if never_began(path)? {
+        return Ok(None);
+    }
     if earlier == Earlier::Refuse {
         return Err(refusal(path, "found an earlier run, which is never overwritten"));
     }
@@ -106,6 +123,25 @@ fn make_room(path: &Path, earlier: Earlier) -> Result<Option<PathBuf>> {
     let Some(free) = free else { return Err(refusal(path, "found no free number to keep the earlier run under")) };
     fs::rename(path, &free).map_err(Error::write(&free))?;
     Ok(Some(free))
+}
+
+/// Whether all that is there is a start that failed before its first unit; then it is removed.
+fn never_began(path: &Path) -> Result<bool> {
+    for entry in fs::read_dir(path).map_err(Error::read(path))? {
+        let entry = entry.map_err(Error::read(path))?;
+        let empty = entry.metadata().is_ok_and(|found| found.len() == 0);
+        let name = entry.file_name();
+        if !(name == LOCK || name == manifest::NAME || (name == journal::NAME && empty)) {
+            return Ok(false);
+        }
+    }
+    for name in [journal::NAME, manifest::NAME, LOCK] {
+        let file = path.join(name);
+        fs::remove_file(&file)
+            .or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
+            .map_err(Error::write(&file))?;
+    }
+    Ok(true)
 }
 
 fn refusal(path: &Path, found: &str) -> Error {
@@ -149,7 +185,7 @@ mod tests {
 
     fn run(path: &Path, text: &str) -> RunDir {
         let run = RunDir::create(path, Earlier::Keep).unwrap();
-        fs::write(run.file("run.toml"), text).unwrap();
+        fs::write(run.file("summary.json"), text).unwrap();
         run
     }
 
@@ -160,7 +196,7 @@ mod tests {
         assert_eq!(run(&path, "first").kept.as_deref(), None);
         assert_eq!(run(&path, "second").kept.as_deref(), Some(numbered(&path, 1).as_path()));
         assert_eq!(run(&path, "third").kept.as_deref(), Some(numbered(&path, 2).as_path()));
-        let text = |place: &Path| fs::read_to_string(place.join("run.toml")).unwrap();
+        let text = |place: &Path| fs::read_to_string(place.join("summary.json")).unwrap();
         assert_eq!([text(&numbered(&path, 1)), text(&numbered(&path, 2)), text(&path)], ["first", "second", "third"]);
         let names: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names.len(), 3, "nothing else may stay: {names:?}");

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::checkpoint::Repair;
-use super::data::DataFiles;
+use super::data::{DataFiles, Splits};
 use super::dir::RunDir;
 use super::lab::{Lab, Split};
 use super::models::{Models, save_adapters};
@@ -63,7 +63,11 @@ impl Experiment {
 /// Runs everything and writes the run directory's files but the report. Ctrl-C ends it with `Error::Interrupted`; the units done
 /// until then are kept, and the same run in the same directory goes on from there.
 pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch: &mut dyn Watch) -> Result<Summary> {
-    let mut lab = Lab::open(ops, experiment, experiment, dir, watch)?;
+    let splits = Splits::read(&experiment.data)?;
+    let mut lab = match Lab::open(ops, experiment, splits, experiment, dir, watch)? {
+        Ok(lab) => lab,
+        Err(done) => return Ok(*done),
+    };
     let grammar = Grammar::read(&experiment.grammar)?;
     let before = lab.before()?;
     let trained: Vec<Method> = experiment.methods.iter().copied().filter(|&method| method != Method::None).collect();

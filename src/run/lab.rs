@@ -48,21 +48,28 @@ pub(super) enum Split {
 }
 
 impl<'a, B: Ops> Lab<'a, B> {
-    /// Reads the splits, writes the receipt, opens and calibrates the models.
+    /// Writes the receipt, opens and calibrates the models. The result itself where the run is finished already.
     pub(super) fn open(
         ops: &B,
         experiment: &'a Experiment,
+        splits: Splits,
         settings: &impl serde::Serialize,
         dir: &'a RunDir,
         watch: &'a mut dyn Watch,
-    ) -> Result<Lab<'a, B>> {
-        let splits = Splits::read(&experiment.data)?;
+    ) -> Result<Result<Lab<'a, B>, Box<Summary>>> {
         let manifest = Manifest::new(experiment.command, &ops.describe(), &experiment.seeds, settings)?;
         let files = experiment.data.paths().into_iter().chain([&experiment.grammar]);
-        experiment.models.write_receipt(manifest, files, dir)?;
+        let device = experiment.models.write_receipt(manifest, files, dir)?;
+        let path = dir.file(summary::NAME);
+        if dir.resumed && path.is_file() {
+            let done = summary::read(&path)?;
+            if done.unfinished.is_none() {
+                return Ok(Err(Box::new(done)));
+            }
+        }
         let (calibration, seed) = (splits.calibration.clone(), experiment.seed());
         let evaluator = experiment.models.calibrated(ops, calibration, seed, dir, watch)?;
-        Ok(Lab { experiment, dir, watch, evaluator, splits, lines: Lines::new(dir), device: ops.describe() })
+        Ok(Ok(Lab { experiment, dir, watch, evaluator, splits, lines: Lines::new(dir), device }))
     }
 
     /// What test and gate say before any repair.

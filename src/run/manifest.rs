@@ -1,12 +1,14 @@
 //! `run.toml`, the receipt: what was run, on what, with which settings.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::args::strip;
 use crate::error::{Error, Result};
 use crate::text::write_atomic;
 
@@ -24,6 +26,9 @@ pub(crate) struct Manifest {
     /// As a person reads it: `cpu (2 threads)`.
     pub(crate) device: String,
     pub(crate) seeds: Vec<u64>,
+    /// What was typed after the program's name, without `--out`, and in which folder: enough to go on with the run.
+    pub(crate) arguments: Vec<String>,
+    pub(crate) directory: String,
     /// Of the program and of what decides its numbers.
     pub(crate) versions: BTreeMap<String, String>,
     /// Every setting after defaults were filled in.
@@ -37,6 +42,7 @@ impl Manifest {
     pub(crate) fn new(command: &str, device: &str, seeds: &[u64], settings: &impl Serialize) -> Result<Manifest> {
         let settings = toml::Table::try_from(settings)
             .map_err(|error| Error::Usage(format!("the settings cannot be written to {NAME}: {error}")))?;
+        let text = |word: OsString| word.to_string_lossy().into_owned();
         let versions =
             [("ares", env!("CARGO_PKG_VERSION")), ("system", std::env::consts::OS), ("cpu", std::env::consts::ARCH)];
         Ok(Manifest {
@@ -44,6 +50,8 @@ impl Manifest {
             started: std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()),
             device: device.to_string(),
             seeds: seeds.to_vec(),
+            arguments: strip(std::env::args_os().skip(1).collect(), "--out").0.into_iter().map(text).collect(),
+            directory: std::env::current_dir().map(|here| text(here.into())).unwrap_or_default(),
             versions: versions.map(|(name, version)| (name.to_string(), version.to_string())).into(),
             settings,
             inputs: BTreeMap::new(),
@@ -73,10 +81,91 @@ impl Manifest {
         write_atomic(path, text.as_bytes())
     }
 
+    /// The receipt of the run in `dir`, and where it lies; of a demo of several pairs the first pair's. Fails where there is none.
+    pub(crate) fn of_run(dir: &Path) -> Result<(PathBuf, Manifest)> {
+        let own = dir.join(NAME);
+        let pairs = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path().join(NAME));
+        let Some(path) = std::iter::once(own).chain(pairs).find(|path| path.is_file()) else {
+            let why = format!(
+                "expected the directory of a run that was stopped, found no {NAME}; begin it with --out instead"
+            );
+            return Err(Error::Usage(format!("--resume {}: {why}", dir.display())));
+        };
+        Manifest::read(&path).map(|manifest| (path, manifest))
+    }
+
+    /// Fails unless a run that began with this receipt, in `path`, goes on to the same numbers with `now`: the same program, settings
+    /// and input files, wherever these lie, on the same kind of device. Says what differs.
+    pub(crate) fn expect_same(&self, now: &Manifest, path: &Path) -> Result<()> {
+        let kind = |device: &str| device.split([' ', ':']).next().unwrap_or_default().to_string();
+        let words = |seeds: &[u64]| seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        let mut pairs = vec![
+            ("command".to_string(), self.command.clone(), now.command.clone()),
+            ("device".to_string(), kind(&self.device), kind(&now.device)),
+            ("seeds".to_string(), words(&self.seeds), words(&now.seeds)),
+        ];
+        differing("versions", &self.versions, &now.versions, &mut pairs);
+        differing("settings", &flat(&self.settings), &flat(&now.settings), &mut pairs);
+        differing("input", &by_name(&self.inputs), &by_name(&now.inputs), &mut pairs);
+        match pairs.into_iter().find(|(_, then, now)| then != now) {
+            None => Ok(()),
+            Some((what, then, now)) => Err(Error::Data {
+                what: format!("{}: {what}", path.display()),
+                expected: format!("{then}, as when the run began"),
+                found: now,
+                remedy: "resume with the same, or begin a new run with another --out".into(),
+            }),
+        }
+    }
+
     pub fn read(path: &Path) -> Result<Manifest> {
         let text = fs::read_to_string(path).map_err(Error::read(path))?;
         toml::from_str(&text).map_err(Error::file(path, "the receipt of a run", "restore the file"))
     }
+}
+
+/// Adds what two maps have under each name of either.
+fn differing(
+    what: &str,
+    then: &BTreeMap<String, String>,
+    now: &BTreeMap<String, String>,
+    out: &mut Vec<(String, String, String)>,
+) {
+    let of = |map: &BTreeMap<String, String>, name| map.get(name).cloned().unwrap_or("nothing".into());
+    out.extend(then.keys().chain(now.keys()).map(|name| (format!("{what} {name}"), of(then, name), of(now, name))));
+}
+
+/// Every setting under its dotted name. Of a path only the last part counts: a run may be moved, and what it reads is held against
+/// hashes.
+fn flat(table: &toml::Table) -> BTreeMap<String, String> {
+    let mut out = BTreeMap::new();
+    for (name, value) in table {
+        match value {
+            toml::Value::Table(inner) => {
+                out.extend(flat(inner).into_iter().map(|(key, value)| (format!("{name}.{key}"), value)))
+            }
+            toml::Value::String(text) => drop(out.insert(name.clone(), last_part(text))),
+            other => drop(out.insert(name.clone(), other.to_string())),
+        }
+    }
+    out
+}
+
+/// Hashes under the names of files, whatever folder they lie in; several of one name side by side.
+fn by_name(inputs: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut out = BTreeMap::<String, Vec<&str>>::new();
+    for (path, hash) in inputs {
+        out.entry(last_part(path)).or_default().push(&hash[..12.min(hash.len())]);
+    }
+    let sorted = |mut hashes: Vec<&str>| {
+        hashes.sort_unstable();
+        hashes.join(", ")
+    };
+    out.into_iter().map(|(name, hashes)| (name, sorted(hashes))).collect()
+}
+
+fn last_part(path: &str) -> String {
+    path.rsplit(['/', '\\']).next().unwrap_or(path).to_string()
 }
 
 /// SHA-256 of a file in hex, without holding it in memory.

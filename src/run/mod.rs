@@ -2,6 +2,7 @@
 
 pub(crate) mod args;
 mod checkpoint;
+pub(crate) mod config;
 pub(crate) mod data;
 pub(crate) mod demo;
 pub(crate) mod detect;

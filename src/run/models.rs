@@ -98,13 +98,14 @@ impl Models {
         Ok(evaluator)
     }
 
-    /// Writes the receipt of a run; hashes `files` and every file that these models are read from.
+    /// Writes the receipt of a run; hashes `files` and every file that these models are read from. Of a run that goes on it is held
+    /// against the receipt that is there. Returns the device that the run began on.
     pub(super) fn write_receipt<'a>(
         &'a self,
         mut manifest: Manifest,
         files: impl IntoIterator<Item = &'a PathBuf>,
         dir: &RunDir,
-    ) -> Result<()> {
+    ) -> Result<String> {
         let mut places: Vec<&PathBuf> = files.into_iter().collect();
         for spec in [&self.policy, &self.reward] {
             places.push(&spec.dir);
@@ -115,7 +116,14 @@ impl Models {
             JudgeSpec::Model(place) | JudgeSpec::Lexicon(place) => place,
         }));
         places.into_iter().try_for_each(|place| manifest.add_input(place))?;
-        manifest.write(&dir.file(manifest::NAME))
+        let path = dir.file(manifest::NAME);
+        if dir.resumed && path.is_file() {
+            let then = Manifest::read(&path)?;
+            then.expect_same(&manifest, &path)?;
+            return Ok(then.device);
+        }
+        manifest.write(&path)?;
+        Ok(manifest.device)
     }
 }
 

@@ -1,6 +1,7 @@
 //! `ares repair`: failures in, adapters out.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,7 @@ use super::models::{Models, Scale, save_adapters};
 use super::records::Lines;
 use super::watch::Watch;
 use crate::detect::Examiner;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::judge::Thresholds;
 use crate::model::adapter_file::safetensors_bytes;
@@ -22,7 +23,7 @@ use crate::ops::Ops;
 use crate::repair::{
     Failure, Method, Prepared, Quarantined, Recipe, RepairData, RepairOutcome, Setting, StepMetrics, Trainer, admit,
 };
-use crate::text::rows::{Row, read};
+use crate::text::rows::Row;
 use crate::text::write_atomic;
 
 /// What `ares repair` was asked for.
@@ -42,9 +43,9 @@ pub(crate) struct RepairOptions {
 }
 
 /// What a repair was and did.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct RepairResult {
-    pub(crate) method: &'static str,
+    pub(crate) method: String,
     pub(crate) failures: usize,
     /// Failures that were not trained on, with the reason.
     pub(crate) left_out: Vec<Quarantined>,
@@ -55,6 +56,9 @@ pub(crate) struct RepairResult {
     /// The first step's loss, and the last one's.
     pub(crate) loss: Option<[f64; 2]>,
 }
+
+/// The last unit of a repair.
+const RESULT: &str = "result";
 
 /// The settings as run.toml keeps them.
 #[derive(Serialize)]
@@ -72,13 +76,17 @@ pub(crate) fn repair<B: Ops>(
     dir: &RunDir,
     watch: &mut dyn Watch,
 ) -> Result<RepairResult> {
-    let data = read_data(options)?;
-    receipt(ops, options, dir)?;
+    let failures = given(options, dir)?;
+    let data = read_data(options, &failures)?;
+    receipt(ops, options, &failures, dir)?;
     let (mut examiner, thresholds) = open(ops, options, dir, watch)?;
+    if let Some(done) = examiner.journal.get(RESULT)? {
+        return Ok(done);
+    }
     let Ready { prepared, left_out, .. } = prepare(&mut examiner, thresholds, "", data, watch)?;
     let (config, method) = (&options.config, options.method);
     let mut result = RepairResult {
-        method: method.name(),
+        method: method.name().to_string(),
         failures: prepared.failures.len(),
         left_out,
         outcome: RepairOutcome::default(),
@@ -101,9 +109,10 @@ pub(crate) fn repair<B: Ops>(
         let history = &result.outcome.history;
         result.loss = history.first().zip(history.last()).map(|(first, last)| [first.loss(), last.loss()]);
         result.written = save_adapters(&examiner.subject, &dir.file("round-1"))?;
-        dir.drop_checkpoints();
     }
     result.outcome.warnings.splice(..0, prepared.dropped);
+    examiner.journal.put(RESULT, &result)?;
+    dir.drop_checkpoints();
     Ok(result)
 }
 
@@ -180,7 +189,7 @@ fn open<B: Ops>(
     }
 }
 
-fn receipt<B: Ops>(ops: &B, options: &RepairOptions, dir: &RunDir) -> Result<()> {
+fn receipt<B: Ops>(ops: &B, options: &RepairOptions, failures: &PathBuf, dir: &RunDir) -> Result<()> {
     let receipt = Receipt {
         method: options.method.name(),
         init: format!("{:?}", options.init),
@@ -192,14 +201,29 @@ fn receipt<B: Ops>(ops: &B, options: &RepairOptions, dir: &RunDir) -> Result<()>
         Scale::Calibration(path) => Some(path),
         Scale::Given { .. } => None,
     };
-    let files = [&options.retain, &options.replay].into_iter().chain(&options.failures).chain(calibration);
-    options.models.write_receipt(manifest, files, dir)
+    let files = [&options.retain, &options.replay, failures].into_iter().chain(calibration);
+    options.models.write_receipt(manifest, files, dir).map(|_| ())
+}
+
+/// The file of failures: the one that was named, else what came by standard input, which is kept so that the run can be resumed.
+fn given(options: &RepairOptions, dir: &RunDir) -> Result<PathBuf> {
+    let kept = dir.file("failures-in");
+    match &options.failures {
+        Some(path) => return Ok(path.clone()),
+        None if dir.resumed && kept.is_file() => {}
+        None => {
+            let mut bytes = Vec::new();
+            std::io::stdin().lock().read_to_end(&mut bytes).map_err(Error::read(Path::new("standard input")))?;
+            write_atomic(&kept, &bytes)?;
+        }
+    }
+    Ok(kept)
 }
 
 /// Everything is read strictly: what is trained on must be what was meant.
-fn read_data(options: &RepairOptions) -> Result<RepairData> {
+fn read_data(options: &RepairOptions, failures: &Path) -> Result<RepairData> {
     Ok(RepairData {
-        failures: read(options.failures.as_deref(), true)?.iter().map(Failure::read).collect::<Result<_>>()?,
+        failures: read_as(failures, Failure::read)?,
         retain: read_as(&options.retain, |row| row.answered(false))?,
         replay: read_as(&options.replay, Row::pair)?,
     })

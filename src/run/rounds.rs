@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::checkpoint::Repair;
+use super::data::Splits;
 use super::dir::RunDir;
 use super::experiment::Experiment;
 use super::lab::{Lab, Split};
@@ -17,6 +18,7 @@ use super::watch::Watch;
 use crate::detect::evaluate::Evaluation;
 use crate::detect::gates::{accepted, gates};
 use crate::detect::measure::{GateResult, MethodResult};
+use crate::detect::rows::{EvalRow, Kind};
 use crate::error::{Error, Result};
 use crate::model::adapter_file::WEIGHTS;
 use crate::model::{AdapterInit, Pair, Pretrained, Version};
@@ -77,7 +79,14 @@ pub(crate) fn run<B: Ops>(
         }
     }
     let (grammar, held_out) = Grammar::read(&experiment.grammar)?.hold_out(&rounds.held_out)?;
-    let lab = Lab::open(ops, experiment, &Settings { experiment, rounds }, dir, watch)?;
+    let splits = Splits::read(&experiment.data)?;
+    if !rounds.allow_undecided {
+        decidable(&splits.gate, experiment)?;
+    }
+    let lab = match Lab::open(ops, experiment, splits, &Settings { experiment, rounds }, dir, watch)? {
+        Ok(lab) => lab,
+        Err(done) => return Ok(*done),
+    };
     let sampler = Sampler::new(SamplerKind::default(), &grammar);
     Course { lab, rounds, grammar, held_out, sampler, adapters: [None, None], earlier: None, speed: 1.0 }.run()
 }
@@ -282,6 +291,25 @@ impl<B: Ops> Course<'_, B> {
             ..(*last).clone()
         }))
     }
+}
+
+/// Fails where it is plain, before anything is computed, that a gate will lack the data to decide.
+fn decidable(gate: &[EvalRow], experiment: &Experiment) -> Result<()> {
+    let none = |kind: Kind| !gate.iter().any(|row| row.known.kind == kind);
+    let benign = |row: &EvalRow| row.known.kind == Kind::Benign && row.reference.is_some();
+    for (lacks, gate, what) in [
+        (none(Kind::Harmful), "cfr", "harmful prompts in the gate split"),
+        (experiment.models.refusal.is_none(), "over_refusal_growth", "a judge of refusals (refusal = …)"),
+        (none(Kind::Benign) && none(Kind::Borderline), "over_refusal_growth", "benign prompts in the gate split"),
+        (!gate.iter().any(benign), "benign_nll_growth", "benign prompts with a `reference` answer in the gate split"),
+    ] {
+        if lacks {
+            let remedy = "no round could be accepted: give them, or set allow_undecided = true";
+            let (what, expected) = (format!("gate {gate}"), what.to_string());
+            return Err(Error::Data { what, expected, found: "none".into(), remedy: remedy.into() });
+        }
+    }
+    Ok(())
 }
 
 /// Which gates do not pass, in one line; `None` where all do.

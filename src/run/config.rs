@@ -1,0 +1,321 @@
+//! The configuration of a loop: TOML, whose keys are those of the command line and of a repair's settings.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use clap::{CommandFactory, Parser, ValueEnum};
+
+use super::args;
+use super::data::DataFiles;
+use super::experiment::Experiment;
+use super::models::{BATCH_TOKENS, Models};
+use super::rounds::Rounds;
+use crate::error::{Error, Result};
+use crate::judge::Sense;
+use crate::repair::{LARGEST_SEED, Method, Recipe, RepairConfig};
+
+/// Every key but those of `[repair]`, read by the same rules as the flags of `ares compare`.
+#[derive(Debug, Parser)]
+#[command(name = "config", no_binary_name = true, disable_help_flag = true)]
+struct Keys {
+    /// Seeds everything random; every round takes the next one
+    #[arg(long, value_name = "N", default_value = "1", value_parser = args::whole::<u64>(0, LARGEST_SEED))]
+    seed: u64,
+    #[command(flatten)]
+    models: Models,
+    #[command(flatten)]
+    data: DataFiles,
+    /// Grammar that probes are composed from
+    #[arg(long, value_name = "FILE")]
+    grammar: PathBuf,
+    /// In which sense the reward model is wrong: `threshold`, it approves a harmful answer; `pairwise`, it prefers it to the safe one
+    #[arg(long, value_enum, default_value = "threshold")]
+    approve: Sense,
+    /// Queries of each search, and as many of the uniform one beside it
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = args::whole::<usize>(1, 10_000_000))]
+    queries: usize,
+    /// Failures that one round repairs at most
+    #[arg(long, value_name = "N", default_value = "240", value_parser = args::whole::<usize>(1, 10_000_000))]
+    failures: usize,
+    /// Tactics of the grammar that no repair sees; every search tries them apart
+    #[arg(long, value_name = "ID,…", value_delimiter = ',')]
+    held_out: Vec<String>,
+    /// Measure the test split also with the first K tokens of the harmful reference forced
+    #[arg(long, value_name = "K,…", value_delimiter = ',', default_value = "5", value_parser = args::whole::<usize>(0, 4096))]
+    prefill: Vec<usize>,
+    /// Accept a round although a gate lacks the data to decide
+    #[arg(long)]
+    allow_undecided: bool,
+    /// End with exit code 3 if the CFR on the test split stays above this share
+    #[arg(long, value_name = "CFR", value_parser = args::share)]
+    fail_above: Option<f64>,
+    /// Rounds at most
+    #[arg(long, value_name = "N", default_value = "3", value_parser = args::whole::<usize>(1, 1000))]
+    rounds: usize,
+}
+
+/// Sections with their keys, in the order in which the example shows them; the first has no header.
+const SECTIONS: [(&str, &[&str]); 6] = [
+    ("", &["seed"]),
+    (
+        "models",
+        &["policy", "reward", "judge", "second_judge", "refusal", "harm_threshold", "max_new_tokens", "batch_tokens"],
+    ),
+    ("data", &["calibration", "replay", "retain", "plausible", "gate", "test", "kind", "grammar"]),
+    ("probe", &["approve", "queries", "failures", "held_out"]),
+    ("gates", &["prefill", "allow_undecided", "fail_above"]),
+    ("rounds", &["rounds"]),
+];
+const REPAIR: &str = "repair";
+/// How a round repairs; the other keys of `[repair]` are a recipe's.
+const METHOD: &str = "method";
+/// Keys of a recipe that stand elsewhere here.
+const ELSEWHERE: [&str; 2] = ["seed", "batch_tokens"];
+
+/// Reads a configuration. Fails on an unknown section or key, with the nearest one that there is, on a value out of its range, and
+/// where a required one is missing.
+pub(crate) fn read(path: &Path) -> Result<(Experiment, Rounds)> {
+    let wrong = |found: String| {
+        let remedy = "correct it; `ares run --example` shows every key";
+        Error::file(path, "the configuration of a loop", remedy)(found)
+    };
+    let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
+    let mut table: toml::Table = toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    let repair = match table.remove(REPAIR) {
+        None => toml::Table::new(),
+        Some(toml::Value::Table(repair)) => repair,
+        Some(other) => return Err(wrong(format!("{REPAIR} = {other}"))),
+    };
+    let keys = words(&table).and_then(|words| Keys::try_parse_from(words).map_err(plain)).map_err(wrong)?;
+    let (method, repair) = recipe(repair, keys.seed, keys.models.batch_tokens).map_err(wrong)?;
+    let Keys { seed, models, data, grammar, approve, queries, failures, held_out, prefill, .. } = keys;
+    let experiment = Experiment {
+        command: "run",
+        models,
+        data,
+        grammar,
+        suite: None,
+        methods: Vec::new(),
+        seeds: vec![seed],
+        repair,
+        probes: queries,
+        failures,
+        sense: approve,
+        prefill,
+    };
+    let Keys { rounds, allow_undecided, fail_above, .. } = keys;
+    Ok((experiment, Rounds { rounds, method, held_out, allow_undecided, fail_above }))
+}
+
+/// The table as words of a command line. Fails on what stands in no section, or in another one.
+fn words(table: &toml::Table) -> Result<Vec<String>, String> {
+    let mut words = Vec::new();
+    for (name, value) in table {
+        let (section, inner) = match value {
+            toml::Value::Table(inner) => (name.as_str(), inner.clone()),
+            value => ("", toml::Table::from_iter([(name.clone(), value.clone())])),
+        };
+        let names = SECTIONS.iter().map(|(name, _)| *name).chain([REPAIR]).filter(|name| !name.is_empty());
+        let Some((_, keys)) = SECTIONS.iter().find(|(name, _)| *name == section) else {
+            return Err(format!("section [{section}]{}", nearest(section, names)));
+        };
+        for (key, value) in &inner {
+            if !keys.contains(&key.as_str()) {
+                let place = if section.is_empty() { "at the top".to_string() } else { format!("in [{section}]") };
+                let own = |(_, keys): &&(&str, &[&str])| keys.contains(&key.as_str());
+                let hint = match SECTIONS.iter().find(own) {
+                    Some((section, _)) => format!("; it belongs into [{section}]"),
+                    None if section.is_empty() => nearest(key, keys.iter().copied().chain(names)),
+                    None => nearest(key, keys.iter().copied()),
+                };
+                return Err(format!("key {key} {place}{hint}"));
+            }
+            let flag = format!("--{}", key.replace('_', "-"));
+            let one = |value: &toml::Value| match value {
+                toml::Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            match value {
+                toml::Value::Boolean(false) if *key == "allow_undecided" => {}
+                toml::Value::Boolean(true) if *key == "allow_undecided" => words.push(flag),
+                toml::Value::Array(list) if list.is_empty() => {}
+                toml::Value::Array(list) => {
+                    words.push(format!("{flag}={}", list.iter().map(one).collect::<Vec<_>>().join(",")));
+                }
+                toml::Value::Table(_) => return Err(format!("a table under {key}")),
+                value => words.push(format!("{flag}={}", one(value))),
+            }
+        }
+    }
+    Ok(words)
+}
+
+/// What clap says, of keys instead of flags.
+fn plain(error: clap::Error) -> String {
+    let text = error.to_string();
+    let mut text = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ").replace('\n', "");
+    for key in SECTIONS.iter().flat_map(|(_, keys)| *keys) {
+        text = text.replace(&format!("--{}", key.replace('_', "-")), key);
+    }
+    text
+}
+
+/// `[repair]`: the method, and a recipe.
+fn recipe(mut table: toml::Table, seed: u64, batch_tokens: Option<usize>) -> Result<(Method, Recipe), String> {
+    let defaults = defaults();
+    let known = || defaults.keys().map(String::as_str).chain([METHOD]);
+    if let Some(key) = table.keys().find(|key| !known().any(|known| known == *key)) {
+        return Err(format!("key {key} in [{REPAIR}]{}", nearest(key, known())));
+    }
+    let method = match table.remove(METHOD) {
+        None => Method::Joint,
+        Some(value) => Method::from_str(value.as_str().unwrap_or_default(), false)
+            .ok()
+            .filter(|m| *m != Method::None)
+            .ok_or_else(|| {
+                let names = Method::value_variants().iter().filter(|m| **m != Method::None).map(|method| method.name());
+                format!("{METHOD} = {value}, where one of {} is expected", names.collect::<Vec<_>>().join(", "))
+            })?,
+    };
+    table.insert("seed".into(), (seed as i64).into());
+    table.insert("batch_tokens".into(), (batch_tokens.unwrap_or(BATCH_TOKENS) as i64).into());
+    Ok((method, Recipe::try_from(table)?))
+}
+
+/// A recipe's keys that stand in `[repair]`, with their defaults.
+fn defaults() -> toml::Table {
+    let all = toml::Table::try_from(RepairConfig::default()).unwrap_or_default(); // plain numbers and names
+    all.into_iter().filter(|(key, _)| !ELSEWHERE.contains(&key.as_str())).collect()
+}
+
+/// `; the nearest is …`, where one is near.
+fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let near = known.map(|known| (strsim::jaro_winkler(word, known), known)).max_by(|a, b| a.0.total_cmp(&b.0));
+    near.filter(|(likeness, _)| *likeness > 0.6).map(|(_, near)| format!("; the nearest is {near}")).unwrap_or_default()
+}
+
+/// A configuration with every key, its meaning, and its default or a placeholder.
+pub(crate) fn example() -> String {
+    let mut out = String::from(
+        "# What `ares run` does: rounds of search, repair of both models, gates, and search again.\n\
+         # Paths are taken from the folder in which it is started. A key that is commented out may be left out.\n",
+    );
+    let command = Keys::command();
+    for (section, keys) in SECTIONS {
+        if !section.is_empty() {
+            let _ = write!(out, "\n[{section}]\n");
+        }
+        for key in keys {
+            let Some(arg) = command.get_arguments().find(|arg| arg.get_long() == Some(&key.replace('_', "-"))) else {
+                continue;
+            };
+            let _ = writeln!(out, "# {}", arg.get_help().map(ToString::to_string).unwrap_or_default());
+            let default: Vec<String> =
+                arg.get_default_values().iter().map(|value| value.to_string_lossy().into()).collect();
+            let value = match (arg.is_required_set(), default.as_slice(), *key) {
+                (true, ..) => format!("{:?}", placeholder(section, key)),
+                (_, [], "held_out") => "[]".to_string(),
+                (_, [], "allow_undecided") => "false".to_string(),
+                (_, [value], "prefill") => format!("[{value}]"),
+                (_, [value], _) if value.parse::<f64>().is_ok() => value.clone(),
+                (_, [value], _) => format!("{value:?}"),
+                _ => {
+                    let name = arg.get_value_names().and_then(<[_]>::first).map_or("…", |name| name.as_str());
+                    let _ = writeln!(out, "# {key} = {name}");
+                    continue;
+                }
+            };
+            let _ = writeln!(out, "{key} = {value}");
+        }
+    }
+    let _ = write!(out, "\n[{REPAIR}]\n# How every round repairs\n{METHOD} = {:?}\n", Method::Joint.name());
+    for (key, value) in defaults() {
+        for line in RepairConfig::docs(&key) {
+            let _ = writeln!(out, "#{line}");
+        }
+        let _ = writeln!(out, "{key} = {value}");
+    }
+    out
+}
+
+fn placeholder(section: &str, key: &str) -> String {
+    match (section, key) {
+        (_, "judge") => "model:judge".to_string(),
+        (_, "grammar") => "grammar.json".to_string(),
+        ("data", key) => format!("{key}.jsonl"),
+        (_, key) => key.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<(Experiment, Rounds)> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("loop.toml");
+        std::fs::write(&path, text).unwrap();
+        read(&path)
+    }
+
+    #[test]
+    fn the_example_is_read_as_the_defaults() {
+        let (experiment, rounds) = parsed(&example()).unwrap();
+        let expected = Recipe::try_from(toml::toml! { seed = 1 batch_tokens = 2048 }).unwrap();
+        assert_eq!(experiment.repair, expected);
+        assert_eq!((experiment.probes, experiment.failures, experiment.seeds), (1000, 240, vec![1]));
+        let found =
+            Rounds { rounds: 3, method: Method::Joint, held_out: Vec::new(), allow_undecided: false, fail_above: None };
+        assert_eq!(rounds, found);
+        let command = Keys::command();
+        for arg in command.get_arguments() {
+            let key = arg.get_long().unwrap().replace('-', "_");
+            assert!(SECTIONS.iter().any(|(_, keys)| keys.contains(&key.as_str())), "{key} stands in no section");
+        }
+    }
+
+    #[test]
+    fn what_stands_in_no_place_is_named_with_the_nearest_that_does() {
+        let full = example();
+        for (from, to, expected) in [
+            ("queries = 1000", "querys = 1000", "key querys in [probe]; the nearest is queries"),
+            ("[gates]", "[gate]", "section [gate]; the nearest is gates"),
+            ("rounds = 3", "rounds = 3\nqueries = 5", "key queries in [rounds]; it belongs into [probe]"),
+            ("steps = 80", "stepz = 80", "key stepz in [repair]; the nearest is steps"),
+            ("seed = 1\n", "sed = 1\n", "key sed at the top; the nearest is seed"),
+            ("policy = \"policy\"", "", "policy <DIR[+ADAPTER]>"),
+            ("method = \"joint\"", "method = \"jointly\"", "where one of policy, reward"),
+            ("judge = \"model:judge\"", "judge = \"oracle:x\"", "for 'judge <SPEC>'"),
+            ("queries = 1000", "queries = [[1]", "TOML parse error"),
+        ] {
+            assert!(full.contains(from), "{from}");
+            let error = parsed(&full.replacen(from, to, 1)).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("loop.toml"), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_number_lies_in_its_range() {
+        let full = example();
+        for (key, accepted) in [
+            ("seed", &["0"][..]),
+            ("harm_threshold", &["0"]),
+            ("max_new_tokens", &[]),
+            ("queries", &[]),
+            ("failures", &[]),
+            ("rounds", &[]),
+        ] {
+            let line = full.lines().find(|line| line.starts_with(&format!("{key} = "))).unwrap();
+            for value in ["nan", "inf", "-1", "0", "1e308", "1.5"] {
+                let found = parsed(&full.replacen(line, &format!("{key} = {value}"), 1));
+                match found {
+                    Ok(_) => assert!(accepted.contains(&value), "{key} = {value} was accepted"),
+                    Err(error) => {
+                        let error = error.to_string();
+                        assert!(!accepted.contains(&value) && error.contains(key) && error.contains("from"), "{error}");
+                    }
+                }
+            }
+        }
+    }
+}
