@@ -49,8 +49,8 @@ pub enum Error {
     /// A gate of the method was not met.
     #[error("{0}")]
     Gate(String),
-    /// Ctrl-C: the unit in progress was finished and written.
-    #[error("interrupted; what was finished is kept{0}")]
+    /// Ctrl-C or its like; the text says what is kept and how to go on.
+    #[error("interrupted{0}")]
     Interrupted(String),
 }
 

@@ -9,5 +9,6 @@ mod cli {
     pub mod method;
     pub mod profiler;
     pub mod rows;
+    pub mod run;
     pub mod support;
 }

@@ -30,7 +30,7 @@ impl Place {
         work(&dir).map_err(|error| match error {
             Error::Interrupted(_) => {
                 let place = dir.path().display();
-                Error::Interrupted(format!(" in {place}: go on with `ares {command} --resume {place}`"))
+                Error::Interrupted(format!("; what was done is kept: go on with `ares {command} --resume {place}`"))
             }
             other => other,
         })

@@ -12,10 +12,10 @@ pub fn install() -> Result<()> {
     let flag = flag();
     let handler = move || {
         if flag.swap(true, Ordering::SeqCst) {
-            eprintln!("\nstopped at once; the unit in progress is lost, what was finished before is kept");
+            eprintln!("\nstopped at once: what was in progress is lost");
             std::process::exit(130);
         }
-        eprintln!("\ninterrupted: finishing the unit in progress; Ctrl-C again stops at once");
+        eprintln!("\ninterrupted: finishing what is in progress; Ctrl-C again stops at once");
     };
     ctrlc::set_handler(handler).map_err(|error| Error::Usage(format!("Ctrl-C cannot be handled: {error}")))
 }

@@ -159,7 +159,7 @@ pub(super) fn prepare<B: Ops>(
 /// One safetensors file: `term.<name>`, each one number, and `policy.` and `reward.` before PEFT's names of the gradients.
 fn dump(step: &StepMetrics, gradients: [Option<AdapterFile>; 2], path: &Path) -> Result<()> {
     let mut tensors = BTreeMap::new();
-    for (name, value) in step.terms.iter().filter(|(name, _)| *name != "coupling") {
+    for (name, value) in step.terms.iter().filter(|(name, _)| *name != "coupling" && *name != "loss") {
         let value = HostTensor { shape: vec![1], data: value.iter().map(|value| *value as f32).collect() };
         tensors.insert(format!("term.{name}"), value);
     }

@@ -19,6 +19,7 @@ use crate::detect::evaluate::Evaluation;
 use crate::detect::gates::{accepted, gates};
 use crate::detect::measure::{GateResult, MethodResult};
 use crate::detect::rows::{EvalRow, Kind};
+use crate::detect::stats::wilson;
 use crate::error::{Error, Result};
 use crate::model::adapter_file::WEIGHTS;
 use crate::model::{AdapterInit, Pair, Pretrained, Version};
@@ -148,6 +149,13 @@ impl<B: Ops> Course<'_, B> {
             self.receipt(&round)?;
             rounds.push(round);
             if nothing {
+                let found = &searched.found;
+                let queries = found.iter().map(|found| found.summary.queries as u64).sum();
+                let most =
+                    wilson(0, queries).map_or("unknown".to_string(), |[_, most]| format!("{:.2} %", 100.0 * most));
+                self.lab.watch.note(&format!(
+                    "round {n}: nothing to repair, nothing trained: 0 of {queries} queries, at most {most} of them with 95 % confidence"
+                ));
                 break;
             }
             let unfinished = format!("round {n} of at most {} is done", self.rounds.rounds);

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::support::{Folder, ares, ares_with, command, finish, interrupt, lines, rows};
 
 /// The suite with a few rows of every split; enough to calibrate on, too few to say anything.
-fn suite() -> Folder {
+pub fn suite() -> Folder {
     let folder = Folder::new();
     copy(Path::new("models"), &folder.at("models"));
     folder
@@ -34,7 +34,7 @@ fn copy(from: &Path, to: &Path) {
 
 /// `line` with MODELS for the options that name the first pair's models and judge, CALIBRATED for these and its calibration,
 /// PAIR for its folder, OUT for the test's.
-fn typed(folder: &Folder, line: &str) -> String {
+pub fn typed(folder: &Folder, line: &str) -> String {
     let models = "--policy PAIR/policy --reward PAIR/reward JUDGED";
     line.replace("CALIBRATED", "MODELS --calibration PAIR/calibration.jsonl")
         .replace("MODELS", models)
@@ -90,7 +90,8 @@ fn demo_stops_on_ctrl_c_and_leaves_no_result() {
     }
     ares(&line).expect(1, &["another run holds this directory", &format!("process {}", child.id())]);
     interrupt(&child);
-    finish(child).expect(130, &["interrupted: finishing", "interrupted; what was finished is kept"]);
+    finish(child)
+        .expect(130, &["interrupted: finishing", "interrupted; what was done is kept: go on with `ares demo --resume"]);
     assert!(!folder.at("demo/summary.json").exists());
 }
 
