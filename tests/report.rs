@@ -181,6 +181,118 @@ fn missing_parts_are_left_out() {
     assert!(html.contains("before") && !html.contains("NaN"), "nothing found and nothing repaired is a report too");
 }
 
+/// A loop of three rounds, of which the second was refused, as `ares run` leaves it.
+fn loop_of_three(name: &str) -> (PathBuf, Value) {
+    let run = sample(name);
+    let mut whole = summary();
+    let methods = whole["methods"].clone();
+    let round = |n: u64, repair: &Value, why_not: Value| {
+        let mut repair = repair.clone();
+        (repair["seed"], repair["accepted"]) = (json!(n), json!(why_not.is_null()));
+        json!({
+            "round": n, "search": {"queries": 1000, "coupled": 400 / n, "per_1000": 400 / n}, "failures": 240, "repair": repair,
+            "before": whole["before"], "why_not": why_not, "reprobe": {"queries": 1000, "coupled": 7 * n, "per_1000": 7 * n},
+        })
+    };
+    let refused = json!(format!("reward_drift is 0.1200, limit 0.0800 {HOSTILE}"));
+    let rounds =
+        [round(1, &methods[1], Value::Null), round(2, &methods[0], refused), round(3, &methods[1], Value::Null)];
+    whole["rounds"] = json!(rounds);
+    let mut last = methods[1].clone();
+    last["name"] = json!("run");
+    whole["methods"] = json!([last]);
+    let rows = outcomes().into_iter().filter(|row| row["method"] == "joint");
+    let named = |row: &Value, method: &str, seed: u64| {
+        let mut row = row.clone();
+        (row["method"], row["seed"]) = (json!(method), json!(seed));
+        format!("{row}\n")
+    };
+    let rows = rows
+        .flat_map(|row| [("run", 1), ("round-1", 1), ("round-2", 2)].map(|(method, seed)| named(&row, method, seed)));
+    fs::write(run.join("outcomes.jsonl"), rows.collect::<String>()).unwrap();
+    let asked = [(1, false, 3), (1, true, 2), (2, true, 1)].into_iter().flat_map(|(round, after, hits)| {
+        let row = json!({"domain": "forge", "topic": "x", "tactic": HOSTILE, "verdict": "coupled", "after": after, "round": round});
+        vec![format!("{row}\n"); hits]
+    });
+    fs::write(run.join("probes.jsonl"), asked.collect::<String>()).unwrap();
+    fs::write(run.join("summary.json"), whole.to_string()).unwrap();
+    (run, whole)
+}
+
+#[test]
+fn a_loop_shows_its_rounds_and_the_rows_behind_them() {
+    let (run, summary) = loop_of_three("report-loop");
+    let html = page(&run);
+    let rounds = section(&html, "Rounds");
+    let rows: Vec<&str> = rounds.split("<tr>").skip(2).collect();
+    let cells = |row: &str| elements(row, "td").iter().map(|(_, text)| text.to_string()).collect::<Vec<_>>();
+    assert_eq!(rows.len(), 3);
+    // The first cell is a link, so its text lies deeper.
+    assert_eq!(cells(rows[0])[1..4], ["400.0", "240", "13.9 → 1.8"]);
+    assert_eq!(cells(rows[1])[1..4], ["200.0", "240", "13.9 → 2.9"]);
+    assert!(rows[1].contains("class=\"right bad\">no<") && rows[2].contains("class=\"right good\">yes<"));
+    assert!(
+        rounds.contains("round 2 was refused and rolled back: reward_drift is 0.1200, limit 0.0800 &lt;script&gt;")
+    );
+    // After a refused round the curve shows what it was rolled back to.
+    let chart = rounds.split("<figure>").nth(1).unwrap();
+    let value = axis(chart, "y");
+    let curve = |n: usize| {
+        let points = elements(chart, &format!("polyline class=\"raw c{n}\""))[0].0["points"];
+        points.split(' ').map(|point| value(number(point.split_once(',').unwrap().1))).collect::<Vec<_>>()
+    };
+    for (n, expected) in [(0, [13.89, 1.79, 13.89, 1.79]), (3, [40.0, 0.7, 1.4, 2.1])] {
+        let found = curve(n);
+        assert_eq!(found.len(), 4);
+        found.into_iter().zip(expected).for_each(|(found, expected)| close(found, expected, 0.2));
+    }
+    // Every link leads to rows: of round 1 all failures, the worst first.
+    for anchor in ["round-1", "round-2", "round-3", "worst"] {
+        assert!(
+            html.contains(&format!("href=\"#{anchor}\"")) && html.contains(&format!("id=\"{anchor}\"")),
+            "{anchor}"
+        );
+    }
+    let behind: Vec<&str> = rounds.split("<details").skip(1).collect();
+    let failures = of("joint").filter(|row| row["verdict"] != "sound").count();
+    assert_eq!((behind.len(), behind[0].matches("<article").count()), (3, failures));
+    assert!(behind[0].split("<article").nth(1).unwrap().contains("<b>coupled</b>"));
+    assert!(behind[2].contains("no failure is left"), "no row of round 3 is there");
+    let archive = &html[html.find("Search archive").unwrap()..];
+    for (title, hits) in [("before", 3), ("after round 1", 2), ("after round 2", 1)] {
+        let figure =
+            archive.split("<figure>").find(|figure| figure.contains(&format!(">{title}</figcaption>"))).unwrap();
+        assert!(figure.contains(&format!("{hits}.00 (n = {hits})")), "{title}");
+    }
+    assert!(!html.contains("<script") && !html.contains("unfinished"));
+    assert_eq!(summary["rounds"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn an_unfinished_run_is_reported_as_far_as_it_is() {
+    let (run, mut summary) = loop_of_three("report-unfinished");
+    summary["unfinished"] = json!("round 2 of at most 3 is done <b>");
+    summary["methods"] = json!([]);
+    summary["rounds"].as_array_mut().unwrap().pop();
+    fs::write(run.join("summary.json"), summary.to_string()).unwrap();
+    // The file was growing when the run was stopped.
+    let mut probes = fs::read_to_string(run.join("probes.jsonl")).unwrap();
+    probes.push_str("{\"domain\": \"for");
+    fs::write(run.join("probes.jsonl"), &probes).unwrap();
+    let html = page(&run);
+    for part in
+        ["This run is unfinished", "round 2 of at most 3 is done &lt;b&gt;", "ares demo --resume", "Search archive"]
+    {
+        assert!(html.contains(part), "{part}");
+    }
+    assert!(!html.contains("<h3>Cost</h3>") && !html.contains("NaN"), "what is not there is left out");
+    // The same line is damage where nothing grows any more.
+    summary["unfinished"] = Value::Null;
+    fs::write(run.join("summary.json"), summary.to_string()).unwrap();
+    let error = report::write(&run, &[]).unwrap_err().to_string();
+    assert!(error.contains("probes.jsonl") && error.contains("line 7"), "{error}");
+}
+
 #[test]
 fn damaged_and_foreign_runs_are_refused_with_a_remedy() {
     let message = |run: &Path, others: &[PathBuf]| report::write(run, others).unwrap_err().to_string();

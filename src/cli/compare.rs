@@ -129,6 +129,11 @@ pub(super) fn show(session: &Session, directory: &Path, summary: &Summary) -> Re
         session.table(&tables::search(probe));
         session.say("");
     }
+    if let Some(rounds) = tables::rounds(summary) {
+        session.table(&rounds);
+        tables::refusals(summary).iter().for_each(|line| session.say(line));
+        session.say("");
+    }
     session.table(&tables::methods(summary));
     if summary.suite.is_some() {
         // Nobody should take it for more than it is.

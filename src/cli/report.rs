@@ -13,7 +13,7 @@ use crate::run::RunDir;
 /// Write a run's report.html again
 #[derive(Debug, Args)]
 pub(crate) struct Report {
-    /// Directory of a finished run
+    /// Directory of a run, finished or not
     #[arg(value_name = "RUN")]
     run: PathBuf,
     /// Further runs of the same benchmark, laid beside it
@@ -25,7 +25,12 @@ impl Report {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let directory = RunDir::open(&self.run)?;
         let path = write(directory.path(), &self.others)?;
-        session.table(&tables::methods(&RunData::read(directory.path())?.summary));
+        let summary = RunData::read(directory.path())?.summary;
+        if let Some(unfinished) = &summary.unfinished {
+            session.say(&format!("this run is unfinished: {unfinished}"));
+        }
+        tables::rounds(&summary).iter().for_each(|rounds| session.table(rounds));
+        session.table(&tables::methods(&summary));
         session.say(&format!("wrote {}", path.display()));
         session.result(&json!({ "report": path }))
     }

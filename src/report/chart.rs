@@ -211,16 +211,16 @@ pub(super) fn observe(grid: &mut Grid, row: &str, column: &str, hit: bool) {
 
 /// Draws the heat maps that are not empty, over common axes and one common scale, so that they can be compared. A cell shows the
 /// sum of its observations, or with `mean` their rate.
-pub(super) fn heats(before: &Grid, after: &Grid, mean: bool) -> Vec<Value> {
-    let keys = || before.keys().chain(after.keys());
+pub(super) fn heats(grids: &[(String, Grid)], mean: bool) -> Vec<Value> {
+    let keys = || grids.iter().flat_map(|(_, grid)| grid.keys());
     let rows: Vec<&String> = keys().map(|(row, _)| row).collect::<BTreeSet<_>>().into_iter().collect();
     let columns: Vec<&String> = keys().map(|(_, column)| column).collect::<BTreeSet<_>>().into_iter().collect();
     let value = |(sum, n): (f64, u64)| if mean { sum / n as f64 } else { sum };
-    let hottest = before.values().chain(after.values()).map(|cell| value(*cell)).fold(0.0, f64::max);
+    let hottest = grids.iter().flat_map(|(_, grid)| grid.values()).map(|cell| value(*cell)).fold(0.0, f64::max);
     let longest = |names: &[&String]| names.iter().map(|name| name.chars().count()).max().unwrap_or(0) as f64;
     let (left, top) = ((longest(&rows) * 6.4 + 10.0).min(130.0), (longest(&columns) * 5.2 + 14.0).min(90.0));
     let side = ((430.0 - left) / columns.len() as f64).min(26.0);
-    let draw = |(title, grid): (&str, &Grid)| {
+    let draw = |(title, grid): &(String, Grid)| {
         let cell = |((row, column), found): (&(String, String), &(f64, u64))| {
             let place = |names: &[&String], name: &String| names.iter().position(|n| *n == name).unwrap_or(0) as f64;
             let shown = value(*found);
@@ -246,7 +246,7 @@ pub(super) fn heats(before: &Grid, after: &Grid, mean: bool) -> Vec<Value> {
             cells => grid.iter().map(cell).collect::<Vec<_>>(),
         }
     };
-    [("before", before), ("after", after)].into_iter().filter(|(_, grid)| !grid.is_empty()).map(draw).collect()
+    grids.iter().filter(|(_, grid)| !grid.is_empty()).map(draw).collect()
 }
 
 #[cfg(test)]

@@ -47,6 +47,8 @@ pub(crate) struct Query {
     pub(crate) verdict: Option<Verdict>,
     /// Whether the query was asked of the repaired models.
     pub(crate) after: bool,
+    /// Of a loop: the round after which it was asked.
+    pub(crate) round: Option<u64>,
     /// Whether it belongs to the uniform run that the search is compared with.
     pub(crate) uniform: bool,
 }
@@ -57,18 +59,20 @@ impl RunData {
         let path = directory.join(summary::NAME);
         if !path.is_file() {
             return Err(Error::Usage(format!(
-                "{}: expected the directory of a finished run, found no {}; give what --out named, such as runs/demo",
+                "{}: expected the directory of a run that has measured something, found no {}; give what --out named, such as runs/demo",
                 directory.display(),
                 summary::NAME
             )));
         }
-        let receipt = directory.join(manifest::NAME);
+        let (receipt, summary) = (directory.join(manifest::NAME), summary::read(&path)?);
+        // What still grows may end in half a line.
+        let lines = Lines { torn: summary.unfinished.is_some() };
         Ok(RunData {
-            summary: summary::read(&path)?,
+            summary,
             manifest: if receipt.is_file() { Some(Manifest::read(&receipt)?) } else { None },
-            outcomes: lines(&directory.join("outcomes.jsonl"))?,
-            metrics: lines(&directory.join("metrics.jsonl"))?,
-            probes: lines(&directory.join("probes.jsonl"))?,
+            outcomes: lines.read(&directory.join("outcomes.jsonl"))?,
+            metrics: lines.read(&directory.join("metrics.jsonl"))?,
+            probes: lines.read(&directory.join("probes.jsonl"))?,
         })
     }
 
@@ -86,17 +90,26 @@ impl RunData {
     }
 }
 
-/// Reads the rows of a JSON-lines file; none if there is no file. A line that is no JSON is an error with its number.
-fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    if !path.is_file() {
-        return Ok(Vec::new());
+/// How JSON-lines files are read.
+struct Lines {
+    /// A last line without an end is left out.
+    torn: bool,
+}
+
+impl Lines {
+    /// Reads the rows of a file; none if there is no file. A line that is no JSON is an error with its number.
+    fn read<T: DeserializeOwned>(&self, path: &Path) -> Result<Vec<T>> {
+        if !path.is_file() {
+            return Ok(Vec::new());
+        }
+        let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
+        let whole = if self.torn { text.rfind('\n').map_or(0, |end| end + 1) } else { text.len() };
+        let remedy = "restore the file, or move it away and write the report without it";
+        let row = |(index, line): (usize, &str)| {
+            let found = |error: serde_json::Error| format!("line {}: {error}", index + 1);
+            serde_json::from_str(line)
+                .map_err(|error| Error::file(path, "one JSON object on every line", remedy)(found(error)))
+        };
+        text[..whole].lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(row).collect()
     }
-    let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
-    let remedy = "restore the file, or move it away and write the report without it";
-    let row = |(index, line): (usize, &str)| {
-        let found = |error: serde_json::Error| format!("line {}: {error}", index + 1);
-        serde_json::from_str(line)
-            .map_err(|error| Error::file(path, "one JSON object on every line", remedy)(found(error)))
-    };
-    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(row).collect()
 }

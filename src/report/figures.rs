@@ -1,12 +1,14 @@
 //! The report's figures: which numbers of a run go into which chart.
 
+use std::collections::BTreeMap;
+
 use minijinja::{Value, context};
 
 use crate::detect::measure::{Interval, Measure, MethodResult};
 use crate::detect::outcome::Outcome;
 use crate::judge::Verdict;
 use crate::repair::StepMetrics;
-use crate::run::summary::Summary;
+use crate::run::summary::{Hits, Round, Summary};
 
 use super::chart::{self, Distribution, Grid, Panel, Series};
 use super::data::{BEFORE, RunData};
@@ -55,18 +57,45 @@ pub(super) fn rewards(data: &RunData, after: Option<&MethodResult>) -> Vec<Value
     chart::histograms(&panels, data.summary.thresholds.tau_r)
 }
 
-/// Draws likelihoods and loss terms of each method, of the first seed.
+/// Draws likelihoods and loss terms of each method, of the first seed; in a loop of each round.
 pub(super) fn training(data: &RunData) -> Vec<Value> {
     let seed = data.metrics.first().map_or(0, |metric| metric.seed);
+    let name = |metric: &StepMetrics| match metric.round {
+        Some(round) => format!("{}, round {round}", metric.method),
+        None => metric.method.clone(),
+    };
+    let shown: Vec<(String, &StepMetrics)> =
+        data.metrics.iter().filter(|m| m.round.is_some() || m.seed == seed).map(|m| (name(m), m)).collect();
     let mut methods = Vec::new();
-    for method in distinct(data.metrics.iter().map(|metric| metric.method.as_str())) {
-        let steps = data.metrics.iter().filter(|metric| metric.method == method && metric.seed == seed);
+    for method in distinct(shown.iter().map(|(name, _)| name.as_str())) {
+        let steps = shown.iter().filter(|(name, _)| name == method).map(|(_, metric)| *metric);
         let panels = training_panels(&steps.collect::<Vec<_>>());
         if !panels.is_empty() {
             methods.push(context! { method, panels });
         }
     }
     methods
+}
+
+/// Draws the models as each round left them, rolled back where it was refused; at 0 before any.
+pub(super) fn rounds(summary: &Summary) -> Option<Value> {
+    let first = summary.rounds.first()?;
+    let kept = |round: &Round, of: fn(&Measure) -> Option<f64>| match (&round.repair, &round.why_not) {
+        (Some(repair), None) => of(&repair.measure),
+        _ => of(&round.before),
+    };
+    let curve = |start: Option<f64>, of: &dyn Fn(&Round) -> Option<f64>| -> Vec<(u64, f64)> {
+        let after = summary.rounds.iter().map(|round| (round.round, of(round)));
+        [(0, start)].into_iter().chain(after).filter_map(|(n, value)| Some((n, 100.0 * value?))).collect()
+    };
+    let share = |hits: Hits| hits.per_1000.map(|found| found / 1000.0);
+    let curves = [
+        ("CFR %".to_string(), curve(first.before.cfr, &|round| kept(round, |m| m.cfr))),
+        ("harmful %".to_string(), curve(first.before.harmful_rate, &|round| kept(round, |m| m.harmful_rate))),
+        ("reward error %".to_string(), curve(first.before.reward_error, &|round| kept(round, |m| m.reward_error))),
+        ("found by the search %".to_string(), curve(share(first.search), &|round| share(round.reprobe))),
+    ];
+    chart::lines("after each round", &curves, 0)
 }
 
 /// What is drawn together, by the names of the terms.
@@ -91,15 +120,22 @@ fn training_panels(steps: &[&StepMetrics]) -> Vec<Value> {
     panels
 }
 
-/// Draws the search's archive before and after: coupled failures found per topic and tactic.
+/// Draws the search's archive before and after, in a loop after each round: coupled failures found per topic and tactic.
 pub(super) fn archive(data: &RunData) -> Vec<Value> {
-    let (mut before, mut after) = (Grid::new(), Grid::new());
+    let mut grids = BTreeMap::<u64, Grid>::new();
     for probe in data.probes.iter().filter(|probe| !probe.uniform) {
         let row = if probe.domain.is_empty() { &probe.topic } else { &probe.domain };
-        let grid = if probe.after { &mut after } else { &mut before };
+        let grid = grids.entry(if probe.after { probe.round.unwrap_or(1) } else { 0 }).or_default();
         chart::observe(grid, row, &probe.tactic, probe.verdict == Some(Verdict::Coupled));
     }
-    chart::heats(&before, &after, false)
+    let last = grids.keys().max().copied();
+    let title = |n: u64| match n {
+        0 => "before".to_string(),
+        1 if last == Some(1) => "after".to_string(),
+        n => format!("after round {n}"),
+    };
+    let grids: Vec<(String, Grid)> = grids.into_iter().map(|(n, grid)| (title(n), grid)).collect();
+    chart::heats(&grids, false)
 }
 
 /// Draws the held-out prompts before and after: CFR per topic and tactic.
@@ -115,5 +151,5 @@ pub(super) fn held_out(data: &RunData, method: Option<&MethodResult>) -> Vec<Val
         grid
     };
     let after = method.map(|m| grid(data.outcomes_of(&m.name, m.seed))).unwrap_or_default();
-    chart::heats(&grid(data.outcomes_of(BEFORE, 0)), &after, true)
+    chart::heats(&[("before".to_string(), grid(data.outcomes_of(BEFORE, 0))), ("after".to_string(), after)], true)
 }

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use minijinja::{Environment, context};
+use minijinja::{Environment, Value, context};
 
 use crate::detect::measure::MethodResult;
 use crate::detect::outcome::Outcome;
 use crate::error::{Error, Result};
 use crate::judge::Verdict;
+use crate::run::summary::Round;
 use crate::text::template::clock;
 
 use super::data::{BEFORE, RunData};
@@ -46,7 +47,11 @@ pub(crate) fn render(data: &RunData) -> Result<String> {
         training => figures::training(data),
         archive => figures::archive(data),
         held_out => figures::held_out(data, after),
-        worst => worst(data, after),
+        worst => worst(data, after, WORST),
+        rounds => tables::rounds(summary),
+        refusals => tables::refusals(summary),
+        course => figures::rounds(summary),
+        rows_of_rounds => rows_of_rounds(data),
         gates => tables::gates(summary),
         warnings => tables::warnings(summary),
         receipt => data.manifest,
@@ -54,8 +59,23 @@ pub(crate) fn render(data: &RunData) -> Result<String> {
     environment.get_template("page.html").and_then(|template| template.render(page)).map_err(fault)
 }
 
-/// Finds the ten worst failures that remain: coupled first, then by how sure the judge is and how high the reward.
-fn worst<'a>(data: &'a RunData, after: Option<&MethodResult>) -> Vec<&'a Outcome> {
+/// Failures that are shown of what remains, and of what one round left.
+const WORST: usize = 10;
+const WORST_OF_ROUND: usize = 50;
+
+/// The worst failures on the gate split behind each round's figures.
+fn rows_of_rounds(data: &RunData) -> Vec<Value> {
+    let rows = |round: &Round| {
+        let repair = MethodResult { name: format!("round-{}", round.round), ..round.repair.clone()? };
+        Some(
+            context! { round => round.round, anchor => format!("round-{}", round.round), rows => worst(data, Some(&repair), WORST_OF_ROUND) },
+        )
+    };
+    data.summary.rounds.iter().filter_map(rows).collect()
+}
+
+/// Finds the worst failures under a method, or before any: coupled first, then by how sure the judge is and how high the reward.
+fn worst<'a>(data: &'a RunData, after: Option<&MethodResult>, most: usize) -> Vec<&'a Outcome> {
     let thresholds = data.summary.thresholds;
     let (name, seed) = after.map_or((BEFORE, 0), |method| (method.name.as_str(), method.seed));
     let mut failures = data.outcomes_of(name, seed);
@@ -65,6 +85,6 @@ fn worst<'a>(data: &'a RunData, after: Option<&MethodResult>) -> Vec<&'a Outcome
         o.p_harm.unwrap_or(0.0) * approval
     };
     failures.sort_by(|a, b| b.verdict.cmp(&a.verdict).then(badness(b).total_cmp(&badness(a))));
-    failures.truncate(10);
+    failures.truncate(most);
     failures
 }

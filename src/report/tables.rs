@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::detect::measure::{GateResult, Measure, MethodResult};
 use crate::probe::ProbeResult;
-use crate::run::summary::Summary;
+use crate::run::summary::{Hits, Round, Summary};
 
 use super::numbers::{UNKNOWN, count, number, percent, percent_ci};
 use super::table::Align::{Left, Right};
@@ -181,7 +181,7 @@ pub(super) fn attribution(summary: &Summary) -> Option<Table> {
     ];
     let mut table = over_states(summary, &COLUMNS);
     table.rows.remove(0);
-    (table.columns.len() > 1).then_some(table)
+    (table.columns.len() > 1 && !table.rows.is_empty()).then_some(table)
 }
 
 /// Shows `columns` of every state; those in which nothing is known are left out.
@@ -228,6 +228,42 @@ fn accepted(method: &MethodResult) -> Cell {
         Some(false) => Cell::new("no", Mark::Bad),
         None => UNKNOWN.into(),
     }
+}
+
+/// Shows the rounds of a loop side by side, each measured on the gate split; none where there were none.
+pub(crate) fn rounds(summary: &Summary) -> Option<Table> {
+    fn change(round: &Round, of: fn(&Measure) -> Option<f64>) -> String {
+        let after = round.repair.as_ref().map(|repair| format!(" → {}", percent(of(&repair.measure))));
+        format!("{}{}", percent(of(&round.before)), after.unwrap_or_default())
+    }
+    let found = |hits: Option<Hits>| number(hits.and_then(|hits| hits.per_1000), 1);
+    let repair = |round: &Round, show: fn(&MethodResult) -> Cell| round.repair.as_ref().map_or(UNKNOWN.into(), show);
+    let columns: [Column<&Round>; 13] = [
+        ("round", Left, &|round| round.round.to_string().into()),
+        ("found per 1000", Right, &|round| found(Some(round.search)).into()),
+        ("repaired", Right, &|round| round.failures.to_string().into()),
+        ("CFR %", Right, &|round| change(round, |m| m.cfr).into()),
+        ("harmful %", Right, &|round| change(round, |m| m.harmful_rate).into()),
+        ("reward error %", Right, &|round| change(round, |m| m.reward_error).into()),
+        ("over-refusal %", Right, &|round| change(round, |m| m.over_refusal).into()),
+        ("drift", Right, &|round| repair(round, |r| thousandths(r.measure.reward_drift).into())),
+        ("found after", Right, &|round| found(Some(round.reprobe)).into()),
+        ("held out", Right, &|round| match (round.search_held_out, round.reprobe_held_out) {
+            (None, None) => UNKNOWN.into(),
+            (before, after) => format!("{} → {}", found(before), found(after)).into(),
+        }),
+        ("lr", Right, &|round| repair(round, |r| r.lr.map_or(UNKNOWN.to_string(), |lr| format!("{lr:e}")).into())),
+        ("gates", Right, &|round| repair(round, gate_count)),
+        ("accepted", Right, &|round| repair(round, accepted)),
+    ];
+    (!summary.rounds.is_empty()).then(|| Table::of(&summary.rounds, &columns).without_empty_columns())
+}
+
+/// Says of each refused round why.
+pub(crate) fn refusals(summary: &Summary) -> Vec<String> {
+    let why =
+        |round: &Round| Some(format!("round {} was refused and rolled back: {}", round.round, round.why_not.as_ref()?));
+    summary.rounds.iter().filter_map(why).collect()
 }
 
 /// Shows what the search found, beside the same number of uniform queries.

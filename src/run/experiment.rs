@@ -73,6 +73,7 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
     let trained: Vec<Method> = experiment.methods.iter().copied().filter(|&method| method != Method::None).collect();
     let (mut methods, mut adaptive, mut uniform) = (Vec::new(), Vec::new(), Vec::new());
     let all = experiment.seeds.len() * trained.len();
+    lab.write(&before[0].measure, &[], &[], None, Some(format!("0 of {all} repairs are measured")))?;
     for &seed in &experiment.seeds {
         let mut sampler = Sampler::new(SamplerKind::default(), &grammar);
         let place = Search { seed, ..Search::default() };
@@ -82,12 +83,11 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
         let ready = lab.prepare(&chosen, &seed.to_string(), seed)?;
         let mut measured = Vec::new();
         for &method in &trained {
-            let done = methods.len() + measured.len();
-            let so_far: Vec<MethodResult> =
-                methods.iter().chain(measured.iter().map(|(result, _)| result)).cloned().collect();
-            let unfinished = format!("{done} of {all} repairs are measured");
-            lab.write(&before[0].measure, &so_far, &[], None, Some(unfinished))?;
             measured.push(method_of(&mut lab, method, seed, &ready.prepared, &before)?);
+            let so_far = methods.iter().chain(measured.iter().map(|(result, _)| result));
+            let so_far: Vec<MethodResult> = so_far.cloned().collect();
+            let unfinished = format!("{} of {all} repairs are measured", so_far.len());
+            lab.write(&before[0].measure, &so_far, &[], None, Some(unfinished))?;
         }
         methods.extend(relate(measured, &before[0], experiment.sense, seed));
         let [found, control] = found;

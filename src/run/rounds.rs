@@ -124,6 +124,7 @@ impl<B: Ops> Course<'_, B> {
     fn run(&mut self) -> Result<Summary> {
         let [test, start] = self.lab.before()?;
         self.lab.lines.outcomes("gate", 0, &start)?;
+        self.lab.write(&test.measure, &[], &[], None, Some("no round is done".to_string()))?;
         let (mut searched, mut now) = (self.search(1)?, start.clone());
         let [adaptive, uniform] = &searched.found;
         let probe =
