@@ -10,5 +10,6 @@ mod cli {
     pub mod profiler;
     pub mod rows;
     pub mod run;
+    pub mod stream;
     pub mod support;
 }

@@ -78,6 +78,9 @@ fn repair_data(pair: &SuitePair) -> RepairData {
     }
 }
 
+/// What a trainer saves, and the steps it made.
+type Saved = ((String, BTreeMap<String, HostTensor>), Vec<StepMetrics>);
+
 /// Adapters of policy and reward model after a repair, as PEFT files, and the steps' metrics.
 type Repaired = ([Option<ares::model::AdapterFile>; 2], Vec<StepMetrics>);
 
@@ -89,7 +92,7 @@ impl World {
     /// The same, after each of `stops` steps by another trainer, which gets nothing but what the last one saved.
     fn repair_in_pieces(&mut self, method: Method, config: &RepairConfig, stops: &[usize]) -> Repaired {
         let recipe = config.clone().try_into().unwrap();
-        let mut saved: Option<((String, BTreeMap<String, HostTensor>), Vec<StepMetrics>)> = None;
+        let mut saved: Option<Saved> = None;
         for stop in stops.iter().chain([&usize::MAX]) {
             let setting = setting(&mut self.examiner, self.thresholds);
             let mut trainer = Trainer::new(setting, &self.data, method, &recipe, None).unwrap();

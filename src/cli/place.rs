@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, CommandFactory};
 
+use super::Cli;
 use crate::error::{Error, Result};
 use crate::run::args::strip;
 use crate::run::{Earlier, Manifest, RunDir};
@@ -41,6 +42,11 @@ impl Place {
 /// holds no run, or one of another command or folder.
 pub(super) fn words(typed: Vec<OsString>) -> Result<Vec<OsString>> {
     let (mut beside, Some(dir)) = strip(typed.clone(), "--resume") else { return Ok(typed) };
+    let commands = Cli::command();
+    let command = typed.iter().find_map(|word| commands.find_subcommand(word)).map(clap::Command::get_name);
+    if !command.is_some_and(|command| ["run", "demo", "compare", "probe", "repair"].contains(&command)) {
+        return Ok(typed); // of a command that takes rows, where it is a flag
+    }
     let (path, manifest) = Manifest::of_run(Path::new(&dir))?;
     match beside.iter().position(|word| *word == *manifest.command) {
         Some(at) => beside.remove(at),

@@ -2,17 +2,21 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
 
 use clap::Args;
+use serde_json::{Map, Value};
 
 use super::Session;
+use super::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{ModelSpec, Pretrained};
 use crate::ops::Ops;
 use crate::run::detect::Added;
-use crate::run::interrupt;
-use crate::text::rows::{Row, RowWriter, read};
+use crate::run::{Manifest, interrupt};
+use crate::text::rows::{Row, RowReader, RowWriter};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Rows")]
@@ -30,16 +34,26 @@ pub(crate) struct RowArgs {
     /// Pack at most N tokens into one forward pass [default: 1024 on the CPU, 8192 on a GPU]
     #[arg(long, value_name = "N")]
     batch_tokens: Option<NonZeroUsize>,
-    /// Stop at the first bad row, and write nothing
+    /// Stop at the first bad row; the rows before it stay in FILE.part
     #[arg(long)]
     strict: bool,
+    /// Go on where an earlier run of the same command left FILE.part
+    #[arg(long, requires = "output")]
+    resume: bool,
     /// Use texts as they stand, without a chat template
     #[arg(long)]
     pub(crate) raw: bool,
 }
 
-/// Rows worked on before their results are written: enough to keep every slot of generation busy.
-const CHUNK: usize = 512;
+/// Rows of the first window: enough to keep every slot of generation busy.
+const WINDOW: usize = 512;
+/// A window has at most so many rows, and about so many bytes.
+const MOST_ROWS: usize = 8192;
+const MOST_BYTES: u64 = 16 << 20;
+/// What a window is meant to take; at most so much is lost when the program is stopped.
+const SECONDS: f64 = 4.0;
+/// Rows that the reading thread hands over at once.
+const CHUNK: usize = 256;
 
 impl RowArgs {
     /// Those that were asked for; else the backend's own `BATCH`.
@@ -57,82 +71,234 @@ impl RowArgs {
         Pretrained::open(ops, model, self.batch(ops), interrupt::flag())
     }
 
-    /// Reads all rows. Called before a model is opened: a wrong path should not cost a load.
-    pub fn read(&self, session: &Session) -> Result<RowJob<'_>> {
+    /// Opens input and output. Called before a model is opened: a wrong path should not cost a load. `inputs` are the files and folders
+    /// that decide what comes out: with --resume they must be what they were.
+    pub fn read<'a>(&'a self, session: &Session, device: &Device, inputs: &[&Path]) -> Result<RowJob<'a>> {
         if session.json && self.output.is_none() {
             let why = "--json: expected --output FILE beside it, found rows and result both on stdout";
             return Err(Error::Usage(why.to_string()));
         }
+        let reader = RowReader::open(self.input.as_deref())?;
         // What cannot be written is reported before anything is computed.
-        let writer = RowWriter::create(self.output.as_deref())?;
-        Ok(RowJob { args: self, rows: read(self.input.as_deref(), self.strict)?, writer })
+        let resumed = match &self.output {
+            Some(output) if self.resume => RowWriter::resume(output)?,
+            _ => None,
+        };
+        let (writer, done) = match resumed {
+            Some((writer, done)) => (writer, Some(done)),
+            None => (RowWriter::create(self.output.as_deref())?, None),
+        };
+        let receipt = writer.is_part().then(|| writer.place().with_added_extension("toml"));
+        let agreed = receipt.as_ref().map_or(Ok(()), |path| {
+            let manifest = Manifest::of_rows(&device.to_string(), inputs)?;
+            if done.is_some() { Manifest::read(path)?.expect_same(&manifest, path) } else { manifest.write(path) }
+        });
+        match agreed {
+            Ok(()) => Ok(RowJob { args: self, reader, writer, done, receipt }),
+            Err(error) if done.is_some() => Err(error),
+            Err(error) => {
+                writer.discard();
+                Err(error)
+            }
+        }
     }
 }
 
-/// Rows that were read, and where they go.
+/// Rows that are read, and where they go.
 pub(crate) struct RowJob<'a> {
     args: &'a RowArgs,
-    rows: Vec<Row>,
+    reader: RowReader,
     writer: RowWriter,
+    /// Rows that an earlier run has written.
+    done: Option<RowReader>,
+    /// What that run and this one must have in common.
+    receipt: Option<PathBuf>,
 }
 
 impl RowJob<'_> {
-    /// Gives chunks of rows to `work`, which returns what is added to each of them or the row's own error, in order. After
-    /// Ctrl-C the finished chunks are kept: on stdout, or beside the output as `FILE.part`.
+    /// Gives windows of rows to `work`, which returns what is added to each of them or the row's own error, in order; `passed` hears of
+    /// the rows that were done before, as they were read and as they were written. Whatever ends it, the windows done are kept.
     pub(crate) fn work(
         mut self,
         session: &Session,
         label: &str,
+        mut passed: impl FnMut(&Row, &Map<String, Value>) -> Result<()>,
         mut work: impl FnMut(&[Row]) -> Result<Vec<Result<Added>>>,
     ) -> Result<Done> {
-        let (begin, total) = (Instant::now(), self.rows.len());
-        let bar = session.progress(label, total as u64);
-        let (mut done, mut errors, mut last) = (0, 0, None);
-        for chunk in self.rows.chunks_mut(CHUNK) {
-            let results = interrupt::check().and_then(|()| work(chunk));
-            let results = match results {
-                Err(Error::Interrupted(_)) => return Err(self.keep_part(done)?),
-                results => results?,
+        let begin = Instant::now();
+        let (bytes, bar) = (self.reader.bytes(), session.progress_of_bytes(label, self.reader.length));
+        let (mut rows, mut errors, mut last) = (0, 0, None);
+        for done in self.done.take().into_iter().flatten() {
+            let (row, done) = (self.reader.next().transpose()?, done?);
+            let Some(row) = row.filter(|row| agrees(row, &done.object)) else {
+                let found = format!("another row {}, or none", rows + 1);
+                let expected = format!("the rows that {} holds already", self.writer.place().display());
+                let remedy = "resume with the same --input, or delete the part".to_string();
+                return Err(Error::Data { what: "--resume".into(), expected, found, remedy });
             };
-            for (row, result) in chunk.iter_mut().zip(results) {
+            passed(&row, &done.object)?;
+            rows += 1;
+            let new = |error: &&Value| row.fault().is_some() || row.object.get("error") != Some(*error);
+            if let Some(error) = done.object.get("error").filter(new).and_then(Value::as_str) {
+                (errors, last) = (errors + 1, Some(row.wrong("a row that can be worked on", error)));
+            }
+        }
+        if rows > 0 {
+            session.say(&format!("{label}: going on after {rows} rows"));
+        }
+        let (before, mut size) = (rows, WINDOW);
+        let chunks = chunks(self.reader);
+        let rate = |rows: usize| (rows - before) as f64 / begin.elapsed().as_secs_f64().max(1e-3);
+        let ended: Result<()> = loop {
+            let mut window = match window(&chunks, size) {
+                Ok(window) if window.is_empty() => break Ok(()),
+                Ok(window) => window,
+                Err(error) => break Err(error),
+            };
+            let started = Instant::now();
+            let results = match interrupt::check().and_then(|()| work(&window)) {
+                Ok(results) => results,
+                Err(error) => break Err(error),
+            };
+            let mut strict = None;
+            for (row, result) in window.iter_mut().zip(results) {
                 match result {
                     Ok(added) => added.into_iter().for_each(|(key, value)| row.set(&key, value)),
-                    Err(error) if self.args.strict => return Err(row.placed(error)),
                     Err(error) => {
                         let error = row.placed(error);
+                        if self.args.strict {
+                            strict = Some(error);
+                            break;
+                        }
                         row.fail(&error);
                         (errors, last) = (errors + 1, Some(error));
                     }
                 }
                 self.writer.write(&row.object)?;
+                rows += 1;
             }
-            done += chunk.len();
-            bar.set_position(done as u64);
+            self.writer.flush()?;
+            if let Some(error) = strict {
+                break Err(error);
+            }
+            let factor = (SECONDS / started.elapsed().as_secs_f64().max(1e-6)).clamp(0.25, 4.0);
+            size = ((window.len() as f64 * factor) as usize).clamp(16, MOST_ROWS);
+            bar.set_position(bytes.load(Ordering::Relaxed));
+            bar.set_message(format!("{rows} rows, {:.0} a second", rate(rows)));
+        };
+        bar.finish_and_clear();
+        if let Err(error) = ended {
+            let place = self.writer.place();
+            if rows == 0 {
+                // Nothing that could be gone on with, and nothing that should block the next try.
+                self.receipt.iter().for_each(|receipt| drop(std::fs::remove_file(receipt)));
+                self.writer.discard();
+                return Err(error);
+            }
+            let kept = format!("{rows} rows are done, in {}", place.display());
+            let kept = if self.receipt.is_some() { format!("{kept}: go on with --resume") } else { kept };
+            self.writer.flush()?;
+            return Err(match error {
+                Error::Interrupted(_) => Error::Interrupted(format!("; {kept}")),
+                error => {
+                    session.say(&kept);
+                    error
+                }
+            });
         }
         self.writer.finish()?;
-        bar.finish_and_clear();
+        // Best effort: beside a whole file it says nothing.
+        self.receipt.iter().for_each(|receipt| drop(std::fs::remove_file(receipt)));
         let seconds = begin.elapsed().as_secs_f64();
-        session.say(&format!("{label}: {total} rows, {errors} with an error, {seconds:.1} s"));
+        session
+            .say(&format!("{label}: {rows} rows, {errors} with an error, {seconds:.1} s, {:.0} a second", rate(rows)));
         match last {
             // A whole file of errors is a mistake of another kind than a bad row.
-            Some(error) if errors == total => Err(error),
-            _ => Ok(Done { rows: total, errors, seconds }),
+            Some(error) if errors == rows => Err(error),
+            _ => Ok(Done { rows, errors, seconds }),
         }
     }
+}
 
-    /// Writes what is done, and returns what there is to say.
-    fn keep_part(self, done: usize) -> Result<Error> {
-        let Some(output) = &self.args.output else {
-            self.writer.finish()?;
-            return Ok(Error::Interrupted(format!(" ({done} of {} rows, on stdout)", self.rows.len())));
-        };
-        let mut name = output.as_os_str().to_owned();
-        name.push(".part");
-        let mut part = RowWriter::create(Some(Path::new(&name)))?;
-        self.rows[..done].iter().try_for_each(|row| part.write(&row.object))?;
-        part.finish()?;
-        Ok(Error::Interrupted(format!(" ({done} of {} rows, in {})", self.rows.len(), Path::new(&name).display())))
+/// Whether `done` came of `row`: what a command may have written over aside, it holds the same.
+fn agrees(row: &Row, done: &Map<String, Value>) -> bool {
+    const WRITTEN: [&str; 25] = [
+        "response",
+        "tokens_out",
+        "finish",
+        "reward",
+        "logprob",
+        "logprobs",
+        "n",
+        "p_harm",
+        "ambiguous",
+        "verdict",
+        "verdict_pairwise",
+        "id",
+        "kind",
+        "domain",
+        "topic",
+        "tactic",
+        "family",
+        "planted",
+        "label",
+        "truth",
+        "refusal",
+        "prefill",
+        "tau_h",
+        "tau_r",
+        "error",
+    ];
+    let same = |(key, value): (&String, &Value)| done.get(key) == Some(value) || WRITTEN.contains(&key.as_str());
+    row.object.iter().filter(|(key, value)| *key != "prompt" || value.is_string()).all(same)
+}
+
+/// Reads ahead on a thread of its own, a few chunks at most: rows, and the bytes that they took.
+fn chunks(mut reader: RowReader) -> Receiver<Result<(Vec<Row>, u64)>> {
+    let (send, receive) = sync_channel(4);
+    std::thread::spawn(move || {
+        let bytes = reader.bytes();
+        loop {
+            let begin = bytes.load(Ordering::Relaxed);
+            let full = |rows: &Vec<Row>| rows.len() == CHUNK || bytes.load(Ordering::Relaxed) - begin > MOST_BYTES / 8;
+            let mut rows = Vec::new();
+            let ended = loop {
+                match reader.next() {
+                    Some(Ok(row)) => rows.push(row),
+                    other => break Some(other),
+                }
+                if full(&rows) {
+                    break None;
+                }
+            };
+            let read = bytes.load(Ordering::Relaxed) - begin;
+            // Whoever does not listen any more has ended.
+            let listens = rows.is_empty() || send.send(Ok((rows, read))).is_ok();
+            match ended {
+                None if listens => {}
+                Some(Some(Err(error))) => return drop(send.send(Err(error))),
+                _ => return,
+            }
+        }
+    });
+    receive
+}
+
+/// The next `size` rows or so; none at the end. Fails where reading does, and, however long it waits for input, once interrupted.
+fn window(chunks: &Receiver<Result<(Vec<Row>, u64)>>, size: usize) -> Result<Vec<Row>> {
+    let (mut window, mut bytes) = (Vec::new(), 0);
+    while window.len() < size && bytes < MOST_BYTES {
+        match chunks.recv_timeout(Duration::from_millis(100)) {
+            Ok(chunk) => {
+                let (rows, read) = chunk?;
+                window.extend(rows);
+                bytes += read;
+            }
+            Err(RecvTimeoutError::Timeout) => interrupt::check()?,
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
     }
+    Ok(window)
 }
 
 /// How many rows came out.

@@ -1,5 +1,6 @@
 //! The commands that add to each row what models say of it: `generate`, `score`, `logprob`, `judge`, `detect`.
 
+use std::cell::RefCell;
 use std::num::NonZeroUsize;
 
 use clap::Args;
@@ -72,12 +73,12 @@ impl DecodingArgs {
 impl Generate {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
-        let job = self.rows.read(session)?;
+        let job = self.rows.read(session, &device, &self.model.places())?;
         on_device!(device, |ops| {
             let mut model = self.rows.open(ops, &self.model)?;
             model.transformer.config.expect_causal()?;
             let decoding = self.decoding.decoding(session.seed());
-            let done = job.work(session, "generate", |rows| {
+            let done = job.work(session, "generate", nothing, |rows| {
                 let asks: Vec<Result<Ask>> = rows.iter().map(|row| self.ask(row, &model.rendering)).collect();
                 let good: Vec<Ask> = asks.iter().flatten().cloned().collect();
                 Ok(fill(asks, model.generate(Version::Current, &good, &decoding)?, answered))
@@ -89,6 +90,11 @@ impl Generate {
     fn ask(&self, row: &Row, rendering: &Rendering) -> Result<Ask> {
         Ok(Ask::new(row.prompt_for(self.rows.raw, Some(rendering))?, key(row)))
     }
+}
+
+/// What most commands make of rows that an earlier run has done.
+fn nothing(_: &Row, _: &Added) -> Result<()> {
+    Ok(())
 }
 
 /// What keys a row's random numbers: its `id`, else its line. So neither order nor company changes an answer.
@@ -116,11 +122,11 @@ pub(crate) struct Score {
 impl Score {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
-        let job = self.rows.read(session)?;
+        let job = self.rows.read(session, &device, &self.reward.places())?;
         on_device!(device, |ops| {
             let mut model = self.rows.open(ops, &self.reward)?;
             model.transformer.config.expect_score()?;
-            let done = job.work(session, "score", |rows| {
+            let done = job.work(session, "score", nothing, |rows| {
                 let rendered: Vec<Result<Rendered>> = rows
                     .par_iter()
                     .map(|row| match row.exchange(self.rows.raw, Some(&model.rendering))? {
@@ -163,11 +169,11 @@ pub(crate) struct Logprob {
 impl Logprob {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
-        let job = self.rows.read(session)?;
+        let job = self.rows.read(session, &device, &self.model.places())?;
         on_device!(device, |ops| {
             let mut model = self.rows.open(ops, &self.model)?;
             model.transformer.config.expect_causal()?;
-            let done = job.work(session, "logprob", |rows| {
+            let done = job.work(session, "logprob", nothing, |rows| {
                 let rendered = rows.par_iter().map(|row| self.render(&model.rendering, row)).collect();
                 let logprobs = model.logprobs(Version::Current, rendered)?;
                 Ok(logprobs.into_iter().map(|logprobs| self.added(logprobs?)).collect())
@@ -222,10 +228,10 @@ pub(crate) struct Judge {
 impl Judge {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
-        let job = self.rows.read(session)?;
+        let job = self.rows.read(session, &device, &[self.judge.place()])?;
         on_device!(device, |ops| {
             let mut judge = self.judge.open(ops, self.rows.batch(ops), &interrupt::flag())?;
-            let done = job.work(session, "judge", |rows| {
+            let done = job.work(session, "judge", nothing, |rows| {
                 let texts: Vec<Result<(Prompt, String)>> = rows.iter().map(|row| self.texts(row)).collect();
                 let good: Vec<(&Prompt, &str)> =
                     texts.iter().flatten().map(|(p, answer)| (p, answer.as_str())).collect();
@@ -263,12 +269,14 @@ impl Detect {
         let (batch_tokens, raw, seed) = (self.rows.batch_tokens(), self.rows.raw, session.seed());
         let options = DetectOptions { batch_tokens, raw, seed, ..self.options };
         options.scale()?;
-        let job = self.rows.read(session)?;
+        let job = self.rows.read(session, &device, &options.places())?;
         on_device!(device, |ops| {
-            let mut detector = Detector::open(ops, &options)?;
+            let detector = Detector::open(ops, &options)?;
             session.detail(&format!("reward threshold {}", detector.thresholds.tau_r));
-            job.work(session, "detect", |rows| detector.look(rows))?;
-            let measure = detector.measure();
+            let detector = RefCell::new(detector);
+            let passed = |row: &Row, done: &Added| detector.borrow_mut().recall(row, done);
+            job.work(session, "detect", passed, |rows| detector.borrow_mut().look(rows))?;
+            let measure = detector.borrow().measure();
             session.table(&tables::verdicts(&measure));
             session.result(&measure)
         })

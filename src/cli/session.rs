@@ -113,14 +113,25 @@ impl Session {
 
     /// A bar over `length` units, or a spinner if that is 0; without a terminal it stays unseen.
     pub(crate) fn progress(&self, label: &str, length: u64) -> ProgressBar {
+        match length {
+            0 => self.bar(label, 0, "{prefix:28} {spinner} {elapsed}"),
+            _ => self.bar(label, length, "{prefix:28} {bar:24} {pos}/{len}  {eta} left  {msg}"),
+        }
+    }
+
+    /// A bar over so many bytes of input, or a spinner where nobody knows how many there are.
+    pub(crate) fn progress_of_bytes(&self, label: &str, length: Option<u64>) -> ProgressBar {
+        match length {
+            None => self.bar(label, 0, "{prefix:28} {spinner} {elapsed}  {msg}"),
+            Some(length) => self.bar(label, length, "{prefix:28} {bar:24} {eta} left  {msg}"),
+        }
+    }
+
+    fn bar(&self, label: &str, length: u64, template: &str) -> ProgressBar {
         if self.quiet || !std::io::stderr().is_terminal() {
             return ProgressBar::hidden();
         }
         let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(8));
-        let template = match length {
-            0 => "{prefix:28} {spinner} {elapsed}",
-            _ => "{prefix:28} {bar:24} {pos}/{len}  {eta} left  {msg}",
-        };
         // A fixed template: if it were wrong, the plain bar is still a bar.
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style.progress_chars("━╸─"));

@@ -64,6 +64,11 @@ impl<S> Examiner<S> {
         Examiner { judges, journal, decoding, tau_h, models, judged, subject }
     }
 
+    /// Forgets everything: what was asked about rows that do not come again.
+    pub(crate) fn forget(&mut self) {
+        (self.models, self.judged) = Default::default();
+    }
+
     /// To be called when the adapted policy or the adapted reward model has changed.
     pub(crate) fn forget_current(&mut self) {
         self.models[Version::Current as usize] = Models::default();

@@ -1,6 +1,6 @@
 //! `--judge SPEC`: which judge, as typed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -42,6 +42,13 @@ impl FromStr for JudgeSpec {
 }
 
 impl JudgeSpec {
+    /// The folder or file that it is read from.
+    pub(crate) fn place(&self) -> &Path {
+        match self {
+            JudgeSpec::Model(place) | JudgeSpec::Lexicon(place) => place,
+        }
+    }
+
     /// Opens the judge.
     pub fn open<B: Ops>(&self, ops: &B, batch_tokens: usize, interrupt: &Arc<AtomicBool>) -> Result<Box<dyn Judge>> {
         Ok(match self {

@@ -31,6 +31,13 @@ pub struct ModelSpec {
     pub adapter: Option<PathBuf>,
 }
 
+impl ModelSpec {
+    /// The folders that it is read from.
+    pub(crate) fn places(&self) -> Vec<&Path> {
+        [Some(&self.dir), self.adapter.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect()
+    }
+}
+
 impl From<ModelSpec> for String {
     fn from(spec: ModelSpec) -> String {
         let adapter = spec.adapter.map(|adapter| format!("+{}", adapter.display()));

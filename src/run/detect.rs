@@ -2,7 +2,7 @@
 //! scores made elsewhere can be audited with no model at all.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -72,6 +72,13 @@ pub(crate) struct DetectOptions {
 }
 
 impl DetectOptions {
+    /// The files and folders that decide verdicts.
+    pub(crate) fn places(&self) -> Vec<&Path> {
+        let models = [&self.policy, &self.reward].into_iter().flatten().flat_map(ModelSpec::places);
+        let judges = [&self.judge, &self.second_judge, &self.refusal].into_iter().flatten().map(JudgeSpec::place);
+        models.chain(judges).chain(self.calibration.as_deref()).collect()
+    }
+
     /// Where the reward threshold comes from. Fails where nothing says it.
     pub(crate) fn scale(&self) -> Result<Scale> {
         match (self.tau_r, &self.calibration) {
@@ -145,11 +152,46 @@ impl<B: Ops> Detector<'_, B> {
             Ok(added)
         });
         let results = results.collect();
-        self.observed.own.extend(found.own);
-        for (k, outcomes) in found.prefill {
-            self.observed.prefill.entry(k).or_default().extend(outcomes);
-        }
+        self.keep(found);
+        self.examiner.forget();
         Ok(results)
+    }
+
+    /// Takes over what an earlier run has found out about a row and written as `done`.
+    pub(crate) fn recall(&mut self, row: &Row, done: &Added) -> Result<()> {
+        let DetectOptions { kind, raw, .. } = self.options;
+        let rendering = self.examiner.subject.policy.as_ref().map(|policy| &policy.rendering);
+        // Who is no row has no outcome.
+        let Ok(EvalRow { known, .. }) = EvalRow::read(row, *kind, *raw, rendering) else { return Ok(()) };
+        let mut observed = Observed::default();
+        let mut done = done.clone();
+        let wrong = |error: serde_json::Error| {
+            row.wrong("an outcome in the part, as `ares detect` writes it", &error.to_string())
+        };
+        if let Some(Value::Object(prefill)) = done.remove("prefill") {
+            for (k, forced) in prefill {
+                let forced: Outcome = serde_json::from_value(forced).map_err(wrong)?;
+                let Outcome { response, p_harm, reward, verdict, verdict_pairwise, error, .. } = forced;
+                let same = Outcome { response, p_harm, reward, verdict, verdict_pairwise, error, ..known.unmeasured() };
+                let outcome = Outcome { prefill: k.parse().ok(), ..same };
+                observed.prefill.entry(outcome.prefill.unwrap_or_default()).or_default().push(outcome);
+            }
+        }
+        observed.own.push(match done.get("error").and_then(Value::as_str) {
+            Some(error) => Outcome { error: Some(error.to_string()), ..known.unmeasured() },
+            None => serde_json::from_value(Value::Object(done)).map_err(wrong)?,
+        });
+        self.keep(observed);
+        Ok(())
+    }
+
+    /// Keeps of outcomes what the measure needs: all but the texts.
+    fn keep(&mut self, found: Observed) {
+        let slim = |outcome: Outcome| Outcome { prompt: String::new(), response: None, ..outcome };
+        self.observed.own.extend(found.own.into_iter().map(slim));
+        for (k, outcomes) in found.prefill {
+            self.observed.prefill.entry(k).or_default().extend(outcomes.into_iter().map(slim));
+        }
     }
 
     /// What all rows looked at so far say together.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -58,19 +59,40 @@ impl Manifest {
         })
     }
 
+    /// What decides the rows of a command that takes rows: what was typed, but where rows come from and go, and the models' files, large
+    /// ones by their length and their ends alone.
+    pub(crate) fn of_rows(device: &str, inputs: &[&Path]) -> Result<Manifest> {
+        let mut manifest = Manifest::new("rows", device, &[], &toml::Table::new())?;
+        let mut words = manifest.arguments.iter().peekable();
+        manifest.command = words.next().cloned().unwrap_or_default();
+        while let Some(word) = words.next() {
+            let name = word.trim_start_matches('-');
+            let (name, value) = match name.split_once('=') {
+                Some((name, value)) => (name, value.to_string()),
+                None => {
+                    (name, words.next_if(|next| !next.starts_with('-')).cloned().unwrap_or_else(|| "yes".to_string()))
+                }
+            };
+            if !["input", "i", "output", "o", "resume", "quiet", "q", "verbose", "v", "json", "device", "strict"]
+                .contains(&name)
+            {
+                manifest.settings.insert(name.to_string(), value.into());
+            }
+        }
+        manifest.arguments.clear();
+        for place in inputs {
+            for file in files(place)? {
+                manifest.inputs.insert(file.display().to_string(), sketch(&file)?);
+            }
+        }
+        Ok(manifest)
+    }
+
     /// Hashes a file, or what a model is read from: in its folder the configuration, the tokenizer, the template and the weights.
     /// What else lies there (other formats, an optimiser's state) says nothing about a run.
     pub(crate) fn add_input(&mut self, place: &Path) -> Result<()> {
-        if !place.is_dir() {
-            self.inputs.insert(place.display().to_string(), sha256_file(place)?);
-            return Ok(());
-        }
-        for entry in fs::read_dir(place).map_err(Error::read(place))? {
-            let path = entry.map_err(Error::read(place))?.path();
-            let read = path.extension().is_some_and(|kind| ["json", "safetensors", "jinja"].iter().any(|k| kind == *k));
-            if read && path.is_file() {
-                self.add_input(&path)?;
-            }
+        for file in files(place)? {
+            self.inputs.insert(file.display().to_string(), sha256_file(&file)?);
         }
         Ok(())
     }
@@ -113,7 +135,7 @@ impl Manifest {
                 what: format!("{}: {what}", path.display()),
                 expected: format!("{then}, as when the run began"),
                 found: now,
-                remedy: "resume with the same, or begin a new run with another --out".into(),
+                remedy: "resume with the same, or begin anew elsewhere".into(),
             }),
         }
     }
@@ -166,6 +188,36 @@ fn by_name(inputs: &BTreeMap<String, String>) -> BTreeMap<String, String> {
 
 fn last_part(path: &str) -> String {
     path.rsplit(['/', '\\']).next().unwrap_or(path).to_string()
+}
+
+/// The file itself, or those of a folder that a model is read from.
+fn files(place: &Path) -> Result<Vec<PathBuf>> {
+    if !place.is_dir() {
+        return Ok(vec![place.to_path_buf()]);
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(place).map_err(Error::read(place))? {
+        let path = entry.map_err(Error::read(place))?.path();
+        let read = path.extension().is_some_and(|kind| ["json", "safetensors", "jinja"].iter().any(|k| kind == *k));
+        found.extend(Some(path).filter(|path| read && path.is_file()));
+    }
+    Ok(found)
+}
+
+/// A hash of a file's length and, where it is large, of its first and last 256 KiB alone: another model differs there.
+fn sketch(path: &Path) -> Result<String> {
+    const END: u64 = 256 << 10;
+    let mut file = File::open(path).map_err(Error::read(path))?;
+    let length = file.metadata().map_err(Error::read(path))?.len();
+    let (mut hash, mut bytes) = (Sha256::new(), Vec::new());
+    let begun = (&mut file).take(END).read_to_end(&mut bytes);
+    let whole = begun
+        .and_then(|_| file.seek(SeekFrom::Start(length.saturating_sub(END))))
+        .and_then(|_| file.read_to_end(&mut bytes));
+    whole.map_err(Error::read(path))?;
+    hash.update(length.to_le_bytes());
+    hash.update(&bytes);
+    Ok(format!("{:x}", hash.finalize()))
 }
 
 /// SHA-256 of a file in hex, without holding it in memory.

@@ -106,15 +106,10 @@ impl Models {
         files: impl IntoIterator<Item = &'a PathBuf>,
         dir: &RunDir,
     ) -> Result<String> {
-        let mut places: Vec<&PathBuf> = files.into_iter().collect();
-        for spec in [&self.policy, &self.reward] {
-            places.push(&spec.dir);
-            places.extend(&spec.adapter);
-        }
+        let mut places: Vec<&Path> = files.into_iter().map(PathBuf::as_path).collect();
+        places.extend([&self.policy, &self.reward].into_iter().flat_map(ModelSpec::places));
         let others = [&self.second_judge, &self.refusal, &self.truth].into_iter().flatten();
-        places.extend([&self.judge].into_iter().chain(others).map(|spec| match spec {
-            JudgeSpec::Model(place) | JudgeSpec::Lexicon(place) => place,
-        }));
+        places.extend([&self.judge].into_iter().chain(others).map(JudgeSpec::place));
         places.into_iter().try_for_each(|place| manifest.add_input(place))?;
         let path = dir.file(manifest::NAME);
         if dir.resumed && path.is_file() {

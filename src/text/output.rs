@@ -1,7 +1,7 @@
 //! Files that appear whole or not at all.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write, stdout};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 /// Fails if it cannot be written there.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
-    file.write(bytes)?;
+    file.write_all(bytes).map_err(Error::write(path))?;
     file.commit()
 }
 
@@ -27,11 +27,17 @@ pub(crate) struct AtomicFile {
     temporary: Option<(Arc<File>, TempPath)>,
 }
 
-impl AtomicFile {
-    pub(crate) fn stdout() -> AtomicFile {
-        AtomicFile { path: "standard output".into(), out: BufWriter::new(Box::new(stdout())), temporary: None }
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.out.write(bytes)
     }
 
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl AtomicFile {
     /// Opens the temporary file. Fails if `path` is a folder, or lies in one that cannot be written.
     pub(crate) fn create(path: &Path) -> Result<AtomicFile> {
         if path.file_name().is_none() || path.is_dir() {
@@ -48,11 +54,6 @@ impl AtomicFile {
         let (file, temporary) = made.into_parts();
         let file = Arc::new(file);
         Ok(AtomicFile { path, out: BufWriter::new(Box::new(file.clone())), temporary: Some((file, temporary)) })
-    }
-
-    /// Adds `bytes`. Fails if they cannot be written.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out.write_all(bytes).map_err(Error::write(&self.path))
     }
 
     /// Flushes to the disk and gives the file its name. Fails, without harm to an earlier file, if either cannot be done.
@@ -99,7 +100,7 @@ fn folder(path: &Path) -> &Path {
 }
 
 /// Makes a rename in `folder` durable.
-fn sync(folder: &Path) -> std::io::Result<()> {
+pub(crate) fn sync(folder: &Path) -> std::io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
@@ -120,7 +121,7 @@ mod tests {
         write_atomic(&path, b"first").unwrap();
         write_atomic(&path, b"second").unwrap();
         let mut file = AtomicFile::create(&path).unwrap();
-        file.write(b"half").unwrap();
+        file.write_all(b"half").unwrap();
         drop(file);
         assert_eq!(fs::read(&path).unwrap(), b"second");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file may stay");

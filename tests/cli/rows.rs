@@ -93,12 +93,14 @@ fn a_bad_row_is_an_error_row_and_never_a_lost_file() {
         assert!(error.contains(what) && error.contains(&format!("line {line}")), "{what:?}: {error}");
         assert!(found.get("logprob").is_none());
     }
-    // With --strict the first one stops all, and nothing is written.
+    // With --strict the first one stops all, and what was done before it waits for --resume.
     let out = Folder::new();
     for (line, what) in &bad[..2] {
         out.write("in.jsonl", format!("{good}\n{line}\n"));
         ares(&format!("{args} -i {out}/in.jsonl -o {out}/out.jsonl --strict")).expect(1, &["in.jsonl, line 2", what]);
-        assert_eq!(out.count(), 1, "only the input may be there");
+        assert_eq!(out.read("out.jsonl.part").lines().count(), 1);
+        assert!(!out.at("out.jsonl").exists());
+        ["out.jsonl.part", "out.jsonl.part.toml"].map(|name| std::fs::remove_file(out.at(name)).unwrap());
     }
     let all_bad = ares_with(&args, "no json\n").expect(1, &["line 1"]);
     assert_eq!(all_bad.rows().len(), 1, "the error row is written all the same");
@@ -219,9 +221,9 @@ fn ctrl_c_keeps_what_is_done() {
         let outcome = finish(child).expect(130, &["interrupted: finishing"]);
         assert!(!folder.at("out.jsonl").exists(), "a part must not pass for the whole");
         if signals == 1 {
-            outcome.expect(130, &["interrupted; what was finished is kept", "out.jsonl.part"]);
+            outcome.expect(130, &["interrupted; ", " rows are done, in ", "out.jsonl.part: go on with --resume"]);
             assert!(rows(&folder.read("out.jsonl.part")).iter().all(|row| row["response"].is_string()));
-            assert_eq!(folder.count(), 2, "no temporary file may stay");
+            assert_eq!(folder.count(), 3, "input, part and its receipt: no temporary file may stay");
         }
     }
 }

@@ -145,7 +145,7 @@ fn a_run_goes_on_only_with_what_it_began_with() {
     folder.write("loop.toml", configuration(&folder));
     let gate = folder.read("models/framing/gate.jsonl");
     folder.write("models/framing/gate.jsonl", gate.lines().skip(1).map(|row| format!("{row}\n")).collect::<String>());
-    resume("").expect(1, &["run.toml: input gate.jsonl: expected", "begin a new run with another --out"]);
+    resume("").expect(1, &["run.toml: input gate.jsonl: expected", "or begin anew elsewhere"]);
     ares(&format!("compare --resume {folder}/run")).expect(2, &["expected `ares run --resume`"]);
     ares(&format!("run --resume {folder}/models"))
         .expect(2, &["expected the directory of a run that was stopped", "run.toml"]);

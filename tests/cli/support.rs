@@ -56,9 +56,12 @@ pub fn ares(line: &str) -> Outcome {
 /// With `input` on stdin.
 pub fn ares_with(line: &str, input: &str) -> Outcome {
     let mut child = command(line).spawn().unwrap();
-    // A command that refuses its arguments may be gone before it reads.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    finish(child)
+    let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_string());
+    // It answers while it is still asked; a command that refuses its arguments may be gone before it reads.
+    let asking = std::thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
+    let outcome = finish(child);
+    asking.join().unwrap();
+    outcome
 }
 
 pub fn finish(child: Child) -> Outcome {

@@ -16,7 +16,10 @@ mod turns;
 mod write;
 
 pub use pair::Preference;
-pub use read::{parse, read};
+pub(crate) use read::RowReader;
+#[cfg(test)]
+pub(crate) use read::parse;
+pub use read::read;
 pub(crate) use write::RowWriter;
 
 /// Where a prompt may stand, the first that a row has counts. JailbreakBench's `Behavior` is a title, its `Goal` the prompt.
@@ -66,6 +69,14 @@ impl Row {
     /// Why the line is no row, if it is none.
     pub(crate) fn fault(&self) -> Option<Error> {
         self.fault.as_ref().map(|(expected, found)| self.wrong(expected, found))
+    }
+
+    /// The row itself; with `strict` an error where it is none.
+    pub(crate) fn checked(self, strict: bool) -> Result<Row> {
+        match self.fault() {
+            Some(error) if strict => Err(error),
+            _ => Ok(self),
+        }
     }
 
     /// Puts `error` and `line` into the row: what becomes of a row that could not be worked on.

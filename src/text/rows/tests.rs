@@ -212,13 +212,15 @@ fn written_rows_are_read_the_same() {
         let mut writer = RowWriter::create(Some(&path)).unwrap();
         rows.iter().for_each(|row| writer.write(row.as_object().unwrap()).unwrap());
         assert!(!path.exists(), "nothing before it is whole");
+        refused(RowWriter::create(Some(&path)), "go on with --resume, or delete it");
         writer.finish().unwrap();
         let back = read(Some(&path), true).unwrap();
         assert_eq!(back.len(), 2);
         assert_eq!(user(&back[0]), "a,\n\"b\"");
         assert_eq!((back[0].number("n").unwrap(), back[1].number("n").unwrap()), (Some(1.0), None));
     }
-    refused(RowWriter::create(Some(&dir.path().join("no/out.jsonl"))), "no/out.jsonl: cannot write");
+    refused(RowWriter::create(Some(&dir.path().join("no/out.jsonl"))), "no/out.jsonl.part: cannot write");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left beside the two files");
     write_atomic(&dir.path().join("empty.jsonl"), b"\n").unwrap();
     assert!(read(Some(&dir.path().join("empty.jsonl")), true).unwrap().is_empty());
 }
