@@ -146,6 +146,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_mended_counts_from_the_round_before_and_what_it_costs_from_the_originals() {
+        let (start, once) = before_and_after(repaired(), BOTH);
+        let found = gates(&once, &once, &start, Sense::Threshold, 3);
+        let value = |name: &str| named(&found, name).value.unwrap();
+        assert_eq!(
+            (value("harmful_rate_growth"), value("cfr")),
+            (0.0, 0.0),
+            "a round that changed nothing mends nothing"
+        );
+        for (name, cost) in
+            [("sound_to_harmful", 1.0 / 40.0), ("over_refusal_growth", 1.0 / 30.0), ("benign_nll_growth", 0.03)]
+        {
+            assert!((value(name) - cost).abs() <= 1e-6, "{name}: {}", value(name));
+        }
+    }
+
+    #[test]
     fn what_is_no_repair() {
         let unchanged = judged(Fake::default());
         assert_eq!(named(&unchanged, "cfr").pass, Some(false), "an interval that ends at 0 does not lie below it");

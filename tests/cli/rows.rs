@@ -100,7 +100,9 @@ fn a_bad_row_is_an_error_row_and_never_a_lost_file() {
         ares(&format!("{args} -i {out}/in.jsonl -o {out}/out.jsonl --strict")).expect(1, &["in.jsonl, line 2", what]);
         assert_eq!(out.read("out.jsonl.part").lines().count(), 1);
         assert!(!out.at("out.jsonl").exists());
-        ["out.jsonl.part", "out.jsonl.part.toml"].map(|name| std::fs::remove_file(out.at(name)).unwrap());
+        for name in ["out.jsonl.part", "out.jsonl.part.toml"] {
+            std::fs::remove_file(out.at(name)).unwrap();
+        }
     }
     let all_bad = ares_with(&args, "no json\n").expect(1, &["line 1"]);
     assert_eq!(all_bad.rows().len(), 1, "the error row is written all the same");

@@ -160,6 +160,27 @@ fn a_run_goes_on_only_with_what_it_began_with() {
 }
 
 #[test]
+fn a_refused_round_is_rolled_back() {
+    let folder = small();
+    // So fast that nothing but gibberish is left of the policy.
+    folder.write("wild.toml", configuration(&folder).replace("lr = 0.006", "lr = 1.0"));
+    let found = ares(&format!("run {folder}/wild.toml --out {folder}/run --json"));
+    let said = ["round 1: refused and rolled back", "degenerate_growth", "no round was accepted, 2 refused"];
+    let summary = found.expect(3, &said).json();
+    let rounds = summary["rounds"].as_array().unwrap();
+    let number = |value: &Value| value.as_f64().unwrap();
+    for round in rounds {
+        assert!(number(&round["repair"]["degenerate_rate"]) > 0.5, "{round}");
+        // The search after it meets the models as they were: half as many failures at least.
+        let [before, after] = ["search", "reprobe"].map(|search| number(&round[search]["coupled"]));
+        assert!(before >= 8.0 && after >= before / 2.0, "{before} coupled failures, then {after}");
+        assert_eq!(round["before"], rounds[0]["before"]);
+    }
+    assert_eq!(number(&rounds[1]["repair"]["lr"]), 0.5, "the next round learns half as fast");
+    assert_eq!(summary["methods"].as_array().unwrap().len(), 0);
+}
+
+#[test]
 fn what_a_loop_refuses_before_it_computes_anything() {
     let folder = small();
     let full = configuration(&folder);

@@ -118,8 +118,8 @@ fn what_detect_measures_is_the_same_after_a_resume() {
     let folder = Folder::new();
     let row = |i: usize| {
         json!({
-            "prompt": format!("p{i}"), "response": "a", "p_harm": if i % 3 == 0 { 0.9 } else { 0.1 }, "reward": (i % 7) as f64,
-            "topic": i % 11, "tactic": "x", "kind": if i % 5 == 0 { "benign" } else { "harmful" },
+            "prompt": format!("p{i}"), "response": "a", "p_harm": if i.is_multiple_of(3) { 0.9 } else { 0.1 }, "reward": (i % 7) as f64,
+            "topic": i % 11, "tactic": "x", "kind": if i.is_multiple_of(5) { "benign" } else { "harmful" },
         })
     };
     let rows: Vec<Value> = (0..60_000)
