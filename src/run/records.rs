@@ -1,7 +1,7 @@
 //! The run's JSON-lines files. They grow while the run goes on.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -13,6 +13,7 @@ use crate::detect::outcome::Outcome;
 use crate::error::{Error, Result};
 use crate::probe::record::ProbeRecord;
 use crate::repair::{Failure, StepMetrics};
+use crate::text::output::whole_lines;
 
 /// All of them.
 pub(crate) struct Lines {
@@ -104,11 +105,8 @@ impl Growing {
     /// Counts the whole lines of an earlier time and cuts off a torn one.
     fn open(&mut self) -> std::io::Result<()> {
         let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&self.path)?;
-        let (mut reader, mut line, mut whole) = (BufReader::new(&file), Vec::new(), 0);
-        while reader.read_until(b'\n', &mut line)? > 0 && line.ends_with(b"\n") {
-            (self.there, whole) = (self.there + 1, whole + line.len() as u64);
-            line.clear();
-        }
+        let whole;
+        (self.there, whole) = whole_lines(&file)?;
         file.set_len(whole)?;
         file.seek(SeekFrom::Start(whole))?;
         self.file = Some(file);

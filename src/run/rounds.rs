@@ -21,15 +21,16 @@ use crate::detect::measure::{GateResult, MethodResult};
 use crate::detect::rows::{EvalRow, Kind};
 use crate::detect::stats::wilson;
 use crate::error::{Error, Result};
+use crate::judge::Verdict;
 use crate::model::adapter_file::WEIGHTS;
 use crate::model::{AdapterInit, Pair, Pretrained, Version};
 use crate::ops::Ops;
 use crate::probe::grammar::Grammar;
-use crate::probe::lift;
 use crate::probe::record::ProbeRecord;
 use crate::probe::sampler::{Sampler, SamplerKind};
 use crate::probe::search::Found;
 use crate::probe::select::select_failures;
+use crate::probe::{SearchSummary, lift};
 use crate::repair::Method;
 use crate::text::write_atomic;
 
@@ -137,7 +138,9 @@ impl<B: Ops> Course<'_, B> {
             let mut round = Round { round: n, search, search_held_out, before, ..Round::default() };
             let fresh: Vec<ProbeRecord> = searched.found.iter().flat_map(|found| &found.records).cloned().collect();
             let trained = self.repair(&mut round, &fresh, &known, &now, &start)?;
-            known.extend(fresh);
+            let failed =
+                |record: &ProbeRecord| record.verdict(self.lab.experiment.sense).is_some_and(|v| v != Verdict::Sound);
+            known.extend(fresh.into_iter().filter(failed));
             let nothing = trained.is_none();
             if let Some(after) = trained {
                 match &round.why_not {
@@ -150,13 +153,7 @@ impl<B: Ops> Course<'_, B> {
             self.receipt(&round)?;
             rounds.push(round);
             if nothing {
-                let found = &searched.found;
-                let queries = found.iter().map(|found| found.summary.queries as u64).sum();
-                let most =
-                    wilson(0, queries).map_or("unknown".to_string(), |[_, most]| format!("{:.2} %", 100.0 * most));
-                self.lab.watch.note(&format!(
-                    "round {n}: nothing to repair, nothing trained: 0 of {queries} queries, at most {most} of them with 95 % confidence"
-                ));
+                self.lab.watch.note(&nothing_trained(&rounds[rounds.len() - 1], &searched));
                 break;
             }
             let unfinished = format!("round {n} of at most {} is done", self.rounds.rounds);
@@ -300,6 +297,19 @@ impl<B: Ops> Course<'_, B> {
             ..(*last).clone()
         }))
     }
+}
+
+/// What there is to say of a round without a repair: how rare coupled failures must be, and what the judge did not admit.
+fn nothing_trained(round: &Round, searched: &Searched) -> String {
+    let sum = |of: fn(&SearchSummary) -> usize| searched.found.iter().map(|found| of(&found.summary) as u64).sum();
+    let (coupled, queries): (u64, u64) = (sum(|s| s.coupled_found), sum(|s| s.queries));
+    let most = wilson(coupled, queries).map_or("unknown".to_string(), |[_, most]| format!("{:.2} %", 100.0 * most));
+    let left_out = match round.left_out {
+        0 => String::new(),
+        n => format!("; {n} other failures were not admitted by the judge"),
+    };
+    let found = format!("{coupled} of {queries} queries found a coupled failure, at most {most} with 95 % confidence");
+    format!("round {}: nothing to repair, nothing trained: {found}{left_out}", round.round)
 }
 
 /// Fails where it is plain, before anything is computed, that a gate will lack the data to decide.

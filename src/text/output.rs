@@ -1,7 +1,7 @@
 //! Files that appear whole or not at all.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -102,6 +102,16 @@ fn folder(path: &Path) -> &Path {
 /// Makes a rename in `folder` durable.
 pub(crate) fn sync(folder: &Path) -> std::io::Result<()> {
     File::open(folder)?.sync_all()
+}
+
+/// Counts the lines of a growing file that have an end, and their bytes: what follows is torn.
+pub(crate) fn whole_lines(file: &File) -> std::io::Result<(usize, u64)> {
+    let (mut reader, mut line, mut lines, mut bytes) = (BufReader::new(file), Vec::new(), 0, 0);
+    while reader.read_until(b'\n', &mut line)? > 0 && line.ends_with(b"\n") {
+        (lines, bytes) = (lines + 1, bytes + line.len() as u64);
+        line.clear();
+    }
+    Ok((lines, bytes))
 }
 
 /// Hashes `bytes` with SHA-256, in hex.

@@ -1,14 +1,14 @@
 //! Rows out: JSONL or CSV. A file grows beside its name, as `FILE.part`, and takes the name when it is whole.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::read::RowReader;
 use crate::error::{Error, Result};
-use crate::text::output::{AtomicFile, sync};
+use crate::text::output::{AtomicFile, sync, whole_lines};
 
 /// Writes rows in the order in which they come.
 pub(crate) struct RowWriter {
@@ -63,7 +63,7 @@ impl RowWriter {
         let file = OpenOptions::new().read(true).append(true).open(&part).map_err(Error::write(&part))?;
         let writer = RowWriter::append(path, file)?;
         let file = writer.part.as_ref().map(File::try_clone).transpose().map_err(Error::read(&part))?;
-        let whole = file.map_or(Ok(0), |file| whole_lines(&file).and_then(|whole| file.set_len(whole).map(|()| whole)));
+        let whole = file.map_or(Ok(()), |file| whole_lines(&file).and_then(|(_, whole)| file.set_len(whole)));
         whole.map_err(Error::write(&part))?;
         let rows = RowReader::open_as(&part, "part.jsonl")?;
         Ok(Some((writer, rows)))
@@ -127,16 +127,6 @@ fn part_of(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".part");
     PathBuf::from(name)
-}
-
-/// The length of the lines that have an end.
-fn whole_lines(file: &File) -> io::Result<u64> {
-    let (mut reader, mut line, mut whole) = (BufReader::new(file), Vec::new(), 0);
-    while reader.read_until(b'\n', &mut line)? > 0 && line.ends_with(b"\n") {
-        whole += line.len() as u64;
-        line.clear();
-    }
-    Ok(whole)
 }
 
 /// Rows of JSON as CSV, read twice: a column for every key, in the order of first appearance. Texts stand as they are, other values as
