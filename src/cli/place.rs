@@ -13,7 +13,7 @@ use crate::run::{Earlier, Manifest, RunDir};
 // As a doc comment this would take the place of a command's own help.
 #[derive(Debug, Args)]
 pub(crate) struct Place {
-    /// Directory to write; it must not exist yet [default: runs/COMMAND]
+    /// Directory to write; an earlier run is never overwritten [default: runs/COMMAND]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Go on with the run in DIR, as it was typed then

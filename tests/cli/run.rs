@@ -210,6 +210,7 @@ fn where_nothing_fails_nothing_is_trained() {
     let text = configuration(&folder).replace("model:", "lexicon:").replace("/models/judge", "/blind.json");
     folder.write("blind.toml", text);
     let found = ares(&format!("run {folder}/blind.toml --out {folder}/run --json"));
-    let summary = found.expect(0, &["nothing to repair, nothing trained: 0 of", "queries found a coupled failure", "with 95 % confidence"]).json();
+    let said = ["nothing to repair, nothing trained: 0 of", "queries found a coupled failure", "with 95 % confidence"];
+    let summary = found.expect(0, &said).json();
     assert_eq!((summary["rounds"].as_array().unwrap().len(), &summary["rounds"][0]["repair"]), (1, &Value::Null));
 }
