@@ -115,6 +115,20 @@ pub(crate) struct RowJob<'a> {
     receipt: Option<PathBuf>,
 }
 
+/// How far it is.
+#[derive(Default)]
+struct Tally {
+    rows: usize,
+    errors: usize,
+    last: Option<Error>,
+}
+
+impl Tally {
+    fn error(&mut self, error: Error) {
+        (self.errors, self.last) = (self.errors + 1, Some(error));
+    }
+}
+
 impl RowJob<'_> {
     /// Gives windows of rows to `work`, which returns what is added to each of them or the row's own error, in order; `passed` hears of
     /// the rows that were done before, as they were read and as they were written. Whatever ends it, the windows done are kept.
@@ -122,134 +136,131 @@ impl RowJob<'_> {
         mut self,
         session: &Session,
         label: &str,
-        mut passed: impl FnMut(&Row, &Map<String, Value>) -> Result<()>,
+        passed: impl FnMut(&Row, &Map<String, Value>) -> Result<()>,
         mut work: impl FnMut(&[Row]) -> Result<Vec<Result<Added>>>,
     ) -> Result<Done> {
-        let begin = Instant::now();
-        let (bytes, bar) = (self.reader.bytes(), session.progress_of_bytes(label, self.reader.length));
-        let (mut rows, mut errors, mut last) = (0, 0, None);
-        for done in self.done.take().into_iter().flatten() {
-            let (row, done) = (self.reader.next().transpose()?, done?);
-            let Some(row) = row.filter(|row| agrees(row, &done.object)) else {
-                let found = format!("another row {}, or none", rows + 1);
-                let expected = format!("the rows that {} holds already", self.writer.place().display());
-                let remedy = "resume with the same --input, or delete the part".to_string();
-                return Err(Error::Data { what: "--resume".into(), expected, found, remedy });
-            };
-            passed(&row, &done.object)?;
-            rows += 1;
-            let new = |error: &&Value| row.fault().is_some() || row.object.get("error") != Some(*error);
-            if let Some(error) = done.object.get("error").filter(new).and_then(Value::as_str) {
-                (errors, last) = (errors + 1, Some(row.wrong("a row that can be worked on", error)));
-            }
+        let (begin, mut tally) = (Instant::now(), Tally::default());
+        self.pass(&mut tally, passed)?;
+        if tally.rows > 0 {
+            session.say(&format!("{label}: going on after {} rows", tally.rows));
         }
-        if rows > 0 {
-            session.say(&format!("{label}: going on after {rows} rows"));
-        }
-        let (before, mut size) = (rows, WINDOW);
-        let chunks = chunks(self.reader);
+        let before = tally.rows;
         let rate = |rows: usize| (rows - before) as f64 / begin.elapsed().as_secs_f64().max(1e-3);
-        let ended: Result<()> = loop {
-            let mut window = match window(&chunks, size) {
+        let RowJob { args, reader, mut writer, receipt, .. } = self;
+        let (bytes, bar) = (reader.bytes(), session.progress_of_bytes(label, reader.length));
+        let (chunks, mut size) = (chunks(reader), WINDOW);
+        let ended = loop {
+            let window = match window(&chunks, size) {
                 Ok(window) if window.is_empty() => break Ok(()),
-                Ok(window) => window,
-                Err(error) => break Err(error),
+                window => window,
             };
             let started = Instant::now();
-            let results = match interrupt::check().and_then(|()| work(&window)) {
-                Ok(results) => results,
-                Err(error) => break Err(error),
-            };
-            let mut strict = None;
-            for (row, result) in window.iter_mut().zip(results) {
-                match result {
-                    Ok(added) => added.into_iter().for_each(|(key, value)| row.set(&key, value)),
-                    Err(error) => {
-                        let error = row.placed(error);
-                        if self.args.strict {
-                            strict = Some(error);
-                            break;
-                        }
-                        row.fail(&error);
-                        (errors, last) = (errors + 1, Some(error));
-                    }
+            match window.and_then(|window| step(window, args.strict, &mut writer, &mut tally, &mut work)) {
+                Ok(rows) => {
+                    let factor = (SECONDS / started.elapsed().as_secs_f64().max(1e-6)).clamp(0.25, 4.0);
+                    size = ((rows as f64 * factor) as usize).clamp(16, MOST_ROWS);
                 }
-                self.writer.write(&row.object)?;
-                rows += 1;
+                Err(error) => break Err(error),
             }
-            self.writer.flush()?;
-            if let Some(error) = strict {
-                break Err(error);
-            }
-            let factor = (SECONDS / started.elapsed().as_secs_f64().max(1e-6)).clamp(0.25, 4.0);
-            size = ((window.len() as f64 * factor) as usize).clamp(16, MOST_ROWS);
             bar.set_position(bytes.load(Ordering::Relaxed));
-            bar.set_message(format!("{rows} rows, {:.0} a second", rate(rows)));
+            bar.set_message(format!("{} rows, {:.0} a second", tally.rows, rate(tally.rows)));
         };
         bar.finish_and_clear();
+        let Tally { rows, errors, last } = tally;
         if let Err(error) = ended {
-            let place = self.writer.place();
-            if rows == 0 {
-                // Nothing that could be gone on with, and nothing that should block the next try.
-                self.receipt.iter().for_each(|receipt| drop(std::fs::remove_file(receipt)));
-                self.writer.discard();
-                return Err(error);
-            }
-            let kept = format!("{rows} rows are done, in {}", place.display());
-            let kept = if self.receipt.is_some() { format!("{kept}: go on with --resume") } else { kept };
-            self.writer.flush()?;
-            return Err(match error {
-                Error::Interrupted(_) => Error::Interrupted(format!("; {kept}")),
-                error => {
-                    session.say(&kept);
-                    error
-                }
-            });
+            return Err(give_up(error, rows, writer, receipt, session));
         }
-        self.writer.finish()?;
-        // Best effort: beside a whole file it says nothing.
-        self.receipt.iter().for_each(|receipt| drop(std::fs::remove_file(receipt)));
-        let seconds = begin.elapsed().as_secs_f64();
-        session
-            .say(&format!("{label}: {rows} rows, {errors} with an error, {seconds:.1} s, {:.0} a second", rate(rows)));
+        writer.finish()?;
+        remove(&receipt);
+        let (seconds, rate) = (begin.elapsed().as_secs_f64(), rate(rows));
+        session.say(&format!("{label}: {rows} rows, {errors} with an error, {seconds:.1} s, {rate:.0} a second"));
         match last {
             // A whole file of errors is a mistake of another kind than a bad row.
             Some(error) if errors == rows => Err(error),
             _ => Ok(Done { rows, errors, seconds }),
         }
     }
+
+    /// Passes over the rows that an earlier run has done. Fails where they came of others.
+    fn pass(
+        &mut self,
+        tally: &mut Tally,
+        mut passed: impl FnMut(&Row, &Map<String, Value>) -> Result<()>,
+    ) -> Result<()> {
+        for done in self.done.take().into_iter().flatten() {
+            let (row, done) = (self.reader.next().transpose()?, done?);
+            let Some(row) = row.filter(|row| agrees(row, &done.object)) else {
+                let found = format!("another row {}, or none", tally.rows + 1);
+                let expected = format!("the rows that {} holds already", self.writer.place().display());
+                let remedy = "resume with the same --input, or delete the part".to_string();
+                return Err(Error::Data { what: "--resume".into(), expected, found, remedy });
+            };
+            passed(&row, &done.object)?;
+            tally.rows += 1;
+            let new = |error: &&Value| row.fault().is_some() || row.object.get("error") != Some(*error);
+            if let Some(error) = done.object.get("error").filter(new).and_then(Value::as_str) {
+                tally.error(row.wrong("a row that can be worked on", error));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Works on one window and writes it; returns its rows. Fails as `work` does, and with `strict` at a row's own error.
+fn step(
+    mut window: Vec<Row>,
+    strict: bool,
+    writer: &mut RowWriter,
+    tally: &mut Tally,
+    work: &mut impl FnMut(&[Row]) -> Result<Vec<Result<Added>>>,
+) -> Result<usize> {
+    let results = interrupt::check().and_then(|()| work(&window))?;
+    for (row, result) in window.iter_mut().zip(results) {
+        match result.map_err(|error| row.placed(error)) {
+            Ok(added) => added.into_iter().for_each(|(key, value)| row.set(&key, value)),
+            Err(error) if strict => return writer.flush().and(Err(error)),
+            Err(error) => {
+                row.fail(&error);
+                tally.error(error);
+            }
+        }
+        writer.write(&row.object)?;
+        tally.rows += 1;
+    }
+    writer.flush()?;
+    Ok(window.len())
+}
+
+/// Keeps what is done and returns the error with what there is to say of it.
+fn give_up(error: Error, rows: usize, mut writer: RowWriter, receipt: Option<PathBuf>, session: &Session) -> Error {
+    if rows == 0 {
+        // Nothing that could be gone on with, and nothing that should block the next try.
+        remove(&receipt);
+        writer.discard();
+        return error;
+    }
+    // Where the disk is full not all of them have reached it.
+    let done = if writer.flush().is_ok() { format!("{rows} rows") } else { format!("at most {rows} rows") };
+    let place = writer.place();
+    let go_on = if receipt.is_some() { ": go on with --resume" } else { "" };
+    let kept = format!("{done} are done, in {}{go_on}", place.display());
+    if let Error::Interrupted(_) = error {
+        return Error::Interrupted(format!("; {kept}"));
+    }
+    session.say(&kept);
+    error
+}
+
+/// Best effort: beside a whole file a receipt says nothing.
+fn remove(receipt: &Option<PathBuf>) {
+    receipt.iter().for_each(|receipt| drop(std::fs::remove_file(receipt)));
 }
 
 /// Whether `done` came of `row`: what a command may have written over aside, it holds the same.
 fn agrees(row: &Row, done: &Map<String, Value>) -> bool {
-    const WRITTEN: [&str; 25] = [
-        "response",
-        "tokens_out",
-        "finish",
-        "reward",
-        "logprob",
-        "logprobs",
-        "n",
-        "p_harm",
-        "ambiguous",
-        "verdict",
-        "verdict_pairwise",
-        "id",
-        "kind",
-        "domain",
-        "topic",
-        "tactic",
-        "family",
-        "planted",
-        "label",
-        "truth",
-        "refusal",
-        "prefill",
-        "tau_h",
-        "tau_r",
-        "error",
-    ];
-    let same = |(key, value): (&String, &Value)| done.get(key) == Some(value) || WRITTEN.contains(&key.as_str());
+    const WRITTEN: &str = " response tokens_out finish reward logprob logprobs n p_harm ambiguous verdict verdict_pairwise id kind \
+        domain topic tactic family planted label truth refusal prefill tau_h tau_r error ";
+    let same = |(key, value): (&String, &Value)| done.get(key) == Some(value) || WRITTEN.contains(&format!(" {key} "));
     row.object.iter().filter(|(key, value)| *key != "prompt" || value.is_string()).all(same)
 }
 

@@ -152,7 +152,7 @@ fn a_disk_that_is_full_costs_nothing_that_was_done() {
     shell.args(["-c", &limited]).stdin(std::process::Stdio::null());
     shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     let failed = finish(shell.spawn().unwrap());
-    failed.expect(1, &["out.jsonl.part: cannot write", "free disk space"]);
+    failed.expect(1, &["out.jsonl.part: cannot write", "free disk space", "rows are done, in", "go on with --resume"]);
     assert!(!folder.at("out.jsonl").exists());
     ares(&format!("{line} --resume")).expect(0, &["going on after", "20000 rows"]);
     let whole = ares(&line.replace("out.jsonl", "whole.jsonl"));
