@@ -55,15 +55,15 @@ impl Run {
     }
 }
 
-/// Fails with `Error::Gate` where no round was accepted although there was something to repair, or too much is left.
+/// Fails with `Error::Gate` where no round was accepted although coupled failures were found, or too much is left.
 fn verdict(summary: &Summary, fail_above: Option<f64>) -> Result<()> {
-    let repaired = |accepted: bool| {
-        summary.rounds.iter().filter(|round| round.repair.is_some() && (round.why_not.is_none() == accepted)).count()
-    };
-    if repaired(true) == 0 && summary.rounds.iter().any(|round| round.why_not.is_some()) {
+    let rounds = &summary.rounds;
+    let accepted = rounds.iter().any(|round| round.repair.is_some() && round.why_not.is_none());
+    let refused = rounds.iter().filter(|round| round.why_not.is_some()).count();
+    let left_out: u64 = rounds.iter().map(|round| round.left_out).sum();
+    if !accepted && (refused > 0 || rounds.iter().any(|round| round.search.coupled > 0)) {
         return Err(Error::Gate(format!(
-            "no round was accepted, {} refused: the models are as they were",
-            summary.rounds.len()
+            "no round was accepted, {refused} refused, {left_out} failures left out: the models are as they were"
         )));
     }
     let left = summary.methods.last().map_or(summary.before.cfr, |run| run.measure.cfr);

@@ -1,9 +1,10 @@
 //! The configuration of a loop: TOML, whose keys are those of the command line and of a repair's settings.
 
+use std::any::TypeId;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use clap::{CommandFactory, Parser, ValueEnum};
+use clap::{Arg, Command, CommandFactory, Parser, ValueEnum};
 
 use super::args;
 use super::data::DataFiles;
@@ -109,7 +110,7 @@ pub(crate) fn read(path: &Path) -> Result<(Experiment, Rounds)> {
 
 /// The table as words of a command line. Fails on what stands in no section, or in another one.
 fn words(table: &toml::Table) -> Result<Vec<String>, String> {
-    let mut words = Vec::new();
+    let (mut words, command) = (Vec::new(), Keys::command());
     for (name, value) in table {
         let (section, inner) = match value {
             toml::Value::Table(inner) => (name.as_str(), inner.clone()),
@@ -131,23 +132,39 @@ fn words(table: &toml::Table) -> Result<Vec<String>, String> {
                 return Err(format!("key {key} {place}{hint}"));
             }
             let flag = format!("--{}", key.replace('_', "-"));
+            let Some(arg) = argument(&command, key) else { continue };
+            let list = arg.get_value_delimiter().is_some();
             let one = |value: &toml::Value| match value {
-                toml::Value::String(text) => text.clone(),
-                other => other.to_string(),
+                // As TOML writes it, quotes and all: what is no number is refused with the range of those that are.
+                value if takes_numbers(arg) => Ok(value.to_string()),
+                toml::Value::String(text) => Ok(text.clone()),
+                other => Err(format!("{key} = {other}, where text is expected")),
             };
             match value {
                 toml::Value::Boolean(false) if *key == "allow_undecided" => {}
                 toml::Value::Boolean(true) if *key == "allow_undecided" => words.push(flag),
-                toml::Value::Array(list) if list.is_empty() => {}
-                toml::Value::Array(list) => {
-                    words.push(format!("{flag}={}", list.iter().map(one).collect::<Vec<_>>().join(",")));
+                toml::Value::Array(values) if list && values.is_empty() && !takes_numbers(arg) => {}
+                toml::Value::Array(values) if list => {
+                    words.push(format!("{flag}={}", values.iter().map(one).collect::<Result<Vec<_>, _>>()?.join(",")));
                 }
-                toml::Value::Table(_) => return Err(format!("a table under {key}")),
-                value => words.push(format!("{flag}={}", one(value))),
+                value if *key == "allow_undecided" => {
+                    return Err(format!("{key} = {value}, where true or false is expected"));
+                }
+                value => words.push(format!("{flag}={}", one(value)?)),
             }
         }
     }
     Ok(words)
+}
+
+/// The definition of a key.
+fn argument<'a>(command: &'a Command, key: &str) -> Option<&'a Arg> {
+    command.get_arguments().find(|arg| arg.get_long() == Some(&key.replace('_', "-")))
+}
+
+fn takes_numbers(arg: &Arg) -> bool {
+    let kind = arg.get_value_parser().type_id();
+    [TypeId::of::<u64>(), TypeId::of::<usize>(), TypeId::of::<f64>()].iter().any(|number| kind == *number)
 }
 
 /// What clap says, of keys instead of flags.
@@ -206,9 +223,7 @@ pub(crate) fn example() -> String {
             let _ = write!(out, "\n[{section}]\n");
         }
         for key in keys {
-            let Some(arg) = command.get_arguments().find(|arg| arg.get_long() == Some(&key.replace('_', "-"))) else {
-                continue;
-            };
+            let Some(arg) = argument(&command, key) else { continue };
             let _ = writeln!(out, "# {}", arg.get_help().map(ToString::to_string).unwrap_or_default());
             let default: Vec<String> =
                 arg.get_default_values().iter().map(|value| value.to_string_lossy().into()).collect();
@@ -294,28 +309,48 @@ mod tests {
         }
     }
 
+    /// Every number of a configuration but a recipe's, at values that cannot be meant: refused by name with its range, or right.
     #[test]
     fn every_number_lies_in_its_range() {
-        let full = example();
-        for (key, accepted) in [
-            ("seed", &["0"][..]),
-            ("harm_threshold", &["0"]),
-            ("max_new_tokens", &[]),
-            ("queries", &[]),
-            ("failures", &[]),
-            ("rounds", &[]),
-        ] {
-            let line = full.lines().find(|line| line.starts_with(&format!("{key} = "))).unwrap();
-            for value in ["nan", "inf", "-1", "0", "1e308", "1.5"] {
-                let found = parsed(&full.replacen(line, &format!("{key} = {value}"), 1));
-                match found {
-                    Ok(_) => assert!(accepted.contains(&value), "{key} = {value} was accepted"),
+        let (full, command) = (example(), Keys::command());
+        let mut accepted = Vec::new();
+        for key in
+            SECTIONS.iter().flat_map(|(_, keys)| *keys).filter(|key| takes_numbers(argument(&command, key).unwrap()))
+        {
+            let begins = |line: &&str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
+            let line = full.lines().find(begins).unwrap();
+            for value in ["nan", "inf", "-1", "0", "1e308", "1.5", "\"1\"", "true", "[]", "[[1]]"] {
+                match parsed(&full.replacen(line, &format!("{key} = {value}"), 1)) {
+                    Ok(_) => accepted.push(format!("{key} = {value}")),
                     Err(error) => {
                         let error = error.to_string();
-                        assert!(!accepted.contains(&value) && error.contains(key) && error.contains("from"), "{error}");
+                        let named = error.contains(&format!("'{key} <"));
+                        assert!(
+                            named && (error.contains("from 0 to") || error.contains("from 1 to")),
+                            "{value}: {error}"
+                        );
                     }
                 }
             }
+        }
+        assert_eq!(accepted.join(", "), "seed = 0, harm_threshold = 0, prefill = 0, fail_above = 0");
+    }
+
+    #[test]
+    fn text_is_text() {
+        let full = example();
+        for (from, to) in [
+            ("policy = \"policy\"", "policy = 5"),
+            ("gate = \"gate.jsonl\"", "gate = [\"gate.jsonl\"]"),
+            ("approve = \"threshold\"", "approve = true"),
+            ("held_out = []", "held_out = [1]"),
+        ] {
+            assert!(full.contains(from), "{from}");
+            let error = parsed(&full.replacen(from, to, 1)).unwrap_err().to_string();
+            assert!(
+                error.contains("where text is expected") && error.contains(to.split(' ').next().unwrap()),
+                "{error}"
+            );
         }
     }
 }

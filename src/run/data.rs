@@ -12,7 +12,7 @@ use crate::text::ngrams::overlap;
 use crate::text::rows::{Preference, Row, read};
 
 // Where the splits lie; as a doc comment this would take the place of the command's own help.
-#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args, serde::Serialize)]
 #[command(next_help_heading = "Data")]
 pub(crate) struct DataFiles {
     /// Validated pairs that fix the reward threshold

@@ -12,6 +12,9 @@ use crate::journal;
 /// that ends, so a stale lock cannot exist. The file itself stays and only says who held it last.
 const LOCK: &str = ".lock";
 
+/// Failures that came by standard input.
+pub(super) const FAILURES_IN: &str = "failures-in";
+
 /// Any of these marks a directory as a run's, which may be moved aside; a stranger's directory is left alone.
 const MARKS: [&str; 4] = [LOCK, "run.toml", "journal.jsonl", "summary.json"];
 
@@ -131,11 +134,11 @@ fn never_began(path: &Path) -> Result<bool> {
         let entry = entry.map_err(Error::read(path))?;
         let empty = entry.metadata().is_ok_and(|found| found.len() == 0);
         let name = entry.file_name();
-        if !(name == LOCK || name == manifest::NAME || (name == journal::NAME && empty)) {
+        if !([LOCK, manifest::NAME, FAILURES_IN].iter().any(|left| name == *left) || (name == journal::NAME && empty)) {
             return Ok(false);
         }
     }
-    for name in [journal::NAME, manifest::NAME, LOCK] {
+    for name in [journal::NAME, manifest::NAME, FAILURES_IN, LOCK] {
         let file = path.join(name);
         fs::remove_file(&file)
             .or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })

@@ -34,9 +34,7 @@ pub(crate) struct Experiment {
     #[serde(skip)]
     pub(crate) command: &'static str,
     pub(crate) models: Models,
-    #[serde(skip)]
     pub(crate) data: DataFiles,
-    #[serde(skip)]
     pub(crate) grammar: PathBuf,
     #[serde(skip)]
     pub(crate) suite: Option<String>,

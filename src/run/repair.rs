@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{Repair, train};
 use super::data::read_as;
-use super::dir::RunDir;
+use super::dir::{FAILURES_IN, RunDir};
 use super::manifest::Manifest;
 use super::models::{Models, Scale, save_adapters};
 use super::records::Lines;
@@ -65,6 +65,8 @@ const RESULT: &str = "result";
 struct Receipt<'a> {
     method: &'static str,
     init: String,
+    /// `[τ_r, μ_0, s]`, where no calibration fixes them.
+    thresholds: Option<[f64; 3]>,
     repair: &'a Recipe,
     models: &'a Models,
 }
@@ -190,24 +192,25 @@ fn open<B: Ops>(
 }
 
 fn receipt<B: Ops>(ops: &B, options: &RepairOptions, failures: &PathBuf, dir: &RunDir) -> Result<()> {
+    let (calibration, thresholds) = match &options.scale {
+        Scale::Calibration(path) => (Some(path), None),
+        &Scale::Given { tau_r, mu_0, s } => (None, Some([tau_r, mu_0, s])),
+    };
     let receipt = Receipt {
         method: options.method.name(),
         init: format!("{:?}", options.init),
+        thresholds,
         repair: &options.config,
         models: &options.models,
     };
     let manifest = Manifest::new("repair", &ops.describe(), &[options.config.seed], &receipt)?;
-    let calibration = match &options.scale {
-        Scale::Calibration(path) => Some(path),
-        Scale::Given { .. } => None,
-    };
     let files = [&options.retain, &options.replay, failures].into_iter().chain(calibration);
     options.models.write_receipt(manifest, files, dir).map(|_| ())
 }
 
 /// The file of failures: the one that was named, else what came by standard input, which is kept so that the run can be resumed.
 fn given(options: &RepairOptions, dir: &RunDir) -> Result<PathBuf> {
-    let kept = dir.file("failures-in");
+    let kept = dir.file(FAILURES_IN);
     match &options.failures {
         Some(path) => return Ok(path.clone()),
         None if dir.resumed && kept.is_file() => {}

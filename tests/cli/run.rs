@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::method::{suite, typed};
-use super::support::{Folder, ares, command, finish, rows};
+use super::support::{Folder, ares, ares_with, command, finish, rows};
 
 /// The thinned suite with a small loop on it, as `loop.toml`.
 fn small() -> Folder {
@@ -142,7 +142,15 @@ fn a_run_goes_on_only_with_what_it_began_with() {
     let changed = configuration(&folder).replace("lr = 0.006", "lr = 0.001");
     folder.write("loop.toml", changed);
     resume("").expect(1, &["settings repair.lr: expected 0.006", "found 0.001"]);
-    folder.write("loop.toml", configuration(&folder));
+    let text = configuration(&folder);
+    folder.write(
+        "loop.toml",
+        text.replace("test.jsonl", "x").replace("gate.jsonl", "test.jsonl").replace("/x", "/gate.jsonl"),
+    );
+    resume("").expect(1, &["settings data.gate: expected gate.jsonl", "found test.jsonl"]);
+    folder.write("loop.toml", text.replacen("[data]", "[data]\nkind = \"benign\"", 1));
+    resume("").expect(1, &["settings data.kind: expected nothing", "found benign"]);
+    folder.write("loop.toml", text);
     let gate = folder.read("models/framing/gate.jsonl");
     folder.write("models/framing/gate.jsonl", gate.lines().skip(1).map(|row| format!("{row}\n")).collect::<String>());
     resume("").expect(1, &["run.toml: input gate.jsonl: expected", "or begin anew elsewhere"]);
@@ -213,4 +221,45 @@ fn where_nothing_fails_nothing_is_trained() {
     let said = ["nothing to repair, nothing trained: 0 of", "queries found a coupled failure", "with 95 % confidence"];
     let summary = found.expect(0, &said).json();
     assert_eq!((summary["rounds"].as_array().unwrap().len(), &summary["rounds"][0]["repair"]), (1, &Value::Null));
+}
+
+#[test]
+fn where_nothing_found_can_be_repaired_no_gate_is_met() {
+    let folder = small();
+    // The judge's band around this threshold reaches beyond 1: nothing found is harmful enough to be trained on.
+    let text = configuration(&folder).replacen("max_new_tokens", "harm_threshold = 0.95\nmax_new_tokens", 1);
+    folder.write("strict.toml", text);
+    let found = ares(&format!("run {folder}/strict.toml --out {folder}/run --json"));
+    let summary = found.expect(3, &["no round was accepted, 0 refused", "failures left out"]).json();
+    let round = &summary["rounds"][0];
+    assert!(round["repair"].is_null() && round["left_out"].as_u64() > Some(0), "{round}");
+    assert!(round["search"]["coupled"].as_u64() > Some(0), "{round}");
+}
+
+#[test]
+fn a_repair_of_what_comes_by_stdin_begins_again_and_goes_on() {
+    let folder = small();
+    let line = typed(&folder, "repair MODELS DATA --thresholds 0.5,-1,2 --out OUT/repair -v");
+    ares_with(&line, "{\"prompt\": 3}\n").expect(1, &["failures-in, line 1"]);
+    ares_with(&line, "").expect(0, &["0 failures"]);
+    let resume = |more: &str| ares(&format!("repair --resume {folder}/repair {more}"));
+    assert_eq!(resume("-q").expect(0, &[]).stderr, "", "what is typed beside wins");
+    resume("--thresholds 9,9,9")
+        .expect(1, &["settings thresholds: expected [0.5, -1.0, 2.0]", "found [9.0, 9.0, 9.0]"]);
+}
+
+#[test]
+fn the_example_runs_once_it_names_files() {
+    let folder = small();
+    let mut text: toml::Table = toml::from_str(&ares("run --example").expect(0, &[]).stdout).unwrap();
+    for (name, section) in toml::from_str::<toml::Table>(&configuration(&folder)).unwrap() {
+        let keys = text.get_mut(&name).and_then(toml::Value::as_table_mut).unwrap();
+        keys.extend(section.as_table().unwrap().clone());
+    }
+    text["rounds"]["rounds"] = 1.into();
+    folder.write("example.toml", text.to_string());
+    let found = ares(&format!("run {folder}/example.toml --out {folder}/run"));
+    assert!(matches!(found.code, Some(0 | 3)), "{found:?}");
+    let code = found.code.unwrap();
+    found.expect(code, &["round 1", "report.html"]);
 }
