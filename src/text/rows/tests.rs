@@ -219,7 +219,7 @@ fn written_rows_are_read_the_same() {
         assert_eq!(user(&back[0]), "a,\n\"b\"");
         assert_eq!((back[0].number("n").unwrap(), back[1].number("n").unwrap()), (Some(1.0), None));
     }
-    refused(RowWriter::create(Some(&dir.path().join("no/out.jsonl"))), "no/out.jsonl.part: cannot write");
+    refused(RowWriter::create(Some(&dir.path().join("no/out.jsonl"))), "no/out.jsonl: cannot write");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left beside the two files");
     write_atomic(&dir.path().join("empty.jsonl"), b"\n").unwrap();
     assert!(read(Some(&dir.path().join("empty.jsonl")), true).unwrap().is_empty());
