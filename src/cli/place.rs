@@ -60,6 +60,8 @@ pub(super) fn words(typed: Vec<OsString>) -> Result<Vec<OsString>> {
         let why = format!("expected to be resumed where it was begun; go to {} first", begun.display());
         return Err(Error::Usage(format!("{}: {why}", path.display())));
     }
-    let again = manifest.arguments.iter().map(OsString::from);
+    // How much is said is for whoever types now.
+    let loudness = ["-q", "--quiet", "-v", "--verbose"];
+    let again = manifest.arguments.iter().filter(|word| !loudness.contains(&word.as_str())).map(OsString::from);
     Ok(again.chain(beside).chain(["--resume".into(), dir]).collect())
 }

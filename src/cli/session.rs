@@ -41,7 +41,7 @@ pub(crate) struct Session {
     #[arg(long, global = true)]
     sync: bool,
     /// Say nothing but results and errors
-    #[arg(long, short, global = true, overrides_with = "verbose")]
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
     quiet: bool,
     /// Say more
     #[arg(long, short, global = true)]

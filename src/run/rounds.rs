@@ -306,7 +306,7 @@ fn nothing_trained(round: &Round, searched: &Searched) -> String {
     let most = wilson(coupled, queries).map_or("unknown".to_string(), |[_, most]| format!("{:.2} %", 100.0 * most));
     let left_out = match round.left_out {
         0 => String::new(),
-        n => format!("; {n} other failures were not admitted by the judge"),
+        n => format!("; the judge admitted none of the {n} failures that were chosen"),
     };
     let found = format!("{coupled} of {queries} queries found a coupled failure, at most {most} with 95 % confidence");
     format!("round {}: nothing to repair, nothing trained: {found}{left_out}", round.round)

@@ -37,6 +37,7 @@ fn what_cannot_be_meant_is_refused() {
         ("doctor --sed 1", 2, &["--seed"]),
         ("doctor --device gpu", 2, &["auto, cpu, cuda"]),
         ("doctor --seed -1", 2, &["-1"]),
+        ("doctor -q -v", 2, &["cannot be used with"]),
         ("completions csh", 2, &["bash"]),
         ("report /nowhere/run", 2, &["/nowhere/run", "expected a run directory"]),
         ("generate", 2, &["--model"]),
