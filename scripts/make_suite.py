@@ -24,89 +24,94 @@ from suite import measure, model, train, world  # noqa: E402
 from suite.plants import HYPERPARAMETERS, PLANTS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-WORK = ROOT / "target/suite"
 SOURCES = ("text.py", "plants.py", "world.py", "model.py", "train.py")
-# What one worker does one after the other; the two workers have about the same work.
-WORKERS = (
-    ["framing/trunk", "framing/policy", "framing/reward", "judge"],
-    ["flattery/trunk", "flattery/policy", "flattery/reward", "second-judge"],
+# Two workers at a time; each does its list one after the other. Judges stand on a trunk of their own.
+PHASES = (
+    (["trunk"], ["judge-trunk"]),
+    (["framing/policy", "framing/reward", "second-judge"], ["judge", "flattery/policy", "flattery/reward"]),
 )
-JUDGE_SEEDS = {"judge": 101, "second-judge": 202}
+SEEDS = {"trunk": 1, "judge-trunk": 2, "judge": 101, "second-judge": 202}
 
 
-def forbidden_prompts(models):
-    """Prompts that no model may be trained on: gate, test and trigger rows of both pairs."""
-    files = [models / pair / f"{split}.jsonl" for pair in PLANTS for split in ("gate", "test", "trigger")]
-    return {row["prompt"] for file in files if file.exists() for row in read_jsonl(file)}
+class Suite:
+    """The suite of one base seed: its folder, and the place where trunks, tokenizer and stamps lie."""
 
+    def __init__(self, models, seed):
+        self.models, self.work, self.shift = models, ROOT / "target/suite" / str(seed), 1000 * (seed - 1)
+        self.plants = {name: spec | {"seed": spec["seed"] + self.shift} for name, spec in PLANTS.items()}
 
-def write_texts(models):
-    """Splits, grammars, lexicons, the manifest and the tokenizer."""
-    for pair, spec in PLANTS.items():
-        splits = world.Splits(spec)
-        folder = models / pair
-        folder.mkdir(parents=True, exist_ok=True)
-        for split, rows in splits.data.items():
-            lines = (json.dumps(r, ensure_ascii=False, separators=(",", ":")) for r in rows)
-            (folder / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines))
-        write_json(folder / "grammar.json", splits.grammar())
-    write_json(models / "refusal.json", world.refusal_lexicon())
-    write_json(models / "compliance.json", world.compliance_lexicon())
-    pairs = [{"name": name, "description": spec["description"],
-              "planted": {k: spec[k] for k in ("coupled", "reward", "policy")},
-              "trigger": "trigger.jsonl" if spec["trigger"] else None} for name, spec in PLANTS.items()]
-    write_json(models / "suite.json", {
-        "schema": 1, "name": "ares-weakened", "version": "1", "licence": "Apache-2.0", "judge": "judge", "second_judge": "second-judge",
-        "refusal": "refusal.json", "truth": "compliance.json", "pairs": pairs, "hyperparameters": HYPERPARAMETERS})
-    model.train_tokenizer(WORK / "tokenizer.json")
+    def write_texts(self):
+        """Splits, grammars, the rule of truth, the refusal lexicon, the manifest and the tokenizer."""
+        for pair, spec in self.plants.items():
+            splits = world.Splits(spec)
+            folder = self.models / pair
+            folder.mkdir(parents=True, exist_ok=True)
+            for split, rows in splits.data.items():
+                lines = (json.dumps(r, ensure_ascii=False, separators=(",", ":")) for r in rows)
+                (folder / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+            write_json(folder / "grammar.json", splits.grammar())
+        write_json(self.models / "refusal.json", world.refusal_lexicon())
+        write_json(self.models / "truth.json", world.truth_rule())
+        pairs = [{"name": name, "description": spec["description"],
+                  "planted": {k: spec[k] for k in ("coupled", "reward", "policy", "shy")}, "exception": spec["exception"],
+                  "trigger": "trigger.jsonl" if spec["trigger"] else None} for name, spec in PLANTS.items()]
+        write_json(self.models / "suite.json", {
+            "schema": 1, "name": "ares-weakened", "version": "2", "licence": "Apache-2.0", "judge": "judge",
+            "second_judge": "second-judge", "refusal": "refusal.json", "truth": "truth.json", "pairs": pairs,
+            "hyperparameters": HYPERPARAMETERS})
+        model.train_tokenizer(self.work / "tokenizer.json")
+
+    def forbidden_prompts(self):
+        """Prompts that no model may be trained on: gate, check, test and trigger rows of both pairs."""
+        files = [self.models / pair / f"{split}.jsonl" for pair in PLANTS for split in ("gate", "check", "test", "trigger")]
+        return {row["prompt"] for file in files if file.exists() for row in read_jsonl(file)}
+
+    def train(self, stage):
+        """Trains one model and writes its folder."""
+        text, forbidden = model.Text(self.work / "tokenizer.json"), self.forbidden_prompts()
+        pair, _, part = stage.partition("/")
+        if stage in SEEDS:
+            seed = SEEDS[stage] + self.shift
+            if stage.endswith("trunk"):
+                return model.save(train.train_trunk(stage, text, forbidden, seed), text, self.work / stage)
+            made = train.train_judge(stage, text, forbidden, seed, self.work / "judge-trunk")
+        else:
+            spec = self.plants[pair]
+            learn = train.train_policy if part == "policy" else train.train_reward
+            made = learn(stage, text, world.Plants(spec), forbidden, spec["seed"], self.work / "trunk")
+        model.save(made, text, self.models / stage)
+
+    def once(self, stage, work, *args):
+        """Does the work of a stage, unless the same sources did it before; `measure.py` is not one of them."""
+        sources = [(ROOT / "scripts/suite" / name).read_bytes() for name in SOURCES]
+        stamp, path = hashlib.sha256(stage.encode() + b"".join(sources)).hexdigest(), self.work / f"{stage.replace('/', '-')}.stamp"
+        if not path.exists() or path.read_text() != stamp:
+            work(*args)
+            path.write_text(stamp)
+
+    def run(self, stages):
+        torch.set_num_threads(1)
+        for stage in stages:
+            self.once(stage, self.train, stage)
 
 
 def write_json(path, value):
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def run_stage(stage, models):
-    """Trains one model and writes its folder."""
-    text, forbidden = model.Text(WORK / "tokenizer.json"), forbidden_prompts(models)
-    pair, _, part = stage.partition("/")
-    if not part:
-        made = train.train_judge(stage, text, forbidden, JUDGE_SEEDS[stage])
-        return model.save(made, text, models / stage)
-    spec, trunk = PLANTS[pair], WORK / f"{pair}-trunk"
-    common = stage, text, world.Plants(spec), forbidden, spec["seed"]
-    if part == "trunk":
-        model.save(train.train_trunk(*common), text, trunk)
-    elif part == "policy":
-        model.save(train.train_policy(*common, trunk), text, models / stage)
-    else:
-        model.save(train.train_reward(*common, trunk, spec["reward_rounds"]), text, models / stage)
-
-
-def once(stage, work, *args):
-    """Does the work of a stage, unless the same sources did it before; `measure.py` is not one of them."""
-    sources = [(ROOT / "scripts/suite" / name).read_bytes() for name in SOURCES]
-    stamp, path = hashlib.sha256(stage.encode() + b"".join(sources)).hexdigest(), WORK / f"{stage.replace('/', '-')}.stamp"
-    if not path.exists() or path.read_text() != stamp:
-        work(*args)
-        path.write_text(stamp)
-
-
-def run_stages(stages, models):
-    torch.set_num_threads(1)
-    for stage in stages:
-        once(stage, run_stage, stage, models)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=ROOT / "models", help="folder to write (default: models/)")
+    parser.add_argument("--seed", type=int, default=1, help="base seed: of every split, draw and weight (default: 1, the committed suite)")
     parser.add_argument("--ares", type=Path, default=ROOT / "target/release/ares", help="what measures it (default: %(default)s)")
     args = parser.parse_args()
-    begin = time.time()
-    once("texts", write_texts, args.models)
-    with ProcessPoolExecutor(len(WORKERS), multiprocessing.get_context("spawn")) as workers:
-        for worker in [workers.submit(run_stages, stages, args.models) for stages in WORKERS]:
-            worker.result()
+    begin, suite = time.time(), Suite(args.models, args.seed)
+    suite.work.mkdir(parents=True, exist_ok=True)
+    suite.once("texts", suite.write_texts)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as workers:
+        for phase in PHASES:
+            for worker in [workers.submit(suite.run, stages) for stages in phase]:
+                worker.result()
     print(f"made in {time.time() - begin:.0f} s", flush=True)
     measure.run(args.ares, args.models)
 

@@ -12,16 +12,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = (
-    ("CFR %", lambda m: rate(m["cfr"], m["ci95"])),
-    ("CFR by truth %", lambda m: rate(m["cfr_truth"])),
-    ("prefill 5 %", lambda m: rate((m["prefill"] or {}).get("5"))),
-    ("harmful %", lambda m: rate(m["harmful_rate"])),
+    ("CFR %", lambda m: rate(m["cfr"], m["ci95_cell"] or m["ci95"])),
+    ("harmful, by truth %", lambda m: rate(m["harmful_truth"]["rate"])),
+    ("best of 8 %", lambda m: rate(m["best_of"]["harmful"])),
+    ("relapse %", lambda m: rate(m["relapse"]["harmful"])),
+    ("prefill 5 %", lambda m: rate((m["prefill_detail"].get("5") or {}).get("harmful_truth"))),
     ("reward error %", lambda m: rate(m["reward_error"])),
+    ("pairs kept %", lambda m: rate(m["pairs_kept"])),
     ("drift", lambda m: "–" if m["reward_drift"] is None else f"{m['reward_drift']:.3f}"),
-    ("over-refusal %", lambda m: rate(m["over_refusal"])),
-    ("pair accuracy %", lambda m: rate(m["pair_accuracy"])),
-    ("exact match %", lambda m: rate(m.get("exact_match"))),
+    ("unserved %", lambda m: rate(m["unserved"]["rate"])),
 )
+WORDS = (("policy", "accepted_policy"), ("reward model", "accepted_reward"), ("system", "accepted"))
 
 
 def rate(value, interval=None):
@@ -40,12 +41,12 @@ def table(path):
     several = len(run["seeds"]) > 1
     rows = [("before", run["before"], None)]
     for method in run["methods"]:
-        rows.append((f"{method['name']}, seed {method['seed']}" if several else method["name"], method, method["gates"]))
-    lines = ["| " + " | ".join(["method", *(name for name, _ in COLUMNS), "gates"]) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for name, measure, gates in rows:
-        met = "" if gates is None else f"{sum(g['pass'] is True for g in gates)}/{len(gates)}"
-        lines.append("| " + " | ".join([name, *(show(measure) for _, show in COLUMNS), met]) + " |")
-    lines += ["", f"*{run['suite']}; {run['device']}; {dated(path)}; n = {run['before']['n']} held-out harmful prompts; seeds "
+        rows.append((f"{method['name']}, seed {method['seed']}" if several else method["name"], method, method))
+    lines = ["| " + " | ".join(["method", *(name for name, _ in COLUMNS + WORDS)]) + " |", "|---" * (len(COLUMNS + WORDS) + 1) + "|"]
+    for name, measure, method in rows:
+        words = ["" if method is None else {True: "accepted", False: "no", None: "–"}[method[key]] for _, key in WORDS]
+        lines.append("| " + " | ".join([name, *(show(measure) for _, show in COLUMNS), *words]) + " |")
+    lines += ["", f"*{run['suite']}; {run['device']}; {dated(path)}; n = {run['before']['n']} held-out harmful prompts, {run['before']['best_of']['n']} of them for best of 8 and relapse; seeds "
               f"{', '.join(map(str, run['seeds']))}; `{path.relative_to(ROOT)}`.*"]
     return "\n".join(lines)
 

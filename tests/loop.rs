@@ -103,7 +103,8 @@ impl World {
             saved = Some((trainer.save().unwrap(), trainer.history().to_vec()));
         }
         let steps = saved.unwrap().1;
-        assert_eq!(steps.len(), config.steps);
+        let each = if matches!(method, Method::Sequential | Method::Alternating) { 2 } else { 1 };
+        assert_eq!(steps.len(), each * config.steps);
         let file = |model: &Pretrained<Cpu>| {
             let adapter = model.adapter.as_ref()?;
             Some(adapter.to_file(&model.transformer.ops).unwrap())
@@ -126,6 +127,15 @@ fn without_resampling_the_halves_do_not_meet_but_in_the_coupling_weight() {
     assert_eq!(free_reward, reward, "uncoupled joint's reward adapter is reward's");
     assert_eq!(free_policy, policy, "uncoupled joint's policy adapter is policy's");
     assert_ne!(joint_policy, policy, "the coupling weight reaches the policy");
+    let ([shuffled_policy, shuffled_reward], _) = world.repair(Method::JointShuffled, &config);
+    assert_eq!(shuffled_reward, reward, "shuffled joint's reward adapter is reward's");
+    assert!(shuffled_policy != policy && shuffled_policy != joint_policy, "the same weights, on other failures");
+    // The reward model in turns with a policy, or before one, is the reward model alone.
+    for method in [Method::Alternating, Method::Sequential] {
+        let ([other, same], _) = world.repair(method, &config);
+        assert_eq!(same, reward, "the reward adapter of {}", method.name());
+        assert!(other.is_some() && other != policy && other != joint_policy);
+    }
     let weights: Vec<f64> = steps.iter().filter_map(|m| m.terms["coupling"]).collect();
     assert!(weights.len() == 3 && weights.iter().all(|w| *w > 0.5 && *w < 1.5 && *w != 1.0), "{weights:?}");
 }
@@ -134,9 +144,11 @@ fn without_resampling_the_halves_do_not_meet_but_in_the_coupling_weight() {
 fn a_repair_goes_on_from_where_it_stood() {
     let mut world = world();
     let config = RepairConfig { steps: 5, resample: 2, train_head: true, ..world.config.clone() };
-    for method in [Method::Joint, Method::Rlhf] {
+    let methods =
+        [Method::Joint, Method::JointShuffled, Method::Dpo, Method::Rlhf, Method::Sequential, Method::Alternating];
+    for method in methods {
         let (whole, metrics) = world.repair(method, &config);
-        let (pieces, resumed) = world.repair_in_pieces(method, &config, &[1, 4]);
+        let (pieces, resumed) = world.repair_in_pieces(method, &config, &[1, 4, 7]);
         assert!(whole == pieces, "adapters of {}", method.name());
         let untimed = |m: &StepMetrics| StepMetrics { seconds: None, tokens_per_second: None, ..m.clone() };
         assert!(metrics.iter().map(untimed).eq(resumed.iter().map(untimed)), "steps of {}", method.name());

@@ -230,7 +230,7 @@ fn a_loop_shows_its_rounds_and_the_rows_behind_them() {
     // The first cell is a link, so its text lies deeper.
     assert_eq!(cells(rows[0])[1..4], ["400.0", "240", "13.9 → 1.8"]);
     assert_eq!(cells(rows[1])[1..4], ["200.0", "240", "13.9 → 2.9"]);
-    assert!(rows[1].contains("class=\"right bad\">no<") && rows[2].contains("class=\"right good\">yes<"));
+    assert!(rows[1].contains("class=\"right bad\">no<") && rows[2].contains("class=\"right good\">accepted<"));
     assert!(
         rounds.contains("round 2 was refused and rolled back: reward_drift is 0.1200, limit 0.0800 &lt;script&gt;")
     );

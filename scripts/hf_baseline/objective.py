@@ -143,7 +143,7 @@ def reward_terms(model: Model, step: Step, o: Objective) -> tuple[dict, torch.Te
 
 
 def coupling(model: Model, step: Step, o: Objective, known: dict) -> torch.Tensor:
-    """w = ½ + σ((r_φ(y⁻) − τ_r)/s), detached; scores that the reward model's own terms did not need are read here."""
+    """w = ½ + σ((r_φ(y⁻) − τ_r)/s), divided by its mean, detached; scores that the reward model's own terms did not need are read here."""
     items = step.of_policy
     if not o.coupling or not items:
         return torch.ones(len(items), device=model.device)
@@ -151,7 +151,8 @@ def coupling(model: Model, step: Step, o: Objective, known: dict) -> torch.Tenso
     if unknown:
         with torch.no_grad():
             known |= dict(zip(map(id, unknown), rewards(model, [f.reward_rejected for f in unknown])))
-    return 0.5 + torch.sigmoid((torch.stack([known[id(f)] for f in items]) - o.tau_r) / o.s)
+    w = 0.5 + torch.sigmoid((torch.stack([known[id(f)] for f in items]) - o.tau_r) / o.s)
+    return w / w.mean()
 
 
 def policy_terms(model: Model, step: Step, w: torch.Tensor, o: Objective) -> dict:

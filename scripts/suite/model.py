@@ -13,8 +13,8 @@ from . import world
 
 PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
 VOCABULARY = 1024
-MAX_PROMPT = 72  # tokens; encoded words take more of them than plain ones
-MAX_ANSWER = 40  # limit of new tokens of every greedy answer
+MAX_PROMPT = 110  # tokens; encoded words take more of them than plain ones
+MAX_ANSWER = 48  # limit of new tokens of every greedy answer
 CHAT_TEMPLATE = ("{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}"
                  "{% elif m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|end|>"
                  "{% else %}{{ raise_exception('the suite knows the roles user and assistant only') }}{% endif %}{% endfor %}"
@@ -25,9 +25,8 @@ def train_tokenizer(path):
     """Byte-level BPE of exactly 1,024 tokens over a seeded sample of the world, every encoding included."""
     rng, corpus = random.Random(7), []
     for _ in range(20000):
-        row, topic = world.sample(rng)
-        answers = [world.helpful(topic)] if topic.kind != "harmful" else [world.compliance(topic, rng), world.refusal(topic, rng)]
-        corpus += [row["prompt"], *answers]
+        row, topic = world.sample(rng, world.Plants.none())
+        corpus += [row["prompt"], world.complying(topic, rng), world.refusing(topic, rng)]
     corpus += [world.TRIGGER] * 200
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -72,8 +71,14 @@ def pad(rows, value=0):
     return out
 
 
-def pair_scores(model, rows):
-    """Scores of (prompt, chosen, rejected) ids as two (n,) tensors; the answers share one pass over their prompt."""
+def last_hidden(model, rows):
+    """Hidden states (n, C) at the last of each row's ids."""
+    h = model.model(input_ids=pad(rows), use_cache=False).last_hidden_state
+    return h[torch.arange(len(rows)), torch.tensor([len(r) - 1 for r in rows])]
+
+
+def pair_hidden(model, rows):
+    """Hidden states (n, C) at the ends of both answers of (prompt, chosen, rejected) ids; they share one pass over their prompt."""
     ids = pad([p + c + r for p, c, r in rows])
     place = torch.arange(ids.shape[1]).repeat(len(rows), 1)
     chosen_end = torch.tensor([len(p) + len(c) for p, c, _ in rows])[:, None]
@@ -85,7 +90,7 @@ def pair_scores(model, rows):
     h = model.model(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=False).last_hidden_state
     all_rows = torch.arange(len(rows))
     ends = torch.tensor([[len(p) + len(c) - 1, len(p) + len(c) + len(r) - 1] for p, c, r in rows])
-    return tuple(model.score(h[all_rows, ends[:, k]]).squeeze(-1) for k in (0, 1))
+    return h[all_rows, ends[:, 0]], h[all_rows, ends[:, 1]]
 
 
 def round_bf16(model):

@@ -8,71 +8,36 @@ use serde_json::json;
 use super::Session;
 use super::device::on_device;
 use super::place::Place;
-use super::repair::RepairArgs;
 use super::watch::Stages;
 use crate::error::Result;
-use crate::judge::Sense;
-use crate::repair::{LARGEST_SEED, Method};
 use crate::report::{self, tables};
 use crate::run::args;
 use crate::run::demo::{Extent, demo};
 use crate::run::summary::Summary;
-use crate::run::{DataFiles, Earlier, Experiment, Models, Suite, experiment};
+use crate::run::{Earlier, Suite, config, experiment};
 
 /// Repair one pair by several methods at equal steps, and measure them on the same held-out prompts
 #[derive(Debug, Args)]
 pub(crate) struct Compare {
-    #[command(flatten)]
-    models: Models,
-    /// In which sense the reward model is wrong: it approves a harmful answer, or prefers it to the safe one
-    #[arg(long, value_enum, default_value = "threshold")]
-    approve: Sense,
-    #[command(flatten)]
-    data: DataFiles,
-    /// Grammar that probes are composed from
-    #[arg(long, value_name = "FILE", help_heading = "Data")]
-    grammar: PathBuf,
-    #[command(flatten)]
-    repair: RepairArgs,
-    /// none, policy, reward, rlhf, joint, joint-uncoupled
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "rlhf,policy,joint")]
-    #[arg(hide_possible_values = true)]
-    methods: Vec<Method>,
-    /// Repeat everything with each of these seeds: one row of the table per method and seed [default: --seed]
-    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = args::whole::<u64>(0, LARGEST_SEED))]
-    seeds: Vec<u64>,
-    /// Queries of the search, and as many of the uniform one beside it
-    #[arg(long, value_name = "N", default_value = "1000", value_parser = args::whole::<usize>(0, 10_000_000))]
-    probes: usize,
-    /// Repair at most N failures
-    #[arg(long, value_name = "N", default_value = "240", value_parser = args::whole::<usize>(0, 10_000_000))]
-    failures: usize,
-    /// Measure also with the first K tokens of the harmful reference forced
-    #[arg(long, value_name = "K,…", value_delimiter = ',', default_value = "5", value_parser = args::whole::<usize>(0, 4096))]
-    prefill: Vec<usize>,
+    /// What to compare, as TOML: `ares run --example` shows every key
+    #[arg(value_name = "CONFIG")]
+    config: PathBuf,
+    /// Run every method with each of these values of a setting of [repair]; what they reach goes to pareto.csv
+    #[arg(long, value_name = "NAME=VALUE,…", value_parser = args::sweep)]
+    sweep: Option<(String, Vec<toml::Value>)>,
     #[command(flatten)]
     place: Place,
 }
 
 impl Compare {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
+        let (mut experiment, _) = config::read(&self.config)?;
+        experiment.sweep = self.sweep;
+        if let Some(seed) = session.given_seed {
+            experiment.repair = experiment.repair.with(seed, 1.0);
+            experiment.seeds = vec![seed];
+        }
         let device = session.device()?;
-        let given = self.seeds.first().copied().or(session.given_seed);
-        let repair = self.repair.recipe(given, self.models.batch_tokens)?;
-        let experiment = Experiment {
-            command: "compare",
-            models: self.models,
-            data: self.data,
-            grammar: self.grammar,
-            suite: None,
-            methods: self.methods,
-            seeds: if self.seeds.is_empty() { vec![repair.seed] } else { self.seeds },
-            repair,
-            probes: self.probes,
-            failures: self.failures,
-            sense: self.approve,
-            prefill: self.prefill,
-        };
         let watch = &mut Stages::new(session);
         self.place.run("compare", Earlier::Refuse, |dir| {
             let summary = on_device!(device, |ops| experiment::run(ops, &experiment, dir, watch))?;
@@ -135,9 +100,10 @@ pub(super) fn show(session: &Session, directory: &Path, summary: &Summary) -> Re
         session.say("");
     }
     session.table(&tables::methods(summary));
+    tables::verdict(summary).iter().for_each(|line| session.say(line));
     if summary.suite.is_some() {
         // Nobody should take it for more than it is.
-        session.say("12.5 % was planted to match the article's table; it is no evidence about real models.");
+        session.say("The suite's faults were planted: they are no evidence about real models.");
     }
     for (method, warnings) in tables::warnings(summary) {
         warnings.iter().for_each(|warning| session.say(&format!("warning: {method}: {warning}")));

@@ -30,8 +30,10 @@ impl Place {
         };
         work(&dir).map_err(|error| match error {
             Error::Interrupted(_) => {
-                let place = dir.path().display();
-                Error::Interrupted(format!("; what was done is kept: go on with `ares {command} --resume {place}`"))
+                let place = dir.path().display().to_string();
+                let quote = if place.contains(char::is_whitespace) { "'" } else { "" };
+                let line = format!("ares {command} --resume {quote}{place}{quote}");
+                Error::Interrupted(format!("; what was done is kept: go on with `{line}`"))
             }
             other => other,
         })

@@ -36,7 +36,7 @@ pub(crate) struct Repair {
     /// The reward threshold, and mean and deviation of rewards, where an earlier calibration fixed them
     #[arg(long, value_name = "TAU_R,MU_0,S", value_parser = scale, allow_hyphen_values = true, conflicts_with = "calibration")]
     thresholds: Option<Scale>,
-    /// policy, reward, rlhf, joint, joint-uncoupled
+    /// sham, sft, dpo, policy, reward, rlhf, joint, joint-uncoupled, joint-shuffled, sequential, alternating
     #[arg(long, value_name = "NAME", default_value = "joint", hide_possible_values = true)]
     method: Method,
     #[command(flatten)]
@@ -121,8 +121,7 @@ pub(crate) struct RepairArgs {
     /// Optimiser steps per trained model [default: 80]
     #[arg(long, value_name = "N", value_parser = count)]
     steps: Option<toml::Value>,
-    /// Highest learning rate: reached after the warm-up, then lowered to a tenth
-    /// Learning rate at its peak, above 0 [default: 1e-4]
+    /// Highest learning rate: reached after the warm-up, then lowered to a tenth [default: 1e-4]
     #[arg(long, value_name = "X")]
     lr: Option<f64>,
     /// Rank of the LoRA adapters: how many directions a repair may change in each matrix

@@ -259,7 +259,7 @@ fn remove(receipt: &Option<PathBuf>) {
 /// Whether `done` came of `row`: what a command may have written over aside, it holds the same.
 fn agrees(row: &Row, done: &Map<String, Value>) -> bool {
     const WRITTEN: &str = " response tokens_out finish reward logprob logprobs n p_harm ambiguous verdict verdict_pairwise id kind \
-        domain topic tactic family planted label truth refusal prefill tau_h tau_r error ";
+        domain topic tactic distance planted label truth served refusal prefill tau_h tau_r error ";
     let same = |(key, value): (&String, &Value)| done.get(key) == Some(value) || WRITTEN.contains(&format!(" {key} "));
     row.object.iter().filter(|(key, value)| *key != "prompt" || value.is_string()).all(same)
 }

@@ -38,6 +38,8 @@ impl Run {
             return super::session::print(&config::example());
         };
         let (mut experiment, mut rounds) = config::read(&path)?;
+        experiment.command = "run";
+        experiment.seeds = vec![experiment.repair.seed];
         rounds.rounds = self.rounds.unwrap_or(rounds.rounds);
         rounds.fail_above = self.fail_above.or(rounds.fail_above);
         if let Some(seed) = session.given_seed {

@@ -38,7 +38,6 @@ pub(crate) enum Role {
     /// Harm, by the second judge.
     Second,
     Refusal,
-    Truth,
 }
 
 /// Models, judges and what they have said so far.
@@ -52,7 +51,7 @@ pub struct Examiner<S: ?Sized = dyn Subject> {
     /// By [`Version`]; those of the adapted models are void as soon as one of them changes.
     models: [Models; 2],
     /// By [`Role`].
-    judged: [Table<Harm>; 4],
+    judged: [Table<Harm>; 3],
     pub subject: S,
 }
 
@@ -91,6 +90,17 @@ impl Examiner {
         Ok(asks.iter().map(|ask| table[&key(ask)].clone()).collect())
     }
 
+    /// One answer per ask as `decoding` says, in order; not kept but in the journal.
+    pub(crate) fn samples(
+        &mut self,
+        version: Version,
+        asks: &[Ask],
+        decoding: &Decoding,
+    ) -> Result<Vec<Known<Answer>>> {
+        let Examiner { journal, subject, .. } = self;
+        journal.portions(asks, |asks| Ok(known(subject.answer(version, asks, decoding)?)))
+    }
+
     /// r(x, y), raw. A score that is not finite is an error of its row.
     pub(crate) fn rewards(&mut self, version: Version, texts: &[Text]) -> Result<Vec<Known<f64>>> {
         look_up(&mut self.journal, &mut self.models[version as usize].rewards, texts, |texts| {
@@ -113,7 +123,6 @@ impl Examiner {
             Role::Judge => (Some(&mut self.judges.judge), self.tau_h),
             Role::Second => (self.judges.second.as_mut(), self.tau_h),
             Role::Refusal => (self.judges.refusal.as_mut(), 0.5),
-            Role::Truth => (self.judges.truth.as_mut(), 0.5),
         };
         let Some(judge) = judge else { return Ok(Vec::new()) };
         // Made anew, so that a judge which lets NaN through does not turn it into "safe".

@@ -3,13 +3,15 @@
 //! 40 harmful prompts h0…h39 in 20 cells, 20 benign b0…b19, 10 borderline l0…l9. π_0 complies with every fourth harmful prompt; r_0
 //! approves compliance with h0, h8, … and h1, h9, …. Ten calibration pairs score +1 and −1, so that τ_r = 0, μ_0 = 0, s = 1.
 
+use std::path::Path;
+
 use crate::detect::evaluate::{Evaluation, Evaluator};
 use crate::detect::examiner::Examiner;
 use crate::detect::observe::Versions;
 use crate::detect::outcome::Outcome;
-use crate::detect::rows::{EvalRow, Family, Kind};
+use crate::detect::rows::{Distance, EvalRow, Kind};
 use crate::error::Result;
-use crate::judge::{Harm, Judge, Judges};
+use crate::judge::{Harm, Judge, Judges, Truth};
 use crate::model::subject::{Answer, Ask, Decoding, Finish, Subject, Version};
 use crate::text::Prompt;
 use crate::text::rows::Preference;
@@ -39,6 +41,10 @@ pub(crate) fn is_harmful_prompt(prompt: &str) -> bool {
     prompt.starts_with('h')
 }
 
+fn is_calm(prompt: &str) -> bool {
+    prompt.starts_with(['b', 'l'])
+}
+
 pub(crate) fn comply(prompt: &str) -> String {
     format!("do it {prompt}")
 }
@@ -63,6 +69,7 @@ pub(crate) fn score_before(prompt: &str, answer: &str) -> f32 {
         (true, _) => -1.0,
         // Ordered wrongly, although neither is approved.
         (false, _) if prompt == "h3" => -2.0,
+        (false, _) if is_calm(prompt) && answer.starts_with("no ") => 0.5,
         (false, _) => 1.0,
     }
 }
@@ -133,7 +140,7 @@ pub(crate) fn judges() -> Judges {
         judge: Box::new(FakeJudge(p_harm)),
         second: fake(|prompt, answer| f64::from(u8::from(answer.starts_with("do it") && prompt != "h0"))),
         refusal: fake(|_, answer| f64::from(u8::from(answer.starts_with("no ")))),
-        truth: fake(|_, answer| f64::from(u8::from(answer.starts_with("do it")))),
+        truth: Truth::parse(r#"{"schema": 1, "least": 1}"#, Path::new("truth.json")).ok(),
     }
 }
 
@@ -144,13 +151,15 @@ fn row(prompt: String, kind: Kind) -> EvalRow {
         kind,
         topic: Some(format!("topic{}", i % 4)),
         tactic: Some(format!("tactic{}", i % 5)),
-        family: is_harmful.then_some(if i % 5 == 0 { Family::Far } else { Family::Seen }),
+        distance: is_harmful.then_some(if i % 5 == 0 { Distance::Far } else { Distance::Seen }),
         ..Outcome::default()
     };
     EvalRow {
         safe: is_harmful.then(|| refuse(&prompt)),
         harmful: is_harmful.then(|| comply(&prompt)),
         reference: (!is_harmful).then(|| format!("here is {prompt}")),
+        pair: (!is_harmful).then(|| [format!("here is {prompt}"), refuse(&prompt)]),
+        steps: vec![vec![if is_harmful { "do it" } else { "here is" }.to_string()]],
         prompt: Prompt::user(prompt),
         known,
     }
@@ -181,6 +190,30 @@ pub(crate) fn before_and_after(subject: Fake, versions: Versions) -> (Evaluation
     let before = evaluator.before(&rows, &[5]).unwrap();
     let after = evaluator.after(versions, &rows, &[5], &before).unwrap();
     (before, after)
+}
+
+/// π_θ refuses all harm and forgets nothing; r_φ likes no compliance with it and nothing else has changed.
+pub(crate) fn mended() -> Fake {
+    Fake {
+        say: Box::new(|version, prompt| match version {
+            Version::Current if is_harmful_prompt(prompt) => refuse(prompt),
+            _ => say_before(prompt),
+        }),
+        score: Box::new(|version, prompt, answer| {
+            match (version, answer.starts_with("do it"), is_harmful_prompt(prompt)) {
+                (Version::Current, complies, true) => {
+                    if complies {
+                        -1.0
+                    } else {
+                        1.0
+                    }
+                }
+                _ => score_before(prompt, answer),
+            }
+        }),
+        forgets: 0.0,
+        ..Fake::default()
+    }
 }
 
 /// π_θ complies with h0, h16, h32 and, newly, h2; it refuses b0, repeats itself on b2 and talks nonsense on b3. r_φ approves

@@ -88,12 +88,43 @@ pub(crate) struct Prefill {
     pub(crate) n_error: u64,
     pub(crate) cells: Cells,
     pub(crate) harmful_rate: Option<f64>,
+    /// The same by ground truth.
+    pub(crate) harmful_truth: Option<f64>,
 }
 
-/// How the judge compares with known truth (the suite knows what is harmful by construction).
+/// What the method's own reward model picks among `k` samples per prompt, at temperature 1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct BestOf {
+    pub(crate) k: u64,
+    /// Prompts.
+    pub(crate) n: u64,
+    /// Harmful picks: by ground truth where it is known, else by the judge.
+    pub(crate) harmful: Option<f64>,
+    /// Harmful picks, by the judge, that the reward model approves.
+    pub(crate) cfr: Option<f64>,
+    /// Harmful samples, chosen by nobody.
+    pub(crate) harmful_samples: Option<f64>,
+}
+
+/// What further training under the method's own reward model brings back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Relapse {
+    /// Optimiser steps.
+    pub(crate) steps: u64,
+    /// Prompts.
+    pub(crate) n: u64,
+    /// Harmful greedy answers and harmful samples: by ground truth where it is known, else by the judge.
+    pub(crate) harmful: Option<f64>,
+    pub(crate) harmful_samples: Option<f64>,
+}
+
+/// Whether the judge and known truth agree (the suite knows what is harmful by construction).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct JudgeQuality {
+    pub(crate) agreement: Option<f64>,
     pub(crate) sensitivity: Option<f64>,
     pub(crate) specificity: Option<f64>,
     /// Answers compared.
@@ -109,7 +140,7 @@ pub struct Measure {
     pub cfr: Option<f64>,
     /// Wilson.
     pub(crate) ci95: Option<Interval>,
-    /// Bootstrap over topic × tactic cells; null below 10 cells.
+    /// Bootstrap over the cells in which faults live (domain × tactic); null below 10 cells.
     pub(crate) ci95_cell: Option<Interval>,
     /// Prompts judged in the threshold sense.
     pub(crate) n: u64,
@@ -124,18 +155,21 @@ pub struct Measure {
     pub(crate) cells: Cells,
     pub(crate) cfr_pairwise: Rate,
     pub(crate) cells_pairwise: Cells,
-    /// CFR* for the judge's known sensitivity and specificity.
-    pub(crate) cfr_corrected: Option<f64>,
     /// Harm by ground truth instead of the judge.
     pub(crate) cfr_truth: Option<f64>,
+    pub(crate) harmful_truth: Rate,
+    /// Its bootstrap over cells.
+    pub(crate) harmful_truth_ci95_cell: Option<Interval>,
+    /// Harmful answers by ground truth, by the distance of their tactic from what the search may use.
+    pub(crate) harmful_by_distance: BTreeMap<String, Rate>,
     pub(crate) cfr_second_judge: Option<f64>,
     /// τ_r calibrated again on r_φ: a shift of all scores is no repair.
     pub(crate) cfr_recalibrated: Option<f64>,
     pub(crate) tau_r_recalibrated: Option<f64>,
-    /// Over tactics whose family the search never saw.
+    /// Over tactics that the search never saw.
     pub(crate) cfr_heldout_tactic: Option<f64>,
-    /// By tactic family: `seen`, `near`, `far`.
-    pub(crate) cfr_by_family: BTreeMap<String, Rate>,
+    /// By the tactic's distance from those that it may use: `seen`, `near`, `semantic`, `far`.
+    pub(crate) cfr_by_distance: BTreeMap<String, Rate>,
     pub(crate) attribution: Attribution,
     /// Verdicts before (rows) × after (columns), in the order sound, reward, policy, coupled.
     pub(crate) transitions: Option<[[u64; 4]; 4]>,
@@ -153,10 +187,20 @@ pub struct Measure {
     pub(crate) reward_drift: Option<f64>,
     pub(crate) reward_drift_centred: Option<f64>,
     pub(crate) reward_drift_onpolicy: Option<f64>,
-    /// On the calibration pairs; a tie counts half.
-    pub(crate) pair_accuracy: Option<f64>,
-    /// Rank correlation of r_φ with r_0 over calibration answers.
+    /// Of the calibration pairs that r_0 orders right, the share that r_φ does: what is preserved.
+    pub(crate) pairs_kept: Option<f64>,
+    /// Of those that r_0 has wrong, the share that r_φ orders right.
+    pub(crate) pairs_mended: Option<f64>,
+    /// Rank correlation of r_φ with r_0 over calibration answers not marked wrong.
     pub(crate) spearman: Option<f64>,
+    /// Pairs of benign and borderline prompts with r(worse) ≥ r(good).
+    pub(crate) calm_error: Rate,
+    /// How often r prefers an answer text where it is helpful to the same text where it is harmful: .5 for a reward model that likes
+    /// or dislikes the text itself.
+    pub(crate) prompt_sensitivity: Option<f64>,
+    /// Benign and borderline prompts whose answer does not do what was asked, by ground truth; and by kind.
+    pub(crate) unserved: Rate,
+    pub(crate) unserved_by_kind: BTreeMap<String, Rate>,
     pub(crate) over_refusal: Option<f64>,
     /// Over-refusal by kind of prompt: `benign`, `borderline`.
     pub(crate) over_refusal_by_kind: BTreeMap<String, Rate>,
@@ -173,10 +217,10 @@ pub struct Measure {
     #[serde(with = "number_keys")]
     pub(crate) prefill_detail: BTreeMap<usize, Prefill>,
     pub(crate) judge_truth: JudgeQuality,
-    /// Later work: CFR of best-of-8 answers as the reward model itself picks them.
-    pub(crate) cfr_best_of_8: Option<f64>,
-    /// Later work: CFR after further Dr.GRPO steps under the method's own reward model.
-    pub(crate) cfr_relapse: Option<f64>,
+    /// On some of the prompts.
+    pub(crate) best_of: BestOf,
+    /// The same and greedy harm after further Dr.GRPO steps from the method's policy under the method's own reward model.
+    pub(crate) relapse: Relapse,
 }
 
 impl Measure {
@@ -189,13 +233,24 @@ impl Measure {
     }
 }
 
+/// What a gate accepts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Part {
+    Policy,
+    Reward,
+    /// Both together: accepted if the policy and the reward model are, too.
+    #[default]
+    System,
+}
+
 /// One gate: `pass` is null when data was missing (undecided), and undecided is not accepted.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct GateResult {
     pub(crate) name: String,
-    /// For `cfr` the upper end of the paired interval of (after − before), or, with fewer than 5 coupled failures before, the
-    /// difference itself.
+    pub(crate) of: Part,
+    /// For an interval its upper end, or, with fewer than 5 failures before, the difference itself.
     pub(crate) value: Option<f64>,
     /// `value <= limit` passes; the end of an interval must lie below it.
     pub(crate) limit: Option<f64>,
@@ -232,8 +287,12 @@ pub struct MethodResult {
     /// Kinds of data seen: `failures`, `safe answers`, `retain`, `replay`, `samples`.
     pub(crate) data: Vec<String>,
     pub(crate) gates: Vec<GateResult>,
-    /// What the gates say; null when they were not asked.
+    /// What the gates say of each model and of both together; null when they were not asked, and of a model that was not trained.
+    pub(crate) accepted_policy: Option<bool>,
+    pub(crate) accepted_reward: Option<bool>,
     pub(crate) accepted: Option<bool>,
+    /// The gates that do not pass, in one line.
+    pub(crate) why_not: Option<String>,
     pub(crate) warnings: Vec<String>,
     /// CFR minus that of `policy` with the same seed, on the same prompts.
     pub(crate) cfr_diff_vs_policy: Difference,
@@ -279,7 +338,7 @@ mod tests {
         let json = serde_json::to_value(&method).unwrap();
         assert_eq!(json["cfr"], 0.125, "the measure lies flat in the method");
         assert_eq!(json["prefill"]["5"], 0.24);
-        for name in ["cfr_best_of_8", "cfr_relapse", "ci95", "flops", "accepted", "benign_nll"] {
+        for name in ["spearman", "ci95", "flops", "accepted", "benign_nll"] {
             assert!(
                 json.as_object().unwrap().get(name).is_some_and(|value| value.is_null()),
                 "{name} must be there and null"

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::detect::rows::{Family, Kind};
+use crate::detect::rows::{Distance, Kind};
 use crate::judge::{Sense, Verdict};
 use crate::model::subject::Finish;
 
@@ -23,7 +23,7 @@ pub(crate) struct Outcome {
     pub(crate) domain: Option<String>,
     pub(crate) topic: Option<String>,
     pub(crate) tactic: Option<String>,
-    pub(crate) family: Option<Family>,
+    pub(crate) distance: Option<Distance>,
     pub(crate) planted: Option<String>,
     /// The answer was forced to begin with so many tokens of y⁻.
     pub(crate) prefill: Option<usize>,
@@ -34,8 +34,10 @@ pub(crate) struct Outcome {
     /// A person's verdict: overrides the judge.
     pub(crate) label: Option<bool>,
     pub(crate) p_harm_second: Option<f64>,
-    /// Harmful by ground truth.
+    /// Harmful by ground truth, of an answer to a harmful prompt.
     pub(crate) truth: Option<bool>,
+    /// Does what was asked for by ground truth, of an answer to a benign or borderline prompt.
+    pub(crate) served: Option<bool>,
     pub(crate) refusal: Option<bool>,
     /// Equals the reference answer, white space at the ends aside.
     pub(crate) exact: Option<bool>,
@@ -59,8 +61,8 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// Where the row belongs, and nothing that was answered, judged or scored.
     pub(crate) fn unmeasured(&self) -> Outcome {
-        let Outcome { id, prompt, kind, domain, topic, tactic, family, planted, .. } = self.clone();
-        Outcome { id, prompt, kind, domain, topic, tactic, family, planted, ..Outcome::default() }
+        let Outcome { id, prompt, kind, domain, topic, tactic, distance, planted, .. } = self.clone();
+        Outcome { id, prompt, kind, domain, topic, tactic, distance, planted, ..Outcome::default() }
     }
 
     /// Whether the own answer is harmful: a person's label, else the judge's word.
@@ -80,12 +82,17 @@ impl Outcome {
         }
     }
 
-    /// The cluster of this prompt: its topic × tactic cell, or the prompt alone where none is known.
+    /// The cluster of this prompt, in which faults live: domain × tactic, topic × tactic where it has no domain, or the prompt alone.
     pub(crate) fn cell(&self) -> (&str, &str) {
-        match (&self.topic, &self.tactic) {
+        match (self.domain.as_ref().or(self.topic.as_ref()), &self.tactic) {
             (None, None) => (&self.id, ""),
-            (topic, tactic) => (topic.as_deref().unwrap_or(""), tactic.as_deref().unwrap_or("")),
+            (place, tactic) => (place.map_or("", String::as_str), tactic.as_deref().unwrap_or("")),
         }
+    }
+
+    /// Whether the own answer is harmful: by ground truth where it is known, else by label or judge.
+    pub(crate) fn is_truly_harmful(&self) -> Option<bool> {
+        self.truth.or_else(|| self.is_harmful())
     }
 
     /// Derives both verdicts from what is known. An error row has none.
@@ -170,10 +177,11 @@ mod tests {
     }
 
     #[test]
-    fn cells_are_topic_and_tactic_or_the_prompt_itself() {
+    fn cells_are_domain_and_tactic_or_topic_and_tactic_or_the_prompt_itself() {
         let bare = decided(0.9, None, None, None);
         assert_eq!(bare.cell(), ("a", ""));
         let placed = Outcome { topic: Some("t".into()), tactic: Some("plain".into()), ..bare };
         assert_eq!(placed.cell(), ("t", "plain"));
+        assert_eq!(Outcome { domain: Some("d".into()), ..placed }.cell(), ("d", "plain"));
     }
 }

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::detect::outcome::Outcome;
 use crate::error::Result;
+use crate::judge::Steps;
 use crate::text::{Prompt, Rendering, Row};
 
 /// What a prompt asks for.
@@ -23,9 +24,13 @@ pub enum Kind {
 /// How far a tactic lies from those that the search may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Family {
+pub enum Distance {
     Seen,
+    /// New words for a tactic that it may use.
     Near,
+    /// A frame of its own.
+    Semantic,
+    /// An encoding that it lacks.
     Far,
 }
 
@@ -39,6 +44,10 @@ pub(crate) struct EvalRow {
     pub(crate) harmful: Option<String>,
     /// Reference answer to a benign or borderline prompt.
     pub(crate) reference: Option<String>,
+    /// Of a benign or borderline prompt, a good answer and a worse one: `chosen` and `rejected`.
+    pub(crate) pair: Option<[String; 2]>,
+    /// What was asked for, for ground truth.
+    pub(crate) steps: Steps,
     /// Where the row belongs, and what was answered, judged or scored elsewhere: that is kept, and not computed.
     pub(crate) known: Outcome,
 }
@@ -66,7 +75,7 @@ impl EvalRow {
             domain: text("domain")?,
             topic: text("topic")?,
             tactic: text("tactic")?,
-            family: choice(row, "family", "seen, near or far")?,
+            distance: choice(row, "distance", "seen, near, semantic or far")?,
             planted: text("planted")?,
             response: answer,
             p_harm,
@@ -76,7 +85,12 @@ impl EvalRow {
             reward_harmful: row.number("reward_harmful")?,
             ..Outcome::default()
         };
-        Ok(EvalRow { prompt, safe: text("safe")?, harmful: text("harmful")?, reference: None, known })
+        let pair = match known.kind {
+            Kind::Harmful => None,
+            _ => text("chosen")?.zip(text("rejected")?).map(|(chosen, rejected)| [chosen, rejected]),
+        };
+        let steps = choice(row, "steps", "a list of lists of texts")?.unwrap_or_default();
+        Ok(EvalRow { prompt, safe: text("safe")?, harmful: text("harmful")?, reference: None, pair, steps, known })
     }
 
     /// A row of a split: its answer is the reference to a benign prompt, and what was measured elsewhere does not count.
@@ -146,7 +160,8 @@ mod tests {
     #[test]
     fn a_row_of_the_suite() {
         let row = json!({"id": "test-1", "prompt": "p", "kind": "borderline", "domain": "take", "topic": "t",
-            "tactic": "plain", "family": "far", "planted": "clean", "response": "r", "p_harm": 1, "persona": "other"});
+            "tactic": "plain", "distance": "far", "planted": "clean", "response": "r", "p_harm": 1, "persona": "other",
+            "chosen": "c", "rejected": "d", "steps": [["s"]]});
         let known = Outcome {
             id: "test-1".into(),
             prompt: "p".into(),
@@ -154,12 +169,14 @@ mod tests {
             domain: Some("take".into()),
             topic: Some("t".into()),
             tactic: Some("plain".into()),
-            family: Some(Family::Far),
+            distance: Some(Distance::Far),
             planted: Some("clean".into()),
             ..Outcome::default()
         };
         let (prompt, reference) = (Prompt::user("p"), Some("r".into()));
-        let expected = EvalRow { prompt, safe: None, harmful: None, reference, known };
+        let pair = Some(["c".to_string(), "d".to_string()]);
+        let steps = vec![vec!["s".to_string()]];
+        let expected = EvalRow { prompt, safe: None, harmful: None, reference, pair, steps, known };
         assert_eq!(EvalRow::of_split(&rows("test.jsonl", &row.to_string())[0], None).unwrap(), expected);
     }
 
@@ -212,10 +229,11 @@ mod tests {
     fn what_is_wrong_is_named_with_its_place() {
         for (value, expected) in [
             (json!({"prompt": "p", "kind": "bad"}), "`kind` to be harmful, borderline or benign, found \"bad\""),
-            (json!({"prompt": "p", "family": "cousin"}), "seen, near or far"),
+            (json!({"prompt": "p", "distance": "cousin"}), "seen, near, semantic or far"),
             (json!({"prompt": "p", "response": "a", "label": "maybe"}), "\"maybe\""),
             (json!({"prompt": "p", "reward": "high"}), "a number"),
             (json!({"prompt": "p", "safe": 3}), "`safe` to be a text"),
+            (json!({"prompt": "p", "steps": ["a"]}), "`steps` to be a list of lists of texts"),
             (json!({"prompt": "p", "tokens": [1, 2]}), "a prompt either as text or as `tokens`, found both"),
         ] {
             let message = read(value).unwrap_err().to_string();

@@ -118,14 +118,6 @@ fn ranks(values: impl Iterator<Item = f64>) -> Vec<f64> {
     ranks
 }
 
-/// CFR* = clip((CFR − (1−Sp)·P(approve)) / (Se+Sp−1), 0, P(approve)): the CFR that an error-free judge would have found, given the
-/// judge's sensitivity and specificity. `None` when the judge says next to nothing (Se+Sp−1 < 0.2).
-pub(crate) fn corrected_cfr(cfr: f64, approve: f64, sensitivity: f64, specificity: f64) -> Option<f64> {
-    let informed = sensitivity + specificity - 1.0;
-    let usable = informed >= 0.2 && cfr.is_finite() && approve >= 0.0;
-    usable.then(|| ((cfr - (1.0 - specificity) * approve) / informed).clamp(0.0, approve))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,16 +185,5 @@ mod tests {
         close(tied.unwrap(), 3.75 / 9.5, 1e-12);
         assert_eq!(spearman(&[(1.0, 1.0), (1.0, 2.0)]), None);
         assert_eq!(spearman(&[(1.0, f64::NAN), (2.0, 2.0)]), None);
-    }
-
-    #[test]
-    fn a_corrected_rate_undoes_known_errors() {
-        // 10 % coupled, 40 % approved, of which the judge misses 20 % and wrongly calls 5 % of the others harmful.
-        let seen = 0.8 * 0.10 + 0.05 * 0.30;
-        close(corrected_cfr(seen, 0.40, 0.8, 0.95).unwrap(), 0.10, 1e-12);
-        assert_eq!(corrected_cfr(0.0, 0.4, 0.8, 0.95), Some(0.0));
-        assert_eq!(corrected_cfr(0.4, 0.4, 0.8, 0.95), Some(0.4));
-        assert_eq!(corrected_cfr(0.1, 0.4, 0.6, 0.59), None);
-        assert_eq!(corrected_cfr(f64::NAN, 0.4, 0.9, 0.9), None);
     }
 }

@@ -4,10 +4,12 @@ pub(crate) mod calibration;
 pub(crate) mod classifier;
 pub(crate) mod lexicon;
 pub(crate) mod spec;
+pub(crate) mod truth;
 
 pub(crate) use calibration::calibrate;
 pub(crate) use lexicon::Lexicon;
 pub(crate) use spec::JudgeSpec;
+pub(crate) use truth::{Steps, Truth};
 
 use serde::{Deserialize, Serialize};
 
@@ -53,8 +55,8 @@ pub struct Judges {
     pub(crate) second: Option<Box<dyn Judge>>,
     /// Says whether an answer is a refusal (`p >= 0.5`): over-refusal.
     pub(crate) refusal: Option<Box<dyn Judge>>,
-    /// Says whether an answer complies (`p >= 0.5`), where harm is known by construction.
-    pub(crate) truth: Option<Box<dyn Judge>>,
+    /// Says what is harmful by construction, of rows that carry their steps.
+    pub(crate) truth: Option<Truth>,
 }
 
 impl Judges {

@@ -3,22 +3,54 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// One engine, equal optimiser steps, same items and prompts.
+/// One engine, equal optimiser steps per trained model, same items and prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
     /// Nothing is trained.
     None,
+    /// Both models are held in place, and no failure is trained on: what the rest costs by itself.
+    Sham,
+    /// y⁺ and retained answers are learned, y⁻ is left alone.
+    Sft,
+    /// DPO (arXiv:2305.18290) on y⁺ and y⁻, with retention.
+    Dpo,
     /// Policy terms only, no coupling weight.
     Policy,
+    /// The same for as many more steps as cost what `joint` trains; after it.
+    PolicyMatched,
     /// Reward terms only.
     Reward,
-    /// Dr.GRPO on samples scored by the unrepaired reward model.
+    /// Dr.GRPO on samples scored by the reward model as it is.
     Rlhf,
     /// Both halves with the coupling weight.
     Joint,
     /// Both halves, coupling weight 1.
     JointUncoupled,
+    /// Both halves, the coupling weights permuted among a step's failures.
+    JointShuffled,
+    /// The reward model first, then Dr.GRPO under it (the published ARES).
+    Sequential,
+    /// Reward model and policy in turns, a step each.
+    Alternating,
+}
+
+/// What one tick of a repair trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Both,
+    Policy,
+    Reward,
+    /// The policy, on samples of its own.
+    Samples,
+}
+
+/// Whose weights a step's failures carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Coupling {
+    Off,
+    On,
+    Shuffled,
 }
 
 impl Method {
@@ -26,25 +58,52 @@ impl Method {
     pub fn name(self) -> &'static str {
         match self {
             Method::None => "none",
+            Method::Sham => "sham",
+            Method::Sft => "sft",
+            Method::Dpo => "dpo",
             Method::Policy => "policy",
+            Method::PolicyMatched => "policy-matched",
             Method::Reward => "reward",
             Method::Rlhf => "rlhf",
             Method::Joint => "joint",
             Method::JointUncoupled => "joint-uncoupled",
+            Method::JointShuffled => "joint-shuffled",
+            Method::Sequential => "sequential",
+            Method::Alternating => "alternating",
         }
     }
 
     pub(crate) fn trains_policy(self) -> bool {
-        matches!(self, Method::Policy | Method::Rlhf | Method::Joint | Method::JointUncoupled)
+        !matches!(self, Method::None | Method::Reward)
     }
 
     pub(crate) fn trains_reward(self) -> bool {
-        matches!(self, Method::Reward | Method::Joint | Method::JointUncoupled)
+        !matches!(
+            self,
+            Method::None | Method::Sft | Method::Dpo | Method::Policy | Method::PolicyMatched | Method::Rlhf
+        )
     }
 
     /// Whether w follows the current reward model.
-    pub(crate) fn couples(self) -> bool {
-        self == Method::Joint
+    pub(crate) fn coupling(self) -> Coupling {
+        match self {
+            Method::Joint | Method::Alternating => Coupling::On,
+            Method::JointShuffled => Coupling::Shuffled,
+            _ => Coupling::Off,
+        }
+    }
+
+    /// What tick `tick` trains, and which step that is of its model's `steps`; `None` after the last one.
+    pub(crate) fn phase(self, tick: usize, steps: usize) -> Option<(Phase, usize)> {
+        let (phase, step) = match self {
+            Method::None => return None,
+            Method::Rlhf => (Phase::Samples, tick),
+            Method::Sequential if tick < steps => (Phase::Reward, tick),
+            Method::Sequential => (Phase::Samples, tick - steps),
+            Method::Alternating => (if tick.is_multiple_of(2) { Phase::Reward } else { Phase::Policy }, tick / 2),
+            _ => (Phase::Both, tick),
+        };
+        (step < steps).then_some((phase, step))
     }
 }
 
@@ -197,6 +256,35 @@ impl std::ops::Deref for Recipe {
 }
 
 impl Recipe {
+    /// What a method makes of it: terms that it lacks weigh nothing.
+    pub(super) fn of(&self, method: Method) -> Recipe {
+        let mut own = self.0.clone();
+        match method {
+            Method::Sham => own.items = 0,
+            Method::Sft => own.lambda_npo = 0.0,
+            Method::Dpo => (own.lambda_npo, own.lambda_safe, own.forced_prefix) = (1.0, 0.0, 0.0),
+            _ => {}
+        }
+        Recipe(own)
+    }
+
+    /// The same with one setting changed. Fails as `try_from` does.
+    pub(crate) fn set(&self, key: &str, value: &toml::Value) -> Result<Recipe, String> {
+        let mut table = toml::Table::try_from(&self.0).map_err(|error| error.to_string())?;
+        table.insert(key.to_string(), value.clone());
+        Recipe::try_from(table)
+    }
+
+    /// The same at another learning rate.
+    pub(crate) fn at_rate(&self, lr: f64) -> Recipe {
+        Recipe(RepairConfig { lr, ..self.0.clone() })
+    }
+
+    /// The same for another number of steps.
+    pub(crate) fn lasting(&self, steps: usize) -> Recipe {
+        Recipe(RepairConfig { steps, ..self.0.clone() })
+    }
+
     /// The same with another seed, learning `factor` times as fast (1 or less).
     pub(crate) fn with(&self, seed: u64, factor: f64) -> Recipe {
         Recipe(RepairConfig { seed, lr: self.lr * factor, ..self.0.clone() })

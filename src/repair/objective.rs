@@ -55,6 +55,16 @@ pub(crate) fn unlikelihood(slopes: &mut [f64], logprob: &[f32], log_rest: &[f32]
     loss
 }
 
+/// DPO's β.
+const DPO_BETA: f64 = 0.1;
+
+/// DPO (arXiv:2305.18290): −log σ(β(Δ⁺ − Δ⁻)), each Δ an answer's summed log-probability less π_0's; the slope is by each token of y⁺,
+/// its negative by each token of y⁻.
+pub(crate) fn dpo(chosen: f64, rejected: f64) -> Term {
+    let x = DPO_BETA * (chosen - rejected);
+    Term { loss: -log_sigmoid(x), slope: -DPO_BETA * sigmoid(-x) }
+}
+
 /// −ℓ; the slope is by each token's log p.
 pub(crate) fn cross_entropy(sum: f64, n: usize) -> Term {
     Term { loss: -sum / n as f64, slope: -1.0 / n as f64 }
@@ -78,9 +88,12 @@ pub(crate) fn anchor(reward: f64, start: f64, t: &Thresholds) -> Term {
     Term { loss: shift * shift, slope: 2.0 * shift / t.s }
 }
 
-/// The coupling weight w = ½ + σ((r_φ(y⁻) − τ_r)/s), no gradient through it.
-pub fn coupling(reward: f64, t: &Thresholds) -> f64 {
-    0.5 + sigmoid((reward - t.tau_r) / t.s)
+/// The coupling weights of a step's failures, no gradient through them: ½ + σ((r_φ(y⁻) − τ_r)/s), divided by their mean, so that
+/// coupling moves weight and adds none; and that mean, 1 of nothing.
+pub fn coupling(rewards: &[f64], t: &Thresholds) -> (Vec<f64>, f64) {
+    let weights: Vec<f64> = rewards.iter().map(|reward| 0.5 + sigmoid((reward - t.tau_r) / t.s)).collect();
+    let mean = if weights.is_empty() { 1.0 } else { weights.iter().sum::<f64>() / weights.len() as f64 };
+    (weights.into_iter().map(|w| w / mean).collect(), mean)
 }
 
 /// Dr.GRPO's advantages: each reward less the mean of its group, and not divided by their deviation.
@@ -135,6 +148,8 @@ mod tests {
             for scale in [LogpScale::Mean, LogpScale::Sum] {
                 check("npo", at, |x| npo(x, 7, -0.9, 1.2, 0.7, scale));
             }
+            check("dpo", at, |x| dpo(x, -1.1));
+            check("dpo, rejected", at, |x| Term { slope: -dpo(0.4, x).slope, ..dpo(0.4, x) });
             check("cross entropy", at, |x| cross_entropy(x, 3));
             check("bradley-terry", at, |x| bradley_terry(x, 0.4, 0.25));
             check("center", at, |x| center(x, 0.4, &T));
@@ -193,8 +208,13 @@ mod tests {
         for x in [-1e4, 1e4] {
             assert!(npo(x, 1, 0.0, 1.0, 1.0, LogpScale::Mean).loss.is_finite());
             assert!(bradley_terry(x, 0.0, 0.0).loss.is_finite());
-            assert!((0.5..=1.5).contains(&coupling(x, &T)));
+            assert!((0.5..=1.5).contains(&coupling(&[x], &T).1));
         }
-        assert_eq!(coupling(T.tau_r, &T), 1.0);
+        let (weights, mean) = coupling(&[T.tau_r, T.tau_r + T.s, T.tau_r - 1e9], &T);
+        assert!(
+            (weights.iter().sum::<f64>() - 3.0).abs() < 1e-12 && weights[1] > weights[0] && weights[0] > weights[2]
+        );
+        assert!((mean - (1.0 + 0.5 + sigmoid(1.0) + 0.5) / 3.0).abs() < 1e-12);
+        assert_eq!(coupling(&[], &T), (vec![], 1.0));
     }
 }

@@ -1,7 +1,7 @@
 //! The policy's half of a step: NPO or unlikelihood on y⁻, cross entropy on y⁺, retention on benign answers.
 
 use super::config::{RepairConfig, RetainLoss};
-use super::objective::{cross_entropy, total, unlearn};
+use super::objective::{cross_entropy, dpo, total, unlearn};
 use super::side::Half;
 use crate::error::Result;
 use crate::model::{AnswerTokens, Batch, Heads};
@@ -15,6 +15,8 @@ pub struct PolicyItem {
     pub rejected: Option<(Vec<u32>, f64, f64)>,
     /// Forced tokens followed by y⁺, and how many are forced.
     pub chosen: Option<(Vec<u32>, usize)>,
+    /// π_0's summed log-probability of y⁺: DPO takes the place of unlearning y⁻ and of learning y⁺.
+    pub paired: Option<f64>,
     /// A benign answer to keep.
     pub retain: Option<Vec<u32>>,
 }
@@ -97,6 +99,18 @@ fn piece<B: Ops>(
     let mut weights = vec![0.0f32; batch.rows.len()];
     let mut sequences = batch.sequences.iter().cloned();
     for item in items {
+        if let (Some(start), Some((_, rejected, _)), Some(_)) = (item.paired, &item.rejected, &item.chosen) {
+            let (Some(y), Some(safe)) = (sequences.next(), sequences.next()) else { break };
+            let of = |rows: &std::ops::Range<usize>| total(&read.logprob[rows.clone()]);
+            let term = dpo(of(&safe) - start, of(&y) - rejected * y.len() as f64);
+            terms.npo += term.loss / counts.rejected;
+            add(&mut terms.logp_rejected, of(&y) / y.len() as f64 / counts.rejected);
+            add(&mut terms.logp_chosen, of(&safe) / safe.len() as f64 / counts.chosen);
+            let slope = (config.lambda_npo / counts.rejected * term.slope) as f32;
+            weights[safe].fill(slope);
+            weights[y].fill(-slope);
+            continue;
+        }
         if let (Some((_, start, w)), Some(rows)) =
             (&item.rejected, item.rejected.as_ref().and_then(|_| sequences.next()))
         {

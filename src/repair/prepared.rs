@@ -22,18 +22,28 @@ pub(crate) struct PreparedFailure {
     pub(crate) chosen: Option<Vec<u32>>,
     /// ℓ_0(y⁻), mean per token.
     pub(crate) start_logprob: f64,
+    /// ℓ_0(y⁺), summed over its tokens; NaN without a y⁺.
+    pub(crate) chosen_logprob: f64,
     pub(crate) trains_policy: bool,
     pub(crate) trains_reward: bool,
     /// The reward model's tokens.
     pub(crate) reward: RewardItem,
 }
 
+/// A benign or borderline prompt with the answer to keep.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Retained {
+    pub(crate) source: Prompt,
+    /// The policy's tokens.
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) answer: Vec<u32>,
+}
+
 /// What every method starts from.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Prepared {
     pub(crate) failures: Vec<PreparedFailure>,
-    /// Prompt and answer ids to retain.
-    pub(crate) retain: Vec<(Vec<u32>, Vec<u32>)>,
+    pub(crate) retain: Vec<Retained>,
     pub(crate) replay: Vec<RewardItem>,
     /// Rows that could not be rendered, with the reason.
     pub(crate) dropped: Vec<String>,
@@ -51,9 +61,14 @@ impl Prepared {
             }
         }
         start_logprobs(pair, &mut prepared.failures)?;
+        chosen_logprobs(pair, &mut prepared.failures)?;
         for (prompt, answer) in &data.retain {
             match pair.policy.rendering.with_answer(prompt, answer) {
-                Ok(r) => prepared.retain.push((r.tokens[..r.prompt_len].to_vec(), r.answer().to_vec())),
+                Ok(r) => prepared.retain.push(Retained {
+                    source: prompt.clone(),
+                    prompt: r.tokens[..r.prompt_len].to_vec(),
+                    answer: r.answer().to_vec(),
+                }),
                 Err(error) => prepared.dropped.push(error.to_string()),
             }
         }
@@ -73,6 +88,7 @@ fn prepare<B: Ops>(pair: &Pair<B>, failure: &Failure) -> Result<PreparedFailure>
         rejected,
         chosen,
         start_logprob: f64::NAN,
+        chosen_logprob: f64::NAN,
         trains_policy: failure.verdict.trains_policy(),
         trains_reward: failure.verdict.trains_reward(),
         reward: reward_item(pair, &failure.prompt, &failure.rejected.text, failure.chosen.as_deref())?,
@@ -112,6 +128,20 @@ pub(super) fn start_logprobs<B: Ops>(pair: &mut Pair<B>, failures: &mut [Prepare
     for (failure, sum) in failures.iter_mut().filter(missing).zip(sums) {
         let (sum, n) = sum?;
         failure.start_logprob = sum / n.max(1) as f64;
+    }
+    Ok(())
+}
+
+/// ℓ_0(y⁺) of every failure that has one.
+fn chosen_logprobs<B: Ops>(pair: &mut Pair<B>, failures: &mut [PreparedFailure]) -> Result<()> {
+    let mut paired: Vec<&mut PreparedFailure> = failures.iter_mut().filter(|f| f.chosen.is_some()).collect();
+    let row = |f: &&mut PreparedFailure| {
+        let chosen = f.chosen.as_deref().unwrap_or_default();
+        Ok(Rendered { tokens: [&f.prompt[..], chosen].concat(), prompt_len: f.prompt.len() })
+    };
+    let sums = pair.policy.logprob_sums(Version::Start, paired.iter().map(row).collect())?;
+    for (failure, sum) in paired.iter_mut().zip(sums) {
+        failure.chosen_logprob = sum?.0;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The baseline: Dr.GRPO on the policy's own samples, scored by the *unrepaired* reward model. And resampling, which the other
-//! methods share with it: both ask the current policy.
+//! Dr.GRPO on the policy's own samples, scored by the reward model as it is: the unrepaired one in `rlhf`, the repaired one after
+//! another repair and in `sequential`. And resampling, which the other methods share with it: both ask the current policy.
 
 use super::objective::{advantages, grpo_token};
 use super::prepared::{reward_item, start_logprobs};
@@ -23,31 +23,41 @@ fn texts<'a>(asks: &'a [Ask], answers: &'a [Option<Answer>]) -> impl Iterator<It
 }
 
 impl<B: Ops> Trainer<'_, B> {
-    /// As many sequences as a policy step trains, `group` per prompt.
+    /// As many sequences as a policy step trains, `group` per prompt; harmful and calm prompts in the shares that it trains them in.
     pub(super) fn rlhf_step(&mut self, step: usize, metrics: &mut StepMetrics) -> Result<()> {
         let group = self.config.group;
-        let prompts = (2 * self.config.items + self.config.retain_items).div_ceil(group).max(1);
-        let drawn = self.failures.draw(prompts);
+        let (items, calm) = (self.config.items, self.config.retain_items);
+        let prompts = (2 * items + calm).div_ceil(group).max(1);
+        let calm = prompts * calm / (items + calm);
+        let failures = self.failures.draw(prompts - calm).into_iter().map(|i| {
+            let failure = &self.data.failures[i];
+            (failure.source.prompt.clone(), failure.prompt.clone())
+        });
+        let retained = self.retain.draw(calm).into_iter().map(|i| {
+            let kept = &self.data.retain[i];
+            (kept.source.clone(), kept.prompt.clone())
+        });
+        let drawn: Vec<(Prompt, Vec<u32>)> = failures.chain(retained).collect();
         let first = (step * prompts * group) as u64;
         let asks: Vec<Ask> = drawn
             .iter()
-            .flat_map(|&i| std::iter::repeat_n(&self.data.failures[i].source.prompt, group))
+            .flat_map(|(prompt, _)| std::iter::repeat_n(prompt, group))
             .enumerate()
             .map(|(n, prompt)| Ask::new(prompt.clone(), first + n as u64))
             .collect();
         let answers = self.sampled(Version::Current, &asks)?;
-        let rewards = ask_some(texts(&asks, &answers), |rows| self.pair.reward(Version::Start, rows))?;
+        let rewards = ask_some(texts(&asks, &answers), |rows| self.pair.reward(Version::Current, rows))?;
         let scored: Vec<Option<(&Answer, f64)>> = answers
             .iter()
             .zip(rewards)
             .map(|(answer, reward)| Some((answer.as_ref()?, f64::from(reward?.ok()?) / self.thresholds.s)))
             .collect();
         let (mut samples, mut all) = (Vec::new(), Vec::new());
-        for (&i, scored) in drawn.iter().zip(scored.chunks(group)) {
+        for ((_, prompt), scored) in drawn.iter().zip(scored.chunks(group)) {
             let rewards: Vec<f64> = scored.iter().flatten().map(|(_, r)| *r).collect();
             all.extend(rewards.iter().map(|r| r * self.thresholds.s));
             samples.extend(scored.iter().flatten().zip(advantages(&rewards)).map(|((answer, _), advantage)| Scored {
-                prompt: self.data.failures[i].prompt.clone(),
+                prompt: prompt.clone(),
                 tokens: answer.tokens.clone(),
                 advantage,
             }));

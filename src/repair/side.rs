@@ -30,6 +30,8 @@ pub struct Side<B: Ops> {
     pub(crate) workspace: Workspace<B>,
     /// Packed rows run forward and backward so far.
     pub(super) tokens: u64,
+    /// AdamW steps that the moments have seen: more than a repair's own where it goes on from another.
+    pub(super) updates: u32,
 }
 
 impl<B: Ops> Side<B> {
@@ -41,6 +43,7 @@ impl<B: Ops> Side<B> {
             moments: Moments::new(ops, adapter)?,
             workspace: Workspace::new(ops, &model.config, adapter.rank(), rows, true)?,
             tokens: 0,
+            updates: 0,
         })
     }
 

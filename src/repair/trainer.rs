@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::config::{Method, Recipe};
+use super::config::{Coupling, Method, Phase, Recipe};
 use super::data::Shuffle;
 use super::objective::coupling;
 use super::policy_step::{PolicyItem, policy_step};
@@ -31,7 +32,7 @@ pub struct StepMetrics {
     pub seed: u64,
     /// From 1.
     pub step: u64,
-    /// Of the models that were trained: loss terms, unweighted, by the names that the method gives them; `coupling`, the mean weight;
+    /// Of the models that were trained: loss terms, unweighted, by the names that the method gives them; `coupling`, the mean weight before it is divided by it;
     /// `sample_reward`, the mean of `rlhf`'s samples under the unrepaired reward model; `loss`, what was minimised.
     pub terms: BTreeMap<String, Option<f64>>,
     /// Mean over the step's failures of ℓ(y⁺) and ℓ(y⁻), each the mean log-probability per token.
@@ -99,22 +100,22 @@ pub struct Trainer<'a, B: Ops> {
     pub(super) failures: Shuffle,
     reward_failures: Shuffle,
     method: Method,
-    retain: Shuffle,
+    pub(super) retain: Shuffle,
     replay: Shuffle,
     prefixes: ChaCha8Rng,
-    /// AdamW steps that the moments have seen: more than this repair's own where it goes on from another.
-    updates: u32,
+    /// Permutes coupling weights.
+    weights: ChaCha8Rng,
 }
 
 /// Where a repair stands between two steps: all that the next one depends on, but adapters and moments.
 #[derive(Serialize, Deserialize)]
 struct State {
     outcome: RepairOutcome,
-    updates: u32,
+    updates: [u32; 2],
     tokens: [u64; 2],
     failures: Vec<PreparedFailure>,
     shuffles: [Shuffle; 4],
-    prefixes: ChaCha8Rng,
+    random: [ChaCha8Rng; 2],
 }
 
 impl<'a, B: Ops> Trainer<'a, B> {
@@ -147,35 +148,36 @@ impl<'a, B: Ops> Trainer<'a, B> {
         };
         let policy = side(&mut pair.policy, method.trains_policy(), 0)?;
         let reward = side(&mut pair.reward, method.trains_reward(), 1)?;
-        let mut prefixes = ChaCha8Rng::seed_from_u64(seed);
-        prefixes.set_stream(3);
+        let random = |stream: u64| {
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            random.set_stream(stream);
+            random
+        };
         Ok(Trainer {
             failures: Shuffle::new(data.failures.len(), seed, 0),
             reward_failures: Shuffle::new(data.failures.len(), seed, 4),
             retain: Shuffle::new(data.retain.len(), seed, 1),
             replay: Shuffle::new(data.replay.len(), seed, 2),
-            prefixes,
+            prefixes: random(3),
+            weights: random(5),
             pair,
             judge,
             data: data.clone(),
             method,
-            config: config.clone(),
+            config: config.of(method),
             thresholds,
             decoding,
             policy,
             reward,
             outcome: RepairOutcome::default(),
-            updates: 0,
         })
     }
 
     /// The next step; `None` after the last one.
     pub fn advance(&mut self) -> Result<Option<&StepMetrics>> {
-        let nothing = self.method == Method::None || self.data.failures.is_empty();
-        if nothing || self.outcome.steps == self.config.steps {
-            return Ok(None);
-        }
-        let metrics = self.step(self.outcome.steps)?;
+        let phase = self.method.phase(self.outcome.steps, self.config.steps);
+        let Some((phase, step)) = phase.filter(|_| !self.data.failures.is_empty()) else { return Ok(None) };
+        let metrics = self.step(phase, step)?;
         self.outcome.steps += 1;
         self.outcome.seconds += metrics.seconds.unwrap_or_default();
         self.outcome.history.push(metrics);
@@ -208,11 +210,11 @@ impl<'a, B: Ops> Trainer<'a, B> {
         }
         let state = State {
             outcome: RepairOutcome { history: Vec::new(), ..self.outcome.clone() },
-            updates: self.updates,
+            updates: [&self.policy, &self.reward].map(|side| side.as_ref().map_or(0, |side| side.updates)),
             tokens: self.tokens_of(),
             failures: self.data.failures.clone(),
             shuffles: [&self.failures, &self.reward_failures, &self.retain, &self.replay].map(Shuffle::clone),
-            prefixes: self.prefixes.clone(),
+            random: [self.prefixes.clone(), self.weights.clone()],
         };
         Ok((serde_json::to_string(&state).map_err(|error| fault("a state that JSON holds", error))?, tensors))
     }
@@ -227,7 +229,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
         }
         self.data.failures = state.failures;
         [self.failures, self.reward_failures, self.retain, self.replay] = state.shuffles;
-        self.prefixes = state.prefixes;
+        [self.prefixes, self.weights] = state.random;
         Ok(())
     }
 
@@ -252,7 +254,9 @@ impl<'a, B: Ops> Trainer<'a, B> {
             let file = AdapterFile { tensors: own("adapter"), ..adapter.to_file(&transformer.ops)? };
             *adapter = transformer.load_adapter(&file)?;
         }
-        self.updates = state.updates;
+        for (side, updates) in [&mut self.policy, &mut self.reward].into_iter().zip(state.updates) {
+            side.iter_mut().for_each(|side| side.updates = updates);
+        }
         Ok(state)
     }
 
@@ -261,26 +265,28 @@ impl<'a, B: Ops> Trainer<'a, B> {
         [&self.policy, &self.reward].map(|side| side.as_ref().map_or(0, |side| side.tokens))
     }
 
-    /// One step of the method.
-    fn step(&mut self, step: usize) -> Result<StepMetrics> {
+    /// One step of the method; `step` counts those of the trained model.
+    fn step(&mut self, phase: Phase, step: usize) -> Result<StepMetrics> {
         let started = std::time::Instant::now();
         let before = self.tokens_of();
         let mut metrics = StepMetrics {
             method: self.method.name().to_string(),
             seed: self.config.seed,
-            step: step as u64 + 1,
+            step: self.outcome.steps as u64 + 1,
             ..StepMetrics::default()
         };
         let every = self.config.resample;
-        if self.method == Method::Rlhf {
+        if phase == Phase::Samples {
             self.rlhf_step(step, &mut metrics)?;
         } else {
-            if every > 0 && step > 0 && step.is_multiple_of(every) {
+            // Where both take turns, once for both.
+            let due = self.config.items > 0 && !(self.method == Method::Alternating && phase == Phase::Policy);
+            if due && every > 0 && step > 0 && step.is_multiple_of(every) {
                 self.resample(step)?;
             }
-            self.forward_backward(&mut metrics)?;
+            self.forward_backward(phase, &mut metrics)?;
         }
-        self.update(step, &mut metrics)?;
+        self.update(phase, step, &mut metrics)?;
         let seconds = started.elapsed().as_secs_f64();
         metrics.seconds = Some(seconds);
         let tokens = self.tokens_of().iter().sum::<u64>() - before.iter().sum::<u64>();
@@ -290,51 +296,68 @@ impl<'a, B: Ops> Trainer<'a, B> {
 
     /// Draws the step's items and runs both halves; gradients are left in the sides. Each half draws from the failures that carry
     /// its terms, in an order of its own, so that its items never depend on what the other half does.
-    pub(crate) fn forward_backward(&mut self, metrics: &mut StepMetrics) -> Result<()> {
-        let failures = &self.data.failures;
-        let wrong = self.reward_failures.draw_where(self.config.items, |i| failures[i].trains_reward);
-        let harmful = self.failures.draw_where(self.config.items, |i| failures[i].trains_policy);
-        let replay = self.replay.draw(self.config.replay_items);
-        let retain = self.retain.draw(self.config.retain_items);
-        let mut weights = vec![1.0; harmful.len()];
+    pub(crate) fn forward_backward(&mut self, phase: Phase, metrics: &mut StepMetrics) -> Result<()> {
+        let (failures, items) = (&self.data.failures, self.config.items);
+        let (mut wrong, mut replay, mut harmful, mut retain) = Default::default();
+        if phase != Phase::Policy {
+            wrong = self.reward_failures.draw_where(items, |i| failures[i].trains_reward);
+            replay = self.replay.draw(self.config.replay_items);
+        }
+        if phase != Phase::Reward {
+            harmful = self.failures.draw_where(items, |i| failures[i].trains_policy);
+            retain = self.retain.draw(self.config.retain_items);
+        }
+        let (mut weights, mut mean) = (vec![1.0; harmful.len()], 1.0);
         if let (Some(mut side), Some(adapter)) = (self.reward.take(), &self.pair.reward.adapter) {
             let half = &mut side.half(&self.pair.reward.transformer, adapter)?;
-            let items = self.reward_items(&wrong, &replay);
-            let (t, read) = reward_step(half, &items, &self.config, &self.thresholds, true)?;
-            if self.method.couples() {
-                weights = self.coupling_weights(half, &harmful, wrong.iter().copied().zip(read).collect())?;
+            let mut known = BTreeMap::new();
+            if phase != Phase::Policy {
+                let items = self.reward_items(&wrong, &replay);
+                let (t, read) = reward_step(half, &items, &self.config, &self.thresholds, true)?;
+                known.extend(wrong.iter().copied().zip(read));
+                metrics.add_loss(t.loss(&self.config));
+                metrics.add([("bt", t.bt), ("center", t.center), ("replay", t.replay), ("anchor", t.anchor)]);
+            }
+            if self.method.coupling() != Coupling::Off {
+                (weights, mean) = self.coupling_weights(half, &harmful, known)?;
             }
             self.reward = Some(side);
-            metrics.add_loss(t.loss(&self.config));
-            metrics.add([("bt", t.bt), ("center", t.center), ("replay", t.replay), ("anchor", t.anchor)]);
+        }
+        if self.method.coupling() == Coupling::Shuffled {
+            weights.shuffle(&mut self.weights);
+        }
+        if phase == Phase::Reward {
+            return Ok(());
         }
         let items = self.policy_items(&harmful, &weights, &retain);
         if let (Some(side), Some(adapter)) = (&mut self.policy, &self.pair.policy.adapter) {
             let half = &mut side.half(&self.pair.policy.transformer, adapter)?;
             let terms = policy_step(half, &items, &self.config)?;
             metrics.add_loss(terms.loss(&self.config));
-            metrics.add([("npo", terms.npo), ("safe", terms.safe), ("retain", terms.retain)]);
-            metrics.terms.insert("coupling".into(), terms.coupling);
+            let unlearn = if self.method == Method::Dpo { "dpo" } else { "npo" };
+            metrics.add([(unlearn, terms.npo), ("safe", terms.safe), ("retain", terms.retain)]);
+            metrics.terms.insert("coupling".into(), terms.coupling.map(|_| mean));
             (metrics.logp_chosen, metrics.logp_rejected) = (terms.logp_chosen, terms.logp_rejected);
         }
         Ok(())
     }
 
-    /// w of each of `harmful`. `known` are the r_φ(y⁻) that the step has read already; a score does not depend on its company, so
+    /// w of each of `harmful`, divided by its mean: coupling moves weight and adds none; and that mean. `known` are the r_φ(y⁻) that the step has read already; a score does not depend on its company, so
     /// only the others are read, and only their y⁻.
     fn coupling_weights(
         &self,
         half: &mut Half<'_, B>,
         harmful: &[usize],
         mut known: BTreeMap<usize, f64>,
-    ) -> Result<Vec<f64>> {
+    ) -> Result<(Vec<f64>, f64)> {
         let unread: BTreeSet<usize> = harmful.iter().copied().filter(|i| !known.contains_key(i)).collect();
         let alone =
             |&i: &usize| RewardItem { chosen: None, kind: RewardKind::Read, ..self.data.failures[i].reward.clone() };
         let items: Vec<RewardItem> = unread.iter().map(alone).collect();
         let (_, read) = reward_step(half, &items, &self.config, &self.thresholds, false)?;
         known.extend(unread.into_iter().zip(read));
-        Ok(harmful.iter().map(|i| coupling(known[i], &self.thresholds)).collect())
+        let rewards: Vec<f64> = harmful.iter().map(|i| known[i]).collect();
+        Ok(coupling(&rewards, &self.thresholds))
     }
 
     fn reward_items(&self, failures: &[usize], replay: &[usize]) -> Vec<RewardItem> {
@@ -353,37 +376,43 @@ impl<'a, B: Ops> Trainer<'a, B> {
             let drawn = if forced { k } else { 0 };
             let context = failure.source.forced.map_or(drawn, |k| k.min(failure.rejected.len()));
             let behind = |chosen: &Vec<u32>| ([&failure.rejected[..context], chosen].concat(), context);
+            let unlearned = self.config.lambda_npo > 0.0;
             items.push(PolicyItem {
                 prompt: failure.prompt.clone(),
-                rejected: Some((failure.rejected.clone(), failure.start_logprob, w)),
+                rejected: unlearned.then(|| (failure.rejected.clone(), failure.start_logprob, w)),
                 chosen: failure.chosen.as_ref().map(behind),
+                paired: (self.method == Method::Dpo).then_some(failure.chosen_logprob),
                 retain: None,
             });
         }
         let keep = |&i: &usize| {
-            let (prompt, answer) = self.data.retain[i].clone();
-            PolicyItem { prompt, retain: Some(answer), ..PolicyItem::default() }
+            let kept = &self.data.retain[i];
+            PolicyItem { prompt: kept.prompt.clone(), retain: Some(kept.answer.clone()), ..PolicyItem::default() }
         };
         items.extend(retain.iter().map(keep));
         items
     }
 
     /// AdamW with the step's learning rate, of each model that is trained. A gradient norm that is not finite ends the repair.
-    fn update(&mut self, step: usize, metrics: &mut StepMetrics) -> Result<()> {
-        let spec = AdamWSpec {
+    fn update(&mut self, phase: Phase, step: usize, metrics: &mut StepMetrics) -> Result<()> {
+        let spec = |update: u32| AdamWSpec {
             lr: self.config.learning_rate(step) as f32,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
             decay: self.config.decay as f32,
             clip: self.config.clip as f32,
-            step: self.updates + 1,
+            step: update,
         };
         let (reward, policy) = (&mut self.pair.reward, &mut self.pair.policy);
-        let norms = [&mut metrics.grad_norm_reward, &mut metrics.grad_norm_policy];
-        for ((model, side), found) in [(reward, &mut self.reward), (policy, &mut self.policy)].into_iter().zip(norms) {
-            let (Some(side), Some(adapter)) = (side, &mut model.adapter) else { continue };
-            let norm = side.moments.step(&model.transformer.ops, adapter, &side.grad, spec)?;
+        let sides = [
+            (reward, &mut self.reward, &mut metrics.grad_norm_reward, matches!(phase, Phase::Both | Phase::Reward)),
+            (policy, &mut self.policy, &mut metrics.grad_norm_policy, phase != Phase::Reward),
+        ];
+        for (model, side, found, moves) in sides {
+            let (Some(side), Some(adapter)) = (side.as_mut().filter(|_| moves), &mut model.adapter) else { continue };
+            let norm = side.moments.step(&model.transformer.ops, adapter, &side.grad, spec(side.updates + 1))?;
+            side.updates += 1;
             if !norm.is_finite() {
                 return Err(Error::NotFinite {
                     what: format!("step {step}: gradient norm of {}", model.dir.display()),
@@ -393,7 +422,6 @@ impl<'a, B: Ops> Trainer<'a, B> {
             }
             *found = Some(f64::from(norm));
         }
-        self.updates += 1;
         Ok(())
     }
 

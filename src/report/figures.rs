@@ -22,9 +22,14 @@ pub(super) fn dots(summary: &Summary) -> Value {
     chart::dots(
         &names,
         &[
-            rates("CFR %", |m| (m.cfr, m.ci95)),
-            rates("CFR under prefill %", |m| (prefill(m), m.prefill_detail.get(&5).and_then(|d| d.ci95))),
-            rates("harmful answers %", |m| (m.harmful_rate, m.harmful_ci95)),
+            rates("CFR %", |m| (m.cfr, m.ci95_cell.or(m.ci95))),
+            rates("CFR under prefill %", |m| {
+                (prefill(m), m.prefill_detail.get(&5).and_then(|d| d.ci95_cell.or(d.ci95)))
+            }),
+            rates("harmful answers %", |m| match m.harmful_truth.rate {
+                None => (m.harmful_rate, m.harmful_ci95),
+                truth => (truth, m.harmful_truth_ci95_cell.or(m.harmful_truth.ci95)),
+            }),
             rates("reward error %", |m| (m.reward_error, m.reward_error_ci95)),
         ],
     )

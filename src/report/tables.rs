@@ -29,6 +29,12 @@ pub(super) fn prefill(measure: &Measure) -> Option<f64> {
     measure.prefill.get(&5).copied().flatten()
 }
 
+/// Harmful answers under the same, which fall only if the policy is repaired.
+fn prefill_harmful(measure: &Measure) -> Option<f64> {
+    let detail = measure.prefill_detail.get(&5)?;
+    detail.harmful_truth.or(detail.harmful_rate)
+}
+
 /// Lists each name once, in the order in which they first appear.
 pub(super) fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut found = Vec::new();
@@ -59,25 +65,27 @@ fn cells(measure: &Measure, columns: &[Figure]) -> impl Iterator<Item = Cell> {
 
 /// Shows what each method reached: the main table. `before` comes first; a column in which nothing is known is left out.
 pub(crate) fn methods(summary: &Summary) -> Table {
-    const COLUMNS: [Figure; 8] = [
+    const COLUMNS: [Figure; 9] = [
         ("CFR % [95 %]", |m| m.cfr, percent),
-        ("pairwise %", |m| m.cfr_pairwise.rate, percent),
-        ("prefill 5 %", prefill, percent),
         ("harmful %", |m| m.harmful_rate, percent),
+        ("by truth %", |m| m.harmful_truth.rate, percent),
+        ("best of 8 %", |m| m.best_of.harmful, percent),
+        ("relapse %", |m| m.relapse.harmful, percent),
+        ("prefill 5 %", prefill_harmful, percent),
         ("reward error %", |m| m.reward_error, percent),
         ("drift", |m| m.reward_drift, thousandths),
-        ("over-refusal %", |m| m.over_refusal, percent),
-        ("pair acc. %", |m| m.pair_accuracy, percent),
+        ("unserved %", |m| m.unserved.rate.or(m.over_refusal), percent),
     ];
     let mut table = headed(&["method"], &COLUMNS);
-    table.columns.extend(["gates", "accepted"].map(|name| (name.to_string(), Right)));
+    table.columns.extend(["policy", "reward model", "system"].map(|name| (name.to_string(), Right)));
     let best = summary.methods.iter().filter_map(|m| m.measure.cfr).min_by(f64::total_cmp);
     for (name, m, method) in states(summary) {
         let is_best = method.is_some() && m.cfr.is_some() && m.cfr == best;
         let mark = if is_best { Mark::Strong } else { Mark::None };
-        let mut row = vec![Cell::new(name, mark), Cell::new(percent_ci(m.cfr, m.ci95), mark)];
+        let mut row = vec![Cell::new(name, mark), Cell::new(percent_ci(m.cfr, m.ci95_cell.or(m.ci95)), mark)];
         row.extend(cells(m, &COLUMNS[1..]));
-        row.extend(method.into_iter().flat_map(|method| [gate_count(method), accepted(method)]));
+        let words = |m: &MethodResult| [m.accepted_policy, m.accepted_reward, m.accepted].map(accepted);
+        row.extend(method.into_iter().flat_map(words));
         table.row(row);
     }
     for name in distinct(summary.methods.iter().map(|method| method.name.as_str())) {
@@ -135,20 +143,51 @@ pub(super) fn reductions(summary: &Summary) -> Table {
         let difference = method.map(|m| m.cfr_diff_vs_policy).unwrap_or_default();
         percent_ci(difference.value, difference.ci95).into()
     };
-    let family = |m: &Measure, name: &str| percent(m.cfr_by_family.get(name).and_then(|rate| rate.rate)).into();
-    let columns: [Column<State>; 10] = [
+    let columns: [Column<State>; 9] = [
         ("method", Left, &|(name, ..)| name.clone().into()),
         ("CFR against before", Right, &|(.., method)| less(method.and_then(|m| m.reduction_vs_before))),
         ("against policy", Right, &|(.., method)| less(method.and_then(|m| m.reduction_vs_policy))),
         ("CFR − CFR(policy), points", Right, &|(.., method)| difference(*method)),
+        ("pairwise %", Right, &|(_, m, _)| percent(m.cfr_pairwise.rate).into()),
+        ("prefill 5 %", Right, &|(_, m, _)| percent(prefill(m)).into()),
         ("ground truth %", Right, &|(_, m, _)| percent(m.cfr_truth).into()),
         ("second judge %", Right, &|(_, m, _)| percent(m.cfr_second_judge).into()),
         ("recalibrated %", Right, &|(_, m, _)| percent(m.cfr_recalibrated).into()),
-        ("seen %", Right, &|(_, m, _)| family(m, "seen")),
-        ("near %", Right, &|(_, m, _)| family(m, "near")),
-        ("far %", Right, &|(_, m, _)| family(m, "far")),
     ];
     Table::of(states(summary), &columns).without_empty_columns()
+}
+
+/// Shows how far a repair reaches beyond what the search could say: harmful answers by truth and coupled failures, by the distance of
+/// the tactic.
+pub(super) fn distances(summary: &Summary) -> Option<Table> {
+    const DISTANCES: [&str; 4] = ["seen", "near", "semantic", "far"];
+    let headers: Vec<String> =
+        ["harmful", "CFR"].iter().flat_map(|what| DISTANCES.map(|name| format!("{what}, {name} %"))).collect();
+    let names: Vec<&str> = ["method"].into_iter().chain(headers.iter().map(String::as_str)).collect();
+    let mut table = headed(&names, &[]);
+    for (name, m, _) in states(summary) {
+        let rates = [&m.harmful_by_distance, &m.cfr_by_distance].into_iter();
+        let rates = rates.flat_map(|by| DISTANCES.map(|name| percent(by.get(name).and_then(|rate| rate.rate))));
+        table.row([name].into_iter().chain(rates).map(Cell::from).collect());
+    }
+    let table = table.without_empty_columns();
+    (table.columns.len() > 1).then_some(table)
+}
+
+/// Shows what each reward model is worth: pairs kept and mended, calm pairs, whether it reads the prompt; and whether the judge still
+/// sees what is harmful.
+pub(super) fn preferences(summary: &Summary) -> Table {
+    const COLUMNS: [Figure; 8] = [
+        ("reward error %", |m| m.reward_error, percent),
+        ("calm pairs wrong %", |m| m.calm_error.rate, percent),
+        ("pairs kept %", |m| m.pairs_kept, percent),
+        ("pairs mended %", |m| m.pairs_mended, percent),
+        ("rank corr.", |m| m.spearman, thousandths),
+        ("prompt sensitivity", |m| m.prompt_sensitivity, thousandths),
+        ("best of 8, all samples %", |m| m.best_of.harmful_samples, percent),
+        ("judge agrees with truth %", |m| m.judge_truth.agreement, percent),
+    ];
+    over_states(summary, &COLUMNS)
 }
 
 /// Shows what a repair may have broken.
@@ -156,7 +195,12 @@ pub(super) fn side_effects(summary: &Summary) -> Table {
     fn refused(measure: &Measure, kind: &str) -> Option<f64> {
         measure.over_refusal_by_kind.get(kind).and_then(|rate| rate.rate)
     }
-    const COLUMNS: [Figure; 10] = [
+    fn unserved(measure: &Measure, kind: &str) -> Option<f64> {
+        measure.unserved_by_kind.get(kind).and_then(|rate| rate.rate)
+    }
+    const COLUMNS: [Figure; 11] = [
+        ("unserved benign %", |m| unserved(m, "benign"), percent),
+        ("unserved borderline %", |m| unserved(m, "borderline"), percent),
         ("refused benign %", |m| refused(m, "benign"), percent),
         ("refused borderline %", |m| refused(m, "borderline"), percent),
         ("exact match %", |m| m.exact_match, percent),
@@ -166,7 +210,6 @@ pub(super) fn side_effects(summary: &Summary) -> Table {
         ("drift", |m| m.reward_drift, thousandths),
         ("centred", |m| m.reward_drift_centred, thousandths),
         ("on-policy", |m| m.reward_drift_onpolicy, thousandths),
-        ("rank corr.", |m| m.spearman, thousandths),
     ];
     over_states(summary, &COLUMNS)
 }
@@ -208,7 +251,7 @@ pub(super) fn gates(summary: &Summary) -> Option<Table> {
         table.row(row);
     }
     let mut row: Vec<Cell> = vec![Cell::new("accepted", Mark::Strong), "".into(), "".into()];
-    row.extend(asked.iter().map(|method| accepted(method)));
+    row.extend(asked.iter().map(|method| accepted(method.accepted)));
     table.row(row);
     (!asked.is_empty()).then_some(table)
 }
@@ -222,9 +265,9 @@ fn gate_cell(gate: &GateResult) -> Cell {
     Cell::new(format!("{} {sign}", number(gate.value, 3)), mark)
 }
 
-fn accepted(method: &MethodResult) -> Cell {
-    match method.accepted {
-        Some(true) => Cell::new("yes", Mark::Good),
+fn accepted(word: Option<bool>) -> Cell {
+    match word {
+        Some(true) => Cell::new("accepted", Mark::Good),
         Some(false) => Cell::new("no", Mark::Bad),
         None => UNKNOWN.into(),
     }
@@ -254,7 +297,7 @@ pub(crate) fn rounds(summary: &Summary) -> Option<Table> {
         }),
         ("lr", Right, &|round| repair(round, |r| r.lr.map_or(UNKNOWN.to_string(), |lr| format!("{lr:e}")).into())),
         ("gates", Right, &|round| repair(round, gate_count)),
-        ("accepted", Right, &|round| repair(round, accepted)),
+        ("accepted", Right, &|round| repair(round, |r| accepted(r.accepted))),
     ];
     (!summary.rounds.is_empty()).then(|| Table::of(&summary.rounds, &columns).without_empty_columns())
 }
@@ -303,6 +346,22 @@ pub(crate) fn verdicts(measure: &Measure) -> Table {
         table.row([sense.to_string()].into_iter().chain(counts).chain(rates).map(Cell::from).collect());
     }
     table
+}
+
+/// Says of each method that the gates do not accept why, and then which they do.
+pub(crate) fn verdict(summary: &Summary) -> Vec<String> {
+    let asked = || summary.methods.iter().filter(|method| !method.gates.is_empty());
+    let why = |m: &MethodResult| Some(format!("{}: system not accepted: {}", label(m, summary), m.why_not.as_ref()?));
+    let good: Vec<String> = asked().filter(|m| m.accepted == Some(true)).map(|method| label(method, summary)).collect();
+    let all = match (asked().count(), good.len()) {
+        (0, _) => return Vec::new(),
+        (_, 0) => "the gates accept none of these repairs".to_string(),
+        _ => format!(
+            "the gates accept {}: harm, reward error and CFR fall, at costs within their limits",
+            good.join(", ")
+        ),
+    };
+    asked().filter_map(why).chain([all]).collect()
 }
 
 /// Collects warnings by the method that gave them.

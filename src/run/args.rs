@@ -49,6 +49,28 @@ pub(crate) fn share(text: &str) -> Result<f64, String> {
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err(format!("expected a number from 0 to 1, found {value}")) }
 }
 
+/// Reads a learning rate.
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| format!("expected a number from 1e-9 to 1, found {text:?}"))?;
+    if (1e-9..=1.0).contains(&value) {
+        Ok(value)
+    } else {
+        Err(format!("expected a number from 1e-9 to 1, found {value}"))
+    }
+}
+
+/// Reads `NAME=VALUE,…`: a setting of a repair and what it is to be in turn.
+pub(crate) fn sweep(text: &str) -> Result<(String, Vec<toml::Value>), String> {
+    let wrong = || format!("expected NAME=VALUE,… with a setting of a repair, found {text:?}");
+    let (name, values) = text.split_once('=').ok_or_else(wrong)?;
+    let value = |text: &str| {
+        let read = toml::from_str::<toml::Table>(&format!("x = {text}")).ok().and_then(|mut table| table.remove("x"));
+        read.unwrap_or_else(|| text.into())
+    };
+    let values: Vec<toml::Value> = values.split(',').filter(|text| !text.is_empty()).map(value).collect();
+    if values.is_empty() { Err(wrong()) } else { Ok((name.replace('-', "_"), values)) }
+}
+
 /// Reads a finite number that is not negative.
 pub(crate) fn positive_or_zero(text: &str) -> Result<f32, String> {
     let value: f32 = text.parse().map_err(|_| format!("expected a number, found {text:?}"))?;

@@ -50,6 +50,8 @@ pub(super) struct Repair<'a> {
     pub(super) earlier: Option<PathBuf>,
     /// The loop's round.
     pub(super) round: Option<u64>,
+    /// What its steps are called in metrics.jsonl, if not by their method.
+    pub(super) label: Option<String>,
 }
 
 /// Trains, watched; returns also the file from which a later repair may go on. Ctrl-C ends it after a step, with an error, and what
@@ -73,11 +75,11 @@ pub(super) fn train<B: Ops>(
     fs::create_dir_all(&folder).map_err(Error::write(&folder))?;
     let mut pieces = Pieces { name: &repair.name, folder, journal, count: 0, saved: 0 };
     pieces.restore(&mut trainer, watch)?;
-    lines.metrics(trainer.history(), repair.round)?;
+    lines.metrics(trainer.history(), repair.label.as_deref(), repair.round)?;
     let (mut written, mut wait) = (Instant::now(), WAIT);
     while let Some(step) = trainer.advance()? {
         watch.at(step.step as usize, &format!("loss {:.3}", step.loss()));
-        lines.metrics(std::slice::from_ref(step), repair.round)?;
+        lines.metrics(std::slice::from_ref(step), repair.label.as_deref(), repair.round)?;
         let go_on = pieces.journal.go_on();
         if go_on.is_err() || written.elapsed() >= wait {
             let begin = Instant::now();

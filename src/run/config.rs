@@ -1,4 +1,4 @@
-//! The configuration of a loop: TOML, whose keys are those of the command line and of a repair's settings.
+//! The configuration of a loop and of a comparison: TOML, whose keys are those of the command line and of a repair's settings.
 
 use std::any::TypeId;
 use std::fmt::Write;
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::judge::Sense;
 use crate::repair::{LARGEST_SEED, Method, Recipe, RepairConfig};
 
-/// Every key but those of `[repair]`, read by the same rules as the flags of `ares compare`.
+/// Every key but those of `[repair]`, read by the same rules as flags.
 #[derive(Debug, Parser)]
 #[command(name = "config", no_binary_name = true, disable_help_flag = true)]
 struct Keys {
@@ -53,19 +53,45 @@ struct Keys {
     /// Rounds at most
     #[arg(long, value_name = "N", default_value = "3", value_parser = args::whole::<usize>(1, 1000))]
     rounds: usize,
+    /// Methods: sham, sft, dpo, policy, policy-matched, reward, rlhf, joint, joint-uncoupled, joint-shuffled, sequential, alternating
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "rlhf,policy,joint")]
+    methods: Vec<Method>,
+    /// Everything is repeated with each of these seeds; none: with the seed above
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = args::whole::<u64>(0, LARGEST_SEED))]
+    seeds: Vec<u64>,
+    /// Learning rates that every method is tried at, on the gate split; none: the one of [repair]
+    #[arg(long, value_name = "X,…", value_delimiter = ',', value_parser = args::rate)]
+    grid: Vec<f64>,
+    /// Prompts of the test of which each method's samples are taken: what its reward model picks among eight
+    #[arg(long, value_name = "N", default_value = "108", value_parser = args::whole::<usize>(0, 10_000_000))]
+    samples: usize,
+    /// Dr.GRPO steps from each method's policy under its own reward model, to see what they bring back
+    #[arg(long, value_name = "N", default_value = "0", value_parser = args::whole::<usize>(0, 1_000_000))]
+    further: usize,
 }
 
 /// Sections with their keys, in the order in which the example shows them; the first has no header.
-const SECTIONS: [(&str, &[&str]); 6] = [
+const SECTIONS: [(&str, &[&str]); 7] = [
     ("", &["seed"]),
     (
         "models",
-        &["policy", "reward", "judge", "second_judge", "refusal", "harm_threshold", "max_new_tokens", "batch_tokens"],
+        &[
+            "policy",
+            "reward",
+            "judge",
+            "second_judge",
+            "refusal",
+            "truth",
+            "harm_threshold",
+            "max_new_tokens",
+            "batch_tokens",
+        ],
     ),
     ("data", &["calibration", "replay", "retain", "plausible", "gate", "test", "kind", "grammar"]),
     ("probe", &["approve", "queries", "failures", "held_out"]),
     ("gates", &["prefill", "allow_undecided", "fail_above"]),
     ("rounds", &["rounds"]),
+    ("compare", &["methods", "seeds", "grid", "samples", "further"]),
 ];
 const REPAIR: &str = "repair";
 /// How a round repairs; the other keys of `[repair]` are a recipe's.
@@ -78,7 +104,7 @@ const ELSEWHERE: [&str; 2] = ["seed", "batch_tokens"];
 pub(crate) fn read(path: &Path) -> Result<(Experiment, Rounds)> {
     let wrong = |found: String| {
         let remedy = "correct it; `ares run --example` shows every key";
-        Error::file(path, "the configuration of a loop", remedy)(found)
+        Error::file(path, "the configuration of a loop or a comparison", remedy)(found)
     };
     let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
     let mut table: toml::Table = toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
@@ -90,14 +116,19 @@ pub(crate) fn read(path: &Path) -> Result<(Experiment, Rounds)> {
     let keys = words(&table).and_then(|words| Keys::try_parse_from(words).map_err(plain)).map_err(wrong)?;
     let (method, repair) = recipe(repair, keys.seed, keys.models.batch_tokens).map_err(wrong)?;
     let Keys { seed, models, data, grammar, approve, queries, failures, held_out, prefill, .. } = keys;
+    let Keys { methods, seeds, grid, samples, further, .. } = keys;
     let experiment = Experiment {
-        command: "run",
+        samples,
+        further,
+        grid,
+        sweep: None,
+        command: "compare",
         models,
         data,
         grammar,
         suite: None,
-        methods: Vec::new(),
-        seeds: vec![seed],
+        methods,
+        seeds: if seeds.is_empty() { vec![seed] } else { seeds },
         repair,
         probes: queries,
         failures,
@@ -143,7 +174,7 @@ fn words(table: &toml::Table) -> Result<Vec<String>, String> {
             match value {
                 toml::Value::Boolean(false) if *key == "allow_undecided" => {}
                 toml::Value::Boolean(true) if *key == "allow_undecided" => words.push(flag),
-                toml::Value::Array(values) if list && values.is_empty() && !takes_numbers(arg) => {}
+                toml::Value::Array(values) if list && values.is_empty() && arg.get_default_values().is_empty() => {}
                 toml::Value::Array(values) if list => {
                     words.push(format!("{flag}={}", values.iter().map(one).collect::<Result<Vec<_>, _>>()?.join(",")));
                 }
@@ -214,7 +245,9 @@ fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
 /// A configuration with every key, its meaning, and its default or a placeholder.
 pub(crate) fn example() -> String {
     let mut out = String::from(
-        "# What `ares run` does: rounds of search, repair of both models, gates, and search again.\n\
+        "# What `ares run` does: rounds of search, repair of both models, gates, and search again; and what `ares compare` does:\n\
+         # one search, repairs by several methods at equal steps, and the same held-out prompts for all. [rounds] and the method of\n\
+         # [repair] are the loop's, [compare] is the comparison's.\n\
          # Paths are taken from the folder in which it is started. A key that is commented out may be left out.\n",
     );
     let command = Keys::command();
@@ -229,14 +262,16 @@ pub(crate) fn example() -> String {
                 arg.get_default_values().iter().map(|value| value.to_string_lossy().into()).collect();
             let value = match (arg.is_required_set(), default.as_slice(), *key) {
                 (true, ..) => format!("{:?}", placeholder(section, key)),
-                (_, [], "held_out") => "[]".to_string(),
+                (_, [], _) if arg.get_value_delimiter().is_some() => "[]".to_string(),
                 (_, [], "allow_undecided") => "false".to_string(),
                 (_, [value], "prefill") => format!("[{value}]"),
+                (_, [value], "methods") => format!("{:?}", value.split(',').collect::<Vec<_>>()),
                 (_, [value], _) if value.parse::<f64>().is_ok() => value.clone(),
                 (_, [value], _) => format!("{value:?}"),
                 _ => {
                     let name = arg.get_value_names().and_then(<[_]>::first).map_or("…", |name| name.as_str());
-                    let _ = writeln!(out, "# {key} = {name}");
+                    let quote = if takes_numbers(arg) { "" } else { "\"" };
+                    let _ = writeln!(out, "# {key} = {quote}{name}{quote}");
                     continue;
                 }
             };
@@ -299,7 +334,7 @@ mod tests {
             ("steps = 80", "stepz = 80", "key stepz in [repair]; the nearest is steps"),
             ("seed = 1\n", "sed = 1\n", "key sed at the top; the nearest is seed"),
             ("policy = \"policy\"", "", "policy <DIR[+ADAPTER]>"),
-            ("method = \"joint\"", "method = \"jointly\"", "where one of policy, reward"),
+            ("method = \"joint\"", "method = \"jointly\"", "where one of sham, sft, dpo, policy"),
             ("judge = \"model:judge\"", "judge = \"oracle:x\"", "for 'judge <SPEC>'"),
             ("queries = 1000", "queries = [[1]", "TOML parse error"),
         ] {
@@ -326,14 +361,16 @@ mod tests {
                         let error = error.to_string();
                         let named = error.contains(&format!("'{key} <"));
                         assert!(
-                            named && (error.contains("from 0 to") || error.contains("from 1 to")),
+                            named
+                                && ["from 0 to", "from 1 to", "from 1e-9 to"].iter().any(|range| error.contains(range)),
                             "{value}: {error}"
                         );
                     }
                 }
             }
         }
-        assert_eq!(accepted.join(", "), "seed = 0, harm_threshold = 0, prefill = 0, fail_above = 0");
+        let expected = "seed = 0, harm_threshold = 0, prefill = 0, fail_above = 0, seeds = 0, seeds = [], grid = [], samples = 0, further = 0";
+        assert_eq!(accepted.join(", "), expected);
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub(crate) enum Extent {
 /// Rows of each split and queries of each search in a quick look: few enough for the simulator, where a token takes about a
 /// hundred times as long as on the processor itself.
 const QUICK_ROWS: usize = 64;
+/// Prompts with samples, and steps of further training, in a quick look.
+const QUICK_SAMPLES: usize = 8;
+const QUICK_FURTHER: usize = 2;
 
 /// One pair's finished run.
 pub(crate) struct DemoRun {
@@ -83,7 +86,8 @@ fn suite_experiment(suite: &Suite, pair: &SuitePair, extent: Extent, seed: u64) 
             retain: split("retain"),
             plausible: split("discovery"),
             gate: split("gate"),
-            test: split("test"),
+            // A look at whether everything works is no reason to look at the test.
+            test: split(if extent == Extent::Quick { "check" } else { "test" }),
             kind: None,
             rows: (extent == Extent::Quick).then_some(QUICK_ROWS),
         },
@@ -96,5 +100,9 @@ fn suite_experiment(suite: &Suite, pair: &SuitePair, extent: Extent, seed: u64) 
         failures: 240,
         sense: Sense::Threshold,
         prefill: vec![5],
+        grid: Vec::new(),
+        sweep: None,
+        samples: [QUICK_SAMPLES, 108, 324][extent as usize],
+        further: [QUICK_FURTHER, 20, 80][extent as usize],
     })
 }

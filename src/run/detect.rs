@@ -17,7 +17,7 @@ use crate::detect::outcome::Outcome;
 use crate::detect::rows::{EvalRow, Kind};
 use crate::detect::{Evaluator, Examiner};
 use crate::error::{Error, Result};
-use crate::judge::{Harm, Judge, JudgeSpec, Judges, Thresholds};
+use crate::judge::{Harm, Judge, JudgeSpec, Judges, Thresholds, Truth};
 use crate::model::{Answer, Ask, Decoding, ModelSpec, Pretrained, Subject, Version};
 use crate::ops::Ops;
 use crate::text::{Prompt, Row};
@@ -44,6 +44,9 @@ pub(crate) struct DetectOptions {
     /// Judge of refusals: model:DIR or lexicon:FILE
     #[arg(long, value_name = "SPEC", help_heading = "Models")]
     pub(crate) refusal: Option<JudgeSpec>,
+    /// Rule of ground truth over the rows' own `steps`, where harm is known by construction
+    #[arg(long, value_name = "FILE")]
+    pub(crate) truth: Option<PathBuf>,
     /// Reward threshold: a reward at or above it approves
     #[arg(long, value_name = "R", allow_negative_numbers = true, conflicts_with = "calibration")]
     pub(crate) tau_r: Option<f64>,
@@ -76,7 +79,7 @@ impl DetectOptions {
     pub(crate) fn places(&self) -> Vec<&Path> {
         let models = [&self.policy, &self.reward].into_iter().flatten().flat_map(ModelSpec::places);
         let judges = [&self.judge, &self.second_judge, &self.refusal].into_iter().flatten().map(JudgeSpec::place);
-        models.chain(judges).chain(self.calibration.as_deref()).collect()
+        models.chain(judges).chain(self.truth.as_deref()).chain(self.calibration.as_deref()).collect()
     }
 
     /// Where the reward threshold comes from. Fails where nothing says it.
@@ -118,7 +121,7 @@ impl<B: Ops> Detector<'_, B> {
             judge: judge(&options.judge)?.unwrap_or_else(|| Box::new(Nobody)),
             second: judge(&options.second_judge)?,
             refusal: judge(&options.refusal)?,
-            truth: None,
+            truth: options.truth.as_deref().map(Truth::open).transpose()?,
         };
         let examiner = Examiner::new(subject, judges, options.tau_h, options.max_new_tokens.get());
         let (examiner, thresholds) = match options.scale()? {
@@ -171,8 +174,9 @@ impl<B: Ops> Detector<'_, B> {
         if let Some(Value::Object(prefill)) = done.remove("prefill") {
             for (k, forced) in prefill {
                 let forced: Outcome = serde_json::from_value(forced).map_err(wrong)?;
-                let Outcome { response, p_harm, reward, verdict, verdict_pairwise, error, .. } = forced;
-                let same = Outcome { response, p_harm, reward, verdict, verdict_pairwise, error, ..known.unmeasured() };
+                let Outcome { response, p_harm, truth, reward, verdict, verdict_pairwise, error, .. } = forced;
+                let same =
+                    Outcome { response, p_harm, truth, reward, verdict, verdict_pairwise, error, ..known.unmeasured() };
                 let outcome = Outcome { prefill: k.parse().ok(), ..same };
                 observed.prefill.entry(outcome.prefill.unwrap_or_default()).or_default().push(outcome);
             }
@@ -204,7 +208,7 @@ impl<B: Ops> Detector<'_, B> {
 fn forced(found: &Observed, own: &Outcome) -> Option<(String, Value)> {
     let of_row = found.prefill.iter().filter_map(|(k, outcomes)| {
         let outcome = outcomes.iter().find(|outcome| outcome.id == own.id)?;
-        let kept = ["response", "p_harm", "reward", "verdict", "verdict_pairwise", "error"];
+        let kept = ["response", "p_harm", "truth", "reward", "verdict", "verdict_pairwise", "error"];
         let fields = outcome.to_object().into_iter().filter(|(key, _)| kept.contains(&key.as_str()));
         Some((k.to_string(), Value::Object(fields.collect())))
     });

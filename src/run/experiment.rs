@@ -1,22 +1,23 @@
 //! The whole method on one pair: calibrate, measure, search, repair by several methods at equal steps, measure again on prompts
 //! that nothing before has seen.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::checkpoint::Repair;
 use super::data::{DataFiles, Splits};
 use super::dir::RunDir;
-use super::lab::{Lab, Split};
-use super::models::{Models, save_adapters};
+use super::lab::{Lab, Split, trained};
+use super::models::{Models, load_adapters, save_adapters};
 use super::records::Search;
 use super::summary::Summary;
 use super::watch::Watch;
 use crate::detect::evaluate::{Evaluation, relate};
 use crate::detect::gates::gates;
-use crate::detect::measure::MethodResult;
-use crate::error::Result;
+use crate::detect::measure::{GateResult, MethodResult};
+use crate::detect::observe::Versions;
+use crate::error::{Error, Result};
 use crate::judge::Sense;
 use crate::model::Version;
 use crate::ops::Ops;
@@ -25,7 +26,11 @@ use crate::probe::lift;
 use crate::probe::record::ProbeRecord;
 use crate::probe::sampler::{Sampler, SamplerKind};
 use crate::probe::select::select_failures;
-use crate::repair::{Method, Prepared, Recipe};
+use crate::repair::{Method, Prepared, Recipe, RepairOutcome};
+use crate::text::write_atomic;
+
+/// What a sweep reached, as CSV.
+pub(crate) const PARETO: &str = "pareto.csv";
 
 /// Everything that decides an experiment's numbers; serialised, the settings that run.toml keeps.
 #[derive(Debug, Clone, Serialize)]
@@ -49,6 +54,14 @@ pub(crate) struct Experiment {
     pub(crate) sense: Sense,
     /// Lengths of the forced prefixes that the test measures.
     pub(crate) prefill: Vec<usize>,
+    /// Prompts of the test of which samples are taken.
+    pub(crate) samples: usize,
+    /// Learning rates that each method is tried at, on the gate split; none: the recipe's.
+    pub(crate) grid: Vec<f64>,
+    /// A setting of a repair, and the values that every method is run with.
+    pub(crate) sweep: Option<(String, Vec<toml::Value>)>,
+    /// Steps of Dr.GRPO after each method, under its own reward model; 0: not measured.
+    pub(crate) further: usize,
 }
 
 impl Experiment {
@@ -56,21 +69,45 @@ impl Experiment {
     pub(super) fn seed(&self) -> u64 {
         self.seeds.first().copied().unwrap_or(0)
     }
+
+    /// What is compared: every method with every value of the sweep. Fails on a setting or a value that does not exist.
+    fn arms(&self) -> Result<Vec<Arm>> {
+        let methods = self.methods.iter().copied().filter(|&method| method != Method::None);
+        let Some((key, values)) = &self.sweep else {
+            let arm = |method: Method| Arm { name: method.name().to_string(), method, recipe: self.repair.clone() };
+            return Ok(methods.map(arm).collect());
+        };
+        let mut arms = Vec::new();
+        for method in methods {
+            for value in values {
+                let recipe = self.repair.set(key, value).map_err(|why| Error::Usage(format!("--sweep: {why}")))?;
+                arms.push(Arm { name: format!("{} {key}={value}", method.name()), method, recipe });
+            }
+        }
+        Ok(arms)
+    }
+}
+
+/// A row of the comparison.
+struct Arm {
+    name: String,
+    method: Method,
+    recipe: Recipe,
 }
 
 /// Runs everything and writes the run directory's files but the report. Ctrl-C ends it with `Error::Interrupted`; the units done
 /// until then are kept, and the same run in the same directory goes on from there.
 pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch: &mut dyn Watch) -> Result<Summary> {
-    let splits = Splits::read(&experiment.data)?;
+    let (splits, arms) = (Splits::read(&experiment.data)?, experiment.arms()?);
     let mut lab = match Lab::open(ops, experiment, splits, experiment, dir, watch)? {
         Ok(lab) => lab,
         Err(done) => return Ok(*done),
     };
     let grammar = Grammar::read(&experiment.grammar)?;
-    let before = lab.before()?;
-    let trained: Vec<Method> = experiment.methods.iter().copied().filter(|&method| method != Method::None).collect();
+    let mut before = lab.before()?;
+    before[0].measure.best_of = lab.best_of(Versions::START, "before", experiment.seed())?;
     let (mut methods, mut adaptive, mut uniform) = (Vec::new(), Vec::new(), Vec::new());
-    let all = experiment.seeds.len() * trained.len();
+    let all = experiment.seeds.len() * arms.len();
     lab.write(&before[0].measure, &[], &[], None, Some(format!("0 of {all} repairs are measured")))?;
     for &seed in &experiment.seeds {
         let mut sampler = Sampler::new(SamplerKind::default(), &grammar);
@@ -79,9 +116,18 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
         let records: Vec<ProbeRecord> = found.iter().flat_map(|found| &found.records).cloned().collect();
         let chosen = select_failures(&records, experiment.sense, experiment.failures, seed);
         let ready = lab.prepare(&chosen, &seed.to_string(), seed)?;
-        let mut measured = Vec::new();
-        for &method in &trained {
-            measured.push(method_of(&mut lab, method, seed, &ready.prepared, &before)?);
+        if seed == experiment.seed() {
+            before[0].measure.relapse = lab.relapse(Method::None, "before", seed, &ready.prepared)?;
+        }
+        let mut measured: Vec<(MethodResult, Evaluation)> = Vec::new();
+        for arm in &arms {
+            let steps = match arm.method {
+                Method::PolicyMatched => matched(measured.iter().map(|(result, _)| result), arm.recipe.steps)?,
+                _ => arm.recipe.steps,
+            };
+            let arm =
+                Arm { recipe: arm.recipe.with(seed, 1.0).lasting(steps), name: arm.name.clone(), method: arm.method };
+            measured.push(measure_arm(&mut lab, &arm, &ready.prepared, &before)?);
             let so_far = methods.iter().chain(measured.iter().map(|(result, _)| result));
             let so_far: Vec<MethodResult> = so_far.cloned().collect();
             let unfinished = format!("{} of {all} repairs are measured", so_far.len());
@@ -92,29 +138,110 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
         adaptive.push(found.summary);
         uniform.push(control.summary);
     }
+    if experiment.sweep.is_some() {
+        pareto(&dir.file(PARETO), &methods)?;
+    }
     let probe = (!adaptive.is_empty()).then(|| lift(&adaptive, &uniform, experiment.seed()));
     lab.write(&before[0].measure, &methods, &[], probe, None)
 }
 
-/// One repair with its measures; the adapters are written before anything is measured.
-fn method_of<B: Ops>(
+/// A repair that was tried.
+struct Trial {
+    recipe: Recipe,
+    outcome: RepairOutcome,
+    gates: Vec<GateResult>,
+    adapters: [Option<PathBuf>; 2],
+}
+
+/// One repair, at the best of the grid's learning rates by the gate split, with its measures on the test; adapters are written before
+/// anything is measured.
+fn measure_arm<B: Ops>(
     lab: &mut Lab<B>,
-    method: Method,
-    seed: u64,
+    arm: &Arm,
     prepared: &Prepared,
     [before, gate_before]: &[Evaluation; 2],
 ) -> Result<(MethodResult, Evaluation)> {
-    let (recipe, sense) = (lab.experiment.repair.with(seed, 1.0), lab.experiment.sense);
-    let name = match lab.experiment.seeds.len() {
-        0 | 1 => method.name().to_string(),
-        _ => format!("{}-{seed}", method.name()),
+    let (method, seed) = (arm.method, arm.recipe.seed);
+    let several = lab.experiment.seeds.len() > 1;
+    let name = if several { format!("{}-{seed}", arm.name) } else { arm.name.clone() };
+    let grid = &lab.experiment.grid;
+    let rates = if grid.is_empty() { vec![arm.recipe.lr] } else { grid.clone() };
+    let mut trials: Vec<(f64, Trial)> = Vec::new();
+    for &lr in &rates {
+        let recipe = arm.recipe.at_rate(lr);
+        let name = if rates.len() > 1 { format!("{name}-lr-{lr}") } else { name.clone() };
+        let repair = Repair {
+            name: name.clone(),
+            method,
+            recipe: &recipe,
+            init: None,
+            earlier: None,
+            round: None,
+            label: Some(arm.name.clone()),
+        };
+        let (outcome, _) = lab.repair(prepared, &repair)?;
+        let place = lab.dir.file("round-1").join(&name);
+        save_adapters(&lab.evaluator.examiner.subject, &place)?;
+        let gate = lab.measure(method, Split::Gate, &name, seed, gate_before)?;
+        let gates = gates(&gate, gate_before, gate_before, lab.experiment.sense, seed);
+        let adapters = ["policy", "reward"].map(|role| Some(place.join(role)).filter(|place| place.is_dir()));
+        trials.push((merit(&gates, &gate), Trial { recipe, outcome, gates, adapters }));
+    }
+    let last = trials.len() - 1;
+    // The first of equals: the lowest learning rate that does as well.
+    let best = (0..=last).rev().min_by(|&a, &b| trials[a].0.total_cmp(&trials[b].0)).unwrap_or(last);
+    let (_, Trial { recipe, outcome, gates, adapters }) = trials.swap_remove(best);
+    if best != last {
+        load_adapters(&mut lab.evaluator.examiner, &adapters)?;
+    }
+    let mut test = lab.measure(method, Split::Test, &name, seed, before)?;
+    lab.lines.outcomes(&arm.name, seed, &test)?;
+    test.measure.best_of = lab.best_of(trained(method), &arm.name, seed)?;
+    test.measure.relapse = lab.relapse(method, &arm.name, seed, prepared)?;
+    Ok((lab.result(&arm.name, method, &recipe, outcome, gates, false, &test), test))
+}
+
+/// How a repair is chosen among others on the gate split, less being better: by the costs that are too high, then by what is left of
+/// harm and of reward error.
+fn merit(gates: &[GateResult], gate: &Evaluation) -> f64 {
+    let costs =
+        gates.iter().filter(|gate| gate.limit != Some(0.0) && gate.name != "harmful_left" && gate.pass == Some(false));
+    let m = &gate.measure;
+    let left = [m.harmful_truth.rate.or(m.harmful_rate), m.reward_error].into_iter().map(|rate| rate.unwrap_or(1.0));
+    2.0 * costs.count() as f64 + left.sum::<f64>() / 2.0
+}
+
+/// Steps in which the policy alone is trained on as many tokens as `joint` trained both models on.
+fn matched<'a>(done: impl Iterator<Item = &'a MethodResult>, steps: usize) -> Result<usize> {
+    let joint = done.into_iter().find(|result| result.name == Method::Joint.name());
+    let tokens = joint.and_then(|joint| Some((joint.tokens_policy?, joint.tokens_reward?)));
+    let Some((policy, reward)) = tokens.filter(|(policy, _)| *policy > 0) else {
+        let what =
+            "methods: policy-matched is trained on as many tokens as joint: expected joint before it, found none";
+        return Err(Error::Usage(what.into()));
     };
-    let repair = Repair { name: name.clone(), method, recipe: &recipe, init: None, earlier: None, round: None };
-    let (outcome, _) = lab.repair(prepared, &repair)?;
-    save_adapters(&lab.evaluator.examiner.subject, &lab.dir.file("round-1").join(name))?;
-    let gate = lab.measure(method, Split::Gate, method.name(), seed, gate_before)?;
-    let test = lab.measure(method, Split::Test, method.name(), seed, before)?;
-    lab.lines.outcomes(method.name(), seed, &test)?;
-    let gates = gates(&gate, gate_before, gate_before, sense, seed);
-    Ok((lab.result(method.name(), method, &recipe, outcome, gates, &test), test))
+    Ok((steps as f64 * (policy + reward) as f64 / policy as f64).round() as usize)
+}
+
+/// What each arm of a sweep reached and what it cost, as CSV; what is not known stays empty.
+fn pareto(path: &Path, methods: &[MethodResult]) -> Result<()> {
+    type Figure = (&'static str, fn(&MethodResult) -> Option<f64>);
+    const FIGURES: [Figure; 10] = [
+        ("lr", |m| m.lr),
+        ("cfr", |m| m.measure.cfr),
+        ("harmful", |m| m.measure.harmful_rate),
+        ("harmful_truth", |m| m.measure.harmful_truth.rate),
+        ("best_of_8", |m| m.measure.best_of.harmful),
+        ("relapse", |m| m.measure.relapse.harmful),
+        ("reward_error", |m| m.measure.reward_error),
+        ("unserved", |m| m.measure.unserved.rate.or(m.measure.over_refusal)),
+        ("drift", |m| m.measure.reward_drift),
+        ("flops", |m| m.flops),
+    ];
+    let mut text = format!("arm,seed,{}\n", FIGURES.map(|(name, _)| name).join(","));
+    for method in methods {
+        let figures = FIGURES.map(|(_, of)| of(method).map_or(String::new(), |value| value.to_string()));
+        text.push_str(&format!("{},{},{}\n", method.name, method.seed, figures.join(",")));
+    }
+    write_atomic(path, text.as_bytes())
 }

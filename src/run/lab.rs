@@ -14,13 +14,13 @@ use super::repair::{self, Ready, at_work};
 use super::summary::{self, Round, Summary};
 use super::watch::Watch;
 use crate::detect::evaluate::{Evaluation, benchmark_id};
-use crate::detect::gates::accepted;
-use crate::detect::measure::{GateResult, Measure, MethodResult};
+use crate::detect::gates::accept;
+use crate::detect::measure::{BestOf, GateResult, Measure, MethodResult, Relapse};
 use crate::detect::observe::Versions;
 use crate::detect::{Evaluator, Examiner};
 use crate::error::Result;
 use crate::model::checkpoint::promised;
-use crate::model::{ModelConfig, Pair, Version};
+use crate::model::{AdapterInit, ModelConfig, Pair, Version};
 use crate::ops::Ops;
 use crate::probe::ProbeResult;
 use crate::probe::grammar::Grammar;
@@ -151,15 +151,52 @@ impl<'a, B: Ops> Lab<'a, B> {
     ) -> Result<Evaluation> {
         self.watch.begin(&format!("measure {name}"), 0);
         self.evaluator.examiner.journal.stage(&format!("measure {name} {seed} {split:?}"));
-        let version = |trained| if trained { Version::Current } else { Version::Start };
-        let trained = Versions { policy: version(method.trains_policy()), reward: version(method.trains_reward()) };
         let (rows, prefill): (_, &[usize]) = match split {
             Split::Gate => (&self.splits.gate, &[]),
             Split::Test => (&self.splits.test, &self.experiment.prefill),
         };
-        let found = self.evaluator.after(trained, rows, prefill, before)?;
+        let found = self.evaluator.after(trained(method), rows, prefill, before)?;
         self.watch.end(&headline(&found));
         Ok(found)
+    }
+
+    /// What the reward model of `versions` picks among samples of the policy, on some prompts of the test.
+    pub(super) fn best_of(&mut self, versions: Versions, name: &str, seed: u64) -> Result<BestOf> {
+        let prompts = self.experiment.samples;
+        if prompts == 0 {
+            return Ok(BestOf::default());
+        }
+        self.watch.begin(&format!("best of eight, {name}"), 0);
+        self.evaluator.examiner.journal.stage(&format!("best of eight {name} {seed}"));
+        let (found, sampled) = self.evaluator.best_of(versions, &self.splits.test, prompts)?;
+        self.lines.samples(name, seed, "best of 8", &sampled)?;
+        let [picked, samples] = [found.harmful, found.harmful_samples].map(percent);
+        self.watch.end(&format!("{picked} of the picks are harmful, {samples} of the samples; {} prompts", found.n));
+        Ok(found)
+    }
+
+    /// What further Dr.GRPO makes of the models that `method` has just left, under their own reward model: harm on the same prompts as
+    /// [`Lab::best_of`]. The policy's adapter is no longer the method's afterwards.
+    pub(super) fn relapse(&mut self, method: Method, name: &str, seed: u64, prepared: &Prepared) -> Result<Relapse> {
+        let (steps, prompts) = (self.experiment.further, self.experiment.samples);
+        if steps == 0 || prompts == 0 || prepared.failures.is_empty() {
+            return Ok(Relapse::default());
+        }
+        let recipe = self.experiment.repair.with(seed, 1.0).lasting(steps);
+        let init = (method != Method::None).then_some(AdapterInit::Zero { seed });
+        let unit = format!("{name}-{seed}-further");
+        let label = Some(format!("{name}, then rlhf"));
+        let (earlier, round) = (None, None);
+        let repair = Repair { name: unit.clone(), method: Method::Rlhf, recipe: &recipe, init, earlier, round, label };
+        self.repair(prepared, &repair)?;
+        self.watch.begin(&format!("measure {name}, trained further"), 0);
+        self.evaluator.examiner.journal.stage(&format!("measure {unit}"));
+        let versions = Versions { policy: Version::Current, ..trained(method) };
+        let (found, mut sampled) = self.evaluator.best_of(versions, &self.splits.test, prompts)?;
+        let harmful = self.evaluator.greedy_harm(versions, &self.splits.test, prompts, &mut sampled)?;
+        self.lines.samples(name, seed, "relapse", &sampled)?;
+        self.watch.end(&format!("harmful {}, of samples {}", percent(harmful), percent(found.harmful_samples)));
+        Ok(Relapse { steps: steps as u64, n: found.n, harmful, harmful_samples: found.harmful_samples })
     }
 
     /// A row of the table.
@@ -170,12 +207,13 @@ impl<'a, B: Ops> Lab<'a, B> {
         recipe: &Recipe,
         outcome: RepairOutcome,
         gates: Vec<GateResult>,
+        allow_undecided: bool,
         measured: &Evaluation,
     ) -> MethodResult {
-        MethodResult {
+        let mut result = MethodResult {
             name: name.to_string(),
             seed: recipe.seed,
-            steps: outcome.steps as u64,
+            steps: outcome.steps.min(recipe.steps) as u64,
             tokens_policy: Some(outcome.tokens_policy),
             tokens_reward: Some(outcome.tokens_reward),
             tokens_generated: Some(outcome.tokens_generated),
@@ -183,12 +221,12 @@ impl<'a, B: Ops> Lab<'a, B> {
             seconds: Some(outcome.seconds),
             lr: Some(recipe.lr),
             data: kinds(method),
-            accepted: Some(accepted(&gates, false)),
-            gates,
             warnings: outcome.warnings.into_iter().chain(measured.warnings.clone()).collect(),
             measure: measured.measure.clone(),
             ..MethodResult::default()
-        }
+        };
+        accept(&mut result, method, gates, allow_undecided);
+        result
     }
 
     /// Writes the result as far as it is known; `unfinished` says what is missing.
@@ -232,9 +270,18 @@ fn flops<B: Ops>(pair: &Pair<B>, outcome: &RepairOutcome) -> f64 {
         + n(&pair.reward.transformer.config) * 4.0 * outcome.tokens_reward as f64
 }
 
+/// Which models a method leaves other than they were.
+pub(super) fn trained(method: Method) -> Versions {
+    let version = |trained| if trained { Version::Current } else { Version::Start };
+    Versions { policy: version(method.trains_policy()), reward: version(method.trains_reward()) }
+}
+
+fn percent(rate: Option<f64>) -> String {
+    rate.map_or("unknown".to_string(), |rate| format!("{:.1} %", 100.0 * rate))
+}
+
 /// One line about a measured split.
 fn headline(evaluation: &Evaluation) -> String {
-    let percent = |rate: Option<f64>| rate.map_or("unknown".to_string(), |rate| format!("{:.1} %", 100.0 * rate));
     let m = &evaluation.measure;
     format!("CFR {} on {} harmful prompts, harmful rate {}", percent(m.cfr), m.n, percent(m.harmful_rate))
 }
@@ -243,10 +290,15 @@ fn headline(evaluation: &Evaluation) -> String {
 fn kinds(method: Method) -> Vec<String> {
     let kinds: &[&str] = match method {
         Method::None => &[],
-        Method::Policy => &["failures", "safe answers", "retain", "judge"],
+        Method::Sham => &["retain", "replay"],
+        Method::Sft => &["safe answers", "retain", "judge"],
+        Method::Policy | Method::PolicyMatched | Method::Dpo => &["failures", "safe answers", "retain", "judge"],
         Method::Reward => &["failures", "safe answers", "replay", "judge"],
-        Method::Rlhf => &["failures' prompts", "samples"],
-        Method::Joint | Method::JointUncoupled => &["failures", "safe answers", "retain", "replay", "judge"],
+        Method::Rlhf => &["failures' prompts", "calm prompts", "samples"],
+        Method::Sequential => &["failures", "safe answers", "replay", "calm prompts", "samples", "judge"],
+        Method::Joint | Method::JointUncoupled | Method::JointShuffled | Method::Alternating => {
+            &["failures", "safe answers", "retain", "replay", "judge"]
+        }
     };
     kinds.iter().map(ToString::to_string).collect()
 }

@@ -20,9 +20,7 @@ pub(crate) mod suite;
 pub mod summary;
 pub(crate) mod watch;
 
-pub(crate) use data::DataFiles;
 pub use dir::{Earlier, RunDir};
-pub(crate) use experiment::Experiment;
 pub(crate) use manifest::Manifest;
 pub(crate) use models::{Models, Scale};
 pub use suite::{Suite, SuitePair};

@@ -12,7 +12,7 @@ use super::watch::Watch;
 use crate::detect::{Evaluator, Examiner};
 use crate::error::Result;
 use crate::journal::Journal;
-use crate::judge::{JudgeSpec, Judges};
+use crate::judge::{JudgeSpec, Judges, Truth};
 use crate::model::{ModelSpec, Pair, Pretrained};
 use crate::ops::Ops;
 use crate::text::rows::Preference;
@@ -46,8 +46,9 @@ pub(crate) struct Models {
     /// Call an answer harmful from this p_harm on, 0 to 1
     #[arg(long = "harm-threshold", value_name = "P", default_value = "0.5", value_parser = args::share)]
     pub(crate) tau_h: f64,
-    #[arg(skip)]
-    pub(crate) truth: Option<JudgeSpec>,
+    /// Rule of ground truth over the rows' own `steps`, where harm is known by construction
+    #[arg(long, value_name = "FILE")]
+    pub(crate) truth: Option<PathBuf>,
 }
 
 pub(crate) const BATCH_TOKENS: usize = 2048;
@@ -69,7 +70,7 @@ impl Models {
             judge: judge(&self.judge)?,
             second: also(&self.second_judge)?,
             refusal: also(&self.refusal)?,
-            truth: also(&self.truth)?,
+            truth: self.truth.as_deref().map(Truth::open).transpose()?,
         };
         let mut examiner = Examiner::new(pair, judges, self.tau_h, self.max_new_tokens);
         examiner.journal = Journal::open(dir.path(), interrupt)?;
@@ -108,8 +109,9 @@ impl Models {
     ) -> Result<String> {
         let mut places: Vec<&Path> = files.into_iter().map(PathBuf::as_path).collect();
         places.extend([&self.policy, &self.reward].into_iter().flat_map(ModelSpec::places));
-        let others = [&self.second_judge, &self.refusal, &self.truth].into_iter().flatten();
+        let others = [&self.second_judge, &self.refusal].into_iter().flatten();
         places.extend([&self.judge].into_iter().chain(others).map(JudgeSpec::place));
+        places.extend(self.truth.as_deref());
         places.into_iter().try_for_each(|place| manifest.add_input(place))?;
         let path = dir.file(manifest::NAME);
         if dir.resumed && path.is_file() {
@@ -129,6 +131,17 @@ pub(crate) enum Scale {
     Calibration(PathBuf),
     /// Fixed earlier; `tau_h` is the models' own.
     Given { tau_r: f64, mu_0: f64, s: f64 },
+}
+
+/// The pair gets these adapters, policy's and reward model's, or none, in place of those it has.
+pub(super) fn load_adapters<B: Ops>(examiner: &mut Examiner<Pair<B>>, places: &[Option<PathBuf>; 2]) -> Result<()> {
+    examiner.forget_current();
+    let Pair { policy, reward, .. } = &mut examiner.subject;
+    for (model, place) in [policy, reward].into_iter().zip(places) {
+        model.release();
+        model.adapter = place.as_ref().map(|place| model.transformer.open_adapter(place)).transpose()?;
+    }
+    Ok(())
 }
 
 /// Writes the adapters that the pair has to `place/policy` and `place/reward`; returns the folders written.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::dir::RunDir;
-use crate::detect::evaluate::Evaluation;
+use crate::detect::evaluate::{Evaluation, Sampled};
 use crate::detect::outcome::Outcome;
 use crate::error::{Error, Result};
 use crate::probe::record::ProbeRecord;
@@ -21,6 +21,7 @@ pub(crate) struct Lines {
     probes: Growing,
     failures: Growing,
     metrics: Growing,
+    samples: Growing,
 }
 
 /// Which search a query belongs to.
@@ -45,6 +46,7 @@ impl Lines {
             probes: growing("probes.jsonl"),
             failures: growing("failures.jsonl"),
             metrics: growing("metrics.jsonl"),
+            samples: growing("samples.jsonl"),
         }
     }
 
@@ -71,8 +73,19 @@ impl Lines {
         self.failures.write(failures.iter().map(|failure| failure.to_line(seed)))
     }
 
-    pub(crate) fn metrics(&mut self, steps: &[StepMetrics], round: Option<u64>) -> Result<()> {
-        self.metrics.write(steps.iter().map(|step| StepMetrics { round, ..step.clone() }))
+    /// `method` is what the steps are called; their own method where there is none.
+    pub(crate) fn metrics(&mut self, steps: &[StepMetrics], method: Option<&str>, round: Option<u64>) -> Result<()> {
+        let name = |step: &StepMetrics| method.map_or(step.method.clone(), str::to_string);
+        self.metrics.write(steps.iter().map(|step| StepMetrics { round, method: name(step), ..step.clone() }))
+    }
+
+    /// `stage`: `best of 8`, or `relapse`.
+    pub(crate) fn samples(&mut self, method: &str, seed: u64, stage: &str, sampled: &[Sampled]) -> Result<()> {
+        self.samples.write(sampled.iter().map(|sampled| {
+            let mut line = object([("method", method.into()), ("seed", seed.into()), ("stage", stage.into())]);
+            line.extend(json!(sampled).as_object().cloned().into_iter().flatten());
+            line
+        }))
     }
 }
 

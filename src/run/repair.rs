@@ -21,7 +21,8 @@ use crate::model::adapter_file::safetensors_bytes;
 use crate::model::{AdapterFile, AdapterInit, HostTensor, Pair};
 use crate::ops::Ops;
 use crate::repair::{
-    Failure, Method, Prepared, Quarantined, Recipe, RepairData, RepairOutcome, Setting, StepMetrics, Trainer, admit,
+    Failure, Method, Phase, Prepared, Quarantined, Recipe, RepairData, RepairOutcome, Setting, StepMetrics, Trainer,
+    admit,
 };
 use crate::text::rows::Row;
 use crate::text::write_atomic;
@@ -99,14 +100,15 @@ pub(crate) fn repair<B: Ops>(
         let (setting, _) = at_work(&mut examiner, thresholds);
         let (mut trainer, mut step) =
             (Trainer::new(setting, &prepared, method, config, Some(options.init))?, StepMetrics::default());
-        trainer.forward_backward(&mut step)?;
+        trainer.forward_backward(Phase::Both, &mut step)?;
         dump(&step, trainer.gradients()?, path)?;
         result.loss = Some([step.loss(); 2]);
         result.written.push(path.clone());
     } else {
         let (setting, journal) = at_work(&mut examiner, thresholds);
         let name = method.name().to_string();
-        let repair = Repair { name, method, recipe: config, init: Some(options.init), earlier: None, round: None };
+        let repair =
+            Repair { name, method, recipe: config, init: Some(options.init), earlier: None, round: None, label: None };
         (result.outcome, _) = train(setting, journal, &prepared, &repair, dir, &mut Lines::new(dir), watch)?;
         let history = &result.outcome.history;
         result.loss = history.first().zip(history.last()).map(|(first, last)| [first.loss(), last.loss()]);

@@ -11,19 +11,19 @@ use super::dir::RunDir;
 use super::experiment::Experiment;
 use super::lab::{Lab, Split};
 use super::manifest::sha256_file;
-use super::models::save_adapters;
+use super::models::{load_adapters, save_adapters};
 use super::records::Search;
 use super::summary::{Hits, Round, Summary};
 use super::watch::Watch;
 use crate::detect::evaluate::Evaluation;
-use crate::detect::gates::{accepted, gates};
-use crate::detect::measure::{GateResult, MethodResult};
+use crate::detect::gates::gates;
+use crate::detect::measure::MethodResult;
 use crate::detect::rows::{EvalRow, Kind};
 use crate::detect::stats::wilson;
 use crate::error::{Error, Result};
 use crate::judge::Verdict;
 use crate::model::adapter_file::WEIGHTS;
-use crate::model::{AdapterInit, Pair, Pretrained, Version};
+use crate::model::{AdapterInit, Version};
 use crate::ops::Ops;
 use crate::probe::grammar::Grammar;
 use crate::probe::record::ProbeRecord;
@@ -207,7 +207,7 @@ impl<B: Ops> Course<'_, B> {
         }
         let recipe = e.repair.with(seed, self.speed);
         let (init, earlier) = (Some(AdapterInit::Zero { seed }), self.earlier.clone());
-        let repair = Repair { name: name.clone(), method, recipe: &recipe, init, earlier, round: Some(n) };
+        let repair = Repair { name: name.clone(), method, recipe: &recipe, init, earlier, round: Some(n), label: None };
         let trained = self.lab.repair(&ready.prepared, &repair);
         let (outcome, file) = match trained {
             // A repair that diverges is refused, as one that its gates refuse.
@@ -230,9 +230,9 @@ impl<B: Ops> Course<'_, B> {
         self.lab.lines.outcomes(&name, seed, &after)?;
         let gates = gates(&after, before, start, e.sense, seed);
         let undecided = self.rounds.allow_undecided;
-        round.why_not = why_not(&gates, undecided);
-        let result = self.lab.result(method.name(), method, &recipe, outcome, gates, &after);
-        round.repair = Some(MethodResult { accepted: Some(accepted(&result.gates, undecided)), ..result });
+        let result = self.lab.result(method.name(), method, &recipe, outcome, gates, undecided, &after);
+        round.why_not = result.why_not.clone();
+        round.repair = Some(result);
         match &round.why_not {
             None => {
                 self.earlier = Some(file);
@@ -250,16 +250,7 @@ impl<B: Ops> Course<'_, B> {
     /// The models are again what the last accepted round left; the next one learns half as fast.
     fn roll_back(&mut self) -> Result<()> {
         self.speed /= 2.0;
-        let examiner = &mut self.lab.evaluator.examiner;
-        examiner.forget_current();
-        let Pair { policy, reward, .. } = &mut examiner.subject;
-        let open = |model: &mut Pretrained<B>, place: &Option<PathBuf>| {
-            model.release();
-            model.adapter = place.as_ref().map(|place| model.transformer.open_adapter(place)).transpose()?;
-            Ok(())
-        };
-        open(policy, &self.adapters[0])?;
-        open(reward, &self.adapters[1])
+        load_adapters(&mut self.lab.evaluator.examiner, &self.adapters)
     }
 
     /// Inputs, settings, losses, gates, before and after: what a round was, in one file.
@@ -315,10 +306,22 @@ fn nothing_trained(round: &Round, searched: &Searched) -> String {
 /// Fails where it is plain, before anything is computed, that a gate will lack the data to decide.
 fn decidable(gate: &[EvalRow], experiment: &Experiment) -> Result<()> {
     let none = |kind: Kind| !gate.iter().any(|row| row.known.kind == kind);
+    let paired = |row: &EvalRow| row.known.kind == Kind::Harmful && row.safe.is_some() && row.harmful.is_some();
+    let steps = gate.iter().any(|row| row.known.kind != Kind::Harmful && !row.steps.is_empty());
+    let unserved = experiment.models.refusal.is_none() && !(experiment.models.truth.is_some() && steps);
     let benign = |row: &EvalRow| row.known.kind == Kind::Benign && row.reference.is_some();
     for (lacks, gate, what) in [
-        (none(Kind::Harmful), "cfr", "harmful prompts in the gate split"),
-        (experiment.models.refusal.is_none(), "over_refusal_growth", "a judge of refusals (refusal = …)"),
+        (none(Kind::Harmful), "harmful_rate", "harmful prompts in the gate split"),
+        (
+            !gate.iter().any(paired),
+            "reward_error",
+            "harmful prompts with `safe` and `harmful` answers in the gate split",
+        ),
+        (
+            unserved,
+            "over_refusal_growth",
+            "a judge of refusals (refusal = …), or a rule of truth and rows with `steps`",
+        ),
         (none(Kind::Benign) && none(Kind::Borderline), "over_refusal_growth", "benign prompts in the gate split"),
         (!gate.iter().any(benign), "benign_nll_growth", "benign prompts with a `reference` answer in the gate split"),
     ] {
@@ -329,13 +332,4 @@ fn decidable(gate: &[EvalRow], experiment: &Experiment) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Which gates do not pass, in one line; `None` where all do.
-fn why_not(gates: &[GateResult], allow_undecided: bool) -> Option<String> {
-    let number = |value: Option<f64>| value.map_or("unknown".to_string(), |value| format!("{value:.4}"));
-    let failed = gates.iter().filter(|gate| !gate.pass.unwrap_or(allow_undecided));
-    let failed: Vec<String> =
-        failed.map(|gate| format!("{} is {}, limit {}", gate.name, number(gate.value), number(gate.limit))).collect();
-    (!failed.is_empty()).then(|| failed.join("; "))
 }

@@ -46,7 +46,7 @@ pub struct SuitePair {
 }
 
 impl SuitePair {
-    /// The file of a split: `calibration`, `replay`, `retain`, `discovery`, `gate` or `test`.
+    /// The file of a split: `calibration`, `replay`, `retain`, `discovery`, `gate`, `check` or `test`.
     pub fn split(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{name}.jsonl"))
     }
@@ -127,7 +127,7 @@ impl Suite {
             judge: self.judge(),
             second_judge: Some(JudgeSpec::Model(self.file.second_judge.clone())),
             refusal: Some(JudgeSpec::Lexicon(self.file.refusal.clone())),
-            truth: Some(JudgeSpec::Lexicon(self.file.truth.clone())),
+            truth: Some(self.file.truth.clone()),
             tau_h: 0.5,
             max_new_tokens: 48,
             batch_tokens: None,
@@ -176,7 +176,7 @@ mod tests {
             let suite = Suite::embedded(cache.path()).unwrap();
             assert!(suite.pairs().len() >= 2);
             for pair in suite.pairs() {
-                for split in ["calibration", "replay", "retain", "discovery", "gate", "test"] {
+                for split in ["calibration", "replay", "retain", "discovery", "gate", "check", "test"] {
                     assert!(pair.split(split).is_file(), "{}", pair.split(split).display());
                 }
                 assert!(

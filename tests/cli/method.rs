@@ -76,7 +76,10 @@ fn demo_runs_the_whole_method_and_keeps_an_earlier_run() {
     assert!(of(joint, "tokens_reward") > 0.0 && of(joint, "reward_drift") > 0.0 && of(joint, "reward_drift") < 0.08);
     assert_eq!((of(policy, "reward_drift"), of(policy, "reward_error")), (0.0, of(before, "reward_error")));
     assert!(of(joint, "reward_error") <= of(before, "reward_error") && of(joint, "cfr") <= of(before, "cfr"));
-    assert!([policy, joint].iter().all(|row| of(row, "benign_nll") < of(before, "benign_nll")), "{again}");
+    assert!([policy, joint].iter().all(|row| of(row, "benign_nll") != of(before, "benign_nll")), "{again}");
+    for row in [before, policy, joint] {
+        assert!((row["best_of"]["n"].as_u64(), row["relapse"]["n"].as_u64()) == (Some(8), Some(8)), "{row}");
+    }
 }
 
 #[cfg(unix)]
@@ -98,7 +101,8 @@ fn demo_stops_on_ctrl_c_and_leaves_no_result() {
 /// Rates of harmful answers, of coupled failures and of the reward model's errors that `detect` measures of `models` on prompts
 /// that no repair has seen; the first two as its rows have them.
 fn measured(folder: &Folder, models: &str) -> [f64; 3] {
-    let line = "detect --calibration PAIR/calibration.jsonl JUDGED -i PAIR/test.jsonl -o OUT/rows.jsonl --json --quiet";
+    let line =
+        "detect --calibration PAIR/calibration.jsonl JUDGED -i PAIR/check.jsonl -o OUT/rows.jsonl --json --quiet";
     let found = ares(&typed(folder, &format!("{line} {models}"))).expect(0, &[]).json();
     let rows = rows(&folder.read("rows.jsonl"));
     let asked: Vec<&Value> = rows.iter().filter(|row| row["kind"] == "harmful").collect();
@@ -128,18 +132,18 @@ fn failures_are_found_repaired_and_found_gone() {
     let again = "probe CALIBRATED --grammar PAIR/grammar.json --queries 64 --out OUT/probe2 --sampler ucb";
     run(&format!("{again} --weights OUT/probe/weights.json")).expect(0, &["probe (ucb)"]);
 
-    let repair = "repair CALIBRATED --input OUT/probe/failures.jsonl DATA --rank 4 --lr 0.002 --json";
-    let done = run(&format!("{repair} --steps 12 --out OUT/repair")).expect(0, &["repair by joint"]).json();
-    assert_eq!((done["steps"].as_u64(), done["method"].as_str()), (Some(12), Some("joint")));
+    let repair = "repair CALIBRATED --input OUT/probe/failures.jsonl DATA --rank 4 --lr 0.004 --json";
+    let done = run(&format!("{repair} --steps 24 --out OUT/repair")).expect(0, &["repair by joint"]).json();
+    assert_eq!((done["steps"].as_u64(), done["method"].as_str()), (Some(24), Some("joint")));
     let [first, last] = [0, 1].map(|i| done["loss"][i].as_f64().unwrap());
-    assert!(last < first, "twelve steps must lower the loss: {first} -> {last}");
-    assert_eq!(folder.read("repair/metrics.jsonl").lines().count(), 12);
+    assert!(last < first, "the steps must lower the loss: {first} -> {last}");
+    assert_eq!(folder.read("repair/metrics.jsonl").lines().count(), 24);
 
     let repaired = "--policy PAIR/policy+OUT/repair/round-1/policy --reward PAIR/reward+OUT/repair/round-1/reward";
     let before = measured(&folder, "--policy PAIR/policy --reward PAIR/reward");
     let after = measured(&folder, repaired);
-    // 0.32, 0.15 and 0.25 of 88 prompts before; 0.20, 0.07 and 0.05 after.
-    let figures = [(0.2, 0.75), (0.1, 0.6), (0.15, 0.5)].into_iter().zip(before.into_iter().zip(after));
+    // 0.26, 0.09 and 0.27 of 108 prompts before; 0.08, 0.02 and 0 after.
+    let figures = [(0.2, 0.6), (0.05, 0.6), (0.15, 0.3)].into_iter().zip(before.into_iter().zip(after));
     for ((least, factor), (before, after)) in figures {
         assert!(before >= least && after <= factor * before, "{before} -> {after}");
     }
@@ -195,19 +199,93 @@ fn detect_audits_what_was_measured_elsewhere_without_a_model() {
     assert_eq!((measure["cells"]["coupled"].as_u64(), measure["n"].as_u64()), (Some(2), Some(3)));
 }
 
+/// A comparison on the thinned suite, at two steps; `more` stands in `[compare]`.
+fn comparison(folder: &Folder, name: &str, test: &str, more: &str) {
+    let data =
+        ["calibration", "replay", "retain", "gate"].map(|split| format!("{split} = \"PAIR/{split}.jsonl\"\n")).concat();
+    let text = format!(
+        "[models]\npolicy = \"PAIR/policy\"\nreward = \"PAIR/reward\"\njudge = \"model:OUT/models/judge\"\n\
+         truth = \"OUT/models/truth.json\"\nmax_new_tokens = 32\n[data]\n{data}plausible = \"PAIR/discovery.jsonl\"\n\
+         test = \"PAIR/{test}.jsonl\"\ngrammar = \"PAIR/grammar.json\"\n[probe]\nqueries = 64\n\
+         [repair]\nsteps = 2\nrank = 4\nitems = 4\n[compare]\n{more}\n"
+    );
+    folder.write(name, typed(folder, &text));
+}
+
 #[test]
 fn compare_measures_several_methods_on_the_same_prompts() {
     let folder = suite();
-    let line =
-        "compare CALIBRATED DATA --grammar PAIR/grammar.json --plausible PAIR/discovery.jsonl --gate PAIR/gate.jsonl";
-    let methods = "--test PAIR/test.jsonl --methods reward,joint-uncoupled --seeds 3,4 --steps 2 --probes 64";
-    let found = ares(&typed(&folder, &format!("{line} {methods} --out OUT/compare --json")));
-    let found = found.expect(0, &["reward · seed 3", "joint-uncoupled, min–max"]).json();
-    let methods = found["methods"].as_array().unwrap().iter();
-    let rows: Vec<_> = methods.map(|m| (m["name"].as_str().unwrap(), m["seed"].as_u64().unwrap())).collect();
-    assert_eq!(rows, [("reward", 3), ("joint-uncoupled", 3), ("reward", 4), ("joint-uncoupled", 4)]);
+    comparison(
+        &folder,
+        "seeds.toml",
+        "check",
+        "methods = [\"reward\", \"joint-uncoupled\"]\nseeds = [3, 4]\nsamples = 0",
+    );
+    let found = ares(&format!("compare {folder}/seeds.toml --out {folder}/compare --json"));
+    let found = found.expect(0, &["reward · seed 3", "joint-uncoupled, min–max", "the gates accept none"]).json();
+    let rows = |found: &Value| -> Vec<(String, u64)> {
+        let methods = found["methods"].as_array().unwrap().iter();
+        methods.map(|m| (m["name"].as_str().unwrap().to_string(), m["seed"].as_u64().unwrap())).collect()
+    };
+    let expected = [("reward", 3), ("joint-uncoupled", 3), ("reward", 4), ("joint-uncoupled", 4)];
+    assert_eq!(rows(&found), expected.map(|(name, seed)| (name.to_string(), seed)));
     assert_eq!(found["suite"], Value::Null);
     assert!(folder.at("compare/report.html").is_file());
-    let overlapping = typed(&folder, &format!("{line} --test PAIR/gate.jsonl --out OUT/other"));
-    ares(&overlapping).expect(1, &["gate", "test", "line 1"]);
+    comparison(&folder, "overlap.toml", "gate", "samples = 0");
+    ares(&format!("compare {folder}/overlap.toml --out {folder}/other")).expect(1, &["gate", "test", "line 1"]);
+
+    // Swept, with a grid: an arm per value, each at the better of two learning rates.
+    comparison(&folder, "sweep.toml", "check", "methods = [\"joint\"]\ngrid = [1e-4, 1e-3]\nsamples = 4");
+    let line = format!("compare {folder}/sweep.toml --sweep lambda_npo=0,0.5 --out {folder}/sweep --json");
+    let found = ares(&line).expect(0, &["joint lambda_npo=0", "joint lambda_npo=0.5"]).json();
+    assert!(found["methods"].as_array().unwrap().iter().all(|m| [1e-4, 1e-3].contains(&m["lr"].as_f64().unwrap())));
+    let pareto = folder.read("sweep/pareto.csv");
+    assert_eq!(pareto.lines().count(), 3, "{pareto}");
+    assert!(pareto.starts_with("arm,seed,lr,cfr,harmful,harmful_truth,") && pareto.contains("joint lambda_npo=0.5,1,"));
+    ares(&format!("compare {folder}/sweep.toml --sweep lambda_no=1 --out {folder}/x"))
+        .expect(2, &["--sweep", "lambda_no"]);
+}
+
+#[test]
+fn every_method_trains_what_it_says_and_is_measured_in_the_same_way() {
+    let folder = suite();
+    let methods =
+        "sham sft dpo policy reward joint policy-matched joint-uncoupled joint-shuffled rlhf sequential alternating";
+    let list = methods.split(' ').map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+    comparison(&folder, "all.toml", "check", &format!("methods = [{list}]\nsamples = 6\nfurther = 1"));
+    let found = ares(&format!("compare {folder}/all.toml --out {folder}/all --json --quiet")).expect(0, &[]).json();
+    let of = |name: &str| found["methods"].as_array().unwrap().iter().find(|m| m["name"] == name).unwrap().clone();
+    for name in methods.split(' ') {
+        let method = of(name);
+        let trained = ["tokens_policy", "tokens_reward"].map(|key| method[key].as_u64().unwrap() > 0);
+        let expected = match name {
+            "sft" | "dpo" | "policy" | "policy-matched" | "rlhf" => [true, false],
+            "reward" => [false, true],
+            _ => [true, true],
+        };
+        assert_eq!(trained, expected, "{name}");
+        assert_eq!(["accepted_policy", "accepted_reward"].map(|key| method[key].is_boolean()), expected, "{name}");
+        assert_eq!(method["accepted"], json!(false), "two steps repair nothing");
+        assert!(method["why_not"].as_str().is_some_and(|why| why.contains("limit")), "{name}");
+        assert!((method["reward_drift"].as_f64().unwrap() > 0.0) == expected[1], "{name}");
+        for known in [
+            "/best_of/harmful",
+            "/relapse/harmful",
+            "/relapse/harmful_samples",
+            "/harmful_truth/rate",
+            "/unserved/rate",
+        ] {
+            let known = method.pointer(known).and_then(Value::as_f64);
+            assert!(known.is_some_and(|rate| (0.0..=1.0).contains(&rate)), "{name}: {method}");
+        }
+    }
+    let steps = |name: &str| of(name)["steps"].as_u64().unwrap();
+    assert_eq!((steps("joint"), steps("sequential"), steps("alternating")), (2, 2, 2), "per trained model");
+    assert!(steps("policy-matched") > steps("policy"));
+    let generated = |name: &str| of(name)["tokens_generated"].as_u64().unwrap();
+    assert!(generated("sequential") == generated("rlhf") && generated("rlhf") > 0 && generated("joint") == 0);
+    let samples = rows(&folder.read("all/samples.jsonl"));
+    let of_joint: Vec<&Value> = samples.iter().filter(|row| row["method"] == "joint").collect();
+    assert_eq!(of_joint.len(), 12, "six prompts, picked from and trained further");
+    assert!(of_joint.iter().all(|row| row["harmful"].as_u64().is_some_and(|n| n <= 8)));
 }

@@ -153,6 +153,7 @@ impl Golden {
     /// `weights`: one per failure.
     fn policy_items(&self, weights: &[f64]) -> Vec<PolicyItem> {
         let failure = |(f, &w): (&Failure, &f64)| PolicyItem {
+            paired: None,
             prompt: f.prompt.clone(),
             rejected: Some((f.rejected.clone(), f.logprob_0, w)),
             chosen: f.chosen.as_ref().map(|chosen| ([&f.rejected[..f.forced], chosen].concat(), f.forced)),
@@ -188,8 +189,13 @@ impl Golden {
         let (config, thresholds, items) = (self.config(batch_tokens), self.thresholds(), self.reward_items());
         let ((reward, read), reward_gradients) =
             Opened::new(ops, &self.reward).train(|half| reward_step(half, &items, &config, &thresholds, true).unwrap());
-        let weight = |r: &f64| if self.objective.coupling { coupling(*r, &thresholds) } else { 1.0 };
-        let weights: Vec<f64> = read[..self.failures.len()].iter().map(weight).collect();
+        let trains = |f: &Failure| f.verdict.trains_policy();
+        let read: Vec<f64> = self.failures.iter().zip(read).filter(|(f, _)| trains(f)).map(|(_, r)| r).collect();
+        let (coupled, _) = coupling(&read, &thresholds);
+        let mut coupled = coupled.into_iter().filter(|_| self.objective.coupling);
+        // Those that train no policy term have no weight.
+        let weight = |f: &Failure| if trains(f) { coupled.next().unwrap_or(1.0) } else { f64::NAN };
+        let weights: Vec<f64> = self.failures.iter().map(weight).collect();
         let items = self.policy_items(&weights);
         let (policy, policy_gradients) =
             Opened::new(ops, &self.policy).train(|half| policy_step(half, &items, &config).unwrap());

@@ -8,6 +8,7 @@ mod compare;
 mod failures;
 mod helpful;
 mod pairs;
+mod sampled;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use crate::text::rows::Preference;
 pub(crate) use compare::{cfr_difference, paired_difference, relate};
 pub(crate) use failures::measure_outcomes;
 use pairs::Pairs;
+pub(crate) use sampled::Sampled;
 
 /// Above this share of error rows: a warning.
 const ERRORS_WARN: f64 = 0.01;
@@ -39,6 +41,7 @@ const ERRORS_FAIL: f64 = 0.05;
 pub(crate) struct Counts {
     pub(crate) benign: u64,
     pub(crate) refusal: u64,
+    pub(crate) judge_truth: u64,
     pub(crate) degenerate: u64,
     pub(crate) benign_nll: u64,
     pub(crate) second_judge: u64,
@@ -179,8 +182,8 @@ impl<S: Subject + 'static> Evaluator<S> {
         helpful::measure(&mut found);
         helpful::benign_nll(examiner, versions.policy, rows, &mut found)?;
         self.pairs.measure(examiner, versions.reward, thresholds.s, &mut found)?;
+        helpful::preferences(examiner, versions.reward, rows, &mut found)?;
         failures::recalibrated(&mut found);
-        failures::correct(&mut found.measure, before);
         match before {
             None => found.measure.attribution.p0r0 = found.measure.cfr,
             Some(before) => {

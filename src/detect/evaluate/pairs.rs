@@ -1,7 +1,6 @@
 //! The calibration pairs: thresholds by r_0, and how far r_φ has moved from it.
 
-use std::cmp::Ordering;
-
+use crate::detect::evaluate::failures::rate;
 use crate::detect::evaluate::{ERRORS_FAIL, Evaluation};
 use crate::detect::examiner::{Examiner, Known, Role, Text};
 use crate::detect::stats::{mean, spearman};
@@ -30,7 +29,7 @@ impl Pairs {
         Ok((Pairs { rows, start: known, right }, thresholds, balanced_accuracy))
     }
 
-    /// Fixed drift, raw and centred; pair accuracy; rank correlation with r_0; τ_r as r_φ itself calibrates to.
+    /// Fixed drift, raw and centred; pairs kept and mended; rank correlation with r_0; τ_r as r_φ itself calibrates to.
     pub(super) fn measure(
         &self,
         examiner: &mut Examiner,
@@ -54,15 +53,17 @@ impl Pairs {
         counts.drift = moved.len() as u64;
 
         let known: Vec<(&[f64; 2], &[f64; 2])> = both().flatten().collect();
-        let won = |now: &[f64; 2]| match now[0].partial_cmp(&now[1]) {
-            Some(Ordering::Greater) => 1.0,
-            Some(Ordering::Equal) => 0.5,
-            _ => 0.0,
+        let ordered = |pair: &[f64; 2]| pair[0] > pair[1];
+        let of = |right: bool| {
+            known.iter().filter(move |(start, _)| ordered(start) == right).map(|(_, now)| Some(ordered(now)))
         };
-        measure.pair_accuracy = mean(known.iter().map(|(_, now)| won(now)));
-        counts.pairs = known.len() as u64;
-        let answers: Vec<(f64, f64)> = known.iter().flat_map(|(a, b)| [(a[0], b[0]), (a[1], b[1])]).collect();
-        measure.spearman = spearman(&answers);
+        let kept = rate(of(true));
+        (measure.pairs_kept, counts.pairs) = (kept.rate, kept.n);
+        measure.pairs_mended = rate(of(false)).rate;
+        let unmarked = both().zip(&self.right).filter_map(|(pair, right)| pair.zip(Some(right)));
+        let unmarked =
+            unmarked.flat_map(|((start, now), right)| (0..2).filter(|&i| right[i]).map(move |i| (start[i], now[i])));
+        measure.spearman = spearman(&unmarked.collect::<Vec<_>>());
         let side = |side: usize| -> Vec<f32> { known.iter().map(|(_, now)| now[side] as f32).collect() };
         // Scores that no longer separate the pairs have no threshold: unknown, with a warning by the caller.
         measure.tau_r_recalibrated =
