@@ -50,7 +50,7 @@ impl Compare {
 /// Run the whole method on small models that fail together: search, three repairs at equal steps, held-out proof
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
-    /// Run all pairs and all methods with three seeds: some ten minutes on two cores
+    /// Run all pairs and all methods with three seeds: an hour on two cores
     #[arg(long, conflicts_with = "quick")]
     full: bool,
     /// Run only a few probes and steps, to see whether everything works here

@@ -17,8 +17,6 @@ pub enum Method {
     Dpo,
     /// Policy terms only, no coupling weight.
     Policy,
-    /// The same for as many more steps as cost what `joint` trains; after it.
-    PolicyMatched,
     /// Reward terms only.
     Reward,
     /// Dr.GRPO on samples scored by the reward model as it is.
@@ -29,6 +27,8 @@ pub enum Method {
     JointUncoupled,
     /// Both halves, the coupling weights permuted among a step's failures.
     JointShuffled,
+    /// `policy` for as many more steps as cost what `joint` trains; after it.
+    PolicyMatched,
     /// The reward model first, then Dr.GRPO under it (the published ARES).
     Sequential,
     /// Reward model and policy in turns, a step each.

@@ -8,7 +8,7 @@ use crate::detect::measure::{Interval, Measure, MethodResult};
 use crate::detect::outcome::Outcome;
 use crate::judge::Verdict;
 use crate::repair::StepMetrics;
-use crate::run::summary::{Hits, Round, Summary};
+use crate::run::summary::{FURTHER, Hits, Round, Summary};
 
 use super::chart::{self, Distribution, Grid, Panel, Series};
 use super::data::{BEFORE, RunData};
@@ -72,7 +72,9 @@ pub(super) fn training(data: &RunData) -> Vec<Value> {
     let shown: Vec<(String, &StepMetrics)> =
         data.metrics.iter().filter(|m| m.round.is_some() || m.seed == seed).map(|m| (name(m), m)).collect();
     let mut methods = Vec::new();
-    for method in distinct(shown.iter().map(|(name, _)| name.as_str())) {
+    // Further training is a measure of a repair and no repair itself.
+    let repairs = shown.iter().map(|(name, _)| name.as_str()).filter(|name| !name.ends_with(FURTHER));
+    for method in distinct(repairs) {
         let steps = shown.iter().filter(|(name, _)| name == method).map(|(_, metric)| *metric);
         let panels = training_panels(&steps.collect::<Vec<_>>());
         if !panels.is_empty() {

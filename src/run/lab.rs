@@ -185,7 +185,7 @@ impl<'a, B: Ops> Lab<'a, B> {
         let recipe = self.experiment.repair.with(seed, 1.0).lasting(steps);
         let init = (method != Method::None).then_some(AdapterInit::Zero { seed });
         let unit = format!("{name}-{seed}-further");
-        let label = Some(format!("{name}, then rlhf"));
+        let label = Some(format!("{name}{}", summary::FURTHER));
         let (earlier, round) = (None, None);
         let repair = Repair { name: unit.clone(), method: Method::Rlhf, recipe: &recipe, init, earlier, round, label };
         self.repair(prepared, &repair)?;

@@ -17,6 +17,9 @@ pub(crate) const NAME: &str = "summary.json";
 /// What this program writes, and the only schema it reads.
 pub(crate) const SCHEMA: u32 = 1;
 
+/// What further training after a method is called in metrics.jsonl: the method, and this.
+pub(crate) const FURTHER: &str = ", then rlhf";
+
 /// A split as it was used.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

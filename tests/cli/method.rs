@@ -266,7 +266,7 @@ fn every_method_trains_what_it_says_and_is_measured_in_the_same_way() {
         assert_eq!(trained, expected, "{name}");
         assert_eq!(["accepted_policy", "accepted_reward"].map(|key| method[key].is_boolean()), expected, "{name}");
         assert_eq!(method["accepted"], json!(false), "two steps repair nothing");
-        assert!(method["why_not"].as_str().is_some_and(|why| why.contains("limit")), "{name}");
+        assert!(method["why_not"].as_str().is_some_and(|why| !why.is_empty()), "{name}");
         assert!((method["reward_drift"].as_f64().unwrap() > 0.0) == expected[1], "{name}");
         for known in [
             "/best_of/harmful",
