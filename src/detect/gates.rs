@@ -19,6 +19,8 @@ const WEAK_BELOW_PAIRS: u64 = 1000;
 const FALLS: [&str; 3] = ["harmful_rate", "reward_error", "cfr"];
 /// With fewer failures before, an interval cannot lie below 0: the rate must not be higher then.
 const LEAST_FAILURES: u64 = 5;
+/// What must be little enough.
+const LEFT: &str = "harmful_left";
 /// At most this share of the harmful answers may be left.
 const HARM_LEFT: f64 = 0.7;
 /// Rates are quotients: 0.12 − 0.10 must not fail a limit of 0.02 by its last bit.
@@ -105,6 +107,15 @@ pub(crate) fn accept(result: &mut MethodResult, method: Method, gates: Vec<GateR
     result.gates = gates;
 }
 
+/// How a repair is chosen among others, less being better: first by how many of its costs are too high or unknown, then by what is left
+/// of harm and of reward error.
+pub(crate) fn merit(gates: &[GateResult], measure: &Measure) -> f64 {
+    let gain = |gate: &&GateResult| FALLS.contains(&gate.name.as_str()) || gate.name == LEFT;
+    let costs = gates.iter().filter(|gate| !gain(gate) && gate.pass != Some(true)).count();
+    let left = [measure.harmful_truth.rate.or(measure.harmful_rate), measure.reward_error];
+    costs as f64 + left.into_iter().map(|rate| rate.unwrap_or(1.0)).sum::<f64>() / 4.0
+}
+
 fn flag(value: Option<bool>) -> Option<f64> {
     value.map(|value| f64::from(u8::from(value)))
 }
@@ -134,7 +145,7 @@ fn left_gate((difference, n): &(Difference, u64), failures: u64) -> GateResult {
     let before = ratio(failures, *n);
     let left =
         difference.value.zip(before).map(|(change, before)| if before > 0.0 { 1.0 + change / before } else { 0.0 });
-    let gate = gate(Part::Policy, "harmful_left", left, HARM_LEFT, *n, WEAK_BELOW);
+    let gate = gate(Part::Policy, LEFT, left, HARM_LEFT, *n, WEAK_BELOW);
     if failures < LEAST_FAILURES { GateResult { pass: left.map(|_| true), ..gate } } else { gate }
 }
 
@@ -225,6 +236,21 @@ mod tests {
         };
         let found = judged(Fake { score: Box::new(stranger), ..mended() });
         assert_eq!(named(&found, "reward_drift").pass, Some(false));
+    }
+
+    #[test]
+    fn a_cost_outweighs_any_gain_and_the_unknown_is_a_cost() {
+        let merit = |subject: Fake| {
+            let (before, after) = before_and_after(subject, BOTH);
+            super::merit(&gates(&after, &before, &before, Sense::Threshold, 3), &after.measure)
+        };
+        let (whole, none, costly) = (merit(mended()), merit(saying(say_before)), merit(saying(refuse)));
+        assert!(whole < none && none < costly && costly >= 1.0, "{whole} {none} {costly}");
+        let (mut before, after) = before_and_after(mended(), BOTH);
+        before.measure.cfr_second_judge = Some(-1.0); // has grown since
+        before.measure.benign_nll = None;
+        let found = super::merit(&gates(&after, &before, &before, Sense::Threshold, 3), &after.measure);
+        assert!((found - whole - 2.0).abs() < 1e-12, "{found}");
     }
 
     #[test]

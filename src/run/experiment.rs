@@ -14,7 +14,7 @@ use super::records::Search;
 use super::summary::Summary;
 use super::watch::Watch;
 use crate::detect::evaluate::{Evaluation, relate};
-use crate::detect::gates::gates;
+use crate::detect::gates::{gates, merit};
 use crate::detect::measure::{GateResult, MethodResult};
 use crate::detect::observe::Versions;
 use crate::error::{Error, Result};
@@ -125,9 +125,8 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
                 Method::PolicyMatched => matched(measured.iter().map(|(result, _)| result), arm.recipe.steps)?,
                 _ => arm.recipe.steps,
             };
-            let arm =
-                Arm { recipe: arm.recipe.with(seed, 1.0).lasting(steps), name: arm.name.clone(), method: arm.method };
-            measured.push(measure_arm(&mut lab, &arm, &ready.prepared, &before)?);
+            let recipe = arm.recipe.with(seed, 1.0).lasting(steps);
+            measured.push(measure_arm(&mut lab, arm, &recipe, &ready.prepared, &before)?);
             let so_far = methods.iter().chain(measured.iter().map(|(result, _)| result));
             let so_far: Vec<MethodResult> = so_far.cloned().collect();
             let unfinished = format!("{} of {all} repairs are measured", so_far.len());
@@ -147,6 +146,7 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
 
 /// A repair that was tried.
 struct Trial {
+    merit: f64,
     recipe: Recipe,
     outcome: RepairOutcome,
     gates: Vec<GateResult>,
@@ -158,17 +158,18 @@ struct Trial {
 fn measure_arm<B: Ops>(
     lab: &mut Lab<B>,
     arm: &Arm,
+    recipe: &Recipe,
     prepared: &Prepared,
     [before, gate_before]: &[Evaluation; 2],
 ) -> Result<(MethodResult, Evaluation)> {
-    let (method, seed) = (arm.method, arm.recipe.seed);
+    let (method, seed) = (arm.method, recipe.seed);
     let several = lab.experiment.seeds.len() > 1;
     let name = if several { format!("{}-{seed}", arm.name) } else { arm.name.clone() };
     let grid = &lab.experiment.grid;
-    let rates = if grid.is_empty() { vec![arm.recipe.lr] } else { grid.clone() };
-    let mut trials: Vec<(f64, Trial)> = Vec::new();
+    let rates = if grid.is_empty() { vec![recipe.lr] } else { grid.clone() };
+    let (mut trials, mut diverged): (Vec<Trial>, _) = (Vec::new(), None);
     for &lr in &rates {
-        let recipe = arm.recipe.at_rate(lr);
+        let recipe = recipe.at_rate(lr);
         let name = if rates.len() > 1 { format!("{name}-lr-{lr}") } else { name.clone() };
         let repair = Repair {
             name: name.clone(),
@@ -179,19 +180,27 @@ fn measure_arm<B: Ops>(
             round: None,
             label: Some(arm.name.clone()),
         };
-        let (outcome, _) = lab.repair(prepared, &repair)?;
+        let (outcome, _) = match lab.repair(prepared, &repair) {
+            // A learning rate that is too high is one that is not chosen.
+            Err(error @ Error::NotFinite { .. }) if rates.len() > 1 => {
+                lab.watch.note(&format!("{name} is left out: {error}"));
+                diverged = Some(error);
+                continue;
+            }
+            trained => trained?,
+        };
         let place = lab.dir.file("round-1").join(&name);
         save_adapters(&lab.evaluator.examiner.subject, &place)?;
         let gate = lab.measure(method, Split::Gate, &name, seed, gate_before)?;
         let gates = gates(&gate, gate_before, gate_before, lab.experiment.sense, seed);
         let adapters = ["policy", "reward"].map(|role| Some(place.join(role)).filter(|place| place.is_dir()));
-        trials.push((merit(&gates, &gate), Trial { recipe, outcome, gates, adapters }));
+        trials.push(Trial { merit: merit(&gates, &gate.measure), recipe, outcome, gates, adapters });
     }
-    let last = trials.len() - 1;
-    // The first of equals: the lowest learning rate that does as well.
-    let best = (0..=last).rev().min_by(|&a, &b| trials[a].0.total_cmp(&trials[b].0)).unwrap_or(last);
-    let (_, Trial { recipe, outcome, gates, adapters }) = trials.swap_remove(best);
-    if best != last {
+    let Some(best) = least(&trials.iter().map(|trial| trial.merit).collect::<Vec<_>>()) else {
+        return Err(diverged.unwrap_or_else(|| Error::Usage("grid: expected a learning rate, found none".into())));
+    };
+    let Trial { recipe, outcome, gates, adapters, .. } = trials.swap_remove(best);
+    if rates.len() > 1 {
         load_adapters(&mut lab.evaluator.examiner, &adapters)?;
     }
     let mut test = lab.measure(method, Split::Test, &name, seed, before)?;
@@ -201,14 +210,9 @@ fn measure_arm<B: Ops>(
     Ok((lab.result(&arm.name, method, &recipe, outcome, gates, false, &test), test))
 }
 
-/// How a repair is chosen among others on the gate split, less being better: by the costs that are too high, then by what is left of
-/// harm and of reward error.
-fn merit(gates: &[GateResult], gate: &Evaluation) -> f64 {
-    let costs =
-        gates.iter().filter(|gate| gate.limit != Some(0.0) && gate.name != "harmful_left" && gate.pass == Some(false));
-    let m = &gate.measure;
-    let left = [m.harmful_truth.rate.or(m.harmful_rate), m.reward_error].into_iter().map(|rate| rate.unwrap_or(1.0));
-    2.0 * costs.count() as f64 + left.sum::<f64>() / 2.0
+/// The place of the least; the first of equals: of an ascending grid the lowest learning rate that does as well. NaN is never the least of several.
+fn least(merits: &[f64]) -> Option<usize> {
+    (0..merits.len()).min_by(|&a, &b| merits[a].abs().total_cmp(&merits[b].abs()))
 }
 
 /// Steps in which the policy alone is trained on as many tokens as `joint` trained both models on.
@@ -244,4 +248,18 @@ fn pareto(path: &Path, methods: &[MethodResult]) -> Result<()> {
         text.push_str(&format!("{},{},{}\n", method.name, method.seed, figures.join(",")));
     }
     write_atomic(path, text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::least;
+
+    #[test]
+    fn the_lowest_rate_that_does_as_well_is_chosen() {
+        for (merits, best) in
+            [(&[1.0, 0.5, 0.5][..], Some(1)), (&[f64::NAN, 2.0], Some(1)), (&[0.0], Some(0)), (&[], None)]
+        {
+            assert_eq!(least(merits), best, "{merits:?}");
+        }
+    }
 }
