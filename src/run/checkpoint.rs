@@ -50,7 +50,7 @@ pub(super) struct Repair<'a> {
     pub(super) earlier: Option<PathBuf>,
     /// The loop's round.
     pub(super) round: Option<u64>,
-    /// What its steps are called in metrics.jsonl, if not by their method.
+    /// What it and its steps in metrics.jsonl are called, if not by their method.
     pub(super) label: Option<String>,
 }
 
@@ -65,7 +65,8 @@ pub(super) fn train<B: Ops>(
     lines: &mut Lines,
     watch: &mut dyn Watch,
 ) -> Result<(RepairOutcome, PathBuf)> {
-    watch.begin(&format!("repair by {}", repair.method.name()), repair.recipe.steps);
+    let name = repair.label.as_deref().unwrap_or(repair.method.name());
+    watch.begin(&format!("repair by {name}"), repair.recipe.steps);
     let mut trainer = Trainer::new(setting, prepared, repair.method, repair.recipe, repair.init)?;
     if let Some(earlier) = &repair.earlier {
         let (tensors, state) = read_safetensors(earlier, STATE)?;

@@ -18,7 +18,7 @@ use crate::detect::gates::accept;
 use crate::detect::measure::{BestOf, GateResult, Measure, MethodResult, Relapse};
 use crate::detect::observe::Versions;
 use crate::detect::{Evaluator, Examiner};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::checkpoint::promised;
 use crate::model::{AdapterInit, ModelConfig, Pair, Version};
 use crate::ops::Ops;
@@ -57,6 +57,12 @@ impl<'a, B: Ops> Lab<'a, B> {
         dir: &'a RunDir,
         watch: &'a mut dyn Watch,
     ) -> Result<Result<Lab<'a, B>, Box<Summary>>> {
+        if experiment.models.truth.is_some() && !splits.gate.iter().chain(&splits.test).any(|row| !row.steps.is_empty())
+        {
+            let (expected, found) = ("rows with `steps` in the gate and the test split".into(), "none".into());
+            let remedy = "give them, or leave --truth out: without them it knows nothing".into();
+            return Err(Error::Data { what: "ground truth".into(), expected, found, remedy });
+        }
         let manifest = Manifest::new(experiment.command, &ops.describe(), &experiment.seeds, settings)?;
         let files = experiment.data.paths().into_iter().chain([&experiment.grammar]);
         let device = experiment.models.write_receipt(manifest, files, dir)?;

@@ -234,6 +234,15 @@ fn compare_measures_several_methods_on_the_same_prompts() {
     comparison(&folder, "overlap.toml", "gate", "samples = 0");
     ares(&format!("compare {folder}/overlap.toml --out {folder}/other")).expect(1, &["gate", "test", "line 1"]);
 
+    let blind = suite();
+    for split in ["check", "gate"] {
+        let own = blind.read(&format!("models/framing/{split}.jsonl"));
+        blind.write(&format!("models/framing/{split}.jsonl"), own.replace("\"steps\"", "\"stages\""));
+    }
+    comparison(&blind, "blind.toml", "check", "samples = 0");
+    ares(&format!("compare {blind}/blind.toml --out {blind}/x"))
+        .expect(1, &["ground truth", "rows with `steps`", "none"]);
+
     // Swept, with a grid: an arm per value, each at the better of two learning rates.
     comparison(&folder, "sweep.toml", "check", "methods = [\"joint\"]\ngrid = [1e-4, 1e-3]\nsamples = 4");
     let line = format!("compare {folder}/sweep.toml --sweep lambda_npo=0,0.5 --out {folder}/sweep --json");
