@@ -145,6 +145,9 @@ DEVICE float warp_sum(float value) {
     return value;
 }
 
+/// A mean square that overflows would give 0, and its row a plausible nothing: it gives NaN, which is seen.
+DEVICE float rstd_of(float mean_square) { return rsqrtf(mean_square) + 0.0f * mean_square; }
+
 DEVICE float warp_maximum(float value) {
 #pragma unroll
     for (u32 mask = WARP / 2; mask > 0; mask /= 2) value = maximum(value, shuffle_xor(value, mask));

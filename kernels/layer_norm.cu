@@ -38,7 +38,7 @@ layer_norm_forward(bf16* y, float* mean, float* rstd, const bf16* x, const bf16*
 #pragma unroll
         for (u32 j = 0; j < 8; j++) square += v[j] * v[j];
     }
-    float scale = rsqrtf(warp_sum(square) / cols + p.eps);
+    float scale = rstd_of(warp_sum(square) / cols + p.eps);
     if (lane == 0) mean[row] = middle, rstd[row] = scale;
     bf16x8* to = reinterpret_cast<bf16x8*>(y + static_cast<u64>(row) * stride);
     for (u32 i = lane; i < stride / 8; i += WARP) {

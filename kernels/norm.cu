@@ -22,7 +22,7 @@ norm_forward(bf16* y, float* rstd, const bf16* x, const bf16* w, const NormParam
 #pragma unroll
         for (u32 j = 0; j < 8; j++) square += to_float(part.v[j]) * to_float(part.v[j]);
     }
-    float scale = rsqrtf(warp_sum(square) / p.cols + p.eps);
+    float scale = rstd_of(warp_sum(square) / p.cols + p.eps);
     if (lane == 0) rstd[row] = scale;
     bf16x8* to = reinterpret_cast<bf16x8*>(y + static_cast<u64>(row) * stride);
     for (u32 i = lane; i < stride / 8; i += WARP) {

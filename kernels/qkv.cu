@@ -50,7 +50,7 @@ DEVICE float head_rstd(const bf16* x, u32 lane, u32 half, float eps) {
         Pair p = load_pair(x, i, half);
         square += dot(p, p);
     }
-    return rsqrtf(warp_sum(square) / (2 * half) + eps);
+    return rstd_of(warp_sum(square) / (2 * half) + eps);
 }
 
 struct RotationParams {

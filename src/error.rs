@@ -75,6 +75,11 @@ impl Error {
         Self::io(path, "write", "check permissions and free disk space")
     }
 
+    /// Makes an error of starting a process, for `.map_err(Error::start(program))`.
+    pub(crate) fn start(program: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+        Self::io(program, "start", "check that the system lets this user start processes")
+    }
+
     fn io(path: &Path, action: &'static str, remedy: &'static str) -> impl FnOnce(std::io::Error) -> Error + use<> {
         let path = path.to_path_buf();
         move |source| Error::Io { path, action, source, remedy }
@@ -97,10 +102,33 @@ impl Error {
     }
 }
 
+/// `text` with what would steer a terminal or turn the order of what is read (ESC, BEL, NUL, marks of direction) written out.
+pub fn visible(text: &str) -> String {
+    let steers = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t')
+            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(steers) {
+        return text.to_string();
+    }
+    text.chars().map(|c| if steers(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
+}
+
 /// Fails unless `result` is an error whose message holds `expected`.
 #[cfg(test)]
 #[track_caller]
 pub(crate) fn refused<T>(result: Result<T>, expected: &str) {
     let found = result.err().expect("must be refused").to_string();
     assert!(found.contains(expected), "expected `{expected}`, found `{found}`");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_shown_steers_a_terminal() {
+        assert_eq!(visible("a\n\tü 中 👍"), "a\n\tü 中 👍");
+        assert_eq!(visible("\x1b[31m\x07\0\u{202e}\u{9b}"), r"\u{1b}[31m\u{7}\u{0}\u{202e}\u{9b}");
+    }
 }

@@ -35,4 +35,4 @@ pub mod report;
 pub mod run;
 pub mod text;
 
-pub use error::{Error, Result};
+pub use error::{Error, Result, visible};

@@ -6,6 +6,7 @@ mod compiler;
 mod cli {
     pub mod basics;
     pub mod bench;
+    pub mod judge;
     pub mod method;
     pub mod profiler;
     pub mod rows;
@@ -13,3 +14,6 @@ mod cli {
     pub mod stream;
     pub mod support;
 }
+
+#[path = "hostile/mod.rs"]
+mod hostile;

@@ -72,7 +72,7 @@ pub(crate) fn kernels(cuda: &Cuda, options: KernelOptions) -> Result<Option<Kern
         return Ok(None);
     }
     let (builds, arch) = (builds(), cuda.info().arch);
-    let compiler = Compiler::new(options, driver_version(), Cache::user())?;
+    let compiler = Compiler::new(options, driver_version(), Cache::user()?)?;
     builds.par_iter().try_for_each(|build| compiler.compile(build.source, &build.defines, arch).map(drop))?;
     let begin = Instant::now();
     let mut kernels = 0;

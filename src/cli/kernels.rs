@@ -68,7 +68,7 @@ impl Kernels {
         if self.arch.is_empty() {
             return list(session);
         }
-        let compiler = Compiler::new(session.kernels(), None, Cache::user())?;
+        let compiler = Compiler::new(session.kernels(), None, Cache::user()?)?;
         compiler.check()?;
         let builds = builds();
         let work: Vec<(Arch, &Build)> =

@@ -36,7 +36,7 @@ pub struct Cli {
 }
 
 const AFTER: &str = "Begin with `ares demo`: the whole method on small models that the program carries with it.\n\
-    Exit codes: 0 success, 1 failure, 2 usage, 3 gate not met, 130 interrupted.";
+    Exit codes: 0 success, 1 failure, 2 usage, 3 gate not met, 130 interrupted (143 by SIGTERM), 141 reader gone.";
 
 /// One value of it lives, for the length of a command: boxing the large ones would only hide them.
 #[derive(Debug, Subcommand)]

@@ -139,6 +139,7 @@ impl RowJob<'_> {
         passed: impl FnMut(&Row, &Map<String, Value>) -> Result<()>,
         mut work: impl FnMut(&[Row]) -> Result<Vec<Result<Added>>>,
     ) -> Result<Done> {
+        interrupt::at_work();
         let (begin, mut tally) = (Instant::now(), Tally::default());
         self.pass(&mut tally, passed)?;
         if tally.rows > 0 {

@@ -127,30 +127,38 @@ impl Score {
             let mut model = self.rows.open(ops, &self.reward)?;
             model.transformer.config.expect_score()?;
             let done = job.work(session, "score", nothing, |rows| {
-                let rendered: Vec<Result<Rendered>> = rows
-                    .par_iter()
-                    .map(|row| match row.exchange(self.rows.raw, Some(&model.rendering))? {
-                        Exchange::Text { prompt, answer } => model.rendering.full(&prompt, &answer),
-                        Exchange::Tokens { tokens, prompt_len } => model.rendering.given(&tokens, prompt_len),
-                    })
-                    .collect();
+                let exchange = |row: &Row| row.exchange(self.rows.raw, Some(&model.rendering));
+                let rendered = rendered(rows, &model.rendering, &exchange, Rendering::fulls);
                 let scores = model.scores(Version::Current, rendered)?;
-                Ok(scores.into_iter().map(|scores| Ok(object([("reward", json!(finite(&scores?)?))]))).collect())
+                Ok(scores.into_iter().map(|scores| Ok(object([("reward", json!(model.reward(&scores?)?))]))).collect())
             })?;
             session.result(&done)
         })
     }
 }
 
-fn finite(scores: &[f32]) -> Result<f32> {
-    match scores {
-        [score] if score.is_finite() => Ok(*score),
-        other => Err(Error::NotFinite {
-            what: "reward".into(),
-            found: format!("{other:?}"),
-            remedy: "check the reward model's weights".into(),
-        }),
-    }
+/// How a model reads exchanges: [`Rendering::fulls`] or [`Rendering::with_answers`].
+type Render = for<'a> fn(&Rendering, Vec<(&'a Prompt, &'a str)>) -> Vec<Result<Rendered>>;
+
+/// The ids of each row's exchange; texts by `render`, all at once.
+fn rendered(
+    rows: &[Row],
+    rendering: &Rendering,
+    exchange: &(dyn Fn(&Row) -> Result<Exchange> + Sync),
+    render: Render,
+) -> Vec<Result<Rendered>> {
+    let exchanges: Vec<Result<Exchange>> = rows.par_iter().map(exchange).collect();
+    let texts = exchanges.iter().flatten().filter_map(|exchange| match exchange {
+        Exchange::Text { prompt, answer } => Some((prompt, answer.as_str())),
+        Exchange::Tokens { .. } => None,
+    });
+    let mut texts = render(rendering, texts.collect()).into_iter();
+    let lost = || Err(Error::row("text", "a rendering per row", "fewer"));
+    let one = |exchange: Result<Exchange>| match exchange? {
+        Exchange::Text { .. } => texts.next().unwrap_or_else(lost),
+        Exchange::Tokens { tokens, prompt_len } => rendering.given(&tokens, prompt_len),
+    };
+    exchanges.into_iter().map(one).collect()
 }
 
 /// Compute log-probabilities of answers: add `logprob` (their sum) and `n` to each row
@@ -174,7 +182,8 @@ impl Logprob {
             let mut model = self.rows.open(ops, &self.model)?;
             model.transformer.config.expect_causal()?;
             let done = job.work(session, "logprob", nothing, |rows| {
-                let rendered = rows.par_iter().map(|row| self.render(&model.rendering, row)).collect();
+                let exchange = |row: &Row| self.exchange(row, &model.rendering);
+                let rendered = rendered(rows, &model.rendering, &exchange, Rendering::with_answers);
                 let logprobs = model.logprobs(Version::Current, rendered)?;
                 Ok(logprobs.into_iter().map(|logprobs| self.added(logprobs?)).collect())
             })?;
@@ -182,16 +191,14 @@ impl Logprob {
         })
     }
 
-    fn render(&self, rendering: &Rendering, row: &Row) -> Result<Rendered> {
+    /// Ids that are given whole have a border between prompt and answer.
+    fn exchange(&self, row: &Row, rendering: &Rendering) -> Result<Exchange> {
         match row.exchange(self.rows.raw, Some(rendering))? {
-            Exchange::Text { prompt, answer } => rendering.with_answer(&prompt, &answer),
-            Exchange::Tokens { tokens, prompt_len } if (1..tokens.len()).contains(&prompt_len) => {
-                rendering.given(&tokens, prompt_len)
-            }
-            Exchange::Tokens { tokens, prompt_len } => Err(row.wrong(
+            Exchange::Tokens { tokens, prompt_len } if !(1..tokens.len()).contains(&prompt_len) => Err(row.wrong(
                 &format!("`prompt_tokens` from 1 to {}", tokens.len().saturating_sub(1)),
                 &prompt_len.to_string(),
             )),
+            other => Ok(other),
         }
     }
 
@@ -212,10 +219,10 @@ impl Logprob {
     }
 }
 
-/// Judge answers: add `p_harm` and `ambiguous` to each row
+/// Judge answers: add `p_harm` and `ambiguous` to each row, and `cut` where an answer's middle was left out
 #[derive(Debug, Args)]
 pub(crate) struct Judge {
-    /// Judge of harm: model:DIR or lexicon:FILE
+    /// Judge of harm: model:DIR, guard:DIR[+ADAPTER][,FORM] or lexicon:FILE
     #[arg(long, value_name = "SPEC")]
     judge: JudgeSpec,
     /// Call an answer harmful from this p_harm on, 0 to 1
@@ -228,7 +235,7 @@ pub(crate) struct Judge {
 impl Judge {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
-        let job = self.rows.read(session, &device, &[self.judge.place()])?;
+        let job = self.rows.read(session, &device, &self.judge.places())?;
         on_device!(device, |ops| {
             let mut judge = self.judge.open(ops, self.rows.batch(ops), &interrupt::flag())?;
             let done = job.work(session, "judge", nothing, |rows| {
@@ -238,7 +245,11 @@ impl Judge {
                 let words = judge.judge(&good, self.harm_threshold)?;
                 Ok(fill(texts, words, |harm| {
                     let harm = harm?;
-                    Ok(object([("p_harm", json!(harm.p_harm)), ("ambiguous", json!(harm.ambiguous))]))
+                    let mut added = object([("p_harm", json!(harm.p_harm)), ("ambiguous", json!(harm.ambiguous))]);
+                    if harm.cut {
+                        added.insert("cut".to_string(), json!(true));
+                    }
+                    Ok(added)
                 }))
             })?;
             session.result(&done)

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::device::{Device, DeviceSpec};
 use crate::backend::cuda::compiler::KernelOptions;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, visible};
 use crate::repair::LARGEST_SEED;
 use crate::report::{Style, Table};
 use crate::run::args;
@@ -71,7 +71,7 @@ impl Session {
     /// A line for the person at the terminal, unless `--quiet`.
     pub(crate) fn say(&self, line: &str) {
         if !self.quiet {
-            let _ = writeln!(std::io::stderr(), "{line}");
+            let _ = writeln!(std::io::stderr(), "{}", visible(line));
         }
     }
 

@@ -9,7 +9,6 @@ use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Head, ModelSpec, Pretrained, Version};
 use crate::ops::Ops;
 use crate::text::Prompt;
-use crate::text::rendering::Rendered;
 
 /// `model:DIR`.
 pub(crate) struct Classifier<B: Ops> {
@@ -33,8 +32,8 @@ impl<B: Ops> Classifier<B> {
     }
 
     /// Spells the template's own tokens out, so that an answer cannot speak to the judge.
-    fn render(&self, prompt: &Prompt, answer: &str) -> Result<Rendered> {
-        let escape = |text: &str| self.model.rendering.tokenizer.escape(text);
+    fn escaped(&self, prompt: &Prompt, answer: &str) -> (Prompt, String) {
+        let escape = |text: &str| self.model.rendering.tokenizer.escape(text, &[]);
         let prompt = match prompt {
             Prompt::Chat(turns) => {
                 let mut turns = turns.clone();
@@ -43,7 +42,7 @@ impl<B: Ops> Classifier<B> {
             }
             other => other.clone(),
         };
-        self.model.rendering.full(&prompt, &escape(answer))
+        (prompt, escape(answer))
     }
 }
 
@@ -53,7 +52,8 @@ impl<B: Ops> Judge for Classifier<B> {
     }
 
     fn judge(&mut self, rows: &[(&Prompt, &str)], tau_h: f64) -> Result<Vec<Result<Harm>>> {
-        let rendered: Vec<Result<Rendered>> = rows.iter().map(|(prompt, answer)| self.render(prompt, answer)).collect();
+        let escaped: Vec<_> = rows.iter().map(|(prompt, answer)| self.escaped(prompt, answer)).collect();
+        let rendered = self.model.rendering.fulls(escaped.iter().map(|(p, answer)| (p, answer.as_str())).collect());
         let scores = self.model.scores(Version::Start, rendered)?;
         Ok(scores.into_iter().map(|scores| Harm::new(probability(&scores?), tau_h)).collect())
     }

@@ -45,7 +45,7 @@ enum Rule {
 impl Lexicon {
     /// Reads `lexicon:FILE`'s file.
     pub(crate) fn open(path: &Path) -> Result<Lexicon> {
-        let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
+        let text = crate::text::input::read_text(path)?;
         Lexicon::parse(&text, path)
     }
 

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::classifier::Classifier;
+use super::guard::{Guard, Question};
 use super::{Judge, Lexicon};
 use crate::error::{Error, Result};
+use crate::model::ModelSpec;
 use crate::ops::Ops;
 
 /// Where a judgement comes from.
@@ -16,6 +18,8 @@ use crate::ops::Ops;
 pub enum JudgeSpec {
     /// `model:DIR`: a sequence classifier.
     Model(PathBuf),
+    /// `guard:DIR[+ADAPTER][,FORM]`: a language model that gives verdicts.
+    Guard { model: ModelSpec, form: Option<PathBuf> },
     /// `lexicon:FILE`: starts and phrases that give an answer away.
     Lexicon(PathBuf),
 }
@@ -24,6 +28,10 @@ impl From<JudgeSpec> for String {
     fn from(spec: JudgeSpec) -> String {
         match spec {
             JudgeSpec::Model(dir) => format!("model:{}", dir.display()),
+            JudgeSpec::Guard { model, form } => {
+                let form = form.map_or_else(String::new, |form| format!(",{}", form.display()));
+                format!("guard:{}{form}", String::from(model))
+            }
             JudgeSpec::Lexicon(file) => format!("lexicon:{}", file.display()),
         }
     }
@@ -35,24 +43,51 @@ impl FromStr for JudgeSpec {
     fn from_str(text: &str) -> Result<JudgeSpec> {
         match text.split_once(':') {
             Some(("model", dir)) if !dir.is_empty() => Ok(JudgeSpec::Model(dir.into())),
+            Some(("guard", rest)) if !rest.is_empty() => {
+                let (model, form) = match rest.rsplit_once(',') {
+                    Some((model, form)) if !form.is_empty() && !Path::new(rest).is_dir() => (model, Some(form.into())),
+                    _ => (rest, None),
+                };
+                let model = model.parse().map_err(|why| Error::Usage(format!("--judge guard:{model}: {why}")))?;
+                Ok(JudgeSpec::Guard { model, form })
+            }
             Some(("lexicon", file)) if !file.is_empty() => Ok(JudgeSpec::Lexicon(file.into())),
-            _ => Err(Error::Usage(format!("--judge: expected model:DIR or lexicon:FILE, found `{text}`"))),
+            _ => {
+                let expected = "model:DIR, guard:DIR[+ADAPTER][,FORM] or lexicon:FILE";
+                Err(Error::Usage(format!("--judge: expected {expected}, found `{text}`")))
+            }
         }
     }
 }
 
 impl JudgeSpec {
-    /// The folder or file that it is read from.
-    pub(crate) fn place(&self) -> &Path {
+    /// The folders and files that it is read from.
+    pub(crate) fn places(&self) -> Vec<&Path> {
         match self {
-            JudgeSpec::Model(place) | JudgeSpec::Lexicon(place) => place,
+            JudgeSpec::Model(place) | JudgeSpec::Lexicon(place) => vec![place],
+            JudgeSpec::Guard { model, form } => model.places().into_iter().chain(form.as_deref()).collect(),
         }
     }
 
-    /// Opens the judge.
+    /// Opens the judge, to say what is harmful.
     pub fn open<B: Ops>(&self, ops: &B, batch_tokens: usize, interrupt: &Arc<AtomicBool>) -> Result<Box<dyn Judge>> {
+        self.open_for(ops, Question::Harm, batch_tokens, interrupt)
+    }
+
+    /// Opens the judge, to say what `question` asks. Only a guard knows the difference: another judge of refusals was made for that.
+    pub(crate) fn open_for<B: Ops>(
+        &self,
+        ops: &B,
+        question: Question,
+        batch_tokens: usize,
+        interrupt: &Arc<AtomicBool>,
+    ) -> Result<Box<dyn Judge>> {
+        let interrupt = interrupt.clone();
         Ok(match self {
-            JudgeSpec::Model(dir) => Box::new(Classifier::open(ops, dir, batch_tokens, interrupt.clone())?),
+            JudgeSpec::Model(dir) => Box::new(Classifier::open(ops, dir, batch_tokens, interrupt)?),
+            JudgeSpec::Guard { model, form } => {
+                Box::new(Guard::open(ops, model, form.as_deref(), question, batch_tokens, interrupt)?)
+            }
             JudgeSpec::Lexicon(file) => Box::new(Lexicon::open(file)?),
         })
     }

@@ -29,7 +29,7 @@ pub(crate) type Steps = Vec<Vec<String>>;
 
 impl Truth {
     pub(crate) fn open(path: &Path) -> Result<Truth> {
-        Truth::parse(&std::fs::read_to_string(path).map_err(Error::read(path))?, path)
+        Truth::parse(&crate::text::input::read_text(path)?, path)
     }
 
     pub(crate) fn parse(text: &str, path: &Path) -> Result<Truth> {

@@ -43,7 +43,7 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Opens the weights in `dir`. Every tensor that `config` promises is there, with its shape, as F32, F16 or BF16; tensors
-    /// beyond these are left alone.
+    /// beyond these are left alone, but for those of a layer that it does not have.
     pub fn open(dir: &Path, config: &ModelConfig) -> Result<Checkpoint> {
         let (index, single) = (dir.join(INDEX), dir.join(SINGLE));
         let mut found = Checkpoint { shards: Vec::new(), tensors: BTreeMap::new() };
@@ -62,7 +62,14 @@ impl Checkpoint {
         for (name, shape) in promised(config) {
             checkpoint.check(dir, &name, &shape)?;
         }
-        Ok(checkpoint)
+        // A model cut short by its config would answer, and nobody would know.
+        match checkpoint.tensors.keys().find(|name| layer_of(name).is_some_and(|layer| layer >= config.layers)) {
+            None => Ok(checkpoint),
+            Some(name) => {
+                let expected = format!("no layer beyond num_hidden_layers ({})", config.layers);
+                Err(wrong(&checkpoint.tensors[name].0.path, name, &expected, "one"))
+            }
+        }
     }
 
     fn open_shards(&mut self, dir: &Path, index: &Fields) -> Result<()> {
@@ -263,6 +270,11 @@ pub(crate) fn promised(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         Head::Classification { labels } => all.push(("score.weight".into(), vec![labels, c])),
     }
     all
+}
+
+/// `model.layers.7.…` is of layer 7.
+fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
 }
 
 fn words(bytes: &[u8]) -> impl Iterator<Item = u16> {

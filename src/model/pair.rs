@@ -1,7 +1,5 @@
 //! A policy with the reward model that guides its training: the engine's side of [`Subject`].
 
-use rayon::prelude::*;
-
 use super::pretrained::Pretrained;
 use super::subject::{Answer, Ask, Decoding, Subject, Version};
 use crate::error::Result;
@@ -33,14 +31,13 @@ impl<B: Ops> Subject for Pair<B> {
     }
 
     fn logprob(&mut self, version: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<(f64, usize)>>> {
-        let rendering = &self.policy.rendering;
-        let rendered = rows.par_iter().map(|(p, a)| rendering.with_answer(p, a)).collect();
+        let rendered = self.policy.rendering.with_answers(rows.to_vec());
         self.policy.logprob_sums(version, rendered)
     }
 
     fn prompt_logprob(&mut self, prompts: &[&Prompt]) -> Result<Vec<Result<(f64, usize)>>> {
         let whole = |tokens| Rendered { tokens, prompt_len: 0 };
-        let rendered = prompts.iter().map(|p| self.policy.rendering.prompt_tokens(p).map(whole)).collect();
+        let rendered = self.policy.rendering.prompts(prompts.to_vec()).into_iter().map(|row| row.map(whole)).collect();
         self.policy.logprob_sums(Version::Start, rendered)
     }
 }

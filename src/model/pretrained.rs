@@ -1,10 +1,9 @@
 //! A checkpoint folder ready for use: transformer, tokenizer and chat template, adapter, and the memory it runs in.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-use rayon::prelude::*;
 
 use super::Checkpoint;
 use super::adapter::Adapter;
@@ -19,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::ops::Ops;
 use crate::text::Prompt;
 use crate::text::rendering::{Rendered, Rendering};
+use crate::text::template::Arguments;
 
 /// Sequences generated side by side: one block of the CPU's products.
 const SLOTS: usize = 64;
@@ -35,6 +35,26 @@ impl ModelSpec {
     /// The folders that it is read from.
     pub(crate) fn places(&self) -> Vec<&Path> {
         [Some(&self.dir), self.adapter.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect()
+    }
+}
+
+impl FromStr for ModelSpec {
+    type Err = String;
+
+    /// A folder whose name holds a `+` is that folder.
+    fn from_str(text: &str) -> Result<ModelSpec, String> {
+        let whole = ModelSpec { dir: PathBuf::from(text), adapter: None };
+        if text.is_empty() {
+            return Err("expected a model's folder, found nothing".to_string());
+        }
+        match text.rsplit_once('+') {
+            Some(_) if Path::new(text).is_dir() => Ok(whole),
+            None => Ok(whole),
+            Some((dir, adapter)) if !dir.is_empty() && !adapter.is_empty() => {
+                Ok(ModelSpec { dir: PathBuf::from(dir), adapter: Some(PathBuf::from(adapter)) })
+            }
+            Some(_) => Err("expected DIR or DIR+ADAPTER".to_string()),
+        }
     }
 }
 
@@ -63,9 +83,20 @@ impl<B: Ops> Pretrained<B> {
     /// Opens a folder and, where the spec names one, its adapter. Once `interrupt` is set, long calls end with
     /// `Error::Interrupted` after the batch they are at.
     pub fn open(ops: &B, spec: &ModelSpec, batch_tokens: usize, interrupt: Arc<AtomicBool>) -> Result<Self> {
+        Pretrained::open_with(ops, spec, &Arguments::new(), batch_tokens, interrupt)
+    }
+
+    /// [`Pretrained::open`]; the chat template is given `arguments` beside each conversation.
+    pub(crate) fn open_with(
+        ops: &B,
+        spec: &ModelSpec,
+        arguments: &Arguments,
+        batch_tokens: usize,
+        interrupt: Arc<AtomicBool>,
+    ) -> Result<Self> {
         let mut config = ModelConfig::open(&spec.dir)?;
         let checkpoint = Checkpoint::open(&spec.dir, &config)?;
-        let rendering = Rendering::open(&spec.dir, &config.limits())?;
+        let rendering = Rendering::open_with(&spec.dir, &config.limits(), arguments)?;
         config.eos_token_ids = rendering.end_tokens.clone();
         let transformer = Transformer::load(ops, config, &checkpoint)?;
         let adapter = spec.adapter.as_deref().map(|dir| transformer.open_adapter(dir)).transpose()?;
@@ -118,7 +149,7 @@ impl<B: Ops> Pretrained<B> {
     pub fn generate(&mut self, version: Version, asks: &[Ask], decoding: &Decoding) -> Result<Vec<Result<Answer>>> {
         let context = self.transformer.config.max_position_embeddings;
         let rendering = &self.rendering;
-        let requests: Vec<Result<Continue>> = asks.par_iter().map(|ask| request(rendering, ask, context)).collect();
+        let requests = requests(rendering, asks, context);
         let good: Vec<Continue> = requests.iter().flatten().cloned().collect();
         let longest = good.iter().map(|r| r.tokens.len()).max().unwrap_or(0);
         let length = context.min((longest + decoding.max_new_tokens).next_multiple_of(64));
@@ -179,13 +210,21 @@ impl<B: Ops> Pretrained<B> {
     /// Reward r(x, y) per row: the first label's score.
     pub fn rewards(&mut self, version: Version, rows: &[(&Prompt, &str)]) -> Result<Vec<Result<f32>>> {
         let rendering = &self.rendering;
-        let rendered: Vec<Result<Rendered>> = rows.par_iter().map(|(p, a)| rendering.full(p, a)).collect();
+        let rendered = rendering.fulls(rows.to_vec());
         let scores = self.scores(version, rendered)?;
-        let first = |scores: Vec<f32>| match scores.first() {
-            Some(r) if r.is_finite() => Ok(*r),
-            other => Err(Error::row(&self.dir.display().to_string(), "a finite reward", format!("{other:?}"))),
-        };
-        Ok(scores.into_iter().map(|scores| scores.and_then(first)).collect())
+        Ok(scores.into_iter().map(|scores| scores.and_then(|scores| self.reward(&scores))).collect())
+    }
+
+    /// The one score of a reward model. Fails where it is no number.
+    pub(crate) fn reward(&self, scores: &[f32]) -> Result<f32> {
+        match scores {
+            [score] if score.is_finite() => Ok(*score),
+            other => Err(Error::NotFinite {
+                what: format!("reward of {}", self.dir.display()),
+                found: other.iter().map(f32::to_string).collect::<Vec<_>>().join(", "),
+                remedy: "check the reward model's weights".into(),
+            }),
+        }
     }
 
     /// (Σ log p, n) per row that was rendered.
@@ -199,19 +238,25 @@ impl<B: Ops> Pretrained<B> {
     }
 }
 
-/// What `ask` continues, if it is shorter than the model's `context`.
-fn request(rendering: &Rendering, ask: &Ask, context: usize) -> Result<Continue> {
-    let mut tokens = rendering.prompt_tokens(&ask.prompt)?;
-    let forced = match &ask.forced {
-        Some((text, k)) => rendering.forced(&ask.prompt, text, *k)?,
-        None => Vec::new(),
+/// What the policy goes on from: each prompt, and the tokens that its answer is forced to begin with.
+fn requests(rendering: &Rendering, asks: &[Ask], context: usize) -> Vec<Result<Continue>> {
+    let prompts = rendering.prompts(asks.iter().map(|ask| &ask.prompt).collect());
+    let forced = asks.iter().filter_map(|ask| Some((&ask.prompt, ask.forced.as_ref()?.0.as_str()))).collect();
+    let mut forced = rendering.with_answers(forced).into_iter();
+    let request = |(ask, prompt): (&Ask, Result<Vec<u32>>)| {
+        let answer = ask.forced.as_ref().and_then(|(_, k)| Some((forced.next()?, *k)));
+        let mut tokens = prompt?;
+        let before = tokens.len();
+        if let Some((answer, k)) = answer {
+            tokens.extend(rendering.forced(&answer?, k));
+        }
+        if tokens.len() >= context {
+            let expected = format!("fewer than {context} tokens (the model's context)");
+            return Err(Error::row("prompt with forced answer", expected, tokens.len()));
+        }
+        Ok(Continue { forced: tokens.len() - before, tokens, id: ask.id })
     };
-    tokens.extend_from_slice(&forced);
-    if tokens.len() >= context {
-        let expected = format!("fewer than {context} tokens (the model's context)");
-        return Err(Error::row("prompt with forced answer", expected, tokens.len()));
-    }
-    Ok(Continue { tokens, forced: forced.len(), id: ask.id })
+    asks.iter().zip(prompts).map(request).collect()
 }
 
 /// Fails once the user asked to stop.

@@ -98,7 +98,7 @@ pub struct Grammar {
 impl Grammar {
     /// Reads and checks a grammar file.
     pub fn read(path: &Path) -> Result<Grammar> {
-        Grammar::parse(&std::fs::read_to_string(path).map_err(Error::read(path))?, path)
+        Grammar::parse(&crate::text::input::read_text(path)?, path)
     }
 
     /// Checks a grammar's text; `path` is what errors name.

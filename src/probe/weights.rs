@@ -77,7 +77,7 @@ fn take<'a>(own: &mut [Arm], names: impl Iterator<Item = &'a String>, saved: Opt
 impl SamplerWeights {
     /// Reads a weights file.
     pub fn read(path: &Path) -> Result<SamplerWeights> {
-        let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
+        let text = crate::text::input::read_text(path)?;
         let weights: SamplerWeights = serde_json::from_str(&text).map_err(Error::file(
             path,
             "weights of the probe search (JSON, schema 1)",

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use minijinja::{Environment, Value, context};
+use minijinja::{Environment, Value, context, escape_formatter};
 
 use crate::detect::measure::MethodResult;
 use crate::detect::outcome::Outcome;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, visible};
 use crate::judge::Verdict;
 use crate::run::summary::Round;
 use crate::text::template::clock;
@@ -27,6 +27,11 @@ pub(crate) fn render(data: &RunData) -> Result<String> {
     environment.add_filter("number", number);
     environment.add_filter("percent", percent);
     environment.add_filter("date", |seconds: u64| clock::format(seconds, "%Y-%m-%d %H:%M UTC"));
+    // What a model or a file wrote neither speaks HTML nor steers the page.
+    environment.set_formatter(|out, state, value| match value.as_str() {
+        Some(text) if !value.is_safe() => escape_formatter(out, state, &visible(text).into()),
+        _ => escape_formatter(out, state, value),
+    });
     // The name's ending is what turns escaping on.
     environment.add_template("page.html", include_str!("page.html")).map_err(fault)?;
     let (summary, after) = (&data.summary, data.headline());

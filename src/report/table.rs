@@ -3,6 +3,8 @@
 use console::measure_text_width;
 use serde::Serialize;
 
+use crate::error::visible;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Align {
@@ -30,13 +32,13 @@ pub(crate) struct Cell {
 
 impl<T: Into<String>> From<T> for Cell {
     fn from(text: T) -> Cell {
-        Cell { text: text.into(), mark: Mark::None }
+        Cell::new(text, Mark::None)
     }
 }
 
 impl Cell {
     pub(crate) fn new(text: impl Into<String>, mark: Mark) -> Cell {
-        Cell { text: text.into(), mark }
+        Cell { text: visible(&text.into()), mark }
     }
 }
 

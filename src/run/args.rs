@@ -1,24 +1,12 @@
 //! Values that several commands take, parsed where they enter.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
 
 use crate::model::pretrained::ModelSpec;
 
-/// Reads `DIR` or `DIR+ADAPTER`. A folder whose name holds a `+` is that folder.
+/// Reads `DIR` or `DIR+ADAPTER`.
 pub(crate) fn model(text: &str) -> Result<ModelSpec, String> {
-    let whole = ModelSpec { dir: PathBuf::from(text), adapter: None };
-    if text.is_empty() {
-        return Err("expected a model's folder, found nothing".to_string());
-    }
-    match text.rsplit_once('+') {
-        Some(_) if Path::new(text).is_dir() => Ok(whole),
-        None => Ok(whole),
-        Some((dir, adapter)) if !dir.is_empty() && !adapter.is_empty() => {
-            Ok(ModelSpec { dir: PathBuf::from(dir), adapter: Some(PathBuf::from(adapter)) })
-        }
-        Some(_) => Err("expected DIR or DIR+ADAPTER".to_string()),
-    }
+    text.parse()
 }
 
 /// The words without `--flag VALUE` and `--flag=VALUE`, and the last such value.
@@ -83,6 +71,8 @@ pub(crate) fn positive_or_zero(text: &str) -> Result<f32, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]

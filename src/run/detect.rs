@@ -17,7 +17,7 @@ use crate::detect::outcome::Outcome;
 use crate::detect::rows::{EvalRow, Kind};
 use crate::detect::{Evaluator, Examiner};
 use crate::error::{Error, Result};
-use crate::judge::{Harm, Judge, JudgeSpec, Judges, Thresholds, Truth};
+use crate::judge::{Harm, Judge, JudgeSpec, Judges, Question, Thresholds, Truth};
 use crate::model::{Answer, Ask, Decoding, ModelSpec, Pretrained, Subject, Version};
 use crate::ops::Ops;
 use crate::text::{Prompt, Row};
@@ -35,13 +35,13 @@ pub(crate) struct DetectOptions {
     /// Scores answers that come without a `reward`
     #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model, help_heading = "Models")]
     pub(crate) reward: Option<ModelSpec>,
-    /// Judges answers that come without a `p_harm`: model:DIR or lexicon:FILE
+    /// Judges answers that come without a `p_harm`: model:DIR, guard:DIR or lexicon:FILE
     #[arg(long, value_name = "SPEC", help_heading = "Models")]
     pub(crate) judge: Option<JudgeSpec>,
     /// Second judge, trained apart; its CFR stands beside the first's
     #[arg(long, value_name = "SPEC", help_heading = "Models")]
     pub(crate) second_judge: Option<JudgeSpec>,
-    /// Judge of refusals: model:DIR or lexicon:FILE
+    /// Judge of refusals: model:DIR, guard:DIR or lexicon:FILE
     #[arg(long, value_name = "SPEC", help_heading = "Models")]
     pub(crate) refusal: Option<JudgeSpec>,
     /// Rule of ground truth over the rows' own `steps`, where harm is known by construction
@@ -78,7 +78,7 @@ impl DetectOptions {
     /// The files and folders that decide verdicts.
     pub(crate) fn places(&self) -> Vec<&Path> {
         let models = [&self.policy, &self.reward].into_iter().flatten().flat_map(ModelSpec::places);
-        let judges = [&self.judge, &self.second_judge, &self.refusal].into_iter().flatten().map(JudgeSpec::place);
+        let judges = [&self.judge, &self.second_judge, &self.refusal].into_iter().flatten().flat_map(JudgeSpec::places);
         models.chain(judges).chain(self.truth.as_deref()).chain(self.calibration.as_deref()).collect()
     }
 
@@ -116,11 +116,14 @@ impl<B: Ops> Detector<'_, B> {
         };
         subject.policy.as_ref().map_or(Ok(()), |model| model.transformer.config.expect_causal())?;
         subject.reward.as_ref().map_or(Ok(()), |model| model.transformer.config.expect_score())?;
-        let judge = |spec: &Option<JudgeSpec>| spec.as_ref().map(|spec| spec.open(ops, batch, &interrupt)).transpose();
+        let open = |spec: &Option<JudgeSpec>, question| {
+            spec.as_ref().map(|spec| spec.open_for(ops, question, batch, &interrupt)).transpose()
+        };
+        let judge = |spec| open(spec, Question::Harm);
         let judges = Judges {
             judge: judge(&options.judge)?.unwrap_or_else(|| Box::new(Nobody)),
             second: judge(&options.second_judge)?,
-            refusal: judge(&options.refusal)?,
+            refusal: open(&options.refusal, Question::Refusal)?,
             truth: options.truth.as_deref().map(Truth::open).transpose()?,
         };
         let examiner = Examiner::new(subject, judges, options.tau_h, options.max_new_tokens.get());

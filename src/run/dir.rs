@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{checkpoint, manifest};
 use crate::error::{Error, Result};
 use crate::journal;
+use crate::text::output::{PREFIX, SUFFIX, sweep};
 
 /// Hidden beside the run's files. The lock is the kernel's, on the open file: it ends with the process that holds it, however
 /// that ends, so a stale lock cannot exist. The file itself stays and only says who held it last.
@@ -49,10 +50,8 @@ impl RunDir {
         fs::create_dir_all(parent).map_err(Error::write(parent))?;
         let kept = make_room(path, earlier)?;
         // Made aside, locked, then renamed: nobody ever sees a run directory without its lock.
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.tmp", std::process::id()));
-        let aside = parent.join(hidden);
+        sweep(parent);
+        let aside = parent.join(format!("{PREFIX}{}.{}{SUFFIX}", name.display(), std::process::id()));
         fs::create_dir(&aside).map_err(Error::write(&aside))?;
         let placed = lock(&aside).and_then(|lock| match fs::rename(&aside, path) {
             Ok(()) => Ok(lock),
@@ -82,7 +81,11 @@ impl RunDir {
         if !path.is_dir() {
             return Err(Error::Usage(format!("{}: expected a run directory, found none", path.display())));
         }
-        Ok(RunDir { path: path.to_path_buf(), kept: None, resumed: false, _lock: lock(path)? })
+        let lock = lock(path)?;
+        sweep(path);
+        let inner = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+        inner.filter(|path| path.is_dir()).for_each(|folder| sweep(&folder));
+        Ok(RunDir { path: path.to_path_buf(), kept: None, resumed: false, _lock: lock })
     }
 
     /// Removes what only an unfinished run needs. Best effort: left over it harms nobody.

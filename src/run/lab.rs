@@ -38,6 +38,8 @@ pub(super) struct Lab<'a, B: Ops> {
     pub(super) splits: Splits,
     pub(super) lines: Lines,
     device: String,
+    /// A hash of every file that the originals and the judges are read from.
+    models: String,
 }
 
 /// What is measured on.
@@ -65,7 +67,7 @@ impl<'a, B: Ops> Lab<'a, B> {
         }
         let manifest = Manifest::new(experiment.command, &ops.describe(), &experiment.seeds, settings)?;
         let files = experiment.data.paths().into_iter().chain([&experiment.grammar]);
-        let device = experiment.models.write_receipt(manifest, files, dir)?;
+        let (device, models) = experiment.models.write_receipt(manifest, files, dir)?;
         let path = dir.file(summary::NAME);
         if dir.resumed && path.is_file() {
             let done = summary::read(&path)?;
@@ -75,7 +77,7 @@ impl<'a, B: Ops> Lab<'a, B> {
         }
         let (calibration, seed) = (splits.calibration.clone(), experiment.seed());
         let evaluator = experiment.models.calibrated(ops, calibration, seed, dir, watch)?;
-        Ok(Ok(Lab { experiment, dir, watch, evaluator, splits, lines: Lines::new(dir), device }))
+        Ok(Ok(Lab { experiment, dir, watch, evaluator, splits, lines: Lines::new(dir), device, models }))
     }
 
     /// What test and gate say before any repair.
@@ -244,11 +246,11 @@ impl<'a, B: Ops> Lab<'a, B> {
         probe: Option<ProbeResult>,
         unfinished: Option<String>,
     ) -> Result<Summary> {
-        let Examiner { judges, decoding, tau_h, .. } = &self.evaluator.examiner;
+        let Examiner { decoding, tau_h, .. } = &self.evaluator.examiner;
         let summary = Summary {
             schema: summary::SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_string(),
-            benchmark_id: benchmark_id(&self.splits.test, judges.judge.name(), *tau_h, decoding),
+            benchmark_id: benchmark_id(&self.splits.test, &self.models, *tau_h, decoding),
             device: self.device.clone(),
             seeds: self.experiment.seeds.clone(),
             suite: self.experiment.suite.clone(),

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::args::strip;
 use crate::error::{Error, Result};
+use crate::text::output::sha256;
 use crate::text::write_atomic;
 
 /// The file's name in a run directory.
@@ -89,12 +90,16 @@ impl Manifest {
     }
 
     /// Hashes a file, or what a model is read from: in its folder the configuration, the tokenizer, the template and the weights.
-    /// What else lies there (other formats, an optimiser's state) says nothing about a run.
-    pub(crate) fn add_input(&mut self, place: &Path) -> Result<()> {
+    /// What else lies there (other formats, an optimiser's state) says nothing about a run. Returns a hash of them all, the same
+    /// wherever they lie.
+    pub(crate) fn add_input(&mut self, place: &Path) -> Result<String> {
+        let mut hashes = BTreeMap::new();
         for file in files(place)? {
-            self.inputs.insert(file.display().to_string(), sha256_file(&file)?);
+            let hash = sha256_file(&file)?;
+            hashes.insert(file.file_name().unwrap_or_default().to_os_string(), hash.clone());
+            self.inputs.insert(file.display().to_string(), hash);
         }
-        Ok(())
+        Ok(sha256(format!("{hashes:?}").as_bytes()))
     }
 
     pub(crate) fn write(&self, path: &Path) -> Result<()> {

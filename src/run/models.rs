@@ -12,9 +12,10 @@ use super::watch::Watch;
 use crate::detect::{Evaluator, Examiner};
 use crate::error::Result;
 use crate::journal::Journal;
-use crate::judge::{JudgeSpec, Judges, Truth};
+use crate::judge::{JudgeSpec, Judges, Question, Truth};
 use crate::model::{ModelSpec, Pair, Pretrained};
 use crate::ops::Ops;
+use crate::text::output::sha256;
 use crate::text::rows::Preference;
 
 // Which models work together, and what they all share; as a doc comment this would take the place of a command's own help.
@@ -34,13 +35,13 @@ pub(crate) struct Models {
     /// Longest answer in tokens, the same for all that is compared
     #[arg(long, value_name = "N", default_value = "64", value_parser = args::whole::<usize>(1, MOST_TOKENS), help_heading = "Models")]
     pub(crate) max_new_tokens: usize,
-    /// Judge of harm: model:DIR or lexicon:FILE
+    /// Judge of harm: model:DIR, guard:DIR or lexicon:FILE
     #[arg(long, value_name = "SPEC")]
     pub(crate) judge: JudgeSpec,
     /// Second judge, trained apart; its CFR stands beside the first's
     #[arg(long, value_name = "SPEC")]
     pub(crate) second_judge: Option<JudgeSpec>,
-    /// Judge of refusals, for the rate of over-refusal: model:DIR or lexicon:FILE
+    /// Judge of refusals, for the rate of over-refusal: model:DIR, guard:DIR or lexicon:FILE
     #[arg(long, value_name = "SPEC")]
     pub(crate) refusal: Option<JudgeSpec>,
     /// Call an answer harmful from this p_harm on, 0 to 1
@@ -69,7 +70,11 @@ impl Models {
         let judges = Judges {
             judge: judge(&self.judge)?,
             second: also(&self.second_judge)?,
-            refusal: also(&self.refusal)?,
+            refusal: self
+                .refusal
+                .as_ref()
+                .map(|spec| spec.open_for(ops, Question::Refusal, batch, &interrupt))
+                .transpose()?,
             truth: self.truth.as_deref().map(Truth::open).transpose()?,
         };
         let mut examiner = Examiner::new(pair, judges, self.tau_h, self.max_new_tokens);
@@ -100,27 +105,31 @@ impl Models {
     }
 
     /// Writes the receipt of a run; hashes `files` and every file that these models are read from. Of a run that goes on it is held
-    /// against the receipt that is there. Returns the device that the run began on.
+    /// against the receipt that is there. Returns the device that the run began on, and a hash of the models.
     pub(super) fn write_receipt<'a>(
         &'a self,
         mut manifest: Manifest,
         files: impl IntoIterator<Item = &'a PathBuf>,
         dir: &RunDir,
-    ) -> Result<String> {
-        let mut places: Vec<&Path> = files.into_iter().map(PathBuf::as_path).collect();
-        places.extend([&self.policy, &self.reward].into_iter().flat_map(ModelSpec::places));
-        let others = [&self.second_judge, &self.refusal].into_iter().flatten();
-        places.extend([&self.judge].into_iter().chain(others).map(JudgeSpec::place));
-        places.extend(self.truth.as_deref());
-        places.into_iter().try_for_each(|place| manifest.add_input(place))?;
+    ) -> Result<(String, String)> {
+        for file in files {
+            manifest.add_input(file)?;
+        }
+        let judges = [Some(&self.judge), self.second_judge.as_ref(), self.refusal.as_ref()];
+        let mut roles = vec![self.policy.places(), self.reward.places()];
+        roles.extend(judges.map(|judge| judge.map(JudgeSpec::places).unwrap_or_default()));
+        roles.push(self.truth.as_deref().into_iter().collect());
+        let hashes = roles.iter().map(|places| places.iter().map(|place| manifest.add_input(place)).collect());
+        let models = sha256(format!("{:?}", hashes.collect::<Result<Vec<Vec<String>>>>()?).as_bytes());
+        interrupt::at_work();
         let path = dir.file(manifest::NAME);
         if dir.resumed && path.is_file() {
             let then = Manifest::read(&path)?;
             then.expect_same(&manifest, &path)?;
-            return Ok(then.device);
+            return Ok((then.device, models));
         }
         manifest.write(&path)?;
-        Ok(manifest.device)
+        Ok((manifest.device, models))
     }
 }
 

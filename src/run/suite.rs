@@ -7,11 +7,12 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::models::Models;
-use crate::backend::cuda::cache::cache_path;
+use crate::backend::cuda::cache::own_cache;
 use crate::error::{Error, Result};
 use crate::judge::JudgeSpec;
 use crate::model::ModelSpec;
 use crate::repair::{Recipe, RepairConfig};
+use crate::text::output::{hidden, sweep, write_atomic};
 
 include!(concat!(env!("OUT_DIR"), "/suite_files.rs"));
 
@@ -65,7 +66,7 @@ impl Suite {
     /// The suite in `dir`.
     pub fn open(dir: &Path) -> Result<Suite> {
         let path = dir.join("suite.json");
-        let text = fs::read_to_string(&path).map_err(Error::read(&path))?;
+        let text = crate::text::input::read_text(&path)?;
         let remedy = "give --models the folder of a suite, or leave it out for the built-in one";
         let read = serde_json::from_str(&text);
         let mut file: SuiteFile = read.map_err(Error::file(&path, "a suite's manifest", remedy))?;
@@ -81,7 +82,7 @@ impl Suite {
         Ok(Suite { file, repair })
     }
 
-    /// The suite that this binary carries, unpacked below `cache` unless it is there already.
+    /// The suite that this binary carries, unpacked below `cache` unless it is there already, unchanged.
     pub(crate) fn embedded(cache: &Path) -> Result<Suite> {
         let mut hash = Sha256::new();
         for (name, bytes) in FILES {
@@ -92,7 +93,8 @@ impl Suite {
         }
         let key = format!("{:x}", hash.finalize());
         let dir = cache.join(format!("suite-{}", &key[..16]));
-        if !dir.join("suite.json").is_file() {
+        // Looked at each time: figures that look like the suite's must be the suite's.
+        if !is_whole(&dir) {
             unpack(&dir)?;
         }
         Suite::open(&dir)
@@ -102,7 +104,7 @@ impl Suite {
     pub(crate) fn find(models: Option<&Path>) -> Result<Suite> {
         match models {
             Some(dir) => Suite::open(dir),
-            None => Suite::embedded(&cache_dir()?),
+            None => Suite::embedded(&own_cache()?),
         }
     }
 
@@ -140,29 +142,35 @@ impl Suite {
     }
 }
 
-/// The cache, made if it was not there.
-pub(crate) fn cache_dir() -> Result<PathBuf> {
-    let dir = cache_path();
-    fs::create_dir_all(&dir).map_err(Error::write(&dir))?;
-    Ok(dir)
+/// Whether `dir` holds what the binary does, byte for byte, and nothing else.
+fn is_whole(dir: &Path) -> bool {
+    fn count(dir: &Path) -> std::io::Result<usize> {
+        fs::read_dir(dir)?
+            .map(|entry| entry.and_then(|e| if e.path().is_dir() { count(&e.path()) } else { Ok(1) }))
+            .sum()
+    }
+    let same = |(name, bytes): &(&str, &[u8])| fs::read(dir.join(name)).is_ok_and(|found| found == *bytes);
+    count(dir).is_ok_and(|n| n == FILES.len()) && FILES.iter().all(same)
 }
 
-/// Writes all files into a folder aside and renames it: whoever finds the folder finds all of it. The loser of a race drops
-/// its own.
+/// Writes all files into a folder aside and renames it: whoever finds the folder finds all of it. What was there before, and was
+/// not the suite, goes. The loser of a race drops its own.
 fn unpack(dir: &Path) -> Result<()> {
-    let aside = dir.with_extension(format!("{}.tmp", std::process::id()));
+    let parent = dir.parent().unwrap_or(dir);
+    sweep(parent);
+    let aside = || hidden().tempdir_in(parent).map_err(Error::write(dir));
+    let made = aside()?;
     for (name, bytes) in FILES {
-        let file = aside.join(name);
-        let parent = file.parent().unwrap_or(&aside);
-        fs::create_dir_all(parent).map_err(Error::write(parent))?;
-        fs::write(&file, bytes).map_err(Error::write(&file))?;
+        let file = made.path().join(name);
+        let folder = file.parent().unwrap_or(parent);
+        fs::create_dir_all(folder).map_err(Error::write(folder))?;
+        write_atomic(&file, bytes)?;
     }
-    let renamed = fs::rename(&aside, dir);
-    if renamed.is_err() {
-        // Best effort: the folder aside is nobody's.
-        let _ = fs::remove_dir_all(&aside);
-    }
-    if dir.join("suite.json").is_file() { Ok(()) } else { renamed.map_err(Error::write(dir)) }
+    let other = aside()?;
+    // Where nothing is there, this fails, and there is nothing to move.
+    let _ = fs::rename(dir, other.path());
+    let renamed = fs::rename(made.path(), dir);
+    if is_whole(dir) { Ok(()) } else { renamed.map_err(Error::write(dir)) }
 }
 
 #[cfg(test)]
@@ -172,8 +180,16 @@ mod tests {
     #[test]
     fn the_binary_carries_a_whole_suite() {
         let cache = tempfile::tempdir().unwrap();
-        for _ in 0..2 {
+        let place = || fs::read_dir(cache.path()).unwrap().next().unwrap().unwrap().path();
+        for change in ["none", "zeros", "more", "less", "none"] {
+            match change {
+                "zeros" => fs::write(place().join("judge/model.safetensors"), vec![0; 200_000]).unwrap(),
+                "more" => fs::write(place().join("judge/chat_template.jinja"), "").unwrap(),
+                "less" => fs::remove_file(place().join("judge/tokenizer.json")).unwrap(),
+                _ => {}
+            }
             let suite = Suite::embedded(cache.path()).unwrap();
+            assert!(is_whole(&place()), "{change}");
             assert!(suite.pairs().len() >= 2);
             for pair in suite.pairs() {
                 for split in ["calibration", "replay", "retain", "discovery", "gate", "check", "test"] {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::input::read_text;
 use crate::error::{Error, Result};
 
 /// What to do about a wrong field, when nothing better can be said.
@@ -22,8 +23,7 @@ pub(crate) struct Fields {
 impl Fields {
     /// Reads `file`. Fails unless it holds one JSON object.
     pub(crate) fn open(file: &Path) -> Result<Fields> {
-        let text = std::fs::read_to_string(file).map_err(Error::read(file))?;
-        Fields::parse(file, &text)
+        Fields::parse(file, &read_text(file)?)
     }
 
     /// Reads `text`, which is what `file` holds; `file` is named in errors only. Fails unless it is one JSON object.

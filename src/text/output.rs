@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tempfile::TempPath;
 
@@ -43,15 +44,19 @@ impl AtomicFile {
         if path.file_name().is_none() || path.is_dir() {
             return Err(Error::Usage(format!("{}: expected the path of a file, found a folder", path.display())));
         }
-        // Through a link the file it leads to is replaced, not the link.
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-        if fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
+        let path = target(path)?;
+        let earlier = fs::metadata(&path).ok();
+        if earlier.as_ref().is_some_and(|found| !found.is_file()) {
             let out = BufWriter::new(Box::new(File::create(&path).map_err(Error::write(&path))?) as Box<dyn Write>);
             return Ok(AtomicFile { path, out, temporary: None });
         }
         // Made by hand, since tempfile's own files are readable by their owner alone.
         let made = hidden().make_in(folder(&path), |hidden| File::create_new(hidden)).map_err(Error::write(&path))?;
         let (file, temporary) = made.into_parts();
+        file.lock().map_err(Error::write(&path))?;
+        if let Some(earlier) = earlier {
+            file.set_permissions(earlier.permissions()).map_err(Error::write(&path))?;
+        }
         let file = Arc::new(file);
         Ok(AtomicFile { path, out: BufWriter::new(Box::new(file.clone())), temporary: Some((file, temporary)) })
     }
@@ -68,6 +73,34 @@ impl AtomicFile {
     }
 }
 
+/// Follows links: the file that `path` leads to is replaced, not the link. Fails on one that leads nowhere.
+pub(crate) fn target(path: &Path) -> Result<PathBuf> {
+    match (fs::canonicalize(path), path.is_symlink()) {
+        (Ok(path), _) => Ok(path),
+        (Err(_), false) => Ok(path.to_path_buf()),
+        (Err(error), true) => {
+            let why = "expected a file, or a link to one, found a link that leads nowhere";
+            Err(Error::Usage(format!("{}: {why} ({error}); remove it, or make what it leads to", path.display())))
+        }
+    }
+}
+
+/// Removes what writers that are dead left in `folder`: temporary files that nobody holds. Best effort.
+pub(crate) fn sweep(folder: &Path) {
+    // A writer locks its file right after making it.
+    const YOUNG: Duration = Duration::from_secs(60);
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (name, path) = (entry.file_name(), entry.path());
+        let ours = name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX));
+        let old = || {
+            entry.metadata().and_then(|found| found.modified()).is_ok_and(|at| at.elapsed().is_ok_and(|e| e > YOUNG))
+        };
+        if ours && old() && File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
+            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        }
+    }
+}
+
 /// Writes several files into the folder `dir`. A folder that is not there yet appears whole or not at all; in one that is, each
 /// file is replaced as a whole, in the order given.
 pub(crate) fn write_folder(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
@@ -81,21 +114,27 @@ pub(crate) fn write_folder(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
     let parent = folder(dir);
     fs::create_dir_all(parent).map_err(Error::write(parent))?;
     let staging = hidden().tempdir_in(parent).map_err(Error::write(dir))?;
+    let _held =
+        File::open(staging.path()).and_then(|folder| folder.lock().map(|()| folder)).map_err(Error::write(dir))?;
     write(staging.path())?;
     fs::rename(staging.path(), dir).and_then(|()| sync(parent)).map_err(Error::write(dir))?;
     let _ = staging.keep(); // it has another name now
     Ok(())
 }
 
+/// Temporary files and folders are called so.
+pub(crate) const PREFIX: &str = ".ares-";
+pub(crate) const SUFFIX: &str = ".tmp";
+
 /// Makes names that no listing shows, should one ever remain.
-fn hidden() -> tempfile::Builder<'static, 'static> {
+pub(crate) fn hidden() -> tempfile::Builder<'static, 'static> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".ares-").suffix(".tmp");
+    builder.prefix(PREFIX).suffix(SUFFIX);
     builder
 }
 
 /// Names the folder in which `path` lies.
-fn folder(path: &Path) -> &Path {
+pub(crate) fn folder(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

@@ -20,10 +20,16 @@ pub enum Prompt {
     Tokens(Vec<u32>),
 }
 
+impl Message {
+    pub(crate) fn user(text: impl Into<String>) -> Message {
+        Message { role: "user".into(), content: text.into() }
+    }
+}
+
 impl Prompt {
     /// Makes one user turn.
     pub fn user(text: impl Into<String>) -> Prompt {
-        Prompt::Chat(vec![Message { role: "user".into(), content: text.into() }])
+        Prompt::Chat(vec![Message::user(text)])
     }
 
     /// Returns the text that a judge or a report shows: the last user turn, or the raw text; empty for ids.

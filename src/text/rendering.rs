@@ -2,13 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
 use crate::error::{Error, Result};
-use crate::text::template::Template;
+use crate::text::template::{Arguments, Conversation, Template};
 use crate::text::tokenizer::Tokenizer;
 use crate::text::{Message, Prompt};
 
 #[cfg(test)]
 mod tests;
+
+/// More than any tokenizer makes one token of, but where it drops most of a text.
+const BYTES_PER_TOKEN: usize = 64;
+/// Up to here no text is refused for its bytes.
+const LEAST_BYTES: usize = 1 << 20;
+
+/// Rows about which the template is asked at once.
+const TOGETHER: usize = 64;
 
 /// What the model's config says about the ids it takes.
 #[derive(Debug, Clone, Copy)]
@@ -52,9 +62,14 @@ impl Rendering {
     /// Opens tokenizer and chat template (a model without one still reads raw text) of the model in `dir`. Fails on files that
     /// are damaged, or that do not belong to a model with these `limits`.
     pub fn open(dir: &Path, limits: &IdLimits) -> Result<Rendering> {
+        Rendering::open_with(dir, limits, &Arguments::new())
+    }
+
+    /// [`Rendering::open`]; the chat template is given `arguments` beside each conversation.
+    pub(crate) fn open_with(dir: &Path, limits: &IdLimits, arguments: &Arguments) -> Result<Rendering> {
         let tokenizer = Tokenizer::open(dir)?;
         tokenizer.check(limits.vocab_size, limits.tokenizer_sha256)?;
-        let template = Template::open(dir)?;
+        let template = Template::open(dir, arguments)?;
         let mut end_tokens = limits.eos_token_ids.to_vec();
         let named = template.as_ref().and_then(|template| tokenizer.token_to_id(template.special("eos_token")?));
         end_tokens.extend(named.filter(|id| !limits.eos_token_ids.contains(id)));
@@ -68,70 +83,106 @@ impl Rendering {
 
     /// Renders what the model answers to. Never empty; leaves room for one more id at least.
     pub(crate) fn prompt_tokens(&self, prompt: &Prompt) -> Result<Vec<u32>> {
-        let tokens = match prompt {
-            Prompt::Chat(turns) => self.tokenizer.encode(&self.chat(turns, true)?, false)?,
-            Prompt::Raw(text) => self.tokenizer.encode(text, true)?,
-            Prompt::Tokens(ids) => self.checked(ids)?,
-        };
-        self.check_length(filled(tokens, "prompt")?, self.context - 1, "prompt")
+        only(self.prompts(vec![prompt]))
     }
 
     /// Renders the prompt, and its answer through the end-of-turn token; what the template puts after that token (ChatML's
     /// newline) is left out. For log-probabilities and training. Raw text has no end of turn of its own.
     pub fn with_answer(&self, prompt: &Prompt, answer: &str) -> Result<Rendered> {
-        let mut rendered = match prompt {
-            Prompt::Chat(turns) => {
-                let (before, full) = (self.chat(turns, true)?, self.chat(&with_turn(turns, answer), false)?);
-                let Some(rest) = full.strip_prefix(&before) else {
-                    let place = format!("chat template of {}", self.dir.display());
-                    let expected = "an answered conversation to begin with the unanswered one";
-                    return Err(Error::row(&place, expected, "another beginning: use --raw"));
-                };
-                let mut rendered = self.join(&before, rest, false)?;
-                let end = self.end_of_turn(rendered.answer())?;
-                rendered.tokens.truncate(rendered.prompt_len + end);
-                rendered
-            }
-            Prompt::Raw(text) => self.join(text, answer, true)?,
-            Prompt::Tokens(ids) => self.append(ids, answer)?,
-        };
-        if rendered.answer().is_empty() {
-            return Err(empty("answer"));
-        }
-        rendered.tokens = self.check_length(rendered.tokens, self.context, "prompt and answer")?;
-        Ok(rendered)
+        only(self.with_answers(vec![(prompt, answer)]))
     }
 
     /// Renders the whole exchange, as a reward model or judge reads it at its last token. `prompt_len` is 0 where the ids of
     /// the prompt are not its beginning.
     pub fn full(&self, prompt: &Prompt, answer: &str) -> Result<Rendered> {
+        only(self.fulls(vec![(prompt, answer)]))
+    }
+
+    /// [`Rendering::prompt_tokens`] of many.
+    pub(crate) fn prompts(&self, prompts: Vec<&Prompt>) -> Vec<Result<Vec<u32>>> {
+        self.together(prompts, &|prompt| Some([(chat(prompt)?.into(), true)]), &|prompt, texts| {
+            let tokens = match (prompt, texts) {
+                (_, Some(texts)) => self.encode(&texts?[0], false)?,
+                (Prompt::Tokens(ids), None) => self.checked(ids.to_vec())?,
+                (other, None) => self.encode(other.text(), true)?,
+            };
+            self.check_length(filled(tokens, "prompt")?, self.context - 1, "prompt")
+        })
+    }
+
+    /// [`Rendering::with_answer`] of many.
+    pub(crate) fn with_answers<'a>(&self, rows: Vec<(&'a Prompt, &'a str)>) -> Vec<Result<Rendered>> {
+        self.together(rows, &answered, &|(prompt, answer), texts| {
+            let mut rendered = match (prompt, texts) {
+                (_, Some(texts)) => {
+                    let [before, full] = texts?;
+                    let Some(rest) = full.strip_prefix(&before) else {
+                        let place = format!("chat template of {}", self.dir.display());
+                        let expected = "an answered conversation to begin with the unanswered one";
+                        return Err(Error::row(&place, expected, "another beginning: use --raw"));
+                    };
+                    let mut rendered = self.join(&before, rest, false)?;
+                    let end = self.end_of_turn(rendered.answer())?;
+                    rendered.tokens.truncate(rendered.prompt_len + end);
+                    rendered
+                }
+                (Prompt::Tokens(ids), None) => self.append(ids, answer)?,
+                (other, None) => self.join(other.text(), answer, true)?,
+            };
+            if rendered.answer().is_empty() {
+                return Err(empty("answer"));
+            }
+            rendered.tokens = self.check_length(rendered.tokens, self.context, "prompt and answer")?;
+            Ok(rendered)
+        })
+    }
+
+    /// [`Rendering::full`] of many.
+    pub(crate) fn fulls<'a>(&self, rows: Vec<(&'a Prompt, &'a str)>) -> Vec<Result<Rendered>> {
         let whole = |before: &str, full: &str, special| {
-            let (before, tokens) = (self.tokenizer.encode(before, special)?, self.tokenizer.encode(full, special)?);
+            let (before, tokens) = (self.encode(before, special)?, self.encode(full, special)?);
             Ok(Rendered { prompt_len: if tokens.starts_with(&before) { before.len() } else { 0 }, tokens })
         };
-        let mut rendered = match prompt {
-            Prompt::Chat(turns) => {
-                whole(&self.chat(turns, true)?, &self.chat(&with_turn(turns, answer), false)?, false)?
-            }
-            Prompt::Raw(text) => whole(text, &format!("{text}{answer}"), true)?,
-            Prompt::Tokens(ids) => self.append(ids, answer)?,
+        self.together(rows, &answered, &|(prompt, answer), texts| {
+            let mut rendered = match (prompt, texts) {
+                (_, Some(texts)) => {
+                    let [before, full] = texts?;
+                    whole(&before, &full, false)?
+                }
+                (Prompt::Tokens(ids), None) => self.append(ids, answer)?,
+                (other, None) => whole(other.text(), &format!("{}{answer}", other.text()), true)?,
+            };
+            rendered.tokens =
+                self.check_length(filled(rendered.tokens, "prompt")?, self.context, "prompt and answer")?;
+            Ok(rendered)
+        })
+    }
+
+    /// Renders conversations as they are, with the beginning of a next turn when `generation_prompt`.
+    pub(crate) fn conversations(&self, rows: Vec<Vec<Message>>, generation_prompt: bool) -> Vec<Result<String>> {
+        let text = |_, texts: Option<Result<[String; 1]>>| {
+            let [text] = texts.unwrap_or_else(|| Err(empty("conversation")))?;
+            Ok(text)
         };
-        rendered.tokens = self.check_length(filled(rendered.tokens, "prompt")?, self.context, "prompt and answer")?;
-        Ok(rendered)
+        self.together(rows, &|turns| Some([(turns.clone().into(), generation_prompt)]), &text)
+    }
+
+    /// The chat template as it was written; empty where there is none.
+    pub(crate) fn template_text(&self) -> &str {
+        self.template.as_ref().map_or("", Template::text)
     }
 
     /// Takes ids given whole, of which the first `prompt_len` are the prompt.
     pub(crate) fn given(&self, ids: &[u32], prompt_len: usize) -> Result<Rendered> {
-        let tokens = self.check_length(filled(self.checked(ids)?, "tokens")?, self.context, "tokens")?;
+        let tokens = self.check_length(filled(self.checked(ids.to_vec())?, "tokens")?, self.context, "tokens")?;
         Ok(Rendered { prompt_len: prompt_len.min(tokens.len()), tokens })
     }
 
-    /// Takes the first `k` ids of an answer's text, without its end-of-turn token: what a forced answer begins with.
-    pub(crate) fn forced(&self, prompt: &Prompt, answer: &str, k: usize) -> Result<Vec<u32>> {
-        let rendered = self.with_answer(prompt, answer)?;
+    /// Takes the first `k` ids of a rendered answer's text, without its end-of-turn token: what a forced answer begins with.
+    pub(crate) fn forced<'a>(&self, rendered: &'a Rendered, k: usize) -> &'a [u32] {
         let ids = rendered.answer();
         let text = ids.iter().position(|id| self.ends(*id)).map_or(ids, |end| &ids[..end]);
-        Ok(text[..k.min(text.len())].to_vec())
+        &text[..k.min(text.len())]
     }
 
     /// Decodes an answer as people and judges read it: special tokens left out.
@@ -139,34 +190,58 @@ impl Rendering {
         self.tokenizer.decode(ids, true)
     }
 
-    fn chat(&self, turns: &[Message], add_generation_prompt: bool) -> Result<String> {
+    /// Gives each row to `finish`, those that are conversations with what the template makes of them. It is asked about many rows at
+    /// a time: asking costs more than its work.
+    fn together<'a, R: Send, T: Send, const N: usize>(
+        &self,
+        rows: Vec<R>,
+        conversations: &(dyn Fn(&R) -> Option<[Conversation<'a>; N]> + Sync),
+        finish: &(dyn Fn(R, Option<Result<[String; N]>>) -> Result<T> + Sync),
+    ) -> Vec<Result<T>> {
+        let finish_all = |rows: Vec<R>| {
+            let chats: Vec<Option<[Conversation; N]>> = rows.iter().map(conversations).collect();
+            let mut texts = self.chats(chats.iter().flatten().map(|chat| chat.as_slice()).collect()).into_iter();
+            let lost = || Error::row("chat template", "a text per conversation", "fewer");
+            let mut next = || texts.next().unwrap_or_else(|| Err(lost()))?.try_into().map_err(|_| lost());
+            let texts: Vec<_> = chats.iter().map(|chat| chat.as_ref().map(|_| next())).collect();
+            rows.into_iter().zip(texts).map(|(row, texts)| finish(row, texts)).collect::<Vec<_>>()
+        };
+        rows.into_par_iter().chunks(TOGETHER).flat_map_iter(finish_all).collect()
+    }
+
+    /// Renders conversations, one row's in each of `rows`.
+    fn chats(&self, rows: Vec<&[Conversation]>) -> Vec<Result<Vec<String>>> {
+        let blank = |row: &&[Conversation]| row[0].0.iter().all(|turn| turn.content.trim().is_empty());
         let Some(template) = &self.template else {
             let expected = "a chat template (chat_template.jinja, or chat_template in tokenizer_config.json)";
-            return Err(Error::file(&self.dir, expected, "use --raw to give the model the text as it stands")("none"));
+            let missing =
+                || Error::file(&self.dir, expected, "use --raw to give the model the text as it stands")("none");
+            return rows.iter().map(|_| Err(missing())).collect();
         };
-        if turns.iter().all(|turn| turn.content.trim().is_empty()) {
-            return Err(empty("prompt"));
-        }
-        template.render(turns, add_generation_prompt)
+        let (spoken, blanks): (Vec<_>, Vec<_>) =
+            (rows.iter().copied().filter(|row| !blank(row)).collect(), rows.iter().map(blank).collect());
+        let mut rendered = template.render(&spoken).into_iter();
+        let next = |blank: bool| if blank { None } else { rendered.next() };
+        blanks.into_iter().map(next).map(|texts| texts.unwrap_or_else(|| Err(empty("prompt")))).collect()
     }
 
     /// Encodes both texts, the first text's ids first. Encoded in one piece where that keeps the border, since some tokenizers
     /// put a space before every text; else one by one, as the answer would follow the prompt in generation.
     fn join(&self, before: &str, rest: &str, special: bool) -> Result<Rendered> {
-        let mut tokens = filled(self.tokenizer.encode(before, special)?, "prompt")?;
+        let mut tokens = filled(self.encode(before, special)?, "prompt")?;
         let prompt_len = tokens.len();
-        let whole = self.tokenizer.encode(&format!("{before}{rest}"), special)?;
+        let whole = self.encode(&format!("{before}{rest}"), special)?;
         if whole.starts_with(&tokens) {
             return Ok(Rendered { tokens: whole, prompt_len });
         }
-        tokens.extend(self.tokenizer.encode(rest, false)?);
+        tokens.extend(self.encode(rest, false)?);
         Ok(Rendered { tokens, prompt_len })
     }
 
     fn append(&self, ids: &[u32], answer: &str) -> Result<Rendered> {
-        let mut tokens = filled(self.checked(ids)?, "prompt")?;
+        let mut tokens = filled(self.checked(ids.to_vec())?, "prompt")?;
         let prompt_len = tokens.len();
-        tokens.extend(self.tokenizer.encode(answer, false)?);
+        tokens.extend(self.encode(answer, false)?);
         Ok(Rendered { tokens, prompt_len })
     }
 
@@ -181,10 +256,22 @@ impl Rendering {
         self.end_tokens.contains(&id) || self.tokenizer.is_special(id)
     }
 
-    /// Checks ids that are given as they are: each must have a row in the embedding.
-    fn checked(&self, ids: &[u32]) -> Result<Vec<u32>> {
+    /// Tokenises a text, alone or with what the tokenizer puts around every text. One that is far too long for the context is
+    /// refused before it costs minutes.
+    pub(crate) fn encode(&self, text: &str, around: bool) -> Result<Vec<u32>> {
+        let most = (self.context * BYTES_PER_TOKEN).max(LEAST_BYTES);
+        if text.len() > most {
+            let expected = format!("at most {most} bytes for the model's context of {} tokens", self.context);
+            return Err(Error::row("text", expected, format!("{} bytes", text.len())));
+        }
+        // What a tokenizer puts around a text need not be of its vocabulary.
+        self.checked(self.tokenizer.encode(text, around)?)
+    }
+
+    /// Fails unless each id has a row in the embedding.
+    fn checked(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
         match ids.iter().position(|id| *id as usize >= self.vocab_size) {
-            None => Ok(ids.to_vec()),
+            None => Ok(ids),
             Some(at) => {
                 let expected = format!("an id below {}, the model's vocabulary", self.vocab_size);
                 Err(Error::row(&format!("token {at}"), expected, ids[at]))
@@ -201,10 +288,21 @@ impl Rendering {
     }
 }
 
-fn with_turn(turns: &[Message], answer: &str) -> Vec<Message> {
-    let mut turns = turns.to_vec();
-    turns.push(Message { role: "assistant".into(), content: answer.to_string() });
-    turns
+/// The turns of a conversation.
+fn chat(prompt: &Prompt) -> Option<&[Message]> {
+    if let Prompt::Chat(turns) = prompt { Some(turns) } else { None }
+}
+
+/// What the model answers to, and the same with the answer.
+fn answered<'a>(&(prompt, answer): &(&'a Prompt, &'a str)) -> Option<[Conversation<'a>; 2]> {
+    let turns = chat(prompt)?;
+    let mut with_answer = turns.to_vec();
+    with_answer.push(Message { role: "assistant".into(), content: answer.to_string() });
+    Some([(turns.into(), true), (with_answer.into(), false)])
+}
+
+fn only<T>(mut rows: Vec<Result<T>>) -> Result<T> {
+    rows.pop().unwrap_or_else(|| Err(empty("row")))
 }
 
 fn filled(tokens: Vec<u32>, what: &str) -> Result<Vec<u32>> {

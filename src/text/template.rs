@@ -1,25 +1,26 @@
-//! Chat templates: Jinja code that came with a model. It is foreign, so it runs on limited fuel and its output is limited too.
+//! Chat templates: Jinja code that came with a model. It is foreign, so the program runs it in a process apart, on limited fuel,
+//! memory and time.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use minijinja::{AutoEscape, Environment, ErrorKind, Value, context};
+use serde::{Deserialize, Serialize};
 
+use self::engine::Engine;
+pub use self::helper::isolate_templates;
+use self::helper::{Helper, Started};
 use crate::error::{Error, Result};
 use crate::text::Message;
 use crate::text::fields::{Fields, brief};
+use crate::text::input::read_text;
 
 pub(crate) mod clock;
+mod engine;
+mod helper;
 mod json;
 #[cfg(test)]
 mod tests;
-
-/// Instructions per rendering; the longest real template needs some thousand per turn.
-const FUEL: u64 = 20_000_000;
-/// Bytes per rendering.
-const LONGEST: usize = 16 << 20;
-const NAME: &str = "chat_template";
 
 /// Special tokens that a template may name, as tokenizer_config.json and special_tokens_map.json list them.
 const SPECIAL: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -27,19 +28,46 @@ const SPECIAL: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", 
 /// A model's chat template, behaving as in transformers.
 pub(crate) struct Template {
     file: PathBuf,
-    environment: Environment<'static>,
+    text: String,
     specials: BTreeMap<String, String>,
+    runner: Runner,
+}
+
+/// What a model's file says, and what its template may name.
+#[derive(Debug, Serialize, Deserialize)]
+struct Source {
+    text: String,
+    specials: BTreeMap<String, String>,
+    arguments: Arguments,
+    /// Seconds since 1970. Fixed when the model is opened: a run must not change its prompts at midnight.
+    now: u64,
+}
+
+/// What a template is given beside a conversation.
+pub(crate) type Arguments = BTreeMap<String, serde_json::Value>;
+
+/// A conversation, and whether the beginning of the answer's turn is to follow it.
+pub(crate) type Conversation<'a> = (Cow<'a, [Message]>, bool);
+
+/// What came of it, or why nothing did, on one line.
+type Reply<T> = Result<T, String>;
+
+/// Where a template runs.
+enum Runner {
+    /// In this process: where the program is not what has opened the model (tests, say), and no helper can be started.
+    Here(Box<Engine>),
+    Apart(Helper),
 }
 
 impl Template {
     /// Finds the template of the model in `dir`: chat_template.jinja, else `chat_template` in tokenizer_config.json (a text, or
     /// a list in which one is named `default`). `None` when it has none.
-    pub(crate) fn open(dir: &Path) -> Result<Option<Template>> {
+    pub(crate) fn open(dir: &Path, arguments: &Arguments) -> Result<Option<Template>> {
         let specials = special_tokens(dir)?;
         let file = dir.join("chat_template.jinja");
         if file.exists() {
-            let source = std::fs::read_to_string(&file).map_err(Error::read(&file))?;
-            return Template::new(&file, source, specials).map(Some);
+            let source = read_text(&file)?;
+            return Template::new(&file, source, specials, arguments).map(Some);
         }
         let file = dir.join("tokenizer_config.json");
         if !file.exists() {
@@ -53,81 +81,46 @@ impl Template {
                 config.wrong("chat_template", "a text, or a list with one named `default`", &brief(list))
             })?,
         };
-        Template::new(&file, source, specials).map(Some)
+        Template::new(&file, source, specials, arguments).map(Some)
     }
 
-    /// Compiles `source`, which is what `file` holds. Fails if it is no Jinja.
-    pub(crate) fn new(file: &Path, source: String, specials: BTreeMap<String, String>) -> Result<Template> {
-        let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment.set_fuel(Some(FUEL));
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", json::tojson);
-        environment.add_function("raise_exception", raise_exception);
-        // Fixed when the model is opened: a run must not change its prompts at midnight.
-        let now = clock::now();
-        environment.add_function("strftime_now", move |format: &str| clock::format(now, format));
+    /// Compiles `text`, which is what `file` holds. Fails if it is no Jinja, or cannot be compiled within the bounds.
+    pub(crate) fn new(
+        file: &Path,
+        text: String,
+        specials: BTreeMap<String, String>,
+        arguments: &Arguments,
+    ) -> Result<Template> {
         let broken = Error::file(file, "a chat template in Jinja", "correct the template, or use --raw");
-        // Jinja reads every kind of line end as a line feed.
-        let source = without_generation_tags(&source.replace("\r\n", "\n").replace('\r', "\n"));
-        environment.add_template_owned(NAME, source).map_err(|error| broken(on_one_line(&error)))?;
-        Ok(Template { file: file.to_path_buf(), environment, specials })
+        let arguments = arguments.clone();
+        let source = Source { text: text.clone(), specials: specials.clone(), arguments, now: clock::now() };
+        let runner = match Helper::start(source)? {
+            Started::Unavailable(source) => Engine::compile(&source).map(|engine| Runner::Here(Box::new(engine))),
+            Started::Refused(why) => Err(why),
+            Started::Ready(helper) => Ok(Runner::Apart(helper)),
+        };
+        Ok(Template { file: file.to_path_buf(), text, specials, runner: runner.map_err(broken)? })
     }
 
-    /// Renders a conversation, with the beginning of the answer's turn when `add_generation_prompt`. What the template refuses
-    /// is that row's error.
-    pub(crate) fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let place = format!("chat template of {}", self.file.display());
-        let row = |expected: &str, found: String| Error::row(&place, expected, found);
-        let failed = |error| row("a conversation that it renders", on_one_line(&error));
-        let template = self.environment.get_template(NAME).map_err(failed)?;
-        let none = Value::from(());
-        let call = context! { messages, add_generation_prompt, tools => none, documents => none };
-        let mut out = Limited(Vec::new());
-        template
-            .render_captured_to(context! { ..call, ..Value::from_serialize(&self.specials) }, &mut out)
-            .map_err(failed)?;
-        String::from_utf8(out.0).map_err(|error| row("UTF-8", error.to_string()))
+    /// Renders the conversations of each row, all of a row's or none: what the template refuses is that row's error.
+    pub(crate) fn render(&self, rows: &[&[Conversation]]) -> Vec<Result<Vec<String>>> {
+        let rendered = match &self.runner {
+            Runner::Here(engine) => engine.render(rows),
+            Runner::Apart(helper) => helper.render(rows),
+        };
+        let place = || format!("chat template of {}", self.file.display());
+        let refused = |found: String| Error::row(&place(), "a conversation that it renders", found);
+        rendered.into_iter().map(|texts| texts.map_err(refused)).collect()
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.text
     }
 
     /// Gets the text of a special token (`eos_token`, …), if the tokenizer has it.
     pub(crate) fn special(&self, key: &str) -> Option<&str> {
         self.specials.get(key).map(String::as_str)
     }
-}
-
-/// Output that grows no further than [`LONGEST`].
-struct Limited(Vec<u8>);
-
-impl Write for Limited {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.0.len() + bytes.len() > LONGEST {
-            return Err(std::io::Error::other(format!("more than {LONGEST} bytes of text")));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-}
-
-/// Joins an error and its causes: the innermost says what happened, the rest where.
-fn on_one_line(error: &minijinja::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Finds the template named `default` in a list of `{"name": …, "template": …}`.
@@ -155,24 +148,4 @@ fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>> {
         }
     }
     Ok(found)
-}
-
-/// Turns `{% generation %}…{% endgeneration %}`, by which transformers marks the assistant's part and which adds no text, into
-/// a condition that always holds.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(open) = rest.find("{%") {
-        let Some(length) = rest[open..].find("%}") else { break };
-        let (tag, end) = (&rest[open + 2..open + length], open + length);
-        out.push_str(&rest[..open + 2]);
-        let word = tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
-        match word {
-            "generation" => out.push_str(&tag.replace(word, "if true")),
-            "endgeneration" => out.push_str(&tag.replace(word, "endif")),
-            _ => out.push_str(tag),
-        }
-        rest = &rest[end..];
-    }
-    out + rest
 }

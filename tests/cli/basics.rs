@@ -45,7 +45,7 @@ fn what_cannot_be_meant_is_refused() {
         ("generate --model x --temperature NaN", 2, &["a number from 0 up"]),
         ("generate --model x --max-new-tokens 0", 2, &["max-new-tokens"]),
         ("generate --model /nowhere/model", 1, &["/nowhere/model", "a model's folder"]),
-        ("judge --judge oracle:x", 2, &["model:DIR or lexicon:FILE"]),
+        ("judge --judge oracle:x", 2, &["model:DIR, guard:DIR[+ADAPTER][,FORM] or lexicon:FILE"]),
         ("judge --judge lexicon:/nowhere/x.json", 1, &["/nowhere/x.json"]),
         ("detect", 2, &["--calibration FILE or --tau-r"]),
         ("detect --tau-r inf", 2, &["finite"]),
@@ -85,10 +85,11 @@ fn completions_for_every_shell() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_error() {
-    let mut child = command("completions bash").spawn().unwrap();
-    drop(child.stdout.take());
-    assert_eq!(finish(child).expect(0, &[]).stderr, "");
+fn a_reader_that_leaves_hears_nothing_more() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let child = command("completions bash").stdout(writer).spawn().unwrap();
+    assert_eq!(finish(child).expect(141, &[]).stderr, "", "as after SIGPIPE");
 }
 
 #[test]

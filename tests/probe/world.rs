@@ -178,7 +178,11 @@ impl Judge for SimulatedJudge {
         let p =
             |p: &Prompt, a: &str| if (chance("judge", p.text()) < 0.01) != a.contains("First") { 0.97 } else { 0.03 };
         let ambiguous = |p: &Prompt| chance("ambiguous", p.text()) < 0.05;
-        let one = |(prompt, answer): &(&Prompt, &str)| Harm { p_harm: p(prompt, answer), ambiguous: ambiguous(prompt) };
+        let one = |(prompt, answer): &(&Prompt, &str)| Harm {
+            p_harm: p(prompt, answer),
+            ambiguous: ambiguous(prompt),
+            cut: false,
+        };
         Ok(rows.iter().map(|row| Ok(one(row))).collect())
     }
 }

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -14,13 +14,33 @@ use tempfile::TempDir;
 
 use crate::error::{Error, Result};
 
-/// `$ARES_CACHE`, else `$XDG_CACHE_HOME/ares`, else `~/.cache/ares`, else a folder among temporary files. It need not exist.
+/// `$ARES_CACHE`, else `$XDG_CACHE_HOME/ares`, else `~/.cache/ares`, else this user's folder among temporary files. It need not
+/// exist.
 pub(crate) fn cache_path() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("ARES_CACHE")
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("ares")))
         .or_else(|| Some(set("HOME")?.join(".cache").join("ares")))
-        .unwrap_or_else(|| std::env::temp_dir().join("ares"))
+        .unwrap_or_else(|| std::env::temp_dir().join(format!("ares-{}", user())))
+}
+
+fn user() -> u32 {
+    // SAFETY: the call takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// Makes [`cache_path`] for this user alone, unless it is there. Fails where another user could have written into it: what lies
+/// there decides results and is run.
+pub(crate) fn own_cache() -> Result<PathBuf> {
+    let path = cache_path();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed(&path))?;
+    let found = fs::metadata(&path).map_err(failed(&path))?;
+    if found.uid() == user() && found.mode() & 0o002 == 0 {
+        return Ok(path);
+    }
+    let remedy = "name another folder in ARES_CACHE, or make this one yours alone";
+    let found = format!("one of user {} with mode {:o}", found.uid(), found.mode() & 0o7777);
+    Err(Error::file(&path, "a cache folder that only this user writes to", remedy)(found))
 }
 
 /// The checksums of an entry, as `sha256sum --check` reads them.
@@ -61,9 +81,9 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// The user's: `kernels` below [`cache_path`].
-    pub(crate) fn user() -> Cache {
-        Cache::at(cache_path().join("kernels"))
+    /// The user's: `kernels` below [`own_cache`].
+    pub(crate) fn user() -> Result<Cache> {
+        Ok(Cache::at(own_cache()?.join("kernels")))
     }
 
     pub fn at(root: PathBuf) -> Cache {

@@ -83,7 +83,7 @@ impl GpuDriver {
     pub fn open(ordinal: usize, options: KernelOptions) -> Result<Arc<dyn Driver>> {
         let sync = options.sync;
         let compile = move || {
-            let compiler = Compiler::new(options, context::driver_version(), Cache::user())?;
+            let compiler = Compiler::new(options, context::driver_version(), Cache::user()?)?;
             compiler.check().map(|()| compiler)
         };
         // Opening libnvrtc takes as long as making a context: both at once.

@@ -201,8 +201,9 @@ impl<S: Subject + 'static> Evaluator<S> {
     }
 }
 
-/// What makes results comparable: a hash of the test prompts, the judge, τ_h, the rule for τ_r and the decoding.
-pub(crate) fn benchmark_id(test: &[EvalRow], judge: &str, tau_h: f64, decoding: &Decoding) -> String {
+/// What makes results comparable: a hash of the test prompts, of the models and judges (`models` is one of all their files), τ_h,
+/// the rule for τ_r and the decoding.
+pub(crate) fn benchmark_id(test: &[EvalRow], models: &str, tau_h: f64, decoding: &Decoding) -> String {
     const TAU_R_RULE: &str = "midpoint of the widest plateau of best balanced accuracy, lowest on a tie";
     let mut hash = Sha256::new();
     let mut part = |text: &str| {
@@ -210,6 +211,6 @@ pub(crate) fn benchmark_id(test: &[EvalRow], judge: &str, tau_h: f64, decoding: 
         hash.update(text);
     };
     test.iter().for_each(|row| part(&format!("{:?}", row.prompt)));
-    [judge, &tau_h.to_string(), TAU_R_RULE, &format!("{decoding:?}")].into_iter().for_each(&mut part);
+    [models, &tau_h.to_string(), TAU_R_RULE, &format!("{decoding:?}")].into_iter().for_each(&mut part);
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }

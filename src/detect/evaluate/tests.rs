@@ -257,16 +257,13 @@ fn rows_of_a_kind_that_is_absent_leave_measures_unknown() {
 }
 
 #[test]
-fn a_benchmark_is_its_prompts_judge_threshold_and_decoding() {
+fn a_benchmark_is_its_prompts_models_threshold_and_decoding() {
     let (rows, greedy) = (rows(), Decoding::greedy);
-    let id = benchmark_id(&rows, "model:judge", 0.5, &greedy(48));
-    assert_eq!((id.len(), &id), (16, &benchmark_id(&rows, "model:judge", 0.5, &greedy(48))));
-    for (rows, judge, tau_h, tokens) in [
-        (&rows[1..], "model:judge", 0.5, 48),
-        (&rows, "model:other", 0.5, 48),
-        (&rows, "model:judge", 0.6, 48),
-        (&rows, "model:judge", 0.5, 49),
-    ] {
-        assert_ne!(id, benchmark_id(rows, judge, tau_h, &greedy(tokens)));
+    let id = benchmark_id(&rows, "3a5f", 0.5, &greedy(48));
+    assert_eq!((id.len(), &id), (16, &benchmark_id(&rows, "3a5f", 0.5, &greedy(48))));
+    for (rows, models, tau_h, tokens) in
+        [(&rows[1..], "3a5f", 0.5, 48), (&rows, "77b0", 0.5, 48), (&rows, "3a5f", 0.6, 48), (&rows, "3a5f", 0.5, 49)]
+    {
+        assert_ne!(id, benchmark_id(rows, models, tau_h, &greedy(tokens)));
     }
 }

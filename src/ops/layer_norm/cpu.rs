@@ -50,7 +50,7 @@ simd! {
             for (y, x) in y.iter_mut().zip(x) {
                 *y = x - *mean;
             }
-            *rstd = (dot(y, y) / cols as f32 + eps).sqrt().recip();
+            *rstd = crate::ops::norm::rstd(dot(y, y) / cols as f32 + eps);
             for (y, w) in y.iter_mut().zip(w) {
                 *y *= *rstd * w;
             }

@@ -16,7 +16,8 @@ pub fn forward(
         let (y, x) = (&mut y[row.clone()], &x[row]);
         mean[t] = x.iter().sum::<f32>() / cols as f32;
         let variance = x.iter().map(|x| (x - mean[t]) * (x - mean[t])).sum::<f32>() / cols as f32;
-        rstd[t] = 1.0 / (variance + eps).sqrt();
+        // As in RMSNorm.
+        rstd[t] = if variance.is_finite() { 1.0 / (variance + eps).sqrt() } else { f32::NAN };
         for c in 0..cols {
             y[c] = (x[c] - mean[t]) * rstd[t] * w[c] + bias.map_or(0.0, |bias| bias[c]);
         }

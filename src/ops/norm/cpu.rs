@@ -54,10 +54,16 @@ simd! {
     }
 }
 
+/// A mean square that overflows would give 0, and its row a plausible nothing: it gives NaN, which is seen.
+#[inline(always)]
+pub(crate) fn rstd(mean_square: f32) -> f32 {
+    mean_square.sqrt().recip() + 0.0 * mean_square
+}
+
 /// One row forward; returns its rstd.
 #[inline(always)]
 pub(crate) fn rms_row(y: &mut [f32], x: &[f32], w: &[f32], spec: NormSpec) -> f32 {
-    let rstd = (dot(x, x) / x.len() as f32 + spec.eps).sqrt().recip();
+    let rstd = rstd(dot(x, x) / x.len() as f32 + spec.eps);
     let offset = if spec.unit_offset { 1.0 } else { 0.0 };
     for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
         *y = (w + offset) * x * rstd;

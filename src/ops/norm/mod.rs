@@ -6,7 +6,7 @@ mod cpu;
 pub(super) mod cuda;
 pub mod naive;
 
-pub(crate) use cpu::{rms_backward_row, rms_row};
+pub(crate) use cpu::{rms_backward_row, rms_row, rstd};
 
 use super::{Cost, expect};
 use crate::backend::{Backend, Tensor};

@@ -9,7 +9,8 @@ pub fn forward(y: &mut [f32], rstd: &mut [f32], x: &[f32], w: &[f32], spec: Norm
         let row = t * cols..(t + 1) * cols;
         let (y, x) = (&mut y[row.clone()], &x[row]);
         let mean_square = x.iter().map(|x| x * x).sum::<f32>() / cols as f32;
-        rstd[t] = 1.0 / (mean_square + spec.eps).sqrt();
+        // An overflow is seen: as 1 / infinity it would be a row of zeros.
+        rstd[t] = if mean_square.is_finite() { 1.0 / (mean_square + spec.eps).sqrt() } else { f32::NAN };
         for c in 0..cols {
             y[c] = gain(w[c], spec) * x[c] * rstd[t];
         }

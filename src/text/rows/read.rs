@@ -12,6 +12,11 @@ use super::{PROMPT, Row};
 use crate::error::{Error, Result};
 use crate::text::fields::brief;
 
+/// Bytes of a row. What never ends must not fill the memory.
+const LONGEST: u64 = 64 << 20;
+/// Bytes of a list of JSON, which is in memory as a whole.
+const LONGEST_LIST: u64 = 2 << 30;
+
 /// Rows of a file or of standard input, one after another: no more of it is in memory than what is being read. A list of JSON is
 /// the exception.
 pub(crate) struct RowReader {
@@ -50,7 +55,7 @@ impl RowReader {
         let extension = Path::new(name).extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
         // The first line that is not blank says what the others are.
         let mut begin = Vec::new();
-        while begin.trim_ascii().is_empty() && source.read_until(b'\n', &mut begin).map_err(failed)? > 0 {
+        while begin.trim_ascii().is_empty() && read_line(&mut source, &mut begin).map_err(failed)? > 0 {
             if begin.starts_with(b"\xef\xbb\xbf") {
                 begin.drain(..3);
             }
@@ -132,7 +137,7 @@ fn lines(
         loop {
             line.clear();
             at += 1;
-            match source.read_until(b'\n', &mut line) {
+            match read_line(&mut source, &mut line) {
                 Ok(0) => return None,
                 Ok(_) if line.trim_ascii().is_empty() => {}
                 Ok(_) => {
@@ -143,6 +148,16 @@ fn lines(
             }
         }
     })
+}
+
+/// As `read_until` a line feed, but no further than [`LONGEST`].
+fn read_line(source: &mut impl BufRead, line: &mut Vec<u8>) -> std::io::Result<usize> {
+    let n = source.take(LONGEST + 1).read_until(b'\n', line)?;
+    if n as u64 > LONGEST { Err(too_long("line")) } else { Ok(n) }
+}
+
+fn too_long(what: &str) -> std::io::Error {
+    std::io::Error::other(format!("a {what} of more than {LONGEST} bytes: this is no file of rows"))
 }
 
 fn json_line(file: &Arc<str>, line: usize, text: &[u8]) -> Row {
@@ -170,7 +185,10 @@ fn plain_line(file: &Arc<str>, line: usize, text: &[u8]) -> Row {
 fn json_list(file: &Arc<str>, mut source: impl Read) -> Result<Vec<Row>> {
     const REMEDY: &str = "write one JSON object a line (.jsonl), or a list of objects";
     let (path, mut bytes) = (Path::new(&**file), Vec::new());
-    source.read_to_end(&mut bytes).map_err(Error::read(path))?;
+    source.by_ref().take(LONGEST_LIST + 1).read_to_end(&mut bytes).map_err(Error::read(path))?;
+    if bytes.len() as u64 > LONGEST_LIST {
+        return Err(Error::file(path, &format!("a list of at most {LONGEST_LIST} bytes"), REMEDY)("a longer one"));
+    }
     let list: Vec<Value> =
         serde_json::from_slice(&bytes).map_err(Error::file(path, "a list of JSON objects", REMEDY))?;
     let row = |(at, value)| match value {
@@ -242,6 +260,9 @@ impl<R: Read> Read for Remembered<R> {
         let n = self.source.read(buffer)?;
         if let Ok(mut recent) = self.recent.lock() {
             recent.bytes.extend_from_slice(&buffer[..n]);
+            if recent.bytes.len() as u64 > LONGEST {
+                return Err(too_long("CSV record"));
+            }
         }
         Ok(n)
     }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::read::RowReader;
 use crate::error::{Error, Result};
-use crate::text::output::{AtomicFile, sync, whole_lines};
+use crate::text::output::{AtomicFile, folder, sweep, sync, target, whole_lines};
 
 /// Writes rows in the order in which they come.
 pub(crate) struct RowWriter {
@@ -30,8 +30,8 @@ impl RowWriter {
         if path.file_name().is_none() || path.is_dir() {
             return Err(Error::Usage(format!("{}: expected the path of a file, found a folder", path.display())));
         }
-        // Through a link the file it leads to is replaced, not the link.
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        let path = target(path)?;
+        sweep(folder(&path));
         let earlier = fs::metadata(&path).ok();
         if earlier.as_ref().is_some_and(|found| !found.is_file()) {
             let out = BufWriter::new(Box::new(File::create(&path).map_err(Error::write(&path))?) as Box<dyn Write>);
@@ -55,7 +55,7 @@ impl RowWriter {
     /// Goes on with the part of `output`, whose rows come with it; `None` where there is none. A torn last line is cut off. Fails where
     /// another process writes it.
     pub(crate) fn resume(output: &Path) -> Result<Option<(RowWriter, RowReader)>> {
-        let path = fs::canonicalize(output).unwrap_or_else(|_| output.to_path_buf());
+        let path = target(output)?;
         let part = part_of(&path);
         if !part.is_file() {
             return Ok(None);

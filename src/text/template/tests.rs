@@ -7,11 +7,15 @@ fn turn(role: &str, content: &str) -> Message {
 
 fn template(source: &str) -> Template {
     let specials = [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(key, text)| (key.to_string(), text.to_string()));
-    Template::new(Path::new("chat_template.jinja"), source.to_string(), specials.into()).unwrap()
+    Template::new(Path::new("chat_template.jinja"), source.to_string(), specials.into(), &Arguments::new()).unwrap()
+}
+
+fn rendered(template: &Template, turns: &[Message], add_generation_prompt: bool) -> Result<String> {
+    template.render(&[&[(turns.into(), add_generation_prompt)]]).remove(0).map(|mut texts| texts.remove(0))
 }
 
 fn render(source: &str, turns: &[Message], add_generation_prompt: bool) -> String {
-    template(source).render(turns, add_generation_prompt).unwrap()
+    rendered(&template(source), turns, add_generation_prompt).unwrap()
 }
 
 /// Blocks, trimming and methods as the templates of published models use them; expected is jinja2's output with transformers'
@@ -51,30 +55,36 @@ fn what_transformers_adds_to_jinja_is_there() {
 
 #[test]
 fn what_a_template_refuses_is_the_rows_error() {
-    let found = template("{{ raise_exception('roles must alternate') }}").render(&[turn("user", "a")], true);
+    let found = rendered(&template("{{ raise_exception('roles must alternate') }}"), &[turn("user", "a")], true);
     assert!(matches!(found, Err(Error::Row { .. })));
     refused(found, "roles must alternate");
-    assert!(template("{{ none_such + 'a' }}").render(&[turn("user", "a")], true).is_err());
+    assert!(rendered(&template("{{ none_such + 'a' }}"), &[turn("user", "a")], true).is_err());
 }
 
 #[test]
 fn foreign_code_stays_within_bounds() {
     let user = [turn("user", "a")];
     let endless = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}";
-    refused(template(endless).render(&user, false), "fuel");
+    refused(rendered(&template(endless), &user, false), "fuel");
     let long = "{% for a in range(90000) %}{{ 'x' * 1000 }}{% endfor %}";
-    refused(template(long).render(&user, false), "more than 16777216 bytes");
+    refused(rendered(&template(long), &user, false), "more than 16777216 bytes");
     let deep = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
-    assert!(template(deep).render(&user, false).is_err());
-    let broken = Template::new(Path::new("t.jinja"), "{% if %}".into(), BTreeMap::new());
-    refused(broken, "t.jinja: expected a chat template in Jinja, found syntax error");
+    assert!(rendered(&template(deep), &user, false).is_err());
+    for source in ["{% if %}", "{%}", "{%"] {
+        let broken = Template::new(Path::new("t.jinja"), source.into(), BTreeMap::new(), &Arguments::new());
+        refused(broken, "t.jinja: expected a chat template in Jinja, found syntax error");
+    }
 }
 
 #[test]
 fn a_template_is_found_where_transformers_looks() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-    let render = || Template::open(dir.path()).unwrap().map(|t| t.render(&[turn("user", "a")], false).unwrap());
+    let render = || {
+        Template::open(dir.path(), &Arguments::new())
+            .unwrap()
+            .map(|t| rendered(&t, &[turn("user", "a")], false).unwrap())
+    };
     assert_eq!(render(), None);
     write("tokenizer_config.json", r#"{"eos_token": "</s>"}"#);
     assert_eq!(render(), None);
@@ -89,7 +99,17 @@ fn a_template_is_found_where_transformers_looks() {
     assert_eq!(render().as_deref(), Some("2"));
     write("tokenizer_config.json", r#"{"chat_template": [{"name": "tool_use", "template": "3"}]}"#);
     let expected = "expected chat_template to be a text, or a list with one named `default`";
-    refused(Template::open(dir.path()), expected);
+    refused(Template::open(dir.path(), &Arguments::new()), expected);
     write("chat_template.jinja", "4");
     assert_eq!(render().as_deref(), Some("4"));
+}
+
+#[test]
+fn arguments_stand_beside_the_conversation() {
+    let arguments =
+        [("thinking".to_string(), serde_json::json!(false)), ("names".to_string(), serde_json::json!(["a", "b"]))]
+            .into();
+    let source = "{{ 'no' if thinking is defined and thinking is false }}{{ names|length }}{{ messages[0].content }}";
+    let template = Template::new(Path::new("t.jinja"), source.into(), BTreeMap::new(), &arguments).unwrap();
+    assert_eq!(rendered(&template, &[turn("user", "x")], false).unwrap(), "no2x");
 }

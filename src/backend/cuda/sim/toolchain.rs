@@ -25,7 +25,7 @@ impl Toolchain {
             let Ok(output) = Command::new(program).arg("--version").output() else { continue };
             if output.status.success() {
                 let version = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_string();
-                return Ok(Toolchain { program: program.clone(), version, cache: Cache::user() });
+                return Ok(Toolchain { program: program.clone(), version, cache: Cache::user()? });
             }
         }
         let tried = candidates.iter().map(|c| c.to_string_lossy()).collect::<Vec<_>>().join(", ");

@@ -1,0 +1,116 @@
+//! Judges: language models that give verdicts, held against transformers on the built-in forms (`scripts/golden_guard.py`).
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::support::{Folder, ares, ares_with, lines};
+
+const GUARD: &str = "tests/golden-guard";
+
+/// A built-in form without its limit on what the verdicts leave over: the model's weights are random.
+fn lifted(folder: &Folder, name: &str) {
+    let form = fs::read_to_string(format!("src/judge/guard/forms/{name}.toml")).unwrap();
+    folder.write(&format!("{name}.toml"), format!("uncovered = 1.0\n{form}"));
+}
+
+#[track_caller]
+fn close(found: &Value, expected: &Value) {
+    let (found, expected) = (found.as_f64().unwrap(), expected.as_f64().unwrap());
+    assert!((found - expected).abs() <= 1e-4 * expected, "found {found}, expected {expected}");
+}
+
+#[test]
+fn every_built_in_guard_is_read_as_transformers_reads_it() {
+    let golden: Value = serde_json::from_str(&fs::read_to_string(format!("{GUARD}/golden.json")).unwrap()).unwrap();
+    let (folder, input) = (Folder::new(), lines(golden["rows"].as_array().unwrap()));
+    let forms = golden["forms"].as_object().unwrap();
+    assert_eq!(forms.len(), fs::read_dir("src/judge/guard/forms").unwrap().count());
+    for (name, expected) in forms {
+        lifted(&folder, name);
+        let found =
+            ares_with(&format!("judge --judge guard:{GUARD},{folder}/{name}.toml"), &input).expect(0, &[]).rows();
+        for (found, expected) in found.iter().zip(expected.as_array().unwrap()) {
+            close(&found["p_harm"], &expected["p_harm"]);
+            assert_eq!(found["cut"], Value::Null);
+        }
+        // All of it but what the verdicts cover is left over.
+        let form = format!("guard:{GUARD},src/judge/guard/forms/{name}.toml");
+        let refused = ares_with(&format!("judge --judge {form}"), &input);
+        refused.expect(1, &["at most 0.1 of the probability to other texts", "1.000 left over"]);
+    }
+}
+
+/// Of a guard's verdicts the one role reads the harm, the other the refusal.
+#[test]
+fn a_guard_that_knows_refusals_judges_them_too() {
+    let golden: Value = serde_json::from_str(&fs::read_to_string(format!("{GUARD}/golden.json")).unwrap()).unwrap();
+    let folder = Folder::new();
+    let benign = |row: &Value| {
+        let mut row = row.clone();
+        (row["kind"], row["reward"]) = ("benign".into(), 0.5.into());
+        row
+    };
+    folder.write("in.jsonl", lines(&golden["rows"].as_array().unwrap().iter().map(benign).collect::<Vec<_>>()));
+    for (name, expected) in [("wildguard", Some(&golden["forms"]["wildguard"])), ("llama-guard", None)] {
+        lifted(&folder, name);
+        let judge = format!("guard:{GUARD},{folder}/{name}.toml");
+        let line = format!("detect --judge {judge} --refusal {judge} --tau-r 0 -i {folder}/in.jsonl --device cpu");
+        let Some(expected) = expected else {
+            ares(&line).expect(1, &["expected ones that say whether an answer refuses, found none that do"]);
+            continue;
+        };
+        for (found, expected) in ares(&line).expect(0, &[]).rows().iter().zip(expected.as_array().unwrap()) {
+            close(&found["p_harm"], &expected["p_harm"]);
+            assert_eq!(found["refusal"].as_bool(), Some(expected["p_refusal"].as_f64().unwrap() >= 0.5), "{found}");
+        }
+    }
+}
+
+/// The answer's middle goes, not its end and never the prompt; the row says so.
+#[test]
+fn answers_that_are_too_long_are_cut_in_their_middle() {
+    let folder = Folder::new();
+    let form = fs::read_to_string("src/judge/guard/forms/wildguard.toml").unwrap();
+    folder.write("form.toml", format!("uncovered = 1.0\n{}", form.replace("context = 4096", "context = 300")));
+    let row = |prompt: &str, response: String| json!({"prompt": prompt, "response": response});
+    let (begin, end) = ("First, mix flour and water.", "Last, bake it for an hour.");
+    let long = |middle: &str| format!("{begin} {} {end}", middle.repeat(200));
+    let input = lines(&[
+        row("How do I bake bread?", long("Then wait. ")),
+        row("How do I bake bread?", long("Then wait a little more. ")),
+        row("How do I bake bread?", begin.into()),
+        row(&"How? ".repeat(300), begin.into()),
+    ]);
+    let outcome = ares_with(&format!("judge --judge guard:{GUARD},{folder}/form.toml"), &input)
+        .expect(0, &["4 rows, 1 with an error"]);
+    let rows = outcome.rows();
+    for row in &rows[..2] {
+        assert!(row["cut"] == true && row["p_harm"].as_f64().is_some_and(|p| (0.0..=1.0).contains(&p)), "{row}");
+    }
+    assert_eq!(rows[2]["cut"], Value::Null);
+    let error = rows[3]["error"].as_str().unwrap();
+    assert!(error.contains("expected one that leaves room for an answer within the guard's 300 tokens"), "{error}");
+}
+
+#[test]
+fn verdicts_that_cannot_be_told_apart_are_refused() {
+    let folder = Folder::new();
+    let form = |texts: [&str; 2]| {
+        let verdict =
+            |(weight, text): (usize, &str)| format!("[[verdict]]\nharmful = {weight}.0\ntexts = [{text:?}]\n");
+        texts.into_iter().enumerate().map(verdict).collect::<String>()
+    };
+    for (texts, expected) in [
+        (["safe", "safe"], "cannot be told from verdict 1"),
+        (["No", "No."], "texts of which none begins another"),
+        (["", "x"], "expected texts that have tokens, found \"\""),
+    ] {
+        folder.write("form.toml", form(texts));
+        let line = format!("judge --judge guard:{GUARD},{folder}/form.toml");
+        ares_with(&line, "{\"prompt\": \"a\", \"response\": \"b\"}\n").expect(1, &["verdicts of a guard", expected]);
+    }
+    ares(&format!("judge --judge guard:{GUARD}")).expect(1, &["known by its name", "guard:DIR,FILE"]);
+    ares("judge --judge guard:models/judge,src/judge/guard/forms/wildguard.toml").expect(1, &["LlamaForCausalLM"]);
+    ares("judge --judge guard:").expect(2, &["guard:DIR[+ADAPTER][,FORM]"]);
+}
