@@ -1,4 +1,5 @@
-//! A sequence classifier as judge: p_harm = σ(score) with one label, softmax's last with several.
+//! A sequence classifier as judge: p_harm = σ(score) with one label; of several the one that is named, by softmax, or by σ where labels do
+//! not exclude each other.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,19 +7,31 @@ use std::sync::atomic::AtomicBool;
 
 use super::{Harm, Judge};
 use crate::error::{Error, Result};
-use crate::model::{Checkpoint, Head, ModelSpec, Pretrained, Version};
+use crate::model::{Checkpoint, Head, ModelConfig, ModelSpec, Pretrained, Version};
 use crate::ops::Ops;
 use crate::text::Prompt;
 
-/// `model:DIR`.
+/// What a label that means harm is called, where none is chosen.
+const HARM: [&str; 6] = ["harmful", "unsafe", "toxic", "toxicity", "harm", "violation"];
+
+/// `model:DIR[,LABEL]`.
 pub(crate) struct Classifier<B: Ops> {
     name: String,
     model: Pretrained<B>,
+    /// Whose probability is p_harm.
+    label: usize,
 }
 
 impl<B: Ops> Classifier<B> {
-    /// Opens the folder; anything but a sequence classifier is an error.
-    pub(crate) fn open(ops: &B, dir: &Path, batch_tokens: usize, interrupt: Arc<AtomicBool>) -> Result<Self> {
+    /// Opens the folder; anything but a sequence classifier is an error, and so are several labels of which it is not clear which one
+    /// means harm.
+    pub(crate) fn open(
+        ops: &B,
+        dir: &Path,
+        label: Option<&str>,
+        batch_tokens: usize,
+        interrupt: Arc<AtomicBool>,
+    ) -> Result<Self> {
         let spec = ModelSpec { dir: dir.to_path_buf(), adapter: None };
         let model = Pretrained::open(ops, &spec, batch_tokens, interrupt)?;
         if let Head::Causal = model.transformer.config.head {
@@ -28,7 +41,9 @@ impl<B: Ops> Classifier<B> {
         // By content, not by path: the name is part of a benchmark's identity on every machine.
         let hash = Checkpoint::open(dir, &model.transformer.config)?.sha256();
         let folder = dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        Ok(Classifier { name: format!("model:{folder}@{}", &hash[..12]), model })
+        let label = chosen(&model.transformer.config, label)?;
+        let named = if model.transformer.config.labels() > 1 { format!(",{label}") } else { String::new() };
+        Ok(Classifier { name: format!("model:{folder}@{}{named}", &hash[..12]), model, label })
     }
 
     /// Spells the template's own tokens out, so that an answer cannot speak to the judge.
@@ -55,28 +70,74 @@ impl<B: Ops> Judge for Classifier<B> {
         let escaped: Vec<_> = rows.iter().map(|(prompt, answer)| self.escaped(prompt, answer)).collect();
         let rendered = self.model.rendering.fulls(escaped.iter().map(|(p, answer)| (p, answer.as_str())).collect());
         let scores = self.model.scores(Version::Start, rendered)?;
-        Ok(scores.into_iter().map(|scores| Harm::new(probability(&scores?), tau_h)).collect())
+        let multi_label = self.model.transformer.config.multi_label;
+        let harm = |scores: Vec<f32>| Harm::new(probability(&scores, self.label, multi_label), tau_h);
+        Ok(scores.into_iter().map(|scores| harm(scores?)).collect())
     }
 }
 
-/// σ of a single score; of several, softmax's last.
-fn probability(scores: &[f32]) -> f64 {
-    match scores {
-        [] => f64::NAN,
-        [score] => 1.0 / (1.0 + (-f64::from(*score)).exp()),
-        [.., last] => 1.0 / scores.iter().map(|s| f64::from(s - last).exp()).sum::<f64>(),
+/// The place of the label that means harm: the one that was named, the only one, or the only one whose name says so.
+fn chosen(config: &ModelConfig, named: Option<&str>) -> Result<usize> {
+    let names = &config.label_names;
+    let refuse = |expected: &str| {
+        let found =
+            if names.is_empty() { format!("{} labels without names", config.labels()) } else { names.join(", ") };
+        Err(Error::file(&config.file, expected, "name the label (or its number): model:DIR,LABEL")(found))
+    };
+    if let Some(named) = named {
+        let by_name = names.iter().position(|name| name.eq_ignore_ascii_case(named));
+        let by_number = named.parse().ok().filter(|at| *at < config.labels());
+        return by_name.or(by_number).map_or_else(|| refuse(&format!("a label `{named}`")), Ok);
     }
+    let says_so = |name: &String| HARM.contains(&name.to_ascii_lowercase().as_str());
+    let mut harmful = names.iter().enumerate().filter(|(_, name)| says_so(name)).map(|(at, _)| at);
+    match (config.labels(), harmful.next(), harmful.next()) {
+        (1, ..) => Ok(0),
+        (_, Some(at), None) => Ok(at),
+        _ => refuse(&format!("one label that is called {}", HARM.join(", "))),
+    }
+}
+
+/// σ of a single score, or of one of several that do not exclude each other; else softmax.
+fn probability(scores: &[f32], label: usize, multi_label: bool) -> f64 {
+    let Some(&own) = scores.get(label) else { return f64::NAN };
+    if scores.len() == 1 || multi_label {
+        return 1.0 / (1.0 + (-f64::from(own)).exp());
+    }
+    1.0 / scores.iter().map(|score| f64::from(score - own).exp()).sum::<f64>()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::probability;
+    use super::*;
+    use crate::error::refused;
 
     #[test]
     fn one_label_is_a_sigmoid_and_two_are_a_softmax() {
-        assert!((probability(&[0.0]) - 0.5).abs() <= 1e-12);
-        assert!((probability(&[1.0, 1.0]) - 0.5).abs() <= 1e-12);
-        assert!((probability(&[0.0, 2.0]) - probability(&[2.0])).abs() <= 1e-7);
-        assert!(probability(&[]).is_nan());
+        assert!((probability(&[0.0], 0, false) - 0.5).abs() <= 1e-12);
+        assert!((probability(&[1.0, 1.0], 1, false) - 0.5).abs() <= 1e-12);
+        assert!((probability(&[0.0, 2.0], 1, false) - probability(&[2.0], 0, false)).abs() <= 1e-7);
+        assert!((probability(&[2.0, 0.0], 0, false) - probability(&[2.0], 0, false)).abs() <= 1e-7);
+        assert!((probability(&[5.0, 2.0], 1, true) - probability(&[2.0], 0, false)).abs() <= 1e-12);
+        assert!(probability(&[], 0, false).is_nan());
+    }
+
+    #[test]
+    fn the_label_that_means_harm_is_never_a_guess() {
+        let config = |labels: &str| {
+            let text =
+                std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/models/judge/config.json")).unwrap();
+            let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+            config["id2label"] = serde_json::from_str(labels).unwrap();
+            ModelConfig::parse(Path::new("config.json"), &config.to_string()).unwrap()
+        };
+        let toxic = config(r#"{"1": "neutral", "0": "Toxic"}"#);
+        assert_eq!((chosen(&toxic, None).unwrap(), chosen(&toxic, Some("NEUTRAL")).unwrap()), (0, 1));
+        assert_eq!(chosen(&config(r#"{"0": "LABEL_0"}"#), None).unwrap(), 0);
+        let unnamed = config(r#"{"0": "LABEL_0", "1": "LABEL_1"}"#);
+        refused(chosen(&unnamed, None), "found LABEL_0, LABEL_1; name the label");
+        assert_eq!(chosen(&unnamed, Some("1")).unwrap(), 1);
+        refused(chosen(&unnamed, Some("2")), "expected a label `2`");
+        refused(chosen(&config(r#"{"0": "unsafe", "1": "toxic"}"#), None), "expected one label that is called harmful");
     }
 }

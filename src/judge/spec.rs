@@ -16,8 +16,8 @@ use crate::ops::Ops;
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(into = "String")]
 pub enum JudgeSpec {
-    /// `model:DIR`: a sequence classifier.
-    Model(PathBuf),
+    /// `model:DIR[,LABEL]`: a sequence classifier.
+    Model { dir: PathBuf, label: Option<String> },
     /// `guard:DIR[+ADAPTER][,FORM]`: a language model that gives verdicts.
     Guard { model: ModelSpec, form: Option<PathBuf> },
     /// `lexicon:FILE`: starts and phrases that give an answer away.
@@ -27,7 +27,9 @@ pub enum JudgeSpec {
 impl From<JudgeSpec> for String {
     fn from(spec: JudgeSpec) -> String {
         match spec {
-            JudgeSpec::Model(dir) => format!("model:{}", dir.display()),
+            JudgeSpec::Model { dir, label } => {
+                format!("model:{}{}", dir.display(), label.map_or_else(String::new, |label| format!(",{label}")))
+            }
             JudgeSpec::Guard { model, form } => {
                 let form = form.map_or_else(String::new, |form| format!(",{}", form.display()));
                 format!("guard:{}{form}", String::from(model))
@@ -42,21 +44,32 @@ impl FromStr for JudgeSpec {
 
     fn from_str(text: &str) -> Result<JudgeSpec> {
         match text.split_once(':') {
-            Some(("model", dir)) if !dir.is_empty() => Ok(JudgeSpec::Model(dir.into())),
+            Some(("model", rest)) if !rest.is_empty() => {
+                let (dir, label) = with_more(rest);
+                Ok(JudgeSpec::Model { dir: dir.into(), label: label.map(str::to_string) })
+            }
             Some(("guard", rest)) if !rest.is_empty() => {
-                let (model, form) = match rest.rsplit_once(',') {
-                    Some((model, form)) if !form.is_empty() && !Path::new(rest).is_dir() => (model, Some(form.into())),
-                    _ => (rest, None),
-                };
+                let (model, form) = with_more(rest);
+                let form = form.map(PathBuf::from);
                 let model = model.parse().map_err(|why| Error::Usage(format!("--judge guard:{model}: {why}")))?;
                 Ok(JudgeSpec::Guard { model, form })
             }
             Some(("lexicon", file)) if !file.is_empty() => Ok(JudgeSpec::Lexicon(file.into())),
             _ => {
-                let expected = "model:DIR, guard:DIR[+ADAPTER][,FORM] or lexicon:FILE";
+                let expected = "model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM] or lexicon:FILE";
                 Err(Error::Usage(format!("--judge: expected {expected}, found `{text}`")))
             }
         }
+    }
+}
+
+/// What stands before the last comma, and after it. A folder whose name holds one is that folder.
+fn with_more(text: &str) -> (&str, Option<&str>) {
+    match text.rsplit_once(',') {
+        Some((before, after)) if !before.is_empty() && !after.is_empty() && !Path::new(text).is_dir() => {
+            (before, Some(after))
+        }
+        _ => (text, None),
     }
 }
 
@@ -64,7 +77,7 @@ impl JudgeSpec {
     /// The folders and files that it is read from.
     pub(crate) fn places(&self) -> Vec<&Path> {
         match self {
-            JudgeSpec::Model(place) | JudgeSpec::Lexicon(place) => vec![place],
+            JudgeSpec::Model { dir: place, .. } | JudgeSpec::Lexicon(place) => vec![place],
             JudgeSpec::Guard { model, form } => model.places().into_iter().chain(form.as_deref()).collect(),
         }
     }
@@ -84,7 +97,9 @@ impl JudgeSpec {
     ) -> Result<Box<dyn Judge>> {
         let interrupt = interrupt.clone();
         Ok(match self {
-            JudgeSpec::Model(dir) => Box::new(Classifier::open(ops, dir, batch_tokens, interrupt)?),
+            JudgeSpec::Model { dir, label } => {
+                Box::new(Classifier::open(ops, dir, label.as_deref(), batch_tokens, interrupt)?)
+            }
             JudgeSpec::Guard { model, form } => {
                 Box::new(Guard::open(ops, model, form.as_deref(), question, batch_tokens, interrupt)?)
             }

@@ -136,7 +136,8 @@ impl AdapterFile {
     /// Reads an adapter for the model of `config`: every tensor belongs to a projection (or is the score head) of that model and
     /// has its shape, no projection has A without B, and every number is finite.
     pub fn open(dir: &Path, config: &ModelConfig) -> Result<AdapterFile> {
-        let mut adapter = read(&Fields::open(&dir.join(CONFIG))?)?;
+        let fields = Fields::open(&dir.join(CONFIG))?;
+        let mut adapter = read(&fields)?;
         let path = dir.join(WEIGHTS);
         if !path.exists() && dir.join("adapter_model.bin").exists() {
             let remedy = "save the adapter again with a PEFT of version 0.5 or later";
@@ -158,6 +159,7 @@ impl AdapterFile {
             adapter.tensors.insert(name, HostTensor { shape, data });
         }
         adapter.check_pairs(&path)?;
+        adapter.check_targets(&fields)?;
         Ok(adapter)
     }
 
@@ -183,6 +185,35 @@ impl AdapterFile {
         let first = || self.tensors.is_empty().then(|| matrix_name(0, Projection::Q, 'A'));
         let Some(tensor) = missing.or_else(first) else { return Ok(()) };
         Err(wrong(path, &tensor, "both matrices of a pair", NO_TENSOR))
+    }
+
+    /// PEFT reads no matrix of a module that the configuration does not target; to use one would be another adapter.
+    fn check_targets(&self, fields: &Fields) -> Result<()> {
+        let unnamed = |listed: &[String], module: &String| {
+            // A target names a module by its own name, or by the end of its path.
+            !listed.iter().any(|target| target.rsplit('.').next() == Some(module))
+        };
+        if let Some(Value::Array(list)) = fields.get("target_modules") {
+            let listed: Vec<String> = list.iter().filter_map(|name| name.as_str().map(str::to_string)).collect();
+            if let Some(module) = self.target_modules().iter().find(|module| unnamed(&listed, module)) {
+                let expected = format!("a list with {module}, of which the adapter has matrices");
+                return Err(fields.refuse("target_modules", &expected, &listed.join(", "), REMEDY));
+            }
+        }
+        let layer = |name: &String| name.split(".layers.").nth(1)?.split('.').next()?.parse::<u64>().ok();
+        let layers: BTreeSet<u64> = self.tensors.keys().filter_map(layer).collect();
+        let transformed = match fields.get("layers_to_transform") {
+            None => return Ok(()),
+            Some(Value::Array(list)) => list.iter().filter_map(Value::as_u64).collect(),
+            Some(value) => Vec::from_iter(value.as_u64()),
+        };
+        match layers.iter().find(|layer| !transformed.contains(layer)) {
+            None => Ok(()),
+            Some(layer) => {
+                let expected = format!("a list with {layer}, of which the adapter has matrices");
+                Err(fields.refuse("layers_to_transform", &expected, &format!("{transformed:?}"), REMEDY))
+            }
+        }
     }
 
     /// Writes the adapter as PEFT does, in f32, into the folder `dir`, which appears whole or not at all; the files of an

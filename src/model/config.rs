@@ -82,6 +82,10 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// SHA-256, in hex, of the tokenizer.json this model was trained with (`ares_tokenizer_sha256`).
     pub(crate) tokenizer_sha256: Option<String>,
+    /// Of a classifier, in the order of its scores; empty where the config names none.
+    pub(crate) label_names: Vec<String>,
+    /// Its labels do not exclude each other (`problem_type`).
+    pub(crate) multi_label: bool,
     /// Per layer: how many keys, the query's own included, a query sees.
     windows: Vec<Option<usize>>,
 }
@@ -192,6 +196,8 @@ impl ModelConfig {
             rope: RopeConfig::read(fields, max_position_embeddings)?,
             eos_token_ids: Vec::new(),
             tokenizer_sha256: fields.text("ares_tokenizer_sha256")?.map(str::to_ascii_lowercase),
+            label_names: label_names(fields)?,
+            multi_label: fields.text("problem_type")? == Some("multi_label_classification"),
             windows: windows(fields, family, layers)?,
         };
         for key in ["bos_token_id", "pad_token_id"] {
@@ -253,6 +259,16 @@ fn labels(fields: &Fields) -> Result<usize> {
         },
         (None, None) => Ok(2),
     }
+}
+
+/// The names in `id2label`, by their numbers; none unless they are 0, 1, 2, … each once.
+fn label_names(fields: &Fields) -> Result<Vec<String>> {
+    let Some(names) = fields.object("id2label")? else { return Ok(Vec::new()) };
+    let mut found: Vec<(usize, String)> =
+        names.iter().filter_map(|(id, name)| Some((id.parse().ok()?, name.as_str()?.to_string()))).collect();
+    found.sort();
+    let whole = found.len() == names.iter().count() && found.iter().enumerate().all(|(at, (id, _))| at == *id);
+    Ok(if whole { found.into_iter().map(|(_, name)| name).collect() } else { Vec::new() })
 }
 
 /// Settings that would change the computation into one that ares does not do.

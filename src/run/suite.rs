@@ -118,7 +118,7 @@ impl Suite {
     }
 
     pub fn judge(&self) -> JudgeSpec {
-        JudgeSpec::Model(self.file.judge.clone())
+        JudgeSpec::Model { dir: self.file.judge.clone(), label: None }
     }
 
     /// A pair with everyone who judges it.
@@ -127,7 +127,7 @@ impl Suite {
             policy: pair.model("policy"),
             reward: pair.model("reward"),
             judge: self.judge(),
-            second_judge: Some(JudgeSpec::Model(self.file.second_judge.clone())),
+            second_judge: Some(JudgeSpec::Model { dir: self.file.second_judge.clone(), label: None }),
             refusal: Some(JudgeSpec::Lexicon(self.file.refusal.clone())),
             truth: Some(self.file.truth.clone()),
             tau_h: 0.5,

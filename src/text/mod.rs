@@ -8,6 +8,7 @@ pub(crate) mod output;
 pub(crate) mod prompt;
 pub(crate) mod rendering;
 pub mod rows;
+pub(crate) mod specials;
 pub(crate) mod template;
 pub(crate) mod tokenizer;
 

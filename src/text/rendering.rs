@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::text::specials::Specials;
 use crate::text::template::{Arguments, Conversation, Template};
 use crate::text::tokenizer::Tokenizer;
 use crate::text::{Message, Prompt};
@@ -67,11 +68,13 @@ impl Rendering {
 
     /// [`Rendering::open`]; the chat template is given `arguments` beside each conversation.
     pub(crate) fn open_with(dir: &Path, limits: &IdLimits, arguments: &Arguments) -> Result<Rendering> {
-        let tokenizer = Tokenizer::open(dir)?;
+        let specials = Specials::open(dir)?;
+        let tokenizer = Tokenizer::open(dir, &specials)?;
         tokenizer.check(limits.vocab_size, limits.tokenizer_sha256)?;
-        let template = Template::open(dir, arguments)?;
+        let named = specials.named.get("eos_token").and_then(|text| tokenizer.token_to_id(text));
+        let template = Template::open(dir, specials.named, arguments)?;
+        let named = named.filter(|_| template.is_some());
         let mut end_tokens = limits.eos_token_ids.to_vec();
-        let named = template.as_ref().and_then(|template| tokenizer.token_to_id(template.special("eos_token")?));
         end_tokens.extend(named.filter(|id| !limits.eos_token_ids.contains(id)));
         let (vocab_size, context) = (limits.vocab_size, limits.context);
         Ok(Rendering { dir: dir.to_path_buf(), tokenizer, template, vocab_size, context, end_tokens })

@@ -22,14 +22,10 @@ mod json;
 #[cfg(test)]
 mod tests;
 
-/// Special tokens that a template may name, as tokenizer_config.json and special_tokens_map.json list them.
-const SPECIAL: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-
 /// A model's chat template, behaving as in transformers.
 pub(crate) struct Template {
     file: PathBuf,
     text: String,
-    specials: BTreeMap<String, String>,
     runner: Runner,
 }
 
@@ -62,8 +58,11 @@ enum Runner {
 impl Template {
     /// Finds the template of the model in `dir`: chat_template.jinja, else `chat_template` in tokenizer_config.json (a text, or
     /// a list in which one is named `default`). `None` when it has none.
-    pub(crate) fn open(dir: &Path, arguments: &Arguments) -> Result<Option<Template>> {
-        let specials = special_tokens(dir)?;
+    pub(crate) fn open(
+        dir: &Path,
+        specials: BTreeMap<String, String>,
+        arguments: &Arguments,
+    ) -> Result<Option<Template>> {
         let file = dir.join("chat_template.jinja");
         if file.exists() {
             let source = read_text(&file)?;
@@ -93,13 +92,13 @@ impl Template {
     ) -> Result<Template> {
         let broken = Error::file(file, "a chat template in Jinja", "correct the template, or use --raw");
         let arguments = arguments.clone();
-        let source = Source { text: text.clone(), specials: specials.clone(), arguments, now: clock::now() };
+        let source = Source { text: text.clone(), specials, arguments, now: clock::now() };
         let runner = match Helper::start(source)? {
             Started::Unavailable(source) => Engine::compile(&source).map(|engine| Runner::Here(Box::new(engine))),
             Started::Refused(why) => Err(why),
             Started::Ready(helper) => Ok(Runner::Apart(helper)),
         };
-        Ok(Template { file: file.to_path_buf(), text, specials, runner: runner.map_err(broken)? })
+        Ok(Template { file: file.to_path_buf(), text, runner: runner.map_err(broken)? })
     }
 
     /// Renders the conversations of each row, all of a row's or none: what the template refuses is that row's error.
@@ -116,36 +115,10 @@ impl Template {
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
-
-    /// Gets the text of a special token (`eos_token`, …), if the tokenizer has it.
-    pub(crate) fn special(&self, key: &str) -> Option<&str> {
-        self.specials.get(key).map(String::as_str)
-    }
 }
 
 /// Finds the template named `default` in a list of `{"name": …, "template": …}`.
 fn default_of(list: &serde_json::Value) -> Option<String> {
     let named = |entry: &&serde_json::Value| entry.get("name").and_then(|name| name.as_str()) == Some("default");
     list.as_array()?.iter().find(named)?.get("template")?.as_str().map(str::to_string)
-}
-
-fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>> {
-    let mut found = BTreeMap::new();
-    // The first file wins, as in transformers.
-    for name in ["tokenizer_config.json", "special_tokens_map.json"] {
-        let file = dir.join(name);
-        if !file.exists() {
-            continue;
-        }
-        let fields = Fields::open(&file)?;
-        for key in SPECIAL {
-            // Either the text itself or an AddedToken.
-            let Some(value) = fields.get(key) else { continue };
-            let Some(text) = value.as_str().or_else(|| value.get("content")?.as_str()) else {
-                return Err(fields.wrong(key, "a text, or an object with `content`", &brief(value)));
-            };
-            found.entry(key.to_string()).or_insert_with(|| text.to_string());
-        }
-    }
-    Ok(found)
 }

@@ -3,8 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use tokenizers::AddedToken;
+
 use super::foreign::contained;
 use super::input::read;
+use super::specials::Specials;
 use crate::error::{Error, Result};
 use crate::text::output::sha256;
 
@@ -27,15 +30,22 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` in `dir`. Fails on a file that the tokenizers library does not read.
-    pub(crate) fn open(dir: &Path) -> Result<Tokenizer> {
+    /// Reads `tokenizer.json` in `dir`, to which the special tokens that it does not know as such are added, as transformers does.
+    /// Fails on a file that the tokenizers library does not read.
+    pub(crate) fn open(dir: &Path, specials: &Specials) -> Result<Tokenizer> {
         const EXPECTED: &str = "a tokenizer.json of the tokenizers library";
         const REMEDY: &str = "save it again with `AutoTokenizer.from_pretrained(…).save_pretrained(…)`";
         let file = dir.join("tokenizer.json");
         let bytes = read(&file)?;
         let wrong = |what: String| Error::file(&file, EXPECTED, REMEDY)(what);
-        let inner = contained(|| parse(&bytes)).and_then(|parsed| parsed).map_err(wrong)?;
+        let mut inner = contained(|| parse(&bytes)).and_then(|parsed| parsed).map_err(wrong)?;
+        // Before the additions: what the embedding need not have is refused where it is used.
         let highest = inner.get_vocab(true).into_values().max();
+        for text in specials.all() {
+            if !inner.get_added_tokens_decoder().values().any(|token| token.content == *text) {
+                contained(|| inner.add_special_tokens(&[AddedToken::from(text.clone(), true)])).map_err(wrong)?;
+            }
+        }
         let decoder = inner.get_added_tokens_decoder();
         let special = decoder.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
         let mut added: Vec<_> = decoder.into_values().map(|token| token.content).filter(|t| !t.is_empty()).collect();
@@ -150,7 +160,7 @@ mod tests {
     fn open(definition: &str) -> (tempfile::TempDir, Tokenizer) {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("tokenizer.json"), definition).unwrap();
-        let tokenizer = Tokenizer::open(dir.path()).unwrap();
+        let tokenizer = Tokenizer::open(dir.path(), &Specials::default()).unwrap();
         (dir, tokenizer)
     }
 

@@ -135,6 +135,51 @@ fn tokenizers_that_their_library_cannot_bear_are_the_files_fault() {
     ares_with(&format!("score --reward {reward}"), &format!("{text}\n")).expect(1, &["expected at most 1048576 bytes"]);
 }
 
+/// Scored as transformers scores: `eos_token` is no token of the file, and gets the next id there.
+#[test]
+fn special_tokens_that_the_tokenizer_lacks_are_added() {
+    let reward = model("llama-reward");
+    change(&reward, "tokenizer_config.json", |config| {
+        (config["eos_token"], config["pad_token"]) = ("<end>".into(), "<pad>".into())
+    });
+    change(&reward, "tokenizer.json", |tokenizer| {
+        tokenizer["added_tokens"] = json!([]);
+        let words = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        words.retain(|_, id| id.as_u64().unwrap() < 60);
+    });
+    let scored = |row: Value| {
+        ares_with(&format!("score --raw --reward {reward}"), &format!("{row}\n")).expect(0, &[]).rows()[0]["reward"]
+            .clone()
+    };
+    for (text, id) in [("<end>", 60), ("<pad>", 61)] {
+        let row = json!({"prompt": format!("w12 w13{text}"), "response": ""});
+        assert_eq!(scored(row), scored(json!({"tokens": [12, 13, id]})), "{text}");
+    }
+}
+
+/// PEFT reads no matrices of what the configuration does not name; here they were used.
+#[test]
+fn adapters_whose_configuration_names_less_than_they_hold_are_refused() {
+    let reward = model("llama-reward");
+    fs::create_dir(reward.at("adapter")).unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(format!("tests/golden/llama-reward/adapter/{name}"), reward.at(&format!("adapter/{name}"))).unwrap();
+    }
+    let line = format!("score --reward {reward}+{reward}/adapter");
+    for (key, value, expected) in [
+        ("target_modules", json!(["q_proj", "v_proj"]), "a list with down_proj, of which the adapter has matrices"),
+        ("layers_to_transform", json!([0]), "a list with 1, of which the adapter has matrices"),
+        ("layers_to_transform", json!(1), "a list with 0, of which the adapter has matrices"),
+    ] {
+        let before = reward.read("adapter/adapter_config.json");
+        change(&reward, "adapter/adapter_config.json", |config| config[key] = value);
+        ares_with(&line, ROW).expect(1, &["adapter_config.json", expected]);
+        reward.write("adapter/adapter_config.json", before);
+    }
+    change(&reward, "adapter/adapter_config.json", |config| config["layers_to_transform"] = json!([0, 1]));
+    ares_with(&line, ROW).expect(0, &[]);
+}
+
 #[cfg(unix)]
 fn pipe(folder: &Folder, name: &str) {
     let _ = fs::remove_file(folder.at(name));

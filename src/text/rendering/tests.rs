@@ -143,9 +143,9 @@ fn a_tokenizer_of_another_model_is_refused() {
     let own = crate::text::output::sha256(tokenizer().to_string().as_bytes());
     assert!(open(&IdLimits { tokenizer_sha256: Some(&own), ..LIMITS }).is_ok());
     let dir = tempfile::tempdir().unwrap();
-    refused(Tokenizer::open(dir.path()), "tokenizer.json: cannot read");
+    refused(Tokenizer::open(dir.path(), &Specials::default()), "tokenizer.json: cannot read");
     std::fs::write(dir.path().join("tokenizer.json"), "{\"model\": 3").unwrap();
-    refused(Tokenizer::open(dir.path()), "expected a tokenizer.json of the tokenizers library");
+    refused(Tokenizer::open(dir.path(), &Specials::default()), "expected a tokenizer.json of the tokenizers library");
 }
 
 #[test]

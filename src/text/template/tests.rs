@@ -1,5 +1,6 @@
 use super::*;
 use crate::error::refused;
+use crate::text::specials::Specials;
 
 fn turn(role: &str, content: &str) -> Message {
     Message { role: role.into(), content: content.into() }
@@ -81,7 +82,7 @@ fn a_template_is_found_where_transformers_looks() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
     let render = || {
-        Template::open(dir.path(), &Arguments::new())
+        Template::open(dir.path(), Specials::open(dir.path()).unwrap().named, &Arguments::new())
             .unwrap()
             .map(|t| rendered(&t, &[turn("user", "a")], false).unwrap())
     };
@@ -99,7 +100,7 @@ fn a_template_is_found_where_transformers_looks() {
     assert_eq!(render().as_deref(), Some("2"));
     write("tokenizer_config.json", r#"{"chat_template": [{"name": "tool_use", "template": "3"}]}"#);
     let expected = "expected chat_template to be a text, or a list with one named `default`";
-    refused(Template::open(dir.path(), &Arguments::new()), expected);
+    refused(Template::open(dir.path(), Specials::open(dir.path()).unwrap().named, &Arguments::new()), expected);
     write("chat_template.jinja", "4");
     assert_eq!(render().as_deref(), Some("4"));
 }
