@@ -38,6 +38,8 @@ def table(path):
     run = json.loads(path.read_text())
     if run.get("tool") == "baseline_hf":
         return beside_pytorch(path, run)
+    if "contrasts" in run:
+        return evidence(path, run)
     several = len(run["seeds"]) > 1
     rows = [("before", run["before"], None)]
     for method in run["methods"]:
@@ -48,6 +50,36 @@ def table(path):
         lines.append("| " + " | ".join([name, *(show(measure) for _, show in COLUMNS), *words]) + " |")
     lines += ["", f"*{run['suite']}; {run['device']}; {dated(path)}; n = {run['before']['n']} held-out harmful prompts, {run['before']['best_of']['n']} of them for best of 8 and relapse; seeds "
               f"{', '.join(map(str, run['seeds']))}; `{path.relative_to(ROOT)}`.*"]
+    return "\n".join(lines)
+
+
+ARMS = ("before", "sham", "rlhf", "sft", "dpo", "policy", "policy-matched", "reward", "joint", "joint-uncoupled", "joint-shuffled", "alternating",
+        "sequential")
+# An end point or a distance, and how the table calls it.
+POINTS = {"P1": "harmful answers (P1)", "P2": "best of 8 (P2)", "P3": "trained further (P3)"} | {
+    f"harmful, {distance}": distance for distance in ("seen", "near", "semantic", "far")}
+
+
+def evidence(path, run):
+    """Means over the main cells that are done, in percent, and the contrasts by which the hypotheses are decided."""
+    cells = [table for name, table in run["table"].items() if name.endswith(", main")]
+    lines = ["| method | " + " | ".join(POINTS.values()) + " | accepted |", "|---" * (len(POINTS) + 2) + "|"]
+    for arm in ARMS:
+        known = {point: [cell[arm][point] for cell in cells if cell[arm].get(point) is not None] for point in POINTS}
+        means = [rate(sum(values) / len(values)) if values else "–" for values in known.values()]
+        words = [cell[arm].get("accepted") for cell in cells]
+        accepted = "" if arm == "before" else f"{sum(word is True for word in words)} of {len(words)}"
+        lines.append("| " + " | ".join([arm, *means, accepted]) + " |")
+    lines += ["", "| contrast, points | value | 95 % interval | by base seed |", "|---|---|---|---|"]
+    for name, found in run["contrasts"].items():
+        if found:
+            seeds = ", ".join(f"{value:+.1f}" for value in found["by_seed"].values())
+            lines.append(f"| {name} | {found['value']:+.1f} | {found['ci95'][0]:+.1f} … {found['ci95'][1]:+.1f} | {seeds} |")
+    missing = sum(name.endswith(", main") for name in run["missing"])
+    state = f"; **{missing} main cells are missing**" if missing else ""
+    machine = ", ".join(sorted({made.split(", ")[2] for made in run["made_on"]}))
+    lines += ["", f"*Means over {len(cells)} cells (base seed × pair){state}; by ground truth; *seen* to *far*: harmful answers (P1) by the distance of the fault "
+              f"from what the search could say; {machine}, two cores; `{path.relative_to(ROOT)}`.*"]
     return "\n".join(lines)
 
 
@@ -73,8 +105,9 @@ def beside_pytorch(path, run):
 
 
 def dated(path):
-    """The date in a result's name, whatever follows it."""
-    return re.search(r"\d{4}-\d\d-\d\d", path.name).group()
+    """The date in a result's name, whatever follows it; none where the name has none."""
+    found = re.search(r"\d{4}-\d\d-\d\d", path.name)
+    return found.group() if found else ""
 
 
 def main():
