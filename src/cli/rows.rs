@@ -17,6 +17,7 @@ use crate::ops::Ops;
 use crate::run::detect::Added;
 use crate::run::{Manifest, interrupt};
 use crate::text::rows::{Row, RowReader, RowWriter};
+use crate::text::template::{Argument, Arguments, arguments};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Rows")]
@@ -40,6 +41,9 @@ pub(crate) struct RowArgs {
     /// Go on where an earlier run of the same command left FILE.part
     #[arg(long, requires = "output")]
     resume: bool,
+    /// Give the model's chat template this too: a name, and JSON or a text (`enable_thinking=false`)
+    #[arg(long, value_name = "NAME=VALUE")]
+    template_arg: Vec<Argument>,
     /// Use texts as they stand, without a chat template
     #[arg(long)]
     pub(crate) raw: bool,
@@ -61,6 +65,11 @@ impl RowArgs {
         self.batch_tokens.map(NonZeroUsize::get)
     }
 
+    /// What the chat templates are given.
+    pub(crate) fn arguments(&self) -> Arguments {
+        arguments(&self.template_arg)
+    }
+
     /// On this backend.
     pub(crate) fn batch<B: Ops>(&self, _: &B) -> usize {
         self.batch_tokens().unwrap_or(B::BATCH)
@@ -68,7 +77,7 @@ impl RowArgs {
 
     /// Opens a model with them.
     pub(crate) fn open<B: Ops>(&self, ops: &B, model: &ModelSpec) -> Result<Pretrained<B>> {
-        Pretrained::open(ops, model, self.batch(ops), interrupt::flag())
+        Pretrained::open_with(ops, model, &self.arguments(), self.batch(ops), interrupt::flag())
     }
 
     /// Opens input and output. Called before a model is opened: a wrong path should not cost a load. `inputs` are the files and folders

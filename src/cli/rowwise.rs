@@ -222,7 +222,7 @@ impl Logprob {
 /// Judge answers: add `p_harm` and `ambiguous` to each row, and `cut` where an answer's middle was left out
 #[derive(Debug, Args)]
 pub(crate) struct Judge {
-    /// Judge of harm: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM] or lexicon:FILE
+    /// Judge of harm: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS or lexicon:FILE
     #[arg(long, value_name = "SPEC")]
     judge: JudgeSpec,
     /// Call an answer harmful from this p_harm on, 0 to 1
@@ -278,7 +278,7 @@ impl Detect {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let device = session.device()?;
         let (batch_tokens, raw, seed) = (self.rows.batch_tokens(), self.rows.raw, session.seed());
-        let options = DetectOptions { batch_tokens, raw, seed, ..self.options };
+        let options = DetectOptions { batch_tokens, raw, seed, arguments: self.rows.arguments(), ..self.options };
         options.scale()?;
         let job = self.rows.read(session, &device, &options.places())?;
         on_device!(device, |ops| {

@@ -4,6 +4,7 @@ pub(crate) mod calibration;
 pub(crate) mod classifier;
 pub(crate) mod guard;
 pub(crate) mod lexicon;
+pub(crate) mod program;
 pub(crate) mod spec;
 pub(crate) mod truth;
 

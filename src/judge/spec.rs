@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::classifier::Classifier;
 use super::guard::{Guard, Question};
+use super::program::Program;
 use super::{Judge, Lexicon};
 use crate::error::{Error, Result};
 use crate::model::ModelSpec;
@@ -20,6 +21,8 @@ pub enum JudgeSpec {
     Model { dir: PathBuf, label: Option<String> },
     /// `guard:DIR[+ADAPTER][,FORM]`: a language model that gives verdicts.
     Guard { model: ModelSpec, form: Option<PathBuf> },
+    /// `cmd:PROGRAM ARGS`, no word of which holds a blank: a process of its own.
+    Program(Vec<String>),
     /// `lexicon:FILE`: starts and phrases that give an answer away.
     Lexicon(PathBuf),
 }
@@ -34,6 +37,7 @@ impl From<JudgeSpec> for String {
                 let form = form.map_or_else(String::new, |form| format!(",{}", form.display()));
                 format!("guard:{}{form}", String::from(model))
             }
+            JudgeSpec::Program(words) => format!("cmd:{}", words.join(" ")),
             JudgeSpec::Lexicon(file) => format!("lexicon:{}", file.display()),
         }
     }
@@ -54,9 +58,12 @@ impl FromStr for JudgeSpec {
                 let model = model.parse().map_err(|why| Error::Usage(format!("--judge guard:{model}: {why}")))?;
                 Ok(JudgeSpec::Guard { model, form })
             }
+            Some(("cmd", line)) if !line.trim().is_empty() => {
+                Ok(JudgeSpec::Program(line.split_whitespace().map(str::to_string).collect()))
+            }
             Some(("lexicon", file)) if !file.is_empty() => Ok(JudgeSpec::Lexicon(file.into())),
             _ => {
-                let expected = "model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM] or lexicon:FILE";
+                let expected = "model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS or lexicon:FILE";
                 Err(Error::Usage(format!("--judge: expected {expected}, found `{text}`")))
             }
         }
@@ -79,6 +86,8 @@ impl JudgeSpec {
         match self {
             JudgeSpec::Model { dir: place, .. } | JudgeSpec::Lexicon(place) => vec![place],
             JudgeSpec::Guard { model, form } => model.places().into_iter().chain(form.as_deref()).collect(),
+            // The program itself, where it is named by a path, and a script among its arguments.
+            JudgeSpec::Program(words) => words.iter().map(Path::new).filter(|word| word.is_file()).collect(),
         }
     }
 
@@ -103,6 +112,7 @@ impl JudgeSpec {
             JudgeSpec::Guard { model, form } => {
                 Box::new(Guard::open(ops, model, form.as_deref(), question, batch_tokens, interrupt)?)
             }
+            JudgeSpec::Program(words) => Box::new(Program::open(words, interrupt)?),
             JudgeSpec::Lexicon(file) => Box::new(Lexicon::open(file)?),
         })
     }

@@ -85,6 +85,7 @@ const SECTIONS: [(&str, &[&str]); 7] = [
             "harm_threshold",
             "max_new_tokens",
             "batch_tokens",
+            "template_arg",
         ],
     ),
     ("data", &["calibration", "replay", "retain", "plausible", "gate", "test", "kind", "grammar"]),

@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::judge::{Harm, Judge, JudgeSpec, Judges, Question, Thresholds, Truth};
 use crate::model::{Answer, Ask, Decoding, ModelSpec, Pretrained, Subject, Version};
 use crate::ops::Ops;
+use crate::text::template::Arguments;
 use crate::text::{Prompt, Row};
 
 /// Fields that a row gets.
@@ -35,13 +36,13 @@ pub(crate) struct DetectOptions {
     /// Scores answers that come without a `reward`
     #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model, help_heading = "Models")]
     pub(crate) reward: Option<ModelSpec>,
-    /// Judges answers that come without a `p_harm`: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM] or lexicon:FILE
+    /// Judges answers that come without a `p_harm`: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS or lexicon:FILE
     #[arg(long, value_name = "SPEC", help_heading = "Models")]
     pub(crate) judge: Option<JudgeSpec>,
     /// Second judge, trained apart; its CFR stands beside the first's
     #[arg(long, value_name = "SPEC", help_heading = "Models")]
     pub(crate) second_judge: Option<JudgeSpec>,
-    /// Judge of refusals: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM] or lexicon:FILE
+    /// Judge of refusals: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS or lexicon:FILE
     #[arg(long, value_name = "SPEC", help_heading = "Models")]
     pub(crate) refusal: Option<JudgeSpec>,
     /// Rule of ground truth over the rows' own `steps`, where harm is known by construction
@@ -68,6 +69,9 @@ pub(crate) struct DetectOptions {
     /// The backend's `BATCH` where it is not given.
     #[arg(skip)]
     pub(crate) batch_tokens: Option<usize>,
+    /// What the chat templates of policy and reward model are given.
+    #[arg(skip)]
+    pub(crate) arguments: Arguments,
     #[arg(skip)]
     pub(crate) raw: bool,
     #[arg(skip)]
@@ -109,7 +113,7 @@ pub(crate) struct Detector<'a, B: Ops> {
 impl<B: Ops> Detector<'_, B> {
     pub(crate) fn open<'a>(ops: &B, options: &'a DetectOptions) -> Result<Detector<'a, B>> {
         let (interrupt, batch) = (interrupt::flag(), options.batch_tokens.unwrap_or(B::BATCH));
-        let open = |spec: &ModelSpec| Pretrained::open(ops, spec, batch, interrupt.clone());
+        let open = |spec: &ModelSpec| Pretrained::open_with(ops, spec, &options.arguments, batch, interrupt.clone());
         let subject = Available {
             policy: options.policy.as_ref().map(open).transpose()?,
             reward: options.reward.as_ref().map(open).transpose()?,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{checkpoint, manifest};
 use crate::error::{Error, Result};
 use crate::journal;
-use crate::text::output::{PREFIX, SUFFIX, sweep};
+use crate::text::output::{held_folder, sweep};
 
 /// Hidden beside the run's files. The lock is the kernel's, on the open file: it ends with the process that holds it, however
 /// that ends, so a stale lock cannot exist. The file itself stays and only says who held it last.
@@ -44,25 +44,21 @@ impl RunDir {
     /// run. `Busy` when a live run holds it.
     pub fn create(path: &Path, earlier: Earlier) -> Result<RunDir> {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let Some(name) = path.file_name() else {
+        if path.file_name().is_none() {
             return Err(Error::Usage(format!("--out {}: expected the name of a directory to make", path.display())));
-        };
+        }
         fs::create_dir_all(parent).map_err(Error::write(parent))?;
         let kept = make_room(path, earlier)?;
         // Made aside, locked, then renamed: nobody ever sees a run directory without its lock.
         sweep(parent);
-        let aside = parent.join(format!("{PREFIX}{}.{}{SUFFIX}", name.display(), std::process::id()));
-        fs::create_dir(&aside).map_err(Error::write(&aside))?;
-        let placed = lock(&aside).and_then(|lock| match fs::rename(&aside, path) {
+        let (aside, _held) = held_folder(parent).map_err(Error::write(parent))?;
+        let placed = lock(aside.path()).and_then(|lock| match fs::rename(aside.path(), path) {
             Ok(()) => Ok(lock),
             Err(_) if path.exists() => Err(refusal(path, "another run took this place just now")),
             Err(error) => Err(Error::write(path)(error)),
-        });
-        if placed.is_err() {
-            // Best effort: the error itself is reported.
-            let _ = fs::remove_dir_all(&aside);
-        }
-        Ok(RunDir { path: path.to_path_buf(), kept, resumed: false, _lock: placed? })
+        })?;
+        let _ = aside.keep(); // it has another name now
+        Ok(RunDir { path: path.to_path_buf(), kept, resumed: false, _lock: placed })
     }
 
     /// Takes the lock of a run that goes on.

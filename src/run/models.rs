@@ -17,6 +17,7 @@ use crate::model::{ModelSpec, Pair, Pretrained};
 use crate::ops::Ops;
 use crate::text::output::sha256;
 use crate::text::rows::Preference;
+use crate::text::template::{Argument, arguments};
 
 // Which models work together, and what they all share; as a doc comment this would take the place of a command's own help.
 #[derive(Debug, Clone, clap::Args, Serialize)]
@@ -32,16 +33,20 @@ pub(crate) struct Models {
     #[arg(long, value_name = "N", value_parser = args::whole::<usize>(1, MOST_TOKENS), help_heading = "Models")]
     #[serde(serialize_with = "or_default")]
     pub(crate) batch_tokens: Option<usize>,
+    /// Give the chat templates of policy and reward model this too: a name, and JSON or a text
+    #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',', help_heading = "Models")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) template_arg: Vec<Argument>,
     /// Longest answer in tokens, the same for all that is compared
     #[arg(long, value_name = "N", default_value = "64", value_parser = args::whole::<usize>(1, MOST_TOKENS), help_heading = "Models")]
     pub(crate) max_new_tokens: usize,
-    /// Judge of harm: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM] or lexicon:FILE
+    /// Judge of harm: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS or lexicon:FILE
     #[arg(long, value_name = "SPEC")]
     pub(crate) judge: JudgeSpec,
     /// Second judge, trained apart; its CFR stands beside the first's
     #[arg(long, value_name = "SPEC")]
     pub(crate) second_judge: Option<JudgeSpec>,
-    /// Judge of refusals, for the rate of over-refusal: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM] or lexicon:FILE
+    /// Judge of refusals, for the rate of over-refusal: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS or lexicon:FILE
     #[arg(long, value_name = "SPEC")]
     pub(crate) refusal: Option<JudgeSpec>,
     /// Call an answer harmful from this p_harm on, 0 to 1
@@ -63,7 +68,8 @@ impl Models {
     /// Opens the pair and its judges; what they say is kept in the journal of `dir`.
     pub(super) fn open<B: Ops>(&self, ops: &B, dir: &RunDir) -> Result<Examiner<Pair<B>>> {
         let (interrupt, batch) = (interrupt::flag(), self.batch_tokens.unwrap_or(BATCH_TOKENS));
-        let open = |spec: &ModelSpec| Pretrained::open(ops, spec, batch, interrupt.clone());
+        let arguments = arguments(&self.template_arg);
+        let open = |spec: &ModelSpec| Pretrained::open_with(ops, spec, &arguments, batch, interrupt.clone());
         let pair = Pair::new(open(&self.policy)?, open(&self.reward)?)?;
         let judge = |spec: &JudgeSpec| spec.open(ops, batch, &interrupt);
         let also = |spec: &Option<JudgeSpec>| spec.as_ref().map(judge).transpose();

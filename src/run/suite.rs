@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::judge::JudgeSpec;
 use crate::model::ModelSpec;
 use crate::repair::{Recipe, RepairConfig};
-use crate::text::output::{hidden, sweep, write_atomic};
+use crate::text::output::{held_folder, sweep, write_atomic};
 
 include!(concat!(env!("OUT_DIR"), "/suite_files.rs"));
 
@@ -133,6 +133,7 @@ impl Suite {
             tau_h: 0.5,
             max_new_tokens: 48,
             batch_tokens: None,
+            template_arg: Vec::new(),
         }
     }
 
@@ -158,15 +159,15 @@ fn is_whole(dir: &Path) -> bool {
 fn unpack(dir: &Path) -> Result<()> {
     let parent = dir.parent().unwrap_or(dir);
     sweep(parent);
-    let aside = || hidden().tempdir_in(parent).map_err(Error::write(dir));
-    let made = aside()?;
+    let aside = || held_folder(parent).map_err(Error::write(dir));
+    let (made, _held) = aside()?;
     for (name, bytes) in FILES {
         let file = made.path().join(name);
         let folder = file.parent().unwrap_or(parent);
         fs::create_dir_all(folder).map_err(Error::write(folder))?;
         write_atomic(&file, bytes)?;
     }
-    let other = aside()?;
+    let (other, _held_too) = aside()?;
     // Where nothing is there, this fails, and there is nothing to move.
     let _ = fs::rename(dir, other.path());
     let renamed = fs::rename(made.path(), dir);

@@ -2,11 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use tempfile::TempPath;
+use tempfile::{NamedTempFile, TempDir, TempPath};
 
 use crate::error::{Error, Result};
 
@@ -51,9 +51,8 @@ impl AtomicFile {
             return Ok(AtomicFile { path, out, temporary: None });
         }
         // Made by hand, since tempfile's own files are readable by their owner alone.
-        let made = hidden().make_in(folder(&path), |hidden| File::create_new(hidden)).map_err(Error::write(&path))?;
-        let (file, temporary) = made.into_parts();
-        file.lock().map_err(Error::write(&path))?;
+        let make = || hidden().make_in(folder(&path), |hidden| File::create_new(hidden)).map(NamedTempFile::into_parts);
+        let (file, temporary) = held(make, |(file, place)| (file, &**place)).map_err(Error::write(&path))?;
         if let Some(earlier) = earlier {
             file.set_permissions(earlier.permissions()).map_err(Error::write(&path))?;
         }
@@ -85,20 +84,40 @@ pub(crate) fn target(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Removes what writers that are dead left in `folder`: temporary files that nobody holds. Best effort.
+/// Removes what writers that are dead left in `folder`: temporary files and folders that nobody holds. Best effort.
 pub(crate) fn sweep(folder: &Path) {
-    // A writer locks its file right after making it.
-    const YOUNG: Duration = Duration::from_secs(60);
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let (name, path) = (entry.file_name(), entry.path());
         let ours = name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX));
-        let old = || {
-            entry.metadata().and_then(|found| found.modified()).is_ok_and(|at| at.elapsed().is_ok_and(|e| e > YOUNG))
-        };
-        if ours && old() && File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
+        let Some(file) = ours.then(|| File::open(&path).ok()).flatten() else { continue };
+        // Held while it is removed, so that who has just made it, and waits for the lock, finds it gone and makes another.
+        if file.try_lock().is_ok() {
             let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }
     }
+}
+
+/// Makes something temporary and takes its lock, by which [`sweep`] knows that its maker lives.
+fn held<T>(make: impl Fn() -> std::io::Result<T>, parts: impl Fn(&T) -> (&File, &Path)) -> std::io::Result<T> {
+    loop {
+        let made = make()?;
+        let (file, place) = parts(&made);
+        file.lock()?;
+        if place.exists() {
+            return Ok(made);
+        }
+    }
+}
+
+/// A temporary folder in `parent`, and its lock. It goes unless it is kept.
+pub(crate) fn held_folder(parent: &Path) -> std::io::Result<(TempDir, File)> {
+    let open = fs::Permissions::from_mode(0o777); // as the user's mask has it
+    let make = || {
+        let made = hidden().permissions(open.clone()).tempdir_in(parent)?;
+        let file = File::open(made.path())?;
+        Ok((made, file))
+    };
+    held(make, |(made, file)| (file, made.path()))
 }
 
 /// Writes several files into the folder `dir`. A folder that is not there yet appears whole or not at all; in one that is, each
@@ -113,9 +132,7 @@ pub(crate) fn write_folder(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
     }
     let parent = folder(dir);
     fs::create_dir_all(parent).map_err(Error::write(parent))?;
-    let staging = hidden().tempdir_in(parent).map_err(Error::write(dir))?;
-    let _held =
-        File::open(staging.path()).and_then(|folder| folder.lock().map(|()| folder)).map_err(Error::write(dir))?;
+    let (staging, _held) = held_folder(parent).map_err(Error::write(dir))?;
     write(staging.path())?;
     fs::rename(staging.path(), dir).and_then(|()| sync(parent)).map_err(Error::write(dir))?;
     let _ = staging.keep(); // it has another name now
@@ -123,11 +140,11 @@ pub(crate) fn write_folder(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
 }
 
 /// Temporary files and folders are called so.
-pub(crate) const PREFIX: &str = ".ares-";
-pub(crate) const SUFFIX: &str = ".tmp";
+const PREFIX: &str = ".ares-";
+const SUFFIX: &str = ".tmp";
 
 /// Makes names that no listing shows, should one ever remain.
-pub(crate) fn hidden() -> tempfile::Builder<'static, 'static> {
+fn hidden() -> tempfile::Builder<'static, 'static> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(PREFIX).suffix(SUFFIX);
     builder

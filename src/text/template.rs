@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,29 @@ struct Source {
 
 /// What a template is given beside a conversation.
 pub(crate) type Arguments = BTreeMap<String, serde_json::Value>;
+
+/// `NAME=VALUE`, as typed; the value is JSON where it can be read as such, else a text.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Argument(String);
+
+impl FromStr for Argument {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Argument, String> {
+        let name = text.split_once('=').map_or("", |(name, _)| name);
+        let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if is_name { Ok(Argument(text.to_string())) } else { Err("expected NAME=VALUE".to_string()) }
+    }
+}
+
+/// What was typed, by name; of one that was typed twice the last.
+pub(crate) fn arguments(typed: &[Argument]) -> Arguments {
+    let parts = typed.iter().filter_map(|argument| argument.0.split_once('='));
+    parts
+        .map(|(name, value)| (name.to_string(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
+        .collect()
+}
 
 /// A conversation, and whether the beginning of the answer's turn is to follow it.
 pub(crate) type Conversation<'a> = (Cow<'a, [Message]>, bool);

@@ -45,7 +45,11 @@ fn what_cannot_be_meant_is_refused() {
         ("generate --model x --temperature NaN", 2, &["a number from 0 up"]),
         ("generate --model x --max-new-tokens 0", 2, &["max-new-tokens"]),
         ("generate --model /nowhere/model", 1, &["/nowhere/model", "a model's folder"]),
-        ("judge --judge oracle:x", 2, &["model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM] or lexicon:FILE"]),
+        (
+            "judge --judge oracle:x",
+            2,
+            &["model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS or lexicon:FILE"],
+        ),
         ("judge --judge lexicon:/nowhere/x.json", 1, &["/nowhere/x.json"]),
         ("detect", 2, &["--calibration FILE or --tau-r"]),
         ("detect --tau-r inf", 2, &["finite"]),

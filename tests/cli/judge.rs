@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use super::support::{Folder, ares, ares_with, lines};
+use super::support::{Folder, ares, ares_with, command_of, finish, lines};
 
 const GUARD: &str = "tests/golden-guard";
 
@@ -113,4 +113,61 @@ fn verdicts_that_cannot_be_told_apart_are_refused() {
     ares(&format!("judge --judge guard:{GUARD}")).expect(1, &["known by its name", "guard:DIR,FILE"]);
     ares("judge --judge guard:models/judge,src/judge/guard/forms/wildguard.toml").expect(1, &["LlamaForCausalLM"]);
     ares("judge --judge guard:").expect(2, &["guard:DIR[+ADAPTER][,FORM]"]);
+}
+
+/// A program that judges by a rule, and misbehaves as it is told.
+const PROGRAM: &str = r#"
+import json, sys, time
+how = sys.argv[1]
+if how != "silent":
+    print("hello" if how == "nonsense" else json.dumps({"judge": "rule", "version": "3"}), flush=True)
+waiting = []
+for n, line in enumerate(sys.stdin):
+    question = json.loads(line)
+    if how == "dies" and n == 3:
+        sys.exit(7)
+    answer = {"id": question["id"], "p_harm": 0.9 if "bad" in question["response"] else 0.2}
+    if "error" in question["response"]:
+        answer = {"id": question["id"], "error": "too hard"}
+    if how == "wrong" and n == 2:
+        answer["p_harm"] = "much"
+    if how == "twice":
+        print(json.dumps(answer), flush=True)
+    waiting.append(answer)
+    # In pairs, the second first.
+    if how != "reorders" or len(waiting) == 2:
+        [print(json.dumps(answer), flush=True) for answer in reversed(waiting)]
+        waiting = []
+    assert question["messages"][-1]["content"].startswith("p")
+"#;
+
+#[test]
+fn a_program_judges_and_what_it_does_wrong_is_said() {
+    let folder = Folder::new();
+    folder.write("judge.py", PROGRAM);
+    let response = |i: usize| ["good", "bad", "good", "error"][i % 4];
+    let rows: Vec<Value> = (0..400).map(|i| json!({"prompt": format!("p{i}"), "response": response(i)})).collect();
+    folder.write("in.jsonl", lines(&rows));
+    let judged = |how: &str| {
+        let (judge, input) = (format!("cmd:python3 {folder}/judge.py {how}"), format!("{folder}/in.jsonl"));
+        finish(command_of(["judge", "--judge", &judge, "-i", &input]).spawn().unwrap())
+    };
+    for how in ["plain", "reorders"] {
+        let found = judged(how).expect(0, &["400 rows, 100 with an error"]).rows();
+        for (i, row) in found.iter().enumerate() {
+            match response(i) {
+                "error" => assert!(row["error"].as_str().unwrap().contains("too hard"), "{row}"),
+                answer => assert_eq!(row["p_harm"], if answer == "bad" { 0.9 } else { 0.2 }, "{row}"),
+            }
+        }
+    }
+    for (how, texts) in [
+        ("dies", &["judge cmd:python3", "expected an answer, found its end (exit status: 7)"][..]),
+        ("nonsense", &["as its first line, found hello"]),
+        ("wrong", &["for each question, once, found", "much"]),
+        ("twice", &["for each question, once"]),
+    ] {
+        judged(how).expect(1, texts);
+    }
+    ares("judge --judge cmd:/nowhere/judge").expect(1, &["/nowhere/judge: cannot start"]);
 }

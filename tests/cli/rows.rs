@@ -229,3 +229,22 @@ fn ctrl_c_keeps_what_is_done() {
         }
     }
 }
+
+#[test]
+fn template_arguments_reach_the_template() {
+    let causal = model("llama-causal");
+    let template =
+        "{% for m in messages %}{{ m.content + ' ' }}{% endfor %}{{ 'w7 ' if think is defined and think is false }}";
+    causal.write("tokenizer_config.json", json!({"chat_template": template, "eos_token": "</s>"}).to_string());
+    let ids = |more: &str| {
+        let line = format!("generate --greedy --ignore-eos --max-new-tokens 5 --model {causal} {more}");
+        ares_with(&line, "{\"prompt\": \"w12\"}\n").expect(0, &[]).rows()[0]["tokens_out"].clone()
+    };
+    let given = |prompt: &str| {
+        let line = format!("generate --greedy --ignore-eos --max-new-tokens 5 --model {causal} --raw");
+        ares_with(&line, &format!("{{\"prompt\": \"{prompt}\"}}\n")).expect(0, &[]).rows()[0]["tokens_out"].clone()
+    };
+    assert_eq!((ids(""), ids("--template-arg think=false")), (given("w12"), given("w12 w7")));
+    assert_eq!(ids("--template-arg think=false --template-arg think=true"), given("w12"));
+    ares(&format!("generate --model {causal} --template-arg think")).expect(2, &["expected NAME=VALUE"]);
+}

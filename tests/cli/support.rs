@@ -43,8 +43,13 @@ impl Outcome {
 
 /// `line` as one would type it after `ares`, from the repository's root; no path of a test holds a blank.
 pub fn command(line: &str) -> Command {
+    command_of(line.split_whitespace())
+}
+
+/// The same of words, in which blanks may stand.
+pub fn command_of<'a>(words: impl IntoIterator<Item = &'a str>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ares"));
-    command.args(line.split_whitespace()).current_dir(env!("CARGO_MANIFEST_DIR"));
+    command.args(words).current_dir(env!("CARGO_MANIFEST_DIR"));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

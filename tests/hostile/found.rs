@@ -244,21 +244,16 @@ fn output_goes_where_it_was_sent_or_the_command_fails() {
 #[test]
 fn temporary_files_of_the_dead_are_swept() {
     let (folder, reward) = (Folder::new(), model("llama-reward"));
-    let old = std::time::SystemTime::now() - Duration::from_secs(3600);
-    let made = |name: &str| {
-        let file = fs::File::create(folder.at(name)).unwrap();
-        file.set_modified(old).unwrap();
-        file
-    };
-    let held = made(".ares-held.tmp");
+    let held = fs::File::create(folder.at(".ares-held.tmp")).unwrap();
     held.lock().unwrap();
-    drop(made(".ares-dead.tmp"));
-    made("mine.tmp");
-    folder.write(".ares-young.tmp", "");
+    folder.write(".ares-dead.tmp", "half");
+    fs::create_dir(folder.at(".ares-folder.tmp")).unwrap();
+    folder.write(".ares-folder.tmp/adapter", "half");
+    folder.write("mine.tmp", "");
     folder.write("in.jsonl", ROW);
     ares(&format!("score --reward {reward} -i {folder}/in.jsonl -o {folder}/out.jsonl")).expect(0, &[]);
     let there = |name: &str| folder.at(name).exists();
-    assert!(there(".ares-held.tmp") && there(".ares-young.tmp") && there("mine.tmp") && !there(".ares-dead.tmp"));
+    assert!(there(".ares-held.tmp") && there("mine.tmp") && !there(".ares-dead.tmp") && !there(".ares-folder.tmp"));
 }
 
 #[test]

@@ -114,3 +114,13 @@ fn arguments_stand_beside_the_conversation() {
     let template = Template::new(Path::new("t.jinja"), source.into(), BTreeMap::new(), &arguments).unwrap();
     assert_eq!(rendered(&template, &[turn("user", "x")], false).unwrap(), "no2x");
 }
+
+#[test]
+fn arguments_are_typed_as_json_or_as_text() {
+    let typed = ["a=false", "b=2", "c=[1]", "d=two words", "e=", "a=true"].map(|text| text.parse().unwrap());
+    let expected = serde_json::json!({"a": true, "b": 2, "c": [1], "d": "two words", "e": ""});
+    assert_eq!(serde_json::json!(arguments(&typed)), expected);
+    for wrong in ["", "a", "=1", "a b=1"] {
+        assert!(wrong.parse::<Argument>().is_err(), "{wrong}");
+    }
+}
