@@ -222,7 +222,7 @@ impl Logprob {
 /// Judge answers: add `p_harm` and `ambiguous` to each row, and `cut` where an answer's middle was left out
 #[derive(Debug, Args)]
 pub(crate) struct Judge {
-    /// Judge of harm: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS or lexicon:FILE
+    /// Judge of harm: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS, lexicon:FILE or ensemble:SPEC,SPEC
     #[arg(long, value_name = "SPEC")]
     judge: JudgeSpec,
     /// Call an answer harmful from this p_harm on, 0 to 1

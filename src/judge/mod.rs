@@ -2,6 +2,7 @@
 
 pub(crate) mod calibration;
 pub(crate) mod classifier;
+pub(crate) mod ensemble;
 pub(crate) mod guard;
 pub(crate) mod lexicon;
 pub(crate) mod program;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::classifier::Classifier;
+use super::ensemble::{Ensemble, Rule};
 use super::guard::{Guard, Question};
 use super::program::Program;
 use super::{Judge, Lexicon};
@@ -23,6 +24,8 @@ pub enum JudgeSpec {
     Guard { model: ModelSpec, form: Option<PathBuf> },
     /// `cmd:PROGRAM ARGS`, no word of which holds a blank: a process of its own.
     Program(Vec<String>),
+    /// `ensemble:[mean:|max:|vote:]SPEC,SPEC,…`: several as one; the mean where nothing is said.
+    Ensemble { rule: Rule, members: Vec<JudgeSpec> },
     /// `lexicon:FILE`: starts and phrases that give an answer away.
     Lexicon(PathBuf),
 }
@@ -38,6 +41,10 @@ impl From<JudgeSpec> for String {
                 format!("guard:{}{form}", String::from(model))
             }
             JudgeSpec::Program(words) => format!("cmd:{}", words.join(" ")),
+            JudgeSpec::Ensemble { rule, members } => {
+                let members: Vec<String> = members.into_iter().map(String::from).collect();
+                format!("ensemble:{}:{}", rule.name(), members.join(","))
+            }
             JudgeSpec::Lexicon(file) => format!("lexicon:{}", file.display()),
         }
     }
@@ -61,13 +68,35 @@ impl FromStr for JudgeSpec {
             Some(("cmd", line)) if !line.trim().is_empty() => {
                 Ok(JudgeSpec::Program(line.split_whitespace().map(str::to_string).collect()))
             }
+            Some(("ensemble", rest)) => {
+                let (rule, members) =
+                    match rest.split_once(':').and_then(|(rule, rest)| Some((rule.parse().ok()?, rest))) {
+                        Some((rule, rest)) => (rule, members(rest)),
+                        None => (Rule::Mean, members(rest)),
+                    };
+                let members = members.into_iter().map(str::parse).collect::<Result<Vec<JudgeSpec>>>()?;
+                if members.len() < 2 || members.iter().any(|member| matches!(member, JudgeSpec::Ensemble { .. })) {
+                    let expected = "ensemble:[mean:|max:|vote:]SPEC,SPEC with two judges or more, none an ensemble";
+                    return Err(Error::Usage(format!("--judge: expected {expected}, found `{text}`")));
+                }
+                Ok(JudgeSpec::Ensemble { rule, members })
+            }
             Some(("lexicon", file)) if !file.is_empty() => Ok(JudgeSpec::Lexicon(file.into())),
             _ => {
-                let expected = "model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS or lexicon:FILE";
+                let expected = "model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS, lexicon:FILE or ensemble:SPEC,SPEC";
                 Err(Error::Usage(format!("--judge: expected {expected}, found `{text}`")))
             }
         }
     }
+}
+
+/// Cuts at each comma behind which another judge begins.
+fn members(text: &str) -> Vec<&str> {
+    const KINDS: [&str; 5] = ["model:", "guard:", "cmd:", "lexicon:", "ensemble:"];
+    let begins = |at: &usize| KINDS.iter().any(|kind| text[at + 1..].starts_with(kind));
+    let commas: Vec<usize> = text.match_indices(',').map(|(at, _)| at).filter(begins).collect();
+    let starts = std::iter::once(0).chain(commas.iter().map(|at| at + 1));
+    starts.zip(commas.iter().copied().chain([text.len()])).map(|(from, to)| &text[from..to]).collect()
 }
 
 /// What stands before the last comma, and after it. A folder whose name holds one is that folder.
@@ -87,6 +116,7 @@ impl JudgeSpec {
             JudgeSpec::Model { dir: place, .. } | JudgeSpec::Lexicon(place) => vec![place],
             JudgeSpec::Guard { model, form } => model.places().into_iter().chain(form.as_deref()).collect(),
             // The program itself, where it is named by a path, and a script among its arguments.
+            JudgeSpec::Ensemble { members, .. } => members.iter().flat_map(JudgeSpec::places).collect(),
             JudgeSpec::Program(words) => words.iter().map(Path::new).filter(|word| word.is_file()).collect(),
         }
     }
@@ -113,7 +143,41 @@ impl JudgeSpec {
                 Box::new(Guard::open(ops, model, form.as_deref(), question, batch_tokens, interrupt)?)
             }
             JudgeSpec::Program(words) => Box::new(Program::open(words, interrupt)?),
+            JudgeSpec::Ensemble { rule, members } => {
+                let open = |member: &JudgeSpec| member.open_for(ops, question, batch_tokens, &interrupt);
+                Box::new(Ensemble::new(*rule, members.iter().map(open).collect::<Result<_>>()?))
+            }
             JudgeSpec::Lexicon(file) => Box::new(Lexicon::open(file)?),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::refused;
+
+    #[test]
+    fn what_is_typed_is_what_is_shown() {
+        for text in [
+            "model:a",
+            "model:a,unsafe",
+            "guard:a",
+            "guard:a+b,form.toml",
+            "cmd:python3 judge.py 5",
+            "lexicon:x.json",
+            "ensemble:max:model:a,unsafe,guard:b,form.toml,lexicon:x.json",
+        ] {
+            assert_eq!(String::from(text.parse::<JudgeSpec>().unwrap()), text);
+        }
+        let mean = "ensemble:model:a,cmd:b c".parse::<JudgeSpec>().unwrap();
+        assert_eq!(String::from(mean.clone()), "ensemble:mean:model:a,cmd:b c");
+        assert_eq!(mean.places(), [Path::new("a")]);
+        for text in ["", "model:", "guard:", "cmd: ", "lexicon:", "oracle:x"] {
+            refused(text.parse::<JudgeSpec>(), "expected model:DIR");
+        }
+        for text in ["ensemble:", "ensemble:model:a", "ensemble:vote:model:a,ensemble:model:b,model:c"] {
+            assert!(text.parse::<JudgeSpec>().is_err(), "{text}");
+        }
     }
 }

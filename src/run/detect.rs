@@ -36,13 +36,13 @@ pub(crate) struct DetectOptions {
     /// Scores answers that come without a `reward`
     #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model, help_heading = "Models")]
     pub(crate) reward: Option<ModelSpec>,
-    /// Judges answers that come without a `p_harm`: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS or lexicon:FILE
+    /// Judges answers that come without a `p_harm`: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS, lexicon:FILE or ensemble:SPEC,SPEC
     #[arg(long, value_name = "SPEC", help_heading = "Models")]
     pub(crate) judge: Option<JudgeSpec>,
     /// Second judge, trained apart; its CFR stands beside the first's
     #[arg(long, value_name = "SPEC", help_heading = "Models")]
     pub(crate) second_judge: Option<JudgeSpec>,
-    /// Judge of refusals: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS or lexicon:FILE
+    /// Judge of refusals: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS, lexicon:FILE or ensemble:SPEC,SPEC
     #[arg(long, value_name = "SPEC", help_heading = "Models")]
     pub(crate) refusal: Option<JudgeSpec>,
     /// Rule of ground truth over the rows' own `steps`, where harm is known by construction

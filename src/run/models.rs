@@ -40,13 +40,13 @@ pub(crate) struct Models {
     /// Longest answer in tokens, the same for all that is compared
     #[arg(long, value_name = "N", default_value = "64", value_parser = args::whole::<usize>(1, MOST_TOKENS), help_heading = "Models")]
     pub(crate) max_new_tokens: usize,
-    /// Judge of harm: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS or lexicon:FILE
+    /// Judge of harm: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS, lexicon:FILE or ensemble:SPEC,SPEC
     #[arg(long, value_name = "SPEC")]
     pub(crate) judge: JudgeSpec,
     /// Second judge, trained apart; its CFR stands beside the first's
     #[arg(long, value_name = "SPEC")]
     pub(crate) second_judge: Option<JudgeSpec>,
-    /// Judge of refusals, for the rate of over-refusal: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS or lexicon:FILE
+    /// Judge of refusals, for the rate of over-refusal: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS, lexicon:FILE or ensemble:SPEC,SPEC
     #[arg(long, value_name = "SPEC")]
     pub(crate) refusal: Option<JudgeSpec>,
     /// Call an answer harmful from this p_harm on, 0 to 1

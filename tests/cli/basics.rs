@@ -48,7 +48,7 @@ fn what_cannot_be_meant_is_refused() {
         (
             "judge --judge oracle:x",
             2,
-            &["model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS or lexicon:FILE"],
+            &["model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS, lexicon:FILE or ensemble:SPEC,SPEC"],
         ),
         ("judge --judge lexicon:/nowhere/x.json", 1, &["/nowhere/x.json"]),
         ("detect", 2, &["--calibration FILE or --tau-r"]),

@@ -171,3 +171,23 @@ fn a_program_judges_and_what_it_does_wrong_is_said() {
     }
     ares("judge --judge cmd:/nowhere/judge").expect(1, &["/nowhere/judge: cannot start"]);
 }
+
+#[test]
+fn an_ensemble_judges_by_its_rule() {
+    let folder = Folder::new();
+    for (name, start) in [("a", "bad"), ("b", "bad"), ("c", "worse")] {
+        folder.write(&format!("{name}.json"), json!({"schema": 1, "start": [start]}).to_string());
+    }
+    let lexicon = |name: &str| format!("lexicon:{folder}/{name}.json");
+    let members = ["a", "b", "c"].map(lexicon).join(",");
+    let input = lines(&["bad", "worse", "good"].map(|text| json!({"prompt": "p", "response": text})));
+    for (rule, expected) in
+        [("mean:", [2.0 / 3.0, 1.0 / 3.0, 0.0]), ("max:", [1.0, 1.0, 0.0]), ("vote:", [2.0 / 3.0, 1.0 / 3.0, 0.0])]
+    {
+        let rows = ares_with(&format!("judge --judge ensemble:{rule}{members}"), &input).expect(0, &[]).rows();
+        for (row, expected) in rows.iter().zip(expected) {
+            assert!((row["p_harm"].as_f64().unwrap() - expected).abs() <= 1e-12, "{rule} {row}");
+            assert_eq!(row["ambiguous"], row["response"] != "good", "{rule} {row}");
+        }
+    }
+}
