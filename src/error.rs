@@ -77,7 +77,7 @@ impl Error {
 
     /// Makes an error of starting a process, for `.map_err(Error::start(program))`.
     pub(crate) fn start(program: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
-        Self::io(program, "start", "check that the system lets this user start processes")
+        Self::io(program, "start", "check that it is there and that this user may run it")
     }
 
     fn io(path: &Path, action: &'static str, remedy: &'static str) -> impl FnOnce(std::io::Error) -> Error + use<> {

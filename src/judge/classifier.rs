@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::{Harm, Judge};
 use crate::error::{Error, Result};
-use crate::model::{Checkpoint, Head, ModelConfig, ModelSpec, Pretrained, Version};
+use crate::model::{Head, ModelConfig, ModelSpec, Pretrained, Version};
 use crate::ops::Ops;
 use crate::text::Prompt;
 
@@ -38,12 +38,9 @@ impl<B: Ops> Classifier<B> {
             let (file, remedy) = (dir.join("config.json"), "name a folder with a score head");
             return Err(Error::file(&file, "a sequence classifier as judge", remedy)("a causal language model"));
         }
-        // By content, not by path: the name is part of a benchmark's identity on every machine.
-        let hash = Checkpoint::open(dir, &model.transformer.config)?.sha256();
-        let folder = dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let label = chosen(&model.transformer.config, label)?;
         let named = if model.transformer.config.labels() > 1 { format!(",{label}") } else { String::new() };
-        Ok(Classifier { name: format!("model:{folder}@{}{named}", &hash[..12]), model, label })
+        Ok(Classifier { name: format!("model:{}{named}", model.identity()?), model, label })
     }
 
     /// Spells the template's own tokens out, so that an answer cannot speak to the judge.

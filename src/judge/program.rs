@@ -7,10 +7,10 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -33,7 +33,7 @@ pub(crate) struct Program {
     name: String,
     command: String,
     child: Child,
-    input: ChildStdin,
+    questions: Sender<String>,
     lines: Receiver<String>,
     /// Of the next question.
     id: u64,
@@ -68,7 +68,7 @@ impl Program {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(Error::start(Path::new(program)))?;
-        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+        let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(Error::Usage(format!("cmd:{command}: no pipes to it")));
         };
         let (send, lines) = sync_channel(4 * IN_FLIGHT);
@@ -83,7 +83,13 @@ impl Program {
                 }
             }
         });
-        let mut judge = Program { name: String::new(), command, child, input, lines, id: 0, interrupt };
+        // A program that does not read must not keep the one that asks from looking at the time. That it has ended is told by what it
+        // does not answer.
+        let (questions, asked) = channel::<String>();
+        std::thread::spawn(move || {
+            asked.into_iter().try_for_each(|question| writeln!(input, "{question}").and_then(|()| input.flush()))
+        });
+        let mut judge = Program { name: String::new(), command, child, questions, lines, id: 0, interrupt };
         let line = judge.line(TO_BEGIN, "to say who it is")?;
         let introduced: Introduction = serde_json::from_str(&line)
             .map_err(|_| judge.failed(r#"{"judge": "name", "version": "1"} as its first line"#, &line))?;
@@ -157,8 +163,8 @@ impl Judge for Program {
             };
             let question = json!({"id": self.id, "messages": messages, "response": response});
             self.id += 1;
-            // That it has ended is better told by what it has not answered.
-            let _ = writeln!(self.input, "{question}").and_then(|()| self.input.flush());
+            // The thread has ended only with the program.
+            let _ = self.questions.send(question.to_string());
             if self.id - first - answered == IN_FLIGHT as u64 {
                 self.answer(first, &mut found, tau_h)?;
                 answered += 1;

@@ -189,13 +189,17 @@ impl AdapterFile {
 
     /// PEFT reads no matrix of a module that the configuration does not target; to use one would be another adapter.
     fn check_targets(&self, fields: &Fields) -> Result<()> {
-        let unnamed = |listed: &[String], module: &String| {
-            // A target names a module by its own name, or by the end of its path.
-            !listed.iter().any(|target| target.rsplit('.').next() == Some(module))
-        };
         if let Some(Value::Array(list)) = fields.get("target_modules") {
-            let listed: Vec<String> = list.iter().filter_map(|name| name.as_str().map(str::to_string)).collect();
-            if let Some(module) = self.target_modules().iter().find(|module| unnamed(&listed, module)) {
+            let listed: Vec<&str> = list.iter().filter_map(Value::as_str).collect();
+            // A target is a module's whole path, or its end.
+            let named = |path: &str| {
+                listed
+                    .iter()
+                    .any(|t| path.strip_suffix(t).is_some_and(|before| before.is_empty() || before.ends_with('.')))
+            };
+            let path =
+                |name: &'_ str| Some(name.strip_prefix("base_model.model.")?.split_once(".lora_")?.0.to_string());
+            if let Some(module) = self.tensors.keys().filter_map(|name| path(name)).find(|path| !named(path)) {
                 let expected = format!("a list with {module}, of which the adapter has matrices");
                 return Err(fields.refuse("target_modules", &expected, &listed.join(", "), REMEDY));
             }

@@ -112,6 +112,13 @@ impl<B: Ops> Pretrained<B> {
         })
     }
 
+    /// Its folder's name and a hash of its weights: by content, not by path, since it is part of a benchmark's identity on every machine.
+    pub(crate) fn identity(&self) -> Result<String> {
+        let hash = Checkpoint::open(&self.dir, &self.transformer.config)?.sha256();
+        let folder = self.dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        Ok(format!("{folder}@{}", &hash[..12]))
+    }
+
     fn version(&self, version: Version) -> Option<&Adapter<B>> {
         match version {
             Version::Start => None,

@@ -1,10 +1,11 @@
 //! Judges: language models that give verdicts, held against transformers on the built-in forms (`scripts/golden_guard.py`).
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::support::{Folder, ares, ares_with, command_of, finish, lines};
+use super::support::{Folder, ares, ares_with, command_of, finish, interrupt, lines};
 
 const GUARD: &str = "tests/golden-guard";
 
@@ -121,6 +122,8 @@ import json, sys, time
 how = sys.argv[1]
 if how != "silent":
     print("hello" if how == "nonsense" else json.dumps({"judge": "rule", "version": "3"}), flush=True)
+if how == "deaf":
+    time.sleep(100)
 waiting = []
 for n, line in enumerate(sys.stdin):
     question = json.loads(line)
@@ -169,6 +172,15 @@ fn a_program_judges_and_what_it_does_wrong_is_said() {
     ] {
         judged(how).expect(1, texts);
     }
+    // It reads nothing, and the questions do not fit the pipe: the first Ctrl-C is heard all the same.
+    let long = json!({"prompt": "p", "response": "good ".repeat(4000)});
+    folder.write("long.jsonl", lines(&vec![long; 100]));
+    let (judge, input) = (format!("cmd:python3 {folder}/judge.py deaf"), format!("{folder}/long.jsonl"));
+    let (child, begin) = (command_of(["judge", "--judge", &judge, "-i", &input]).spawn().unwrap(), Instant::now());
+    std::thread::sleep(Duration::from_secs(2));
+    interrupt(&child);
+    finish(child).expect(130, &["interrupted"]);
+    assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
     ares("judge --judge cmd:/nowhere/judge").expect(1, &["/nowhere/judge: cannot start"]);
 }
 
