@@ -154,7 +154,7 @@ fn spellings(form: &Form, rendering: &Rendering, asked: &str, question: Question
             what: "verdicts of a guard".into(),
             expected: expected.into(),
             found,
-            remedy: "correct its form: guard:DIR,FILE".into(),
+            remedy: "correct its form: guard:DIR,FORM".into(),
         })
     };
     let before = rendering.encode(asked, form.around)?;

@@ -111,7 +111,7 @@ fn verdicts_that_cannot_be_told_apart_are_refused() {
         let line = format!("judge --judge guard:{GUARD},{folder}/form.toml");
         ares_with(&line, "{\"prompt\": \"a\", \"response\": \"b\"}\n").expect(1, &["verdicts of a guard", expected]);
     }
-    ares(&format!("judge --judge guard:{GUARD}")).expect(1, &["known by its name", "guard:DIR,FILE"]);
+    ares(&format!("judge --judge guard:{GUARD}")).expect(1, &["known by its name", "guard:DIR,FORM"]);
     ares("judge --judge guard:models/judge,src/judge/guard/forms/wildguard.toml").expect(1, &["LlamaForCausalLM"]);
     ares("judge --judge guard:").expect(2, &["guard:DIR[+ADAPTER][,FORM]"]);
 }

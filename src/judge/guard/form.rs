@@ -85,7 +85,7 @@ impl Form {
         }
         let known: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
         let expected = format!("the folder of a guard that is known by its name ({})", known.join(", "));
-        Err(Error::file(dir, &expected, "write its form into a file: guard:DIR,FILE")(folder))
+        Err(Error::file(dir, &expected, "write its form into a file: guard:DIR,FORM")(folder))
     }
 
     /// `file` names the text in messages.
@@ -167,7 +167,7 @@ mod tests {
             let (_, text) = Form::find(&Path::new("/models").join(folder), None).unwrap();
             assert_eq!(BUILT_IN.iter().find(|(_, own)| *own == text).unwrap().0, name, "{folder}");
         }
-        refused(Form::find(Path::new("/models/Qwen2.5-7B"), None), "guard:DIR,FILE");
+        refused(Form::find(Path::new("/models/Qwen2.5-7B"), None), "guard:DIR,FORM");
     }
 
     #[test]
