@@ -182,15 +182,20 @@ mod tests {
     fn the_binary_carries_a_whole_suite() {
         let cache = tempfile::tempdir().unwrap();
         let place = || fs::read_dir(cache.path()).unwrap().next().unwrap().unwrap().path();
+        let weights = Path::new("judge/model.safetensors");
+        let (_, right) = FILES.iter().find(|(name, _)| Path::new(name) == weights).unwrap();
         for change in ["none", "zeros", "more", "less", "none"] {
             match change {
-                "zeros" => fs::write(place().join("judge/model.safetensors"), vec![0; 200_000]).unwrap(),
+                "zeros" => fs::write(place().join(weights), vec![0; right.len()]).unwrap(),
                 "more" => fs::write(place().join("judge/chat_template.jinja"), "").unwrap(),
                 "less" => fs::remove_file(place().join("judge/tokenizer.json")).unwrap(),
                 _ => {}
             }
             let suite = Suite::embedded(cache.path()).unwrap();
-            assert!(is_whole(&place()), "{change}");
+            assert_eq!(fs::read(place().join(weights)).unwrap(), *right, "{change}");
+            assert!(
+                !place().join("judge/chat_template.jinja").exists() && place().join("judge/tokenizer.json").exists()
+            );
             assert!(suite.pairs().len() >= 2);
             for pair in suite.pairs() {
                 for split in ["calibration", "replay", "retain", "discovery", "gate", "check", "test"] {

@@ -215,8 +215,14 @@ fn the_first_signal_ends_what_waits() {
         assert!(child.try_wait().unwrap().is_none(), "{line} ended by itself");
         assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
         let begin = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if begin.elapsed() > Duration::from_secs(20) {
+                child.kill().unwrap();
+                panic!("{line} still waits");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
         finish(child).expect(code, &["interrupted"]);
-        assert!(begin.elapsed() < Duration::from_secs(10), "{line}");
     }
     // What never ends is no row.
     ares(&format!("score --reward {reward} -i /dev/zero")).expect(1, &["/dev/zero", "more than 67108864 bytes"]);
