@@ -6,9 +6,12 @@
 //! The limits are ten to forty times the distance between the framework's own float32 and float64 on these folders (logits
 //! 1.1e-5, gradients 3.9e-6 of a tensor's largest); a term misread moves the values by 0.01 and more.
 
+#[path = "golden-heads/heads.rs"]
+mod heads;
 #[path = "common/joint.rs"]
 mod joint;
 
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
@@ -170,6 +173,29 @@ fn log_probabilities_and_rewards() {
                 assert_close(&what, &case.values(&mut ws, &batch, adapter), &expected, VALUE_LIMIT);
             }
         }
+    }
+}
+
+/// Ranks and alphas of their own, patterns, layers: `scripts/golden_adapters.py` let PEFT save and read them.
+#[test]
+fn adapters_of_every_kind() {
+    let case = Case::open("llama-causal".to_string());
+    let folder = joint::tests().join("golden-adapters");
+    let golden: BTreeMap<String, Vec<Vec<f64>>> =
+        serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+    assert_eq!(golden.len(), 7);
+    for (kind, expected) in golden {
+        let adapter = case.model.open_adapter(&folder.join(&kind)).unwrap();
+        let mut ws = Workspace::new(&case.model.ops, &case.model.config, adapter.rank(), 256, true).unwrap();
+        let [(_, batch), _] = case.batches();
+        let found = case.values(&mut ws, &batch, Some(&adapter));
+        assert_close(&kind, &found, &expected.concat(), VALUE_LIMIT);
+        // Saved again, it is the same adapter.
+        let again = tempfile::tempdir().unwrap();
+        let again = again.path().join("adapter");
+        adapter.to_file(&case.model.ops).unwrap().save(&again).unwrap();
+        let again = case.model.open_adapter(&again).unwrap();
+        assert_eq!(case.values(&mut ws, &batch, Some(&again)), found, "{kind}");
     }
 }
 

@@ -115,6 +115,9 @@ pub(crate) struct Score {
     /// Reward model: a sequence classifier with one label
     #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model)]
     reward: ModelSpec,
+    /// End raw texts (--raw) with the token that ends a turn, as most trainers of reward models do
+    #[arg(long, value_name = "TOKEN", value_parser = ["eos"], requires = "raw")]
+    append: Option<String>,
     #[command(flatten)]
     rows: RowArgs,
 }
@@ -126,6 +129,7 @@ impl Score {
         on_device!(device, |ops| {
             let mut model = self.rows.open(ops, &self.reward)?;
             model.transformer.config.expect_score()?;
+            self.append.iter().try_for_each(|_| model.rendering.append_eos())?;
             let done = job.work(session, "score", nothing, |rows| {
                 let exchange = |row: &Row| row.exchange(self.rows.raw, Some(&model.rendering));
                 let rendered = rendered(rows, &model.rendering, &exchange, Rendering::fulls);

@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::adapter_file::{AdapterFile, HostTensor, HostTensors};
-use super::config::{Head, ModelConfig};
+use super::config::ModelConfig;
 use super::projection::Projection;
 use crate::backend::Tensor;
 use crate::error::{Error, Result};
@@ -50,7 +50,7 @@ pub enum AdapterInit {
 /// Operands, masters and, for a classifier, the score head that goes with them.
 pub struct Adapter<B: Ops> {
     pub(crate) blocks: Vec<BlockLora<B>>,
-    /// The adapted classifier's head; the original's unless it is trained.
+    /// The adapted classifier's head; the original's unless it is trained. None where that is more than transformers' `score`.
     pub(crate) score: Option<Tensor<B, f32>>, // (labels, C)
     masters: Vec<Masters<B>>, // A and B of each product, block after block
     /// What PEFT's config says of it, without tensors.
@@ -99,12 +99,8 @@ impl<B: Ops> Adapter<B> {
             let [qkv, o, gate_up, down] = Projection::FUSED;
             blocks.push(Products { qkv: lora(qkv)?, o: lora(o)?, gate_up: lora(gate_up)?, down: lora(down)? });
         }
-        let score = match (file.score().map(|s| s.data.as_slice()).or(score), config.head) {
-            (Some(data), Head::Classification { labels }) => {
-                Some(Tensor::from_host(ops, labels, config.hidden_size, data)?)
-            }
-            _ => None,
-        };
+        let score = file.score().map(|s| s.data.as_slice()).or(score).filter(|_| config.has_plain_head());
+        let score = score.map(|data| Tensor::from_host(ops, config.labels(), config.hidden_size, data)).transpose()?;
         Ok(Adapter { blocks, score, masters, settings: AdapterFile { tensors: BTreeMap::new(), ..file.clone() } })
     }
 

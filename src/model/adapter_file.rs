@@ -8,14 +8,17 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
 use super::checkpoint::{NO_TENSOR, Shard, wrong};
-use super::config::{Head, ModelConfig};
+use super::config::ModelConfig;
 use super::projection::Projection;
 use crate::error::{Error, Result};
 use crate::text::fields::{Fields, brief};
 use crate::text::output::write_folder;
 
+mod targets;
 #[cfg(test)]
 mod tests;
+
+use targets::Targets;
 
 const CONFIG: &str = "adapter_config.json";
 pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
@@ -71,6 +74,12 @@ pub(crate) fn read_safetensors(path: &Path, note: &str) -> Result<(HostTensors, 
 /// The name of matrix `A` or `B` of a projection's adapter in PEFT's file.
 fn matrix_name(layer: usize, projection: Projection, matrix: char) -> String {
     format!("base_model.model.model.layers.{layer}.{}.lora_{matrix}.weight", projection.path())
+}
+
+/// The path, below the model, of the module whose matrix is called `name`.
+fn path(name: &str) -> &str {
+    let end = name.find(".lora_").unwrap_or(name.len());
+    name[..end].strip_prefix("base_model.model.").unwrap_or(&name[..end])
 }
 
 /// An adapter as PEFT saves it. Read ones fit the model they were opened for.
@@ -144,7 +153,8 @@ impl AdapterFile {
             return Err(Error::file(dir, WEIGHTS, remedy)("adapter_model.bin"));
         }
         let shard = Shard::open(&path)?;
-        let mut promised = adapter.promised(config);
+        let targets = Targets::read(&fields)?;
+        let mut promised = adapter.promised(config, &targets);
         for (name, info) in shard.tensors() {
             let found = format!("{:?} {}", info.shape, info.dtype);
             let Some(shape) = promised.remove(&name) else {
@@ -152,29 +162,34 @@ impl AdapterFile {
                 return Err(wrong(&path, &name, expected, &found));
             };
             if info.shape != shape {
-                return Err(wrong(&path, &name, &format!("{shape:?} (rank {})", adapter.rank), &found));
+                return Err(wrong(&path, &name, &format!("{shape:?} (by the adapter's rank)"), &found));
+            }
+            if name != SCORE {
+                targets.check(self::path(&name))?;
             }
             let mut data = Vec::with_capacity(shape.iter().product());
             shard.read(&name, &info, &mut data)?;
             adapter.tensors.insert(name, HostTensor { shape, data });
         }
         adapter.check_pairs(&path)?;
-        adapter.check_targets(&fields)?;
+        adapter.unify(&targets);
         Ok(adapter)
     }
 
     /// Every tensor that an adapter of this rank may hold, with its shape.
-    fn promised(&self, config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
+    fn promised(&self, config: &ModelConfig, targets: &Targets) -> BTreeMap<String, Vec<usize>> {
         let mut all = BTreeMap::new();
         for layer in 0..config.layers {
             for projection in Projection::ALL {
                 let (outputs, inputs) = projection.shape(config);
-                all.insert(matrix_name(layer, projection, 'A'), vec![self.rank, inputs]);
-                all.insert(matrix_name(layer, projection, 'B'), vec![outputs, self.rank]);
+                let [a, b] = ['A', 'B'].map(|matrix| matrix_name(layer, projection, matrix));
+                let (rank, _) = self.own(targets, path(&a));
+                all.insert(a, vec![rank, inputs]);
+                all.insert(b, vec![outputs, rank]);
             }
         }
-        if let Head::Classification { labels } = config.head {
-            all.insert(SCORE.to_string(), vec![labels, config.hidden_size]);
+        if config.has_plain_head() {
+            all.insert(SCORE.to_string(), vec![config.labels(), config.hidden_size]);
         }
         all
     }
@@ -187,37 +202,37 @@ impl AdapterFile {
         Err(wrong(path, &tensor, "both matrices of a pair", NO_TENSOR))
     }
 
-    /// PEFT reads no matrix of a module that the configuration does not target; to use one would be another adapter.
-    fn check_targets(&self, fields: &Fields) -> Result<()> {
-        if let Some(Value::Array(list)) = fields.get("target_modules") {
-            let listed: Vec<&str> = list.iter().filter_map(Value::as_str).collect();
-            // A target is a module's whole path, or its end.
-            let named = |path: &str| {
-                listed
-                    .iter()
-                    .any(|t| path.strip_suffix(t).is_some_and(|before| before.is_empty() || before.ends_with('.')))
-            };
-            let path =
-                |name: &'_ str| Some(name.strip_prefix("base_model.model.")?.split_once(".lora_")?.0.to_string());
-            if let Some(module) = self.tensors.keys().filter_map(|name| path(name)).find(|path| !named(path)) {
-                let expected = format!("a list with {module}, of which the adapter has matrices");
-                return Err(fields.refuse("target_modules", &expected, &listed.join(", "), REMEDY));
+    /// Gives all matrices one rank and one scale, where `rank_pattern` or `alpha_pattern` gave some their own: zeros fill up A and B, and
+    /// what differs of the scale goes into B. The products stay the same.
+    fn unify(&mut self, targets: &Targets) {
+        let names: Vec<String> = self.tensors.keys().filter(|name| name.contains(".lora_B.")).cloned().collect();
+        let own: Vec<(usize, f64)> = names.iter().map(|name| self.own(targets, path(name))).collect();
+        let scale =
+            |(rank, alpha): (usize, f64)| alpha / if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        if own.iter().all(|own| *own == (self.rank, self.lora_alpha)) {
+            return;
+        }
+        let widest = own.iter().map(|(rank, _)| *rank).max().unwrap_or(self.rank);
+        for (name, factor) in names.iter().zip(own.iter().map(|own| scale(*own)).collect::<Vec<_>>()) {
+            if let Some(a) = self.tensors.get_mut(&name.replace(".lora_B.", ".lora_A.")) {
+                a.data.resize(widest * a.shape[1], 0.0);
+                a.shape[0] = widest;
+            }
+            if let Some(b) = self.tensors.get_mut(name) {
+                let wide = |row: &[f32]| {
+                    let scaled = row.iter().map(|x| (f64::from(*x) * factor) as f32);
+                    scaled.chain(std::iter::repeat(0.0)).take(widest).collect::<Vec<_>>()
+                };
+                b.data = b.data.chunks_exact(b.shape[1]).flat_map(wide).collect();
+                b.shape[1] = widest;
             }
         }
-        let layer = |name: &String| name.split(".layers.").nth(1)?.split('.').next()?.parse::<u64>().ok();
-        let layers: BTreeSet<u64> = self.tensors.keys().filter_map(layer).collect();
-        let transformed = match fields.get("layers_to_transform") {
-            None => return Ok(()),
-            Some(Value::Array(list)) => list.iter().filter_map(Value::as_u64).collect(),
-            Some(value) => Vec::from_iter(value.as_u64()),
-        };
-        match layers.iter().find(|layer| !transformed.contains(layer)) {
-            None => Ok(()),
-            Some(layer) => {
-                let expected = format!("a list with {layer}, of which the adapter has matrices");
-                Err(fields.refuse("layers_to_transform", &expected, &format!("{transformed:?}"), REMEDY))
-            }
-        }
+        (self.rank, self.lora_alpha, self.use_rslora) = (widest, widest as f64, false);
+    }
+
+    /// Rank and alpha of the module at `path`.
+    fn own(&self, targets: &Targets, path: &str) -> (usize, f64) {
+        (targets.rank(path).unwrap_or(self.rank), targets.alpha(path).unwrap_or(self.lora_alpha))
     }
 
     /// Writes the adapter as PEFT does, in f32, into the folder `dir`, which appears whole or not at all; the files of an
@@ -284,12 +299,6 @@ fn refuse_unsupported(fields: &Fields) -> Result<()> {
     ] {
         if fields.flag(flag)? {
             return Err(fields.refuse(flag, "false", &format!("true ({meaning})"), REMEDY));
-        }
-    }
-    for (pattern, meaning) in [("rank_pattern", "ranks"), ("alpha_pattern", "alphas")] {
-        let own = fields.object(pattern)?.map_or(0, |patterns| patterns.iter().count());
-        if own > 0 {
-            return Err(fields.refuse(pattern, "empty", &format!("{own} modules with {meaning} of their own"), REMEDY));
         }
     }
     let parts = ["layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens"];

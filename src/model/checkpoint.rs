@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::config::{Head, ModelConfig};
 use super::projection::Projection;
+use super::readout::{Layout, NORMALIZER};
 use crate::error::{Error, Result};
 use crate::text::fields::Fields;
 
@@ -34,7 +35,7 @@ pub trait WeightSource {
 }
 
 /// Opened weights. Names are those of transformers' models with a head (`model.layers.0.…`, `lm_head.weight`, `score.weight`),
-/// also where the file holds a bare transformer, whose names lack `model.`.
+/// also where the file holds a bare transformer, whose names lack `model.`, or one under another name (`transformer.layers.0.…`).
 pub struct Checkpoint {
     shards: Vec<Arc<Shard>>,
     /// Under each name the shard that holds it, and where in that shard.
@@ -59,7 +60,9 @@ impl Checkpoint {
             found.shards.push(shard);
         }
         let checkpoint = found.with_canonical_names();
-        for (name, shape) in promised(config) {
+        let mut settled = config.clone();
+        settled.settle_head(&checkpoint)?;
+        for (name, shape) in promised(&settled) {
             checkpoint.check(dir, &name, &shape)?;
         }
         // A model cut short by its config would answer, and nobody would know.
@@ -95,14 +98,16 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Puts `model.` before the names of a bare transformer.
+    /// Puts `model.` before the names of the transformer, instead of what the only embedding has there.
     fn with_canonical_names(mut self) -> Checkpoint {
-        if !self.tensors.contains_key(EMBEDDING) && self.tensors.contains_key("embed_tokens.weight") {
-            let bare = ["embed_tokens.", "layers.", "norm."];
-            let rename =
-                |name: String| if bare.iter().any(|b| name.starts_with(b)) { format!("model.{name}") } else { name };
-            self.tensors = self.tensors.into_iter().map(|(name, place)| (rename(name), place)).collect();
-        }
+        let mut prefixes = self.tensors.keys().filter_map(|name| name.strip_suffix("embed_tokens.weight"));
+        let (Some(prefix), None) = (prefixes.next().map(str::to_string), prefixes.next()) else { return self };
+        let of_model = |rest: &&str| ["embed_tokens.", "layers.", "norm."].iter().any(|part| rest.starts_with(part));
+        let rename = |name: String| match name.strip_prefix(&prefix).filter(of_model) {
+            Some(rest) => format!("model.{rest}"),
+            None => name,
+        };
+        self.tensors = self.tensors.into_iter().map(|(name, place)| (rename(name), place)).collect();
         self
     }
 
@@ -267,7 +272,13 @@ pub(crate) fn promised(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     match config.head {
         Head::Causal if config.tie_word_embeddings => {}
         Head::Causal => all.push(("lm_head.weight".into(), vec![v, c])),
-        Head::Classification { labels } => all.push(("score.weight".into(), vec![labels, c])),
+        Head::Classification { labels } => {
+            let layout = config.score.layout.as_ref();
+            all.extend(layout.map_or_else(|| Layout::plain().promised(labels, c), |layout| layout.promised(labels, c)));
+            if config.score.normalizer {
+                all.extend(NORMALIZER.map(|name| (name.to_string(), vec![labels])));
+            }
+        }
     }
     all
 }

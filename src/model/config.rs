@@ -8,10 +8,14 @@ use crate::error::{Error, Result};
 use crate::text::IdLimits;
 use crate::text::fields::{Fields, brief};
 
+mod head;
 mod rope;
 #[cfg(test)]
 pub(super) mod tests;
 
+pub use head::Head;
+pub(crate) use head::ScoreRules;
+use head::{architecture, label_names};
 pub(crate) use rope::RopeConfig;
 
 /// Deeper than any model there is, and longer than any context: a damaged number must not ask for terabytes.
@@ -38,15 +42,6 @@ impl Family {
             Family::Qwen3 => "Qwen3",
         }
     }
-}
-
-/// What stands on top of the transformer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Head {
-    /// A distribution over the vocabulary.
-    Causal,
-    /// `labels` numbers, read at the last token; a reward model has one.
-    Classification { labels: usize },
 }
 
 /// Architecture and sizes of one checkpoint.
@@ -86,6 +81,8 @@ pub struct ModelConfig {
     pub(crate) label_names: Vec<String>,
     /// Its labels do not exclude each other (`problem_type`).
     pub(crate) multi_label: bool,
+    /// How a classifier's head is read.
+    pub(crate) score: ScoreRules,
     /// Per layer: how many keys, the query's own included, a query sees.
     windows: Vec<Option<usize>>,
 }
@@ -128,6 +125,7 @@ impl ModelConfig {
             context: self.max_position_embeddings,
             eos_token_ids: &self.eos_token_ids,
             tokenizer_sha256: self.tokenizer_sha256.as_deref(),
+            pad: self.skipped_pad(),
         }
     }
 
@@ -167,7 +165,7 @@ impl ModelConfig {
     }
 
     fn from_fields(fields: &Fields) -> Result<ModelConfig> {
-        let (family, head) = architecture(fields)?;
+        let (family, head, score) = architecture(fields)?;
         refuse_unsupported(fields, family)?;
         let hidden_size = fields.required_size("hidden_size")?;
         let (heads, kv_heads, head_dim) = attention_sizes(fields, family, hidden_size)?;
@@ -198,6 +196,7 @@ impl ModelConfig {
             tokenizer_sha256: fields.text("ares_tokenizer_sha256")?.map(str::to_ascii_lowercase),
             label_names: label_names(fields)?,
             multi_label: fields.text("problem_type")? == Some("multi_label_classification"),
+            score,
             windows: windows(fields, family, layers)?,
         };
         for key in ["bos_token_id", "pad_token_id"] {
@@ -223,52 +222,6 @@ impl ModelConfig {
         }
         Err(fields.wrong(key, &format!("below vocab_size ({})", self.vocab_size), &id.to_string()))
     }
-}
-
-/// Family and head from `architectures`, whose single entry is a class name of transformers.
-fn architecture(fields: &Fields) -> Result<(Family, Head)> {
-    let names = fields.texts("architectures")?.unwrap_or_default();
-    let [name] = names.as_slice() else {
-        let found = if names.is_empty() { "none".to_string() } else { names.join(", ") };
-        return Err(fields.refuse("architectures", &supported(), &found, "use a checkpoint of one of these"));
-    };
-    for family in Family::ALL {
-        match name.strip_prefix(family.name()) {
-            Some("ForCausalLM") => return Ok((family, Head::Causal)),
-            Some("ForSequenceClassification") => {
-                return Ok((family, Head::Classification { labels: labels(fields)? }));
-            }
-            _ => {}
-        }
-    }
-    Err(fields.refuse("architectures", &supported(), name, "use a checkpoint of one of these"))
-}
-
-fn supported() -> String {
-    let names: Vec<_> = Family::ALL.iter().map(|family| family.name()).collect();
-    format!("one of {{{}}} ForCausalLM or ForSequenceClassification", names.join(", "))
-}
-
-/// transformers writes `id2label` and not the number; without either its default is two.
-fn labels(fields: &Fields) -> Result<usize> {
-    match (fields.size("num_labels")?, fields.object("id2label")?) {
-        (Some(labels), _) => Ok(labels),
-        (None, Some(names)) => match names.iter().count() {
-            0 => Err(fields.wrong("id2label", "an object with a name per label", "an empty one")),
-            labels => Ok(labels),
-        },
-        (None, None) => Ok(2),
-    }
-}
-
-/// The names in `id2label`, by their numbers; none unless they are 0, 1, 2, … each once.
-fn label_names(fields: &Fields) -> Result<Vec<String>> {
-    let Some(names) = fields.object("id2label")? else { return Ok(Vec::new()) };
-    let mut found: Vec<(usize, String)> =
-        names.iter().filter_map(|(id, name)| Some((id.parse().ok()?, name.as_str()?.to_string()))).collect();
-    found.sort();
-    let whole = found.len() == names.iter().count() && found.iter().enumerate().all(|(at, (id, _))| at == *id);
-    Ok(if whole { found.into_iter().map(|(_, name)| name).collect() } else { Vec::new() })
 }
 
 /// Settings that would change the computation into one that ares does not do.

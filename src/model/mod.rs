@@ -12,6 +12,7 @@ pub(crate) mod pair;
 pub mod pretrained;
 pub(crate) mod projection;
 pub(crate) mod random;
+mod readout;
 pub(crate) mod subject;
 mod tensors;
 pub(crate) mod transformer;

@@ -181,9 +181,10 @@ impl<B: Ops> Pretrained<B> {
         })
     }
 
-    /// Raw scores (one per label) of each row, read at its last token; an inner error is that row's own.
+    /// Raw scores (one per label) of each row; an inner error is that row's own.
     pub(crate) fn scores(&mut self, version: Version, rows: Vec<Result<Rendered>>) -> Result<Vec<Result<Vec<f32>>>> {
         let labels = self.transformer.config.labels();
+        let rows = rows.into_iter().map(|row| row.map(|row| self.rendering.as_read(row))).collect();
         self.packed(version, rows, Heads::Ends, |model, ws, batch, adapter| {
             let scores = model.forward_scores(ws, batch, adapter)?;
             Ok(scores.chunks_exact(labels.max(1)).map(<[f32]>::to_vec).collect())

@@ -9,6 +9,7 @@ use super::block::{Block, BlockSpec, Keys};
 use super::checkpoint::{Checkpoint, EMBEDDING, WeightSource};
 use super::config::{Head, ModelConfig};
 use super::projection::Projection;
+use super::readout::Readout;
 use super::workspace::{Stream, Workspace};
 use crate::backend::Tensor;
 use crate::error::{Error, Result};
@@ -32,8 +33,9 @@ pub struct Transformer<B: Ops> {
 pub(super) enum HeadWeight<B: Ops> {
     /// The embedding serves as head too.
     Tied,
-    Untied(B::Weight),     // (V, C)
-    Score(Tensor<B, f32>), // (labels, C)
+    Untied(B::Weight), // (V, C)
+    /// Its first layer on the device, the rest on the host.
+    Score(Tensor<B, f32>, Readout), // (units, C)
 }
 
 /// What the host reads after a policy's forward, one number per target row.
@@ -53,7 +55,8 @@ impl<B: Ops> Transformer<B> {
     }
 
     /// Uploads the weights of `checkpoint`, which fits `config`.
-    pub(crate) fn load(ops: &B, config: ModelConfig, checkpoint: &impl WeightSource) -> Result<Self> {
+    pub(crate) fn load(ops: &B, mut config: ModelConfig, checkpoint: &impl WeightSource) -> Result<Self> {
+        config.settle_head(checkpoint)?;
         let read = |names: &[String]| -> Result<Vec<f32>> {
             let mut values = Vec::new();
             names.iter().try_for_each(|name| checkpoint.read(name, &mut values))?;
@@ -70,9 +73,10 @@ impl<B: Ops> Transformer<B> {
         let head = match config.head {
             Head::Causal if config.tie_word_embeddings => HeadWeight::Tied,
             Head::Causal => HeadWeight::Untied(matrix(&["lm_head.weight".into()])?),
-            Head::Classification { labels } => {
-                let w = read(&["score.weight".into()])?;
-                HeadWeight::Score(Tensor::from_host(ops, labels, config.hidden_size, &w)?)
+            Head::Classification { .. } => {
+                let (w, readout) = Readout::load(&config, checkpoint)?;
+                let w = Tensor::from_host(ops, config.score_units(), config.hidden_size, &w)?;
+                HeadWeight::Score(w, readout)
             }
         };
         let mut blocks = Vec::with_capacity(config.layers);
@@ -122,11 +126,11 @@ impl<B: Ops> Transformer<B> {
         Adapter::load(&self.ops, &self.config, file, self.score_weights()?.as_deref())
     }
 
-    /// The classifier's original head (labels, C).
+    /// The classifier's original head (labels, C), where an adapter may carry one.
     fn score_weights(&self) -> Result<Option<Vec<f32>>> {
         match &self.head {
-            HeadWeight::Score(w) => w.read(&self.ops).map(Some),
-            HeadWeight::Tied | HeadWeight::Untied(_) => Ok(None),
+            HeadWeight::Score(w, _) if self.config.has_plain_head() => w.read(&self.ops).map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -134,16 +138,15 @@ impl<B: Ops> Transformer<B> {
         match &self.head {
             HeadWeight::Tied => Ok(&self.embed),
             HeadWeight::Untied(w) => Ok(w),
-            HeadWeight::Score(_) => Err(wrong_head("a language-model head", "a score head")),
+            HeadWeight::Score(..) => Err(wrong_head("a language-model head", "a score head")),
         }
     }
 
-    fn score_weight<'a>(&'a self, adapter: Option<&'a Adapter<B>>) -> Result<&'a Tensor<B, f32>> {
-        match (adapter.and_then(|a| a.score.as_ref()), &self.head) {
-            (Some(adapted), _) => Ok(adapted),
-            (None, HeadWeight::Score(w)) => Ok(w),
-            (None, _) => Err(wrong_head("a score head", "a language-model head")),
-        }
+    fn score_weight<'a>(&'a self, adapter: Option<&'a Adapter<B>>) -> Result<(&'a Tensor<B, f32>, &'a Readout)> {
+        let HeadWeight::Score(w, readout) = &self.head else {
+            return Err(wrong_head("a score head", "a language-model head"));
+        };
+        Ok((adapter.and_then(|a| a.score.as_ref()).unwrap_or(w), readout))
     }
 
     /// Log-probability of every target row. With `rows` the head also writes ∂log p/∂h, which `backward_targets` starts from.
@@ -198,7 +201,7 @@ impl<B: Ops> Transformer<B> {
         kl.kl.read(&self.ops)
     }
 
-    /// Scores of every sequence (labels each), read at its last row.
+    /// Scores of every sequence (labels each), read at its last row. Fails for a model without a score head.
     pub fn forward_scores(
         &self,
         ws: &mut Workspace<B>,
@@ -206,10 +209,10 @@ impl<B: Ops> Transformer<B> {
         adapter: Option<&Adapter<B>>,
     ) -> Result<Vec<f32>> {
         let _stage = crate::backend::stage(c"reward forward");
-        let w = self.score_weight(adapter)?;
+        let (w, readout) = self.score_weight(adapter)?;
         self.forward(ws, batch, adapter)?;
-        self.ops.score_forward(&mut ws.head.scores, &ws.head.h, w)?;
-        ws.head.scores.read(&self.ops)
+        self.ops.score_forward(&mut ws.head.units, &ws.head.h, w)?;
+        Ok(readout.forward(ws.head.units.read(&self.ops)?))
     }
 
     /// Backward of Σ d_scores·scores of the batch just run; adds to `grad`.
@@ -221,10 +224,10 @@ impl<B: Ops> Transformer<B> {
         grad: &mut AdapterGrad<B>,
     ) -> Result<()> {
         let _stage = crate::backend::stage(c"reward backward");
-        let w = self.score_weight(Some(adapter))?;
+        let (w, readout) = self.score_weight(Some(adapter))?;
         let head = &mut ws.head;
-        head.d_scores.write(&self.ops, d_scores)?;
-        let dr = &head.d_scores;
+        head.d_units.write(&self.ops, &readout.backward(d_scores, || head.units.read(&self.ops))?)?;
+        let dr = &head.d_units;
         self.ops.score_backward(ScoreBackward { dh: &mut head.dh, dw: grad.score.as_mut(), dr, h: &head.h, w })?;
         self.backward(ws, adapter, grad)
     }

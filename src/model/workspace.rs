@@ -37,18 +37,18 @@ tensors! {
 
 tensors! {
     /// What the heads write.
-    pub(super) struct HeadSpace(rows: usize, back: usize, w: &Widths, labels: usize) {
+    pub(super) struct HeadSpace(rows: usize, back: usize, w: &Widths, units: usize) {
         x_in: B::Act = [rows, w.hidden], // of the last block's input, the rows that the head reads
         o: B::Act = [rows, w.heads * w.head_dim], // of what its attention made
         d_o: B::Act = [back, w.heads * w.head_dim],
         x: B::Act = [rows, w.hidden], // its output
         rstd: f32 = [rows, 1],
         h: B::Act = [rows, w.hidden], // normed
-        scores: f32 = [rows, labels],
+        units: f32 = [rows, units], // of a score head's first layer
         dh: B::Act = [back, w.hidden],
         dx: B::Act = [back, w.hidden],
         weights: f32 = [back, 1],
-        d_scores: f32 = [back, labels],
+        d_units: f32 = [back, units],
     }
 }
 
@@ -91,7 +91,7 @@ impl<B: Ops> Workspace<B> {
                 .collect::<Result<_>>()?,
             scratch: BlockScratch::new(ops, capacity, back, &widths)?,
             stream: Stream::new(ops, capacity, back, &widths)?,
-            head: HeadSpace::new(ops, capacity, back, &widths, config.labels())?,
+            head: HeadSpace::new(ops, capacity, back, &widths, config.score_units())?,
             head_rows: HeadRows::with_capacity(ops, capacity)?,
             chunk: if config.is_causal() { chunk(ops, config, capacity)? } else { Tensor::zeros(ops, 0, 0)? },
             kl: None,

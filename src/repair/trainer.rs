@@ -146,6 +146,13 @@ impl<'a, B: Ops> Trainer<'a, B> {
             let side = |adapter| Side::new(&model.transformer, adapter, config.train_head, config.batch_tokens);
             adapter.map(side).transpose()
         };
+        let head = &pair.reward.transformer.config;
+        if config.train_head && method.trains_reward() && !head.has_plain_head() {
+            let remedy = "leave train_head out: the adapter of such a reward model carries no head";
+            return Err(Error::file(&head.file, "a plain score head, to train it", remedy)(
+                "more than one matrix `score`",
+            ));
+        }
         let policy = side(&mut pair.policy, method.trains_policy(), 0)?;
         let reward = side(&mut pair.reward, method.trains_reward(), 1)?;
         let random = |stream: u64| {

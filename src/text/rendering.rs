@@ -32,6 +32,8 @@ pub struct IdLimits<'a> {
     pub eos_token_ids: &'a [u32],
     /// Hex hash of the tokenizer.json the model was trained with, if it says so.
     pub tokenizer_sha256: Option<&'a str>,
+    /// A classifier is read at its last token that is not this one.
+    pub pad: Option<u32>,
 }
 
 /// A prompt with an answer: `tokens[..prompt_len]` is the prompt as it is rendered for generation.
@@ -57,6 +59,12 @@ pub struct Rendering {
     context: usize,
     /// The ids that end an answer: those of the model's configs, and the tokenizer's `eos_token`.
     pub end_tokens: Vec<u32>,
+    /// See [`IdLimits::pad`].
+    pub(crate) pad: Option<u32>,
+    /// What ends a text, where the tokenizer or the model names it.
+    eos: Option<u32>,
+    /// What [`Rendering::fulls`] puts behind raw text.
+    appended: Option<u32>,
 }
 
 impl Rendering {
@@ -73,11 +81,35 @@ impl Rendering {
         tokenizer.check(limits.vocab_size, limits.tokenizer_sha256)?;
         let named = specials.named.get("eos_token").and_then(|text| tokenizer.token_to_id(text));
         let template = Template::open(dir, specials.named, arguments)?;
+        let eos = named.or(limits.eos_token_ids.first().copied());
         let named = named.filter(|_| template.is_some());
         let mut end_tokens = limits.eos_token_ids.to_vec();
         end_tokens.extend(named.filter(|id| !limits.eos_token_ids.contains(id)));
-        let (vocab_size, context) = (limits.vocab_size, limits.context);
-        Ok(Rendering { dir: dir.to_path_buf(), tokenizer, template, vocab_size, context, end_tokens })
+        let IdLimits { vocab_size, context, pad, .. } = *limits;
+        let dir = dir.to_path_buf();
+        Ok(Rendering { dir, tokenizer, template, vocab_size, context, end_tokens, pad, eos, appended: None })
+    }
+
+    /// From now on [`Rendering::fulls`] ends raw text with the token that ends a turn, where it does not end so already: trainers of
+    /// reward models put it there. Fails where the model names none.
+    pub fn append_eos(&mut self) -> Result<()> {
+        let missing = || {
+            let remedy = "leave --append out, or name the token in tokenizer_config.json";
+            Error::file(&self.dir, "an eos_token, or an eos_token_id in config.json", remedy)("none")
+        };
+        self.appended = Some(self.eos.ok_or_else(missing)?);
+        Ok(())
+    }
+
+    /// Leaves off what a classifier does not look at: it is read at its last token that is no padding, and no token sees a later one.
+    pub(crate) fn as_read(&self, mut rendered: Rendered) -> Rendered {
+        if let Some(last) = rendered.tokens.iter().rposition(|id| Some(*id) != self.pad) {
+            rendered.tokens.truncate(last + 1);
+        } else {
+            rendered.tokens.truncate(1); // as transformers has it, where all of it is padding
+        }
+        rendered.prompt_len = rendered.prompt_len.min(rendered.tokens.len());
+        rendered
     }
 
     pub fn has_template(&self) -> bool {
@@ -95,7 +127,7 @@ impl Rendering {
         only(self.with_answers(vec![(prompt, answer)]))
     }
 
-    /// Renders the whole exchange, as a reward model or judge reads it at its last token. `prompt_len` is 0 where the ids of
+    /// Renders the whole exchange, up to the token at which a reward model or judge reads it. `prompt_len` is 0 where the ids of
     /// the prompt are not its beginning.
     pub fn full(&self, prompt: &Prompt, answer: &str) -> Result<Rendered> {
         only(self.fulls(vec![(prompt, answer)]))
@@ -153,11 +185,15 @@ impl Rendering {
                     whole(&before, &full, false)?
                 }
                 (Prompt::Tokens(ids), None) => self.append(ids, answer)?,
-                (other, None) => whole(other.text(), &format!("{}{answer}", other.text()), true)?,
+                (other, None) => {
+                    let mut rendered = whole(other.text(), &format!("{}{answer}", other.text()), true)?;
+                    rendered.tokens.extend(self.appended.filter(|eos| rendered.tokens.last() != Some(eos)));
+                    rendered
+                }
             };
             rendered.tokens =
                 self.check_length(filled(rendered.tokens, "prompt")?, self.context, "prompt and answer")?;
-            Ok(rendered)
+            Ok(self.as_read(rendered))
         })
     }
 

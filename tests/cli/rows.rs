@@ -203,6 +203,41 @@ fn inspect_says_what_a_folder_holds() {
     ares(&format!("inspect {folder}")).expect(1, &["GPT2LMHeadModel", "Llama"]);
 }
 
+/// With pad = eos, transformers reads a reward before the end of the turn; other trainers read it there.
+#[test]
+fn where_a_reward_is_read_is_said() {
+    let folder = model("llama-reward");
+    let inspect = || ares(&format!("inspect {folder} --json")).expect(0, &[]).json();
+    let asked = lines(&[json!({"prompt": "w20 w21", "response": "w22"}), json!({"tokens": [10, 20, 21, 11, 22]})]);
+    let score = || {
+        let rows = ares_with(&format!("score --reward {folder}"), &asked).expect(0, &[]).rows();
+        [0, 1].map(|row| rows[row]["reward"].as_f64().unwrap())
+    };
+    let read = inspect();
+    assert_eq!((read["score_head"].as_str(), &read["warnings"]), (Some("score: one layer"), &json!([])));
+    assert_eq!(read["score_read"]["last_tokens"][3], json!([2, "</s>"]));
+    assert_eq!(read["score_read"]["position"], read["score_read"]["length"]);
+    let [at_end, before] = score();
+    let config = folder.read("config.json");
+    folder.write("config.json", config.replace(r#""pad_token_id": 0"#, r#""pad_token_id": 2"#));
+    let read = inspect();
+    assert_eq!(read["score_read"]["position"].as_u64().unwrap() + 1, read["score_read"]["length"].as_u64().unwrap());
+    assert!(read["warnings"][0].as_str().unwrap().contains("the last token is pad_token_id"), "{read}");
+    let [same, again] = score();
+    assert!(same == before && before == again && at_end != before, "{at_end} {before} {same} {again}");
+
+    // Raw text ends where it ends, unless it is told otherwise.
+    folder.write("config.json", config);
+    let raw = lines(&[json!({"prompt": "w20", "response": " w21"}), json!({"tokens": [20, 21, 2]})]);
+    let score = |more: &str| {
+        let rows = ares_with(&format!("score --reward {folder} {more}"), &raw).expect(0, &[]).rows();
+        [0, 1].map(|row| rows[row]["reward"].as_f64().unwrap())
+    };
+    let ([plain, ended], [appended, _]) = (score("--raw"), score("--raw --append eos"));
+    assert!(plain != ended && appended == ended, "{plain} {ended} {appended}");
+    ares(&format!("score --reward {folder} --append eos")).expect(2, &["--raw"]);
+}
+
 /// The first Ctrl-C lets the unit in work finish and keeps what is done; a second stops at once.
 #[cfg(unix)]
 #[test]

@@ -169,9 +169,9 @@ fn adapters_whose_configuration_names_less_than_they_hold_are_refused() {
     for (key, value, expected) in [
         ("target_modules", json!(["q_proj", "v_proj"]), "of which the adapter has matrices, found q_proj, v_proj"),
         ("target_modules", json!(["xq_proj", "proj"]), "of which the adapter has matrices"),
-        ("target_modules", json!([0, null]), "of which the adapter has matrices"),
-        ("layers_to_transform", json!([0]), "a list with 1, of which the adapter has matrices"),
-        ("layers_to_transform", json!(1), "a list with 0, of which the adapter has matrices"),
+        ("target_modules", json!([0, null]), "target_modules to be a list of texts"),
+        ("layers_to_transform", json!([0]), "one with 1, of which the adapter has matrices"),
+        ("layers_to_transform", json!(1), "one with 0, of which the adapter has matrices"),
     ] {
         let before = reward.read("adapter/adapter_config.json");
         change(&reward, "adapter/adapter_config.json", |config| config[key] = value);

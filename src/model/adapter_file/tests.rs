@@ -16,7 +16,7 @@ fn adapter(model: &ModelConfig) -> AdapterFile {
         let ramp = |n: usize| (0..n).map(|i| i as f32 - 1.5).collect();
         adapter.set_lora(1, projection, ramp(2 * inputs), ramp(outputs * 2));
     }
-    if let Head::Classification { labels } = model.head {
+    if let crate::model::Head::Classification { labels } = model.head {
         adapter.set_score(labels, vec![0.25; labels * model.hidden_size]);
     }
     adapter
@@ -52,6 +52,26 @@ fn rank_stabilised_adapters_scale_by_the_root() {
     assert_eq!(reopened(&model, &opened, |_| {}).unwrap().scale(), opened.scale());
 }
 
+/// Their values are held against PEFT in tests/golden-adapters.
+#[test]
+fn ranks_and_alphas_of_their_own_become_one() {
+    let model = model("ForCausalLM");
+    let mut file = adapter(&model);
+    file.set_lora(1, Projection::Q, vec![1.0; 2 * 8], vec![2.0; 8 * 2]);
+    let opened = reopened(&model, &file, |config| {
+        config["target_modules"] = json!("all-linear");
+        config["alpha_pattern"] = json!({"k_proj": 8, "self_attn.q_proj": 12, "q_proj": 1});
+        config["layers_to_transform"] = json!([]);
+    })
+    .unwrap();
+    assert_eq!((opened.rank, opened.scale()), (2, 1.0));
+    let b = |projection| opened.lora(1, projection).unwrap()[1].data.clone();
+    assert_eq!(b(Projection::Q), [12.0; 16], "12 / 2 times 2");
+    assert_eq!(b(Projection::V)[..3], [-2.25, -0.75, 0.75], "3 / 2 times what it was");
+    let pattern = r"model\.layers\.\d+\.(self_attn|mlp)\.[a-z]+_proj";
+    assert!(reopened(&model, &file, |config| config["target_modules"] = json!(pattern)).is_ok());
+}
+
 #[test]
 fn what_ares_cannot_apply_is_refused_with_its_reason() {
     let model = model("ForCausalLM");
@@ -60,13 +80,22 @@ fn what_ares_cannot_apply_is_refused_with_its_reason() {
         ("use_dora", json!(true), "use_dora to be false, found true (DoRA also trains magnitudes)"),
         ("bias", json!("all"), "bias to be `none` (the base stays frozen), found `all`"),
         ("fan_in_fan_out", json!(true), "fan_in_fan_out to be false"),
-        ("rank_pattern", json!({"q_proj": 4}), "rank_pattern to be empty, found 1 modules with ranks of their own"),
-        ("alpha_pattern", json!({"q_proj": 4}), "alpha_pattern to be empty"),
+        ("rank_pattern", json!({"q_proj": 4}), "q_proj.lora_A.weight: expected [4, 8]"),
+        ("rank_pattern", json!({"q_proj": 0}), "rank_pattern.q_proj to be a whole number from 1"),
+        ("rank_pattern", json!({"(q_proj": 2}), "rank_pattern to be a regular expression"),
+        ("alpha_pattern", json!({"q_proj": -4}), "alpha_pattern.q_proj to be a number above 0"),
+        ("target_modules", json!("model.layers.0.*"), "one that names model.layers.1."),
+        ("target_modules", json!(r".*\.q_proj"), "of which the adapter has matrices"),
+        ("target_modules", json!(5), "target_modules to be a list of texts"),
+        ("exclude_modules", json!(["v_proj"]), "exclude_modules to be without model.layers.1.self_attn.v_proj"),
+        ("exclude_modules", json!(".*mlp.*"), "exclude_modules to be without model.layers.1.mlp."),
+        ("layers_to_transform", json!([0]), "layers_to_transform to be one with 1"),
+        ("layers_to_transform", json!(["x"]), "layers_to_transform to be layers' numbers"),
         ("init_lora_weights", json!("pissa_niter_4"), "found `pissa_niter_4`, which changes the base's weights too"),
         ("task_type", json!("TOKEN_CLS"), "task_type to be CAUSAL_LM or SEQ_CLS"),
         ("layer_replication", json!([[0, 1]]), "layer_replication to be absent"),
         ("r", json!(0), "r to be a whole number from 1"),
-        ("r", json!(3), "down_proj.lora_A.weight: expected [3, 6] (rank 3), found [2, 6] F32"),
+        ("r", json!(3), "down_proj.lora_A.weight: expected [3, 6] (by the adapter's rank), found [2, 6] F32"),
         ("lora_alpha", json!(null), "lora_alpha to be a number above 0, found no such field"),
     ] {
         refused(reopened(&model, &adapter(&model), |config| config[key] = value.clone()), expected);

@@ -56,6 +56,29 @@ fn by_hand(header: &str, data: usize) -> Vec<u8> {
 }
 
 #[test]
+fn a_head_has_one_layer_or_two_and_says_how_many_labels() {
+    let plain = config("Llama", "ForSequenceClassification");
+    let mut body = tensors(&plain);
+    body.remove("score.weight");
+    let with = |layers: &[(&str, &[usize])]| {
+        let mut tensors = body.clone();
+        for (name, shape) in layers {
+            tensors
+                .insert(name.to_string(), (Dtype::F32, shape.to_vec(), vec![0; 4 * shape.iter().product::<usize>()]));
+        }
+        open(&plain, &bytes(&tensors))
+    };
+    assert!(with(&[("v_head.0.weight", &[3, 8]), ("v_head.0.bias", &[3]), ("v_head.2.weight", &[1, 3])]).is_ok());
+    refused(with(&[]), "score.weight");
+    refused(with(&[("score.weight", &[2, 8])]), "score.weight");
+    refused(with(&[("score.0.weight", &[3, 8])]), "score.2.weight");
+    refused(with(&[("score.0.weight", &[3, 8]), ("score.2.weight", &[1, 4])]), "score.2.weight");
+    refused(with(&[("score.0.weight", &[3, 8]), ("score.0.bias", &[4]), ("score.2.weight", &[1, 3])]), "score.0.bias");
+    let three = [("score.0.weight", &[3, 8][..]), ("score.2.weight", &[3, 3]), ("score.4.weight", &[1, 3])];
+    refused(with(&three), "found score.4.weight");
+}
+
+#[test]
 fn halves_are_converted_exactly() {
     let config = config("Llama", "ForSequenceClassification");
     let mut all = tensors(&config);

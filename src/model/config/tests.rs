@@ -29,6 +29,25 @@ fn config(family: &str, changes: Value) -> Result<ModelConfig> {
     tiny(&format!("{family}ForCausalLM"), changes)
 }
 
+/// Their values are held against torch in tests/golden-heads.
+#[test]
+fn reward_classes_of_others_are_known_by_name() {
+    let read = |class: &str, changes: Value| {
+        let config = tiny(class, changes)?;
+        Ok((config.labels(), config.skipped_pad(), config.score.normal))
+    };
+    let class = "LlamaForSequenceClassification";
+    assert_eq!(read(class, json!({"pad_token_id": 5})).unwrap(), (2, Some(5), None));
+    assert_eq!(read(class, json!({"num_labels": 1})).unwrap(), (1, None, None));
+    let told = json!({"model_type": "llama", "pad_token_id": 5, "mean": 0.5, "std": 2.0});
+    assert_eq!(read("RewardModel", told).unwrap(), (2, None, Some([0.5, 2.0])));
+    let off = json!({"model_type": "qwen3", "mean": 0.5, "std": 2.0, "normalize_reward": false});
+    assert_eq!(read("RewardModel", off).unwrap(), (2, None, None));
+    refused(read("RewardModel", json!({"mean": 0.5})), "expected model_type to be one of llama, mistral");
+    refused(read("RewardModel", json!({"model_type": "llama", "std": 0.0})), "expected std to be a number above 0");
+    refused(read("MyRewardModel", json!({"model_type": "llama"})), "or of RewardModel, GRewardModel");
+}
+
 /// What the golden checkpoints, each of one setting, do not show.
 #[test]
 fn windows_and_head_sizes_follow_their_family() {

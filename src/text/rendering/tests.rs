@@ -42,7 +42,8 @@ fn open_with(tokenizer: &Value, template: Option<&str>, limits: &IdLimits) -> Re
     Rendering::open(dir.path(), limits)
 }
 
-const LIMITS: IdLimits = IdLimits { vocab_size: 310, context: 40, eos_token_ids: &[], tokenizer_sha256: None };
+const LIMITS: IdLimits =
+    IdLimits { vocab_size: 310, context: 40, eos_token_ids: &[], tokenizer_sha256: None, pad: None };
 
 fn open(template: &str) -> Rendering {
     open_with(&tokenizer(), Some(template), &LIMITS).unwrap()
