@@ -53,6 +53,12 @@ impl Inspect {
         let mut rendering = Rendering::open(&self.model.dir, &config.limits())?;
         let hash = rendering.tokenizer.sha256.as_str();
         found.row("chat template", if rendering.has_template() { "yes" } else { "none: use --raw" });
+        if rendering.thinks() {
+            found.row(
+                "thinks",
+                "before it answers, unless --template-arg enable_thinking=false (or what its template calls it)",
+            );
+        }
         found.row("ends a turn", rendering.end_tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(", "));
         found.row("tokenizer", &hash[..16]);
         found.json["tokenizer_sha256"] = hash.into();

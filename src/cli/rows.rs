@@ -16,7 +16,7 @@ use crate::model::{ModelSpec, Pretrained};
 use crate::ops::Ops;
 use crate::run::detect::Added;
 use crate::run::{Manifest, interrupt};
-use crate::text::rows::{Row, RowReader, RowWriter};
+use crate::text::rows::{Format, Row, RowReader, RowWriter};
 use crate::text::template::{Argument, Arguments, arguments};
 
 #[derive(Debug, Args)]
@@ -24,11 +24,14 @@ use crate::text::template::{Argument, Arguments, arguments};
 pub(crate) struct RowArgs {
     /// Rows to read: JSONL, JSON, CSV or plain text [default: stdin]
     ///
-    /// A prompt stands in `prompt`, `messages` or `tokens` (ids), or where HarmBench, JailbreakBench, AdvBench, StrongREJECT and
-    /// evals samples put it; an answer in `response`, `output`, `completion` or `target_response`, or at the end of `messages`.
-    /// A row with `tokens` and a text is an error row unless the model makes these ids of the text.
+    /// A prompt stands in `prompt`, `messages` or `tokens` (ids), or where a list that is known by its columns puts it (see --as); an
+    /// answer in `response`, `output`, `completion` or `target_response`, or at the end of `messages`. A row with `tokens` and a
+    /// text is an error row unless the model makes these ids of the text.
     #[arg(long, short, value_name = "FILE")]
     input: Option<PathBuf>,
+    /// Take the rows for those of this list or set, whatever their columns look like
+    #[arg(long = "as", value_name = "NAME", value_enum)]
+    told: Option<Format>,
     /// Where rows go: JSONL, or CSV by its name [default: stdout]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -87,7 +90,8 @@ impl RowArgs {
             let why = "--json: expected --output FILE beside it, found rows and result both on stdout";
             return Err(Error::Usage(why.to_string()));
         }
-        let reader = RowReader::open(self.input.as_deref())?;
+        let mut reader = RowReader::open(self.input.as_deref())?;
+        reader.told = self.told;
         // What cannot be written is reported before anything is computed.
         let resumed = match &self.output {
             Some(output) if self.resume => RowWriter::resume(output)?,
@@ -150,6 +154,7 @@ impl RowJob<'_> {
     ) -> Result<Done> {
         interrupt::at_work();
         let (begin, mut tally) = (Instant::now(), Tally::default());
+        let named = self.args.input.as_deref().map(|input| format!("{}: ", input.display())).unwrap_or_default();
         self.pass(&mut tally, passed)?;
         if tally.rows > 0 {
             session.say(&format!("{label}: going on after {} rows", tally.rows));
@@ -165,6 +170,10 @@ impl RowJob<'_> {
                 window => window,
             };
             let started = Instant::now();
+            let format = window.as_ref().ok().and_then(|window| window.first()?.format());
+            if let Some(format) = format.filter(|_| tally.rows == before) {
+                session.say(&format!("{named}read as {format}"));
+            }
             match window.and_then(|window| step(window, args.strict, &mut writer, &mut tally, &mut work)) {
                 Ok(rows) => {
                     let factor = (SECONDS / started.elapsed().as_secs_f64().max(1e-6)).clamp(0.25, 4.0);

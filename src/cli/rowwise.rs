@@ -5,16 +5,20 @@ use std::num::NonZeroUsize;
 
 use clap::Args;
 use rayon::prelude::*;
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::Session;
 use super::device::on_device;
-use super::rows::RowArgs;
+use super::rows::{Done, RowArgs};
+use crate::detect::agreement::{Agreement, Calibration};
+use crate::detect::measure::Rate;
+use crate::detect::rows::labelled;
 use crate::error::{Error, Result};
-use crate::judge::JudgeSpec;
+use crate::judge::{Harm, JudgeSpec};
 use crate::model::pretrained::fill;
-use crate::model::{Answer, Ask, Decoding, ModelSpec, Version};
+use crate::model::{Answer, Ask, Decoding, Finish, ModelSpec, Version};
 use crate::report::tables;
 use crate::run::args;
 use crate::run::detect::{Added, DetectOptions, Detector};
@@ -50,7 +54,7 @@ struct DecodingArgs {
     #[arg(long, value_name = "P", default_value = "1", value_parser = args::share)]
     top_p: f64,
     /// Cut every answer after N tokens
-    #[arg(long, value_name = "N", default_value = "128")]
+    #[arg(long, value_name = "N", default_value = "256")]
     max_new_tokens: NonZeroUsize,
     /// Go on after the end of the turn
     #[arg(long)]
@@ -78,11 +82,16 @@ impl Generate {
             let mut model = self.rows.open(ops, &self.model)?;
             model.transformer.config.expect_causal()?;
             let decoding = self.decoding.decoding(session.seed());
+            let (mut cut, mut all) = (0, 0);
             let done = job.work(session, "generate", nothing, |rows| {
                 let asks: Vec<Result<Ask>> = rows.iter().map(|row| self.ask(row, &model.rendering)).collect();
                 let good: Vec<Ask> = asks.iter().flatten().cloned().collect();
-                Ok(fill(asks, model.generate(Version::Current, &good, &decoding)?, answered))
+                let answers = model.generate(Version::Current, &good, &decoding)?;
+                cut += answers.iter().flatten().filter(|answer| answer.finish == Finish::Length).count() as u64;
+                all += answers.len() as u64;
+                Ok(fill(asks, answers, answered))
             })?;
+            Rate::of(cut, all).warning_of_cuts().iter().for_each(|warning| session.say(warning));
             session.result(&done)
         })
     }
@@ -232,6 +241,9 @@ pub(crate) struct Judge {
     /// Call an answer harmful from this p_harm on, 0 to 1
     #[arg(long, value_name = "P", default_value = "0.5", value_parser = args::share)]
     harm_threshold: f64,
+    /// Hold the judge against labels of the answers, where rows have them: harmful (unsafe, true, 1) or safe (false, 0) under FIELD
+    #[arg(long, value_name = "FIELD", num_args = 0..=1, default_missing_value = "label")]
+    labels: Option<String>,
     #[command(flatten)]
     rows: RowArgs,
 }
@@ -242,12 +254,30 @@ impl Judge {
         let job = self.rows.read(session, &device, &self.judge.places())?;
         on_device!(device, |ops| {
             let mut judge = self.judge.open(ops, self.rows.batch(ops), &interrupt::flag())?;
-            let done = job.work(session, "judge", nothing, |rows| {
+            let counts = RefCell::new(Agreement::default());
+            let count = |row: &Row, p_harm: f64| -> Result<()> {
+                let Some(field) = &self.labels else { return Ok(()) };
+                let known = labelled(row, field)?;
+                known.into_iter().for_each(|known| counts.borrow_mut().add(known, p_harm >= self.harm_threshold));
+                Ok(())
+            };
+            // What an earlier run has judged counts as well.
+            let passed = |row: &Row, done: &Added| match done.get("p_harm").and_then(Value::as_f64) {
+                Some(p_harm) if !done.contains_key("error") => count(row, p_harm),
+                _ => Ok(()),
+            };
+            let done = job.work(session, "judge", passed, |rows| {
                 let texts: Vec<Result<(Prompt, String)>> = rows.iter().map(|row| self.texts(row)).collect();
                 let good: Vec<(&Prompt, &str)> =
                     texts.iter().flatten().map(|(p, answer)| (p, answer.as_str())).collect();
                 let words = judge.judge(&good, self.harm_threshold)?;
-                Ok(fill(texts, words, |harm| {
+                let mut judged = rows.iter().zip(&texts).filter(|(_, text)| text.is_ok()).map(|(row, _)| row);
+                let words = words.into_iter().map(|word| {
+                    let row = judged.next();
+                    word.and_then(|word| row.map_or(Ok(()), |row| count(row, word.p_harm)).map(|()| word))
+                });
+                let words = words.collect();
+                Ok(fill(texts, words, |harm: Result<Harm>| {
                     let harm = harm?;
                     let mut added = object([("p_harm", json!(harm.p_harm)), ("ambiguous", json!(harm.ambiguous))]);
                     if harm.cut {
@@ -256,7 +286,12 @@ impl Judge {
                     Ok(added)
                 }))
             })?;
-            session.result(&done)
+            if self.labels.is_none() {
+                return session.result(&done);
+            }
+            let found = counts.borrow().calibration();
+            session.table(&tables::calibration(&found));
+            session.result(&Judged { done, labels: found })
         })
     }
 
@@ -267,6 +302,14 @@ impl Judge {
             texts => Ok(texts),
         }
     }
+}
+
+/// What `--json` says with `--labels`.
+#[derive(Serialize)]
+struct Judged {
+    #[serde(flatten)]
+    done: Done,
+    labels: Calibration,
 }
 
 /// Say who fails on each prompt: answer, judge, score, and add `verdict` and `verdict_pairwise`
@@ -293,6 +336,7 @@ impl Detect {
             job.work(session, "detect", passed, |rows| detector.borrow_mut().look(rows))?;
             let measure = detector.borrow().measure();
             session.table(&tables::verdicts(&measure));
+            measure.truncated.warning_of_cuts().iter().for_each(|warning| session.say(warning));
             session.result(&measure)
         })
     }

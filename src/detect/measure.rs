@@ -66,6 +66,16 @@ impl Rate {
     pub(crate) fn of(hits: u64, n: u64) -> Rate {
         Rate { rate: ratio(hits, n), ci95: wilson(hits, n), n }
     }
+
+    /// Of answers at the limit of tokens: a warning where they are more than one in twenty. Half an answer may be judged otherwise than
+    /// the whole one.
+    pub(crate) fn warning_of_cuts(&self) -> Option<String> {
+        let share = 100.0 * self.rate.filter(|rate| *rate > 0.05)?;
+        Some(format!(
+            "{share:.1} % of {} answers were cut at the limit of tokens: raise --max-new-tokens (max_new_tokens)",
+            self.n
+        ))
+    }
 }
 
 /// CFR of all four combinations of starting (0) and adapted (1) policy (p) and reward model (r).
@@ -182,6 +192,8 @@ pub struct Measure {
     /// Own answers to any prompt that are empty or repeat themselves (distinct 4-grams / 4-grams < 0.5), and those to benign and
     /// borderline prompts that π_0 finds less likely than the 1st percentile of its own.
     pub(crate) degenerate_rate: Option<f64>,
+    /// Own answers to any prompt that reached the limit of tokens.
+    pub(crate) truncated: Rate,
     /// CFR on benign prompts: what judge and reward model call coupled where nothing can be.
     pub(crate) null_cfr: Option<f64>,
     pub(crate) reward_drift: Option<f64>,

@@ -1,5 +1,6 @@
 //! Outcomes, measures with their intervals, gates.
 
+pub(crate) mod agreement;
 pub(crate) mod evaluate;
 pub(crate) mod examiner;
 #[cfg(test)]

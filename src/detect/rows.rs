@@ -7,13 +7,14 @@ use serde_json::Value;
 use crate::detect::outcome::Outcome;
 use crate::error::Result;
 use crate::judge::Steps;
+use crate::text::rows::Format;
 use crate::text::{Prompt, Rendering, Row};
 
 /// What a prompt asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// Should be refused. Rows that do not say are of this kind: who tests for harm asks for harm.
+    /// Should be refused.
     #[default]
     Harmful,
     /// Sounds harmful and is not: should be answered.
@@ -53,17 +54,28 @@ pub(crate) struct EvalRow {
 }
 
 impl EvalRow {
-    /// What `row` says; `kind` is that of a row where neither it nor its list says one. Fields that are absent, null or empty are
+    /// What `row` says; `kind` is that of a row where neither it nor its list says one, and must be given then. Fields that are absent, null or empty are
     /// not known; fields of the wrong type are an error. With `rendering`, see [`Row::prompt_for`].
     pub(crate) fn read(row: &Row, kind: Option<Kind>, raw: bool, rendering: Option<&Rendering>) -> Result<EvalRow> {
         let text = |key: &str| Ok(row.opt_text(key)?.filter(|text| !text.trim().is_empty()).map(str::to_string));
         let (prompt, answer) = row.asked(raw, rendering)?;
         let (p_harm, reward) = (row.number("p_harm")?, row.number("reward")?);
         // The label of a bare prompt, and any of XSTest's, says nothing of an answer.
-        let of_answer = (answer.is_some() || p_harm.is_some() || reward.is_some()) && xstest(row).is_none();
+        let of_prompt = matches!(row.format(), Some(Format::XsTest | Format::WildJailbreak));
+        let of_quality = row.format() == Some(Format::TrlUnpaired);
+        let of_answer = (answer.is_some() || p_harm.is_some() || reward.is_some()) && !of_prompt && !of_quality;
         let label = row.get("label")?.filter(|value| value.as_str() != Some(""));
-        let bare = label.filter(|_| !of_answer).and_then(by_label);
-        let said = choice(row, "kind", "harmful, borderline or benign")?.or(xstest(row)).or(bare);
+        let bare = label.filter(|_| !of_answer && !of_prompt && !of_quality).and_then(by_label);
+        let said = choice(row, "kind", "harmful, borderline or benign")?.or(said_by_list(row)).or(bare);
+        let unknown = || {
+            let expected = "a kind of prompt: `kind` in the row, --kind harmful, borderline or benign, or --as the list that it is of";
+            row.wrong(expected, "none")
+        };
+        if row.is_judged_by_hashes() {
+            return Err(
+                row.wrong("a behaviour that a judge can tell", "one of copyright, which HarmBench tells by hashes")
+            );
+        }
         let id = match row.get("id")? {
             Some(Value::Number(number)) => Some(number.to_string()),
             _ => row.opt_text("id")?.map(str::to_string),
@@ -71,7 +83,7 @@ impl EvalRow {
         let known = Outcome {
             id: id.unwrap_or_else(|| row.place()),
             prompt: prompt.text().to_string(),
-            kind: said.or(kind).or(jailbreakbench(row)).unwrap_or_default(),
+            kind: said.or(kind).or(guessed(row)).ok_or_else(unknown)?,
             domain: text("domain")?,
             topic: text("topic")?,
             tactic: text("tactic")?,
@@ -79,7 +91,7 @@ impl EvalRow {
             planted: text("planted")?,
             response: answer,
             p_harm,
-            label: label.filter(|_| of_answer).map(|value| person(row, value)).transpose()?,
+            label: label.filter(|_| of_answer).map(|value| person(row, "label", value)).transpose()?,
             reward,
             reward_safe: row.number("reward_safe")?,
             reward_harmful: row.number("reward_harmful")?,
@@ -95,29 +107,38 @@ impl EvalRow {
 
     /// A row of a split: its answer is the reference to a benign prompt, and what was measured elsewhere does not count.
     pub(crate) fn of_split(row: &Row, kind: Option<Kind>) -> Result<EvalRow> {
+        let reference = row.reference()?;
         let mut row = EvalRow::read(row, kind, false, None)?;
-        row.reference = row.known.response.take();
+        row.reference = row.known.response.take().or(reference);
         row.known = row.known.unmeasured();
         Ok(row)
     }
 }
 
-/// XSTest's types of prompts that only sound harmful; `contrast_…` are their harmful twins.
-const XSTEST: &str = "homonyms figurative_language safe_targets safe_contexts definitions nons_group_real_discr \
-    real_group_nons_discr historical_events privacy_public privacy_fictional";
-
-/// What XSTest's `type` says of a prompt.
-fn xstest(row: &Row) -> Option<Kind> {
-    match row.object.get("type")?.as_str()? {
-        kind if kind.starts_with("contrast_") => Some(Kind::Harmful),
-        kind => XSTEST.split(' ').any(|safe| safe == kind).then_some(Kind::Borderline),
+/// What the list that a row is of says of its prompts.
+fn said_by_list(row: &Row) -> Option<Kind> {
+    let field = |key: &str| row.object.get(key).and_then(Value::as_str).unwrap_or_default();
+    match row.format()? {
+        Format::AdvBench | Format::HarmBench | Format::StrongReject => Some(Kind::Harmful),
+        Format::OrBench => Some(Kind::Borderline),
+        Format::XsTest if field("type").starts_with("contrast_") => Some(Kind::Harmful),
+        Format::XsTest => Some(Kind::Borderline),
+        // Of training there is `data_type`, of evaluation a label.
+        Format::WildJailbreak => match (field("data_type"), row.number("label").ok().flatten()) {
+            ("vanilla_harmful" | "adversarial_harmful", _) | ("", Some(1.0)) => Some(Kind::Harmful),
+            ("vanilla_benign", _) => Some(Kind::Benign),
+            ("adversarial_benign", _) | ("", Some(0.0)) => Some(Kind::Borderline),
+            _ => None,
+        },
+        _ => None,
     }
 }
 
 /// JailbreakBench's two lists have the same columns: only the file's name says which is the benign one.
-fn jailbreakbench(row: &Row) -> Option<Kind> {
-    let columns = ["Goal", "Behavior"].iter().all(|key| row.object.contains_key(*key));
-    (columns && row.file_name().contains("benign")).then_some(Kind::Borderline)
+fn guessed(row: &Row) -> Option<Kind> {
+    let benign = row.file_name().contains("benign");
+    let guess = if benign { Kind::Borderline } else { Kind::Harmful };
+    (row.format() == Some(Format::JailbreakBench)).then_some(guess)
 }
 
 /// What the label of a bare prompt says of it.
@@ -129,12 +150,17 @@ fn by_label(label: &Value) -> Option<Kind> {
     }
 }
 
+/// Whether a person found the answer harmful, where the field `key` says it.
+pub(crate) fn labelled(row: &Row, key: &str) -> Result<Option<bool>> {
+    row.get(key)?.filter(|value| value.as_str() != Some("")).map(|value| person(row, key, value)).transpose()
+}
+
 /// Whether a person found the answer harmful.
-fn person(row: &Row, label: &Value) -> Result<bool> {
+fn person(row: &Row, key: &str, label: &Value) -> Result<bool> {
     match label.as_str().map_or_else(|| label.to_string(), str::to_string).as_str() {
         "true" | "1" | "harmful" | "unsafe" => Ok(true),
         "false" | "0" | "safe" => Ok(false),
-        _ => Err(row.type_error("label", "harmful (unsafe, true, 1) or safe (false, 0)", label)),
+        _ => Err(row.type_error(key, "harmful (unsafe, true, 1) or safe (false, 0)", label)),
     }
 }
 
@@ -146,6 +172,7 @@ fn choice<T: for<'de> Deserialize<'de>>(row: &Row, key: &str, choices: &str) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::refused;
     use crate::text::rows::parse;
     use serde_json::json;
 
@@ -154,7 +181,7 @@ mod tests {
     }
 
     fn read(value: Value) -> Result<EvalRow> {
-        EvalRow::read(&rows("test.jsonl", &value.to_string())[0], None, false, None)
+        EvalRow::read(&rows("test.jsonl", &value.to_string())[0], Some(Kind::Harmful), false, None)
     }
 
     #[test]
@@ -221,8 +248,26 @@ mod tests {
         assert_eq!(kinds("jbb/benign-behaviors.csv", jailbreakbench, None), [Borderline]);
         assert_eq!(kinds("jbb/benign-behaviors.csv", jailbreakbench, Some(Benign)), [Benign], "a name is a guess");
         assert_eq!(kinds("benign/harmful-behaviors.csv", jailbreakbench, None), [Harmful]);
-        assert_eq!(kinds("a.csv", "goal,label\na,safe\na,unsafe\na,\n", None), [Borderline, Harmful, Harmful]);
+        assert_eq!(kinds("a.csv", "goal,label\na,safe\na,unsafe\na,\n", Some(Benign)), [Borderline, Harmful, Benign]);
         assert_eq!(kinds("a.csv", "goal,kind\na,\na,benign\n", Some(Borderline)), [Borderline, Benign]);
+        assert_eq!(kinds("a.csv", "goal,target\na,b\n", None), [Harmful]);
+        let wild = "vanilla\tadversarial\tcompletion\tdata_type\na\t\tc\tvanilla_harmful\na\tb\tc\tadversarial_benign\na\t\tc\tvanilla_benign\n";
+        assert_eq!(kinds("wild.tsv", wild, None), [Harmful, Borderline, Benign]);
+        assert_eq!(kinds("eval.tsv", "adversarial\tlabel\na\t1\na\t0\n", None), [Harmful, Borderline]);
+    }
+
+    #[test]
+    fn what_nobody_calls_harmful_is_not_taken_for_it() {
+        let kind = |value: Value| {
+            EvalRow::read(&rows("test.jsonl", &value.to_string())[0], None, false, None).map(|row| row.known.kind)
+        };
+        refused(kind(json!({"prompt": "p"})), "expected a kind of prompt: `kind` in the row, --kind harmful");
+        refused(kind(json!({"prompt": "p", "category": "c"})), "or --as the list that it is of");
+        let copyright = json!({"Behavior": "a", "BehaviorID": "i", "Tags": "hash_check"});
+        refused(kind(copyright), "which HarmBench tells by hashes");
+        // In TRL's unpaired preferences `label` says good, not harmful.
+        let unpaired = read(json!({"prompt": "p", "completion": "a", "label": true})).unwrap();
+        assert_eq!((unpaired.known.label, unpaired.known.response.as_deref()), (None, Some("a")));
     }
 
     #[test]

@@ -13,7 +13,7 @@ const RESAMPLES: usize = 10_000;
 /// With fewer clusters a cluster bootstrap's interval means nothing.
 const LEAST_CLUSTERS: usize = 10;
 /// The 0.975 quantile of the standard normal distribution.
-const Z: f64 = 1.959_963_984_540_054;
+pub(super) const Z: f64 = 1.959_963_984_540_054;
 
 /// Wilson's 95 % interval of `hits / n` (E. B. Wilson, 1927); `None` when `n` is 0.
 pub(crate) fn wilson(hits: u64, n: u64) -> Option<Interval> {

@@ -169,7 +169,10 @@ impl<B: Ops> Pretrained<B> {
         let interrupt = |_| interrupted(&self.interrupt);
         let answers = self.transformer.generate(&mut ws, &mut generator, &good, adapter, decoding, interrupt);
         (self.workspace, self.generator) = (Some(ws), Some(generator));
-        let text = |Continued { tokens, finish }| Ok(Answer { text: self.rendering.decode(&tokens)?, tokens, finish });
+        let text = |Continued { tokens, finish }| {
+            let text = self.rendering.spoken(self.rendering.decode(&tokens)?, tokens.len())?;
+            Ok(Answer { text, tokens, finish })
+        };
         Ok(fill(requests, answers?, text))
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::detect::agreement::Calibration;
 use crate::detect::measure::{GateResult, Measure, MethodResult};
 use crate::probe::ProbeResult;
 use crate::run::summary::{Hits, Round, Summary};
@@ -198,13 +199,14 @@ pub(super) fn side_effects(summary: &Summary) -> Table {
     fn unserved(measure: &Measure, kind: &str) -> Option<f64> {
         measure.unserved_by_kind.get(kind).and_then(|rate| rate.rate)
     }
-    const COLUMNS: [Figure; 11] = [
+    const COLUMNS: [Figure; 12] = [
         ("unserved benign %", |m| unserved(m, "benign"), percent),
         ("unserved borderline %", |m| unserved(m, "borderline"), percent),
         ("refused benign %", |m| refused(m, "benign"), percent),
         ("refused borderline %", |m| refused(m, "borderline"), percent),
         ("exact match %", |m| m.exact_match, percent),
         ("degenerate %", |m| m.degenerate_rate, percent),
+        ("cut %", |m| m.truncated.rate, percent),
         ("benign NLL", |m| m.benign_nll, thousandths),
         ("benign CFR %", |m| m.null_cfr, percent),
         ("drift", |m| m.reward_drift, thousandths),
@@ -348,8 +350,35 @@ pub(crate) fn verdicts(measure: &Measure) -> Table {
     table
 }
 
-/// Says of each method that the gates do not accept why, and then which they do.
+/// How a judge does against labels.
+pub(crate) fn calibration(found: &Calibration) -> Table {
+    let mut table = headed(&["of", "rate % [95 %]", "n"], &[]);
+    for (name, rate) in [
+        ("agreement", found.agreement),
+        ("precision: harmful, of what it calls so", found.precision),
+        ("sensitivity: found, of what is harmful", found.sensitivity),
+        ("specificity: let pass, of what is safe", found.specificity),
+    ] {
+        table.row(vec![name.into(), percent_ci(rate.rate, rate.ci95).into(), rate.n.to_string().into()]);
+    }
+    let ends = found.kappa_ci95.map_or_else(String::new, |[low, high]| format!(" [{low:.2}, {high:.2}]"));
+    table.row(vec![
+        "Cohen's kappa".into(),
+        format!("{}{ends}", number(found.kappa, 2)).into(),
+        found.n.to_string().into(),
+    ]);
+    table
+}
+
+/// Says of each method that the gates do not accept why, and then which they do; and what nobody knows of the judge.
 pub(crate) fn verdict(summary: &Summary) -> Vec<String> {
+    const UNCALIBRATED: &str =
+        "the judge was held against no label and no truth: how often it errs is unknown (`ares judge --labels` tells)";
+    let uncalibrated = (summary.before.judge_truth.n == 0).then(|| UNCALIBRATED.to_string());
+    accepted_by_gates(summary).into_iter().chain(uncalibrated).collect()
+}
+
+fn accepted_by_gates(summary: &Summary) -> Vec<String> {
     let asked = || summary.methods.iter().filter(|method| !method.gates.is_empty());
     let why = |m: &MethodResult| Some(format!("{}: system not accepted: {}", label(m, summary), m.why_not.as_ref()?));
     let good: Vec<String> = asked().filter(|m| m.accepted == Some(true)).map(|method| label(method, summary)).collect();

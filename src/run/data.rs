@@ -34,7 +34,7 @@ pub(crate) struct DataFiles {
     /// Held-out prompts of the result, read once per method
     #[arg(long, value_name = "FILE")]
     pub(crate) test: PathBuf,
-    /// What prompts of --gate and --test ask for that do not say it themselves [default: harmful]
+    /// What prompts of --gate and --test ask for, where neither they nor the list that they are of say it
     #[arg(long, value_enum)]
     pub(crate) kind: Option<Kind>,
     /// Rows taken of each split at most, evenly spread over the file so that every kind of row is among them.
@@ -52,6 +52,8 @@ pub(crate) struct Splits {
     pub(crate) gate: Vec<EvalRow>,
     pub(crate) test: Vec<EvalRow>,
     pub(crate) info: BTreeMap<String, SplitInfo>,
+    /// What was recognised, and what was left out.
+    pub(crate) notes: Vec<String>,
 }
 
 impl DataFiles {
@@ -64,19 +66,22 @@ impl DataFiles {
 impl Splits {
     /// Reads all splits strictly: a broken row here would move every number. Prompts that two splits share are an error.
     pub fn read(files: &DataFiles) -> Result<Splits> {
-        let mut reading = Reading { most: files.rows, info: BTreeMap::new(), asked: Vec::new() };
+        let mut reading = Reading { most: files.rows, info: BTreeMap::new(), notes: Vec::new(), asked: Vec::new() };
         let pair = |pair: &Preference| pair.prompt.clone();
         let row = |row: &EvalRow| row.prompt.clone();
-        let eval = |row: &Row| EvalRow::of_split(row, files.kind);
+        let eval = |row: &Row| Ok(vec![EvalRow::of_split(row, files.kind)?]);
+        let answered = |row: &Row| Ok(vec![row.answered(false)?]);
+        let asked = |row: &Row| Ok(vec![row.prompt(false)?]);
         // Replay, retain and discovery are all trained on and may share prompts; they stand as one side against the others.
         let splits = Splits {
-            replay: reading.split(0, "replay", &files.replay, Row::pair, pair)?,
-            retain: reading.split(0, "retain", &files.retain, |row| row.answered(false), |row| row.0.clone())?,
-            plausible: reading.split(0, "discovery", &files.plausible, |row| row.prompt(false), Prompt::clone)?,
-            calibration: reading.split(1, "calibration", &files.calibration, Row::pair, pair)?,
+            replay: reading.split(0, "replay", &files.replay, Row::pairs, pair)?,
+            retain: reading.split(0, "retain", &files.retain, answered, |row| row.0.clone())?,
+            plausible: reading.split(0, "discovery", &files.plausible, asked, Prompt::clone)?,
+            calibration: reading.split(1, "calibration", &files.calibration, Row::calibration_pairs, pair)?,
             gate: reading.split(2, "gate", &files.gate, eval, row)?,
             test: reading.split(3, "test", &files.test, eval, row)?,
             info: reading.info,
+            notes: reading.notes,
         };
         overlap(reading.asked.iter().map(|(side, words, name)| (*side, words.as_str(), || name.clone())))?;
         Ok(splits)
@@ -87,6 +92,7 @@ impl Splits {
 struct Reading {
     most: Option<usize>,
     info: BTreeMap<String, SplitInfo>,
+    notes: Vec<String>,
     /// Every prompt's words, the side on which it stands, and what it is called.
     asked: Vec<(usize, String, String)>,
 }
@@ -97,19 +103,30 @@ impl Reading {
         side: usize,
         name: &str,
         path: &Path,
-        make: impl Fn(&Row) -> Result<T>,
+        make: impl Fn(&Row) -> Result<Vec<T>>,
         prompt: impl Fn(&T) -> Prompt,
     ) -> Result<Vec<T>> {
-        let rows = spread(read(Some(path), true)?, self.most);
-        if rows.is_empty() {
+        let all = read(Some(path), true)?;
+        let (by_hashes, rows): (Vec<_>, Vec<_>) = all.into_iter().partition(Row::is_judged_by_hashes);
+        let rows = spread(rows, self.most);
+        let Some(first) = rows.first() else {
             return Err(Error::file(path, "at least one row", "give a file with rows")("none"));
+        };
+        if let Some(format) = first.format() {
+            let out = match by_hashes.len() {
+                0 => String::new(),
+                n => format!("; {n} of copyright are left out, as hashes tell them, not judges"),
+            };
+            self.notes.push(format!("{name}: {} is read as {format}, {} rows{out}", path.display(), rows.len()));
         }
         self.info.insert(name.to_string(), SplitInfo { hash: sha256_file(path)?, n: rows.len() as u64 });
-        let made: Vec<T> = rows.iter().map(make).collect::<Result<_>>()?;
-        let asked =
-            made.iter().zip(&rows).map(|(made, row)| (side, words(&prompt(made)), format!("{name} {}", row.name())));
-        self.asked.extend(asked);
-        Ok(made)
+        let mut all = Vec::new();
+        for row in &rows {
+            let made = make(row)?;
+            self.asked.extend(made.iter().map(|made| (side, words(&prompt(made)), format!("{name} {}", row.name()))));
+            all.extend(made);
+        }
+        Ok(all)
     }
 }
 
@@ -124,6 +141,11 @@ fn words(prompt: &Prompt) -> String {
 /// What each row of a file is made into. The first row that is none is an error.
 pub(super) fn read_as<T>(path: &Path, make: impl Fn(&Row) -> Result<T>) -> Result<Vec<T>> {
     read(Some(path), true)?.iter().map(make).collect()
+}
+
+/// The pairs of a file: [`Row::pairs`] or [`Row::calibration_pairs`] of each row.
+pub(super) fn read_pairs(path: &Path, pairs: fn(&Row) -> Result<Vec<Preference>>) -> Result<Vec<Preference>> {
+    Ok(read_as(path, pairs)?.concat())
 }
 
 /// `most` of the rows, evenly spread; all of them where there are no more.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::args;
-use super::data::read_as;
+use super::data::read_pairs;
 use super::interrupt;
 use super::models::Scale;
 use crate::detect::evaluate::measure_outcomes;
@@ -61,9 +61,9 @@ pub(crate) struct DetectOptions {
     #[arg(long, value_name = "K,…", value_delimiter = ',', requires = "policy")]
     pub(crate) prefill: Vec<usize>,
     /// Cut every answer after N tokens
-    #[arg(long, value_name = "N", default_value = "64")]
+    #[arg(long, value_name = "N", default_value = "256")]
     pub(crate) max_new_tokens: NonZeroUsize,
-    /// What prompts ask for that do not say it themselves [default: harmful]
+    /// What prompts ask for, where neither they nor the list that they are of say it
     #[arg(long, value_enum)]
     pub(crate) kind: Option<Kind>,
     /// The backend's `BATCH` where it is not given.
@@ -134,7 +134,8 @@ impl<B: Ops> Detector<'_, B> {
         let (examiner, thresholds) = match options.scale()? {
             Scale::Given { tau_r, mu_0, s } => (examiner, Thresholds { tau_h: options.tau_h, tau_r, mu_0, s }),
             Scale::Calibration(path) => {
-                let evaluator = Evaluator::calibrate(examiner, read_as(&path, Row::pair)?, options.seed)?;
+                let evaluator =
+                    Evaluator::calibrate(examiner, read_pairs(&path, Row::calibration_pairs)?, options.seed)?;
                 (evaluator.examiner, evaluator.thresholds)
             }
         };

@@ -99,6 +99,7 @@ struct Arm {
 /// until then are kept, and the same run in the same directory goes on from there.
 pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch: &mut dyn Watch) -> Result<Summary> {
     let (splits, arms) = (Splits::read(&experiment.data)?, experiment.arms()?);
+    splits.notes.iter().for_each(|note| watch.note(note));
     let mut lab = match Lab::open(ops, experiment, splits, experiment, dir, watch)? {
         Ok(lab) => lab,
         Err(done) => return Ok(*done),

@@ -291,7 +291,8 @@ fn percent(rate: Option<f64>) -> String {
 /// One line about a measured split.
 fn headline(evaluation: &Evaluation) -> String {
     let m = &evaluation.measure;
-    format!("CFR {} on {} harmful prompts, harmful rate {}", percent(m.cfr), m.n, percent(m.harmful_rate))
+    let cuts = m.truncated.warning_of_cuts().map_or_else(String::new, |cuts| format!("; {cuts}"));
+    format!("CFR {} on {} harmful prompts, harmful rate {}{cuts}", percent(m.cfr), m.n, percent(m.harmful_rate))
 }
 
 /// Kinds of data that a method sees.

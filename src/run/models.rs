@@ -38,7 +38,7 @@ pub(crate) struct Models {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) template_arg: Vec<Argument>,
     /// Longest answer in tokens, the same for all that is compared
-    #[arg(long, value_name = "N", default_value = "64", value_parser = args::whole::<usize>(1, MOST_TOKENS), help_heading = "Models")]
+    #[arg(long, value_name = "N", default_value = "256", value_parser = args::whole::<usize>(1, MOST_TOKENS), help_heading = "Models")]
     pub(crate) max_new_tokens: usize,
     /// Judge of harm: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS, lexicon:FILE or ensemble:SPEC,SPEC
     #[arg(long, value_name = "SPEC")]

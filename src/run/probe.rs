@@ -75,7 +75,7 @@ pub(crate) fn probe<B: Ops>(
         Some(path) => data::read_as(path, |row| row.prompt(false))?,
         None => Vec::new(),
     };
-    let calibration = data::read_as(&options.calibration, Row::pair)?;
+    let calibration = data::read_pairs(&options.calibration, Row::calibration_pairs)?;
     let mut sampler = Sampler::new(options.sampler, &grammar);
     if let Some(path) = &options.weights {
         sampler.carry_over(&grammar, &SamplerWeights::read(path)?, path)?;

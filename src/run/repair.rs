@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{Repair, train};
-use super::data::read_as;
+use super::data::{read_as, read_pairs};
 use super::dir::{FAILURES_IN, RunDir};
 use super::manifest::Manifest;
 use super::models::{Models, Scale, save_adapters};
@@ -183,7 +183,7 @@ fn open<B: Ops>(
 ) -> Result<(Examiner<Pair<B>>, Thresholds)> {
     match &options.scale {
         Scale::Calibration(path) => {
-            let calibration = read_as(path, Row::pair)?;
+            let calibration = read_pairs(path, Row::calibration_pairs)?;
             let evaluator = options.models.calibrated(ops, calibration, options.config.seed, dir, watch)?;
             Ok((evaluator.examiner, evaluator.thresholds))
         }
@@ -230,6 +230,6 @@ fn read_data(options: &RepairOptions, failures: &Path) -> Result<RepairData> {
     Ok(RepairData {
         failures: read_as(failures, Failure::read)?,
         retain: read_as(&options.retain, |row| row.answered(false))?,
-        replay: read_as(&options.replay, Row::pair)?,
+        replay: read_pairs(&options.replay, Row::pairs)?,
     })
 }

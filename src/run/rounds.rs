@@ -82,6 +82,7 @@ pub(crate) fn run<B: Ops>(
     }
     let (grammar, held_out) = Grammar::read(&experiment.grammar)?.hold_out(&rounds.held_out)?;
     let splits = Splits::read(&experiment.data)?;
+    splits.notes.iter().for_each(|note| watch.note(note));
     if !rounds.allow_undecided {
         decidable(&splits.gate, experiment)?;
     }

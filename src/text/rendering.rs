@@ -229,6 +229,27 @@ impl Rendering {
         self.tokenizer.decode(ids, true)
     }
 
+    /// What stands behind the thought with which the answers of some models begin; `tokens` is how long the answer is, for the error
+    /// where the thought does not end. Only of models whose template knows thoughts.
+    pub(crate) fn spoken(&self, answer: String, tokens: usize) -> Result<String> {
+        if !self.thinks() {
+            return Ok(answer);
+        }
+        match answer.rsplit_once("</think>") {
+            Some((_, spoken)) => Ok(spoken.trim_start().to_string()),
+            None if answer.trim_start().starts_with("<think>") => {
+                let expected = "an answer behind the thought: more tokens, or --template-arg enable_thinking=false";
+                Err(Error::row("answer", expected, format!("a thought of {tokens} tokens without end")))
+            }
+            None => Ok(answer),
+        }
+    }
+
+    /// Whether the model was trained to think aloud before it answers.
+    pub(crate) fn thinks(&self) -> bool {
+        self.template_text().contains("</think>")
+    }
+
     /// Gives each row to `finish`, those that are conversations with what the template makes of them. It is asked about many rows at
     /// a time: asking costs more than its work.
     fn together<'a, R: Send, T: Send, const N: usize>(

@@ -188,13 +188,15 @@ fn detect_audits_what_was_measured_elsewhere_without_a_model() {
     let mut asked = vec![row("one", 0.9, 2.0), row("two", 0.9, 0.0), row("three", 0.1, 2.0)];
     asked.push(json!({"prompt": "four", "response": "a", "label": "harmful", "reward": 3.0}));
     asked.push(json!({"prompt": "five"}));
-    let found = ares_with("detect --tau-r 1", &lines(&asked)).expect(0, &["5 rows, 1 with an error", "coupled"]).rows();
+    let found = ares_with("detect --tau-r 1 --kind harmful", &lines(&asked))
+        .expect(0, &["5 rows, 1 with an error", "coupled"])
+        .rows();
     let verdicts: Vec<&Value> = found.iter().map(|row| &row["verdict"]).collect();
     assert_eq!(verdicts[..4], ["coupled", "policy", "sound", "coupled"]);
     assert_eq!((found[0]["mine"].as_u64(), found[4]["line"].as_u64()), (Some(1), Some(5)));
     assert!(found[4]["error"].as_str().is_some_and(|error| error.contains("--policy")), "{}", found[4]);
     let folder = Folder::new();
-    let line = format!("detect --tau-r -1.5 --json -o {folder}/out.jsonl");
+    let line = format!("detect --tau-r -1.5 --kind harmful --json -o {folder}/out.jsonl");
     let measure = ares_with(&line, &lines(&asked[..3])).expect(0, &[]).json();
     assert_eq!((measure["cells"]["coupled"].as_u64(), measure["n"].as_u64()), (Some(2), Some(3)));
 }

@@ -129,7 +129,7 @@ fn ids_beside_a_text_must_be_its_own() {
     let asked = [row(&[10, 20, 21, 11, 30, 2]), row(&[10, 20, 22, 11, 30, 2])];
     assert!(second_refused(&format!("score --reward {reward}"), &asked)[0]["reward"].is_number());
     let row = json!({"prompt": "p", "tokens": [1], "response": "a", "p_harm": 0.1, "reward": 0});
-    let found = ares_with("detect --tau-r 1", &lines(&[row])).expect(1, &[]).rows();
+    let found = ares_with("detect --tau-r 1 --kind harmful", &lines(&[row])).expect(1, &[]).rows();
     assert!(found[0]["error"].as_str().is_some_and(|error| error.contains("found both")), "{}", found[0]);
 }
 
@@ -186,6 +186,33 @@ fn a_lexicon_judges_texts() {
 }
 
 #[test]
+fn a_judge_is_held_against_labels() {
+    let folder = Folder::new();
+    folder.write("harm.json", r#"{"schema": 1, "match": "any", "start": ["Sure"]}"#);
+    let row = |response: &str, label: Value| json!({"prompt": "p", "response": response, "person": label});
+    let mut asked = vec![row("Sure", json!("harmful")), row("Sure", json!(true)), row("Sure", json!("safe"))];
+    asked.extend([
+        row("No", json!(0)),
+        row("No", json!("unsafe")),
+        row("No", Value::Null),
+        row("No", json!("perhaps")),
+    ]);
+    folder.write("in.jsonl", lines(&asked));
+    let line = format!(
+        "judge --judge lexicon:{folder}/harm.json --labels person -i {folder}/in.jsonl -o {folder}/out.jsonl --json"
+    );
+    let found = ares(&line).expect(0, &["7 rows, 1 with an error", "sensitivity", "66.7"]).json();
+    let labels = &found["labels"];
+    assert_eq!((found["rows"].as_u64(), labels["n"].as_u64(), labels["harmful"].as_u64()), (Some(7), Some(5), Some(3)));
+    let rates =
+        ["agreement", "precision", "sensitivity", "specificity"].map(|name| labels[name]["rate"].as_f64().unwrap());
+    assert_eq!(rates, [3.0 / 5.0, 2.0 / 3.0, 2.0 / 3.0, 1.0 / 2.0]);
+    assert!((labels["kappa"].as_f64().unwrap() - 1.0 / 6.0).abs() < 1e-12, "{labels}");
+    let error = rows(&folder.read("out.jsonl"))[6]["error"].as_str().unwrap().to_string();
+    assert!(error.contains("`person` to be harmful (unsafe, true, 1) or safe"), "{error}");
+}
+
+#[test]
 fn inspect_says_what_a_folder_holds() {
     let folder = model("qwen3-causal");
     let table = ares(&format!("inspect {folder}")).expect(0, &[]).stdout;
@@ -201,6 +228,21 @@ fn inspect_says_what_a_folder_holds() {
     assert!(found["parameters"].as_u64().is_some());
     folder.write("config.json", r#"{"architectures": ["GPT2LMHeadModel"]}"#);
     ares(&format!("inspect {folder}")).expect(1, &["GPT2LMHeadModel", "Llama"]);
+}
+
+#[test]
+fn answers_that_are_cut_are_counted() {
+    let causal = model("llama-causal");
+    let asked = lines(&[json!({"prompt": "w20"}), json!({"prompt": "w21"})]);
+    let line = format!("generate --model {causal} --ignore-eos --max-new-tokens 3");
+    ares_with(&line, &asked)
+        .expect(0, &["100.0 % of 2 answers were cut at the limit of tokens: raise --max-new-tokens"]);
+    let told = ares_with(&format!("{line} --as advbench"), &asked).expect(1, &[]).rows();
+    let error = told[0]["error"].as_str().unwrap();
+    assert!(error.contains("the columns of AdvBench (goal, target), found only prompt"), "{error}");
+    let listed = lines(&[json!({"goal": "w20", "target": "w3"})]);
+    let found = ares_with(&line, &listed).expect(0, &["read as AdvBench"]).rows();
+    assert_eq!((found[0]["goal"].as_str(), found[0]["target"].as_str()), (Some("w20"), Some("w3")));
 }
 
 /// With pad = eos, transformers reads a reward before the end of the turn; other trainers read it there.

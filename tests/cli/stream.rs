@@ -131,7 +131,7 @@ fn what_detect_measures_is_the_same_after_a_resume() {
         .chain([json!({"prompt": "lacks everything"})])
         .collect();
     folder.write("in.jsonl", lines(&rows));
-    let line = |out: &str| format!("detect --tau-r 3 -i {folder}/in.jsonl -o {folder}/{out} --json");
+    let line = |out: &str| format!("detect --tau-r 3 --kind harmful -i {folder}/in.jsonl -o {folder}/{out} --json");
     let whole = ares(&line("whole.jsonl")).expect(0, &["60001 rows, 1 with an error"]).json();
     kill_at(&folder, &line("out.jsonl"), "out.jsonl", 3_000);
     let resumed = ares(&format!("{} --resume", line("out.jsonl"))).expect(0, &["going on after"]).json();

@@ -167,7 +167,11 @@ fn adapters_whose_configuration_names_less_than_they_hold_are_refused() {
     }
     let line = format!("score --reward {reward}+{reward}/adapter");
     for (key, value, expected) in [
-        ("target_modules", json!(["q_proj", "v_proj"]), "of which the adapter has matrices, found q_proj, v_proj"),
+        (
+            "target_modules",
+            json!(["q_proj", "v_proj"]),
+            "of which the adapter has matrices, found \"q_proj\", \"v_proj\"",
+        ),
         ("target_modules", json!(["xq_proj", "proj"]), "of which the adapter has matrices"),
         ("target_modules", json!([0, null]), "target_modules to be a list of texts"),
         ("layers_to_transform", json!([0]), "one with 1, of which the adapter has matrices"),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::detect::agreement::Agreement;
 use crate::detect::evaluate::Evaluation;
 use crate::detect::examiner::Examiner;
 use crate::detect::measure::{Attribution, Cells, JudgeQuality, Measure, Prefill, Rate, ratio};
@@ -11,7 +12,7 @@ use crate::detect::rows::{Distance, EvalRow, Kind};
 use crate::detect::stats::{cluster_bootstrap, clusters, wilson};
 use crate::error::Result;
 use crate::judge::{Sense, Verdict};
-use crate::model::subject::{Version, ask_some};
+use crate::model::subject::{Finish, Version, ask_some};
 
 /// Hits among the values that are known.
 pub(super) fn rate(values: impl IntoIterator<Item = Option<bool>>) -> Rate {
@@ -84,6 +85,7 @@ pub(crate) fn measure_outcomes(observed: &Observed, seed: u64) -> Measure {
     (measure.reward_error, measure.reward_error_ci95) = (misordered.rate, misordered.ci95);
     measure.judge_truth = judge_quality(rows);
     unserved(&mut measure, outcomes);
+    measure.truncated = rate(outcomes.iter().map(|row| row.finish.map(|finish| finish == Finish::Length)));
     measure.null_cfr = cells(sound_rows(outcomes, Kind::Benign), Sense::Threshold).cfr();
 
     for (&k, outcomes) in &observed.prefill {
@@ -127,19 +129,13 @@ fn by_distance<'a>(
 
 /// The judge's own word against the truth; a person's labels do not count as the judge's.
 fn judge_quality<'a>(rows: impl Iterator<Item = &'a Outcome>) -> JudgeQuality {
-    let mut hits = [[0u64; 2]; 2]; // [truth][judge]
+    let mut counts = Agreement::default();
     for row in rows {
         if let (Some(truth), Some(p)) = (row.truth, row.p_harm) {
-            hits[usize::from(truth)][usize::from(p >= row.tau_h)] += 1;
+            counts.add(truth, p >= row.tau_h);
         }
     }
-    let [[true_safe, false_alarm], [missed, found]] = hits;
-    JudgeQuality {
-        agreement: ratio(true_safe + found, true_safe + false_alarm + missed + found),
-        sensitivity: ratio(found, found + missed),
-        specificity: ratio(true_safe, true_safe + false_alarm),
-        n: true_safe + false_alarm + missed + found,
-    }
+    counts.quality()
 }
 
 fn under_prefill(outcomes: &[Outcome], seed: u64) -> Prefill {

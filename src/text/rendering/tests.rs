@@ -134,6 +134,19 @@ fn rows_that_no_model_can_read_are_refused() {
     refused(drops.with_answer(&Prompt::user("ab"), "hello"), "to begin with the unanswered one");
 }
 
+/// A model that thinks is judged by what it says; one that does not may say `</think>`.
+#[test]
+fn a_thought_is_no_answer() {
+    let rendering = open(&format!("{SUITE}{{% if false %}}</think>{{% endif %}}"));
+    let spoken = |answer: &str| rendering.spoken(answer.to_string(), 7);
+    assert_eq!(spoken("<think>\nwell\n</think>\n\nyes").unwrap(), "yes");
+    assert_eq!(spoken("well</think>yes").unwrap(), "yes", "where the prompt begins the thought");
+    assert_eq!(spoken("yes").unwrap(), "yes");
+    refused(spoken("<think>\nwell"), "found a thought of 7 tokens without end");
+    let plain = open(SUITE);
+    assert!(!plain.thinks() && plain.spoken("<think>a</think>b".into(), 7).unwrap() == "<think>a</think>b");
+}
+
 #[test]
 fn a_tokenizer_of_another_model_is_refused() {
     let open = |limits: &IdLimits| open_with(&tokenizer(), Some(SUITE), limits);

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::text::fields::brief;
 use crate::text::{Message, Prompt, Rendering};
 
+mod format;
 mod pair;
 mod read;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod tests;
 mod turns;
 mod write;
 
+pub(crate) use format::Format;
 pub use pair::Preference;
 pub(crate) use read::RowReader;
 #[cfg(test)]
@@ -22,9 +24,21 @@ pub(crate) use read::parse;
 pub use read::read;
 pub(crate) use write::RowWriter;
 
-/// Where a prompt may stand, the first that a row has counts. JailbreakBench's `Behavior` is a title, its `Goal` the prompt.
-const PROMPT: [&str; 9] =
-    ["prompt", "messages", "Goal", "goal", "forbidden_prompt", "Behavior", "instruction", "input", "question"];
+/// Where a prompt may stand, the first that a row has counts. JailbreakBench's `Behavior` is a title, its `Goal` the prompt;
+/// WildJailbreak has the plain request where there is no adversarial one.
+const PROMPT: [&str; 11] = [
+    "prompt",
+    "messages",
+    "Goal",
+    "goal",
+    "forbidden_prompt",
+    "Behavior",
+    "instruction",
+    "input",
+    "question",
+    "adversarial",
+    "vanilla",
+];
 /// Where an answer may stand: `output` is garak's, `completion` XSTest's and TRL's, `target_response` JailbreakBench's.
 const RESPONSE: [&str; 4] = ["response", "output", "completion", "target_response"];
 
@@ -38,6 +52,8 @@ pub struct Row {
     /// All fields, in order.
     pub object: Map<String, Value>,
     fault: Option<(String, String)>,
+    /// Told by `--as`; else the columns say it.
+    told: Option<Format>,
 }
 
 /// What is scored: an answer as text, or ids as they are.
@@ -57,7 +73,26 @@ pub(crate) enum Exchange {
 impl Row {
     /// `file` is named in errors.
     pub(crate) fn new(file: &Arc<str>, line: usize, object: Map<String, Value>) -> Row {
-        Row { file: file.clone(), line, object, fault: None }
+        Row { file: file.clone(), line, object, fault: None, told: None }
+    }
+
+    /// Takes the row for one of `format`; one that lacks its columns is no row.
+    fn told(mut self, format: Option<Format>) -> Row {
+        self.told = format;
+        let lacks = |format: &Format| format.columns().iter().any(|column| !self.object.contains_key(*column));
+        if self.fault.is_none()
+            && let Some(format) = format.filter(lacks)
+        {
+            let (expected, found) = (format!("the columns of {format} ({})", format.columns().join(", ")), self.keys());
+            self.fail(&self.wrong(&expected, &found));
+            self.fault = Some((expected, found));
+        }
+        self
+    }
+
+    /// Whose list or set the row is of, where that is known.
+    pub(crate) fn format(&self) -> Option<Format> {
+        self.told.or_else(|| Format::of(&self.object))
     }
 
     fn broken(file: &Arc<str>, line: usize, expected: &str, found: String) -> Row {
@@ -188,7 +223,8 @@ impl Row {
     /// The prompt as text or messages, if there is one, whatever `tokens` say.
     fn written_prompt(&self, raw: bool) -> Result<Option<Prompt>> {
         for key in PROMPT {
-            if let Some(value) = self.get(key)? {
+            let nothing = |value: &&Value| key == "adversarial" && value.as_str() == Some("");
+            if let Some(value) = self.get(key)?.filter(|value| !nothing(value)) {
                 return self.as_prompt(key, value, raw).map(Some);
             }
         }
@@ -250,6 +286,24 @@ impl Row {
         Ok(None)
     }
 
+    /// HarmBench's requests for what is under copyright: whether an answer is that is told by hashes, not by a judge.
+    pub(crate) fn is_judged_by_hashes(&self) -> bool {
+        let tags = self.object.get("Tags").and_then(Value::as_str);
+        self.format() == Some(Format::HarmBench) && tags.is_some_and(|tags| tags.contains("hash_check"))
+    }
+
+    /// The answer to hold others against: the row's own, or the first that an evals sample calls `ideal`.
+    pub(crate) fn reference(&self) -> Result<Option<String>> {
+        let ideal = self.get("ideal")?.filter(|_| self.format() == Some(Format::Evals));
+        match ideal.map(|ideal| ideal.get(0).unwrap_or(ideal)) {
+            Some(ideal) => ideal
+                .as_str()
+                .map(|text| Some(text.to_string()))
+                .ok_or_else(|| self.type_error("ideal", "a text", ideal)),
+            None => self.response(),
+        }
+    }
+
     /// What is asked, and the answer if the row has one: `response`, or what others call it, or the assistant's turn that ends
     /// `messages`.
     pub(crate) fn asked(&self, raw: bool, rendering: Option<&Rendering>) -> Result<(Prompt, Option<String>)> {
@@ -270,6 +324,7 @@ impl Row {
     pub(crate) fn answered(&self, raw: bool) -> Result<(Prompt, String)> {
         match self.asked(raw, None)? {
             (prompt, Some(answer)) => Ok((prompt, answer)),
+            (prompt, None) if let Some(answer) = self.reference()? => Ok((prompt, answer)),
             _ => Err(self.wrong("`response`, or `messages` that end with the assistant's", &self.keys())),
         }
     }

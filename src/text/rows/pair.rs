@@ -1,9 +1,10 @@
 //! Preference pairs: TRL's `prompt, chosen, rejected` (plain or conversational, prompt written out or contained in both),
-//! `conversations, chosen, rejected`, and HH-RLHF's two transcripts.
+//! `conversations, chosen, rejected`, HH-RLHF's two transcripts, PKU-SafeRLHF's two responses of which one is safer, and RewardBench 2's
+//! lists of both, of which every better answer makes a pair with every worse one.
 
 use serde_json::Value;
 
-use super::{Row, turns};
+use super::{Format, Row, turns};
 use crate::error::Result;
 use crate::text::{Message, Prompt};
 
@@ -18,15 +19,46 @@ pub struct Preference {
 }
 
 impl Row {
+    /// The pairs that this row holds: one, but for lists of answers.
+    pub(crate) fn pairs(&self) -> Result<Vec<Preference>> {
+        if self.format() != Some(Format::RewardBench2) {
+            return Ok(vec![self.pair()?]);
+        }
+        let (chosen, rejected) = (self.texts("chosen")?, self.texts("rejected")?);
+        let prompt = self.prompt(false)?;
+        let pair = |(chosen, rejected): (&String, &String)| Preference {
+            prompt: prompt.clone(),
+            chosen: chosen.clone(),
+            rejected: rejected.clone(),
+        };
+        Ok(chosen.iter().flat_map(|chosen| rejected.iter().map(move |rejected| (chosen, rejected))).map(pair).collect())
+    }
+
+    /// Of these, those that tell what is acceptable from what is not: none of PKU-SafeRLHF's where both answers are safe, or neither.
+    pub(crate) fn calibration_pairs(&self) -> Result<Vec<Preference>> {
+        let safe = |key: &str| {
+            let value = self.required(key)?;
+            let said = value.as_bool().or_else(|| value.as_str()?.to_ascii_lowercase().parse().ok());
+            said.ok_or_else(|| self.type_error(key, "true or false", value))
+        };
+        if self.format() == Some(Format::PkuSafeRlhf) && safe("is_response_0_safe")? == safe("is_response_1_safe")? {
+            return Ok(Vec::new());
+        }
+        self.pairs()
+    }
+
     /// The pair that this row holds. One in another form is an error.
     pub fn pair(&self) -> Result<Preference> {
-        self.required("chosen")?;
         let (prompt, chosen, rejected) = self.halves()?;
-        Ok(Preference { prompt, chosen: chosen.unwrap_or_default(), rejected })
+        let chosen = chosen.ok_or_else(|| self.wrong("a field `chosen`", "none"))?;
+        Ok(Preference { prompt, chosen, rejected })
     }
 
     /// Prompt, better and worse answer; the better one may be missing.
     pub(crate) fn halves(&self) -> Result<(Prompt, Option<String>, String)> {
+        if self.format() == Some(Format::PkuSafeRlhf) {
+            return self.safer();
+        }
         let (chosen, rejected) = (self.get("chosen")?, self.required("rejected")?);
         let prompt = match self.get("conversations")? {
             Some(turns) => Prompt::Chat(self.turns("conversations", turns)?),
@@ -38,6 +70,28 @@ impl Row {
         let chosen = chosen.map(|value| self.answer("chosen", value, &prompt)).transpose()?;
         let rejected = self.answer("rejected", rejected, &prompt)?;
         Ok((prompt, chosen, rejected))
+    }
+
+    /// A list of answers.
+    fn texts(&self, key: &str) -> Result<Vec<String>> {
+        let value = self.required(key)?;
+        let list =
+            value.as_array().and_then(|list| list.iter().map(|text| text.as_str().map(str::to_string)).collect());
+        list.ok_or_else(|| self.type_error(key, "a list of texts", value))
+    }
+
+    /// PKU-SafeRLHF's: what its people found safer, and the other.
+    fn safer(&self) -> Result<(Prompt, Option<String>, String)> {
+        let answers = [self.text("response_0")?.to_string(), self.text("response_1")?.to_string()];
+        match (self.number("safer_response_id")?, answers) {
+            (Some(0.0), [chosen, rejected]) | (Some(1.0), [rejected, chosen]) => {
+                Ok((self.prompt(false)?, Some(chosen), rejected))
+            }
+            (other, _) => {
+                let found = other.map_or("none".to_string(), |id| id.to_string());
+                Err(self.wrong("`safer_response_id` to be 0 or 1", &found))
+            }
+        }
     }
 
     fn required(&self, key: &str) -> Result<&Value> {

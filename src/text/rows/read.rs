@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Map, Value};
 
-use super::{PROMPT, Row};
+use super::{Format, PROMPT, Row};
 use crate::error::{Error, Result};
 use crate::text::fields::brief;
 
@@ -24,6 +24,8 @@ pub(crate) struct RowReader {
     /// Bytes read so far, and of how many where that is known.
     read: Arc<AtomicU64>,
     pub(crate) length: Option<u64>,
+    /// What every row is taken for, whatever its columns say.
+    pub(crate) told: Option<Format>,
 }
 
 impl RowReader {
@@ -72,7 +74,7 @@ impl RowReader {
             _ if is_csv => Box::new(csv_rows(file, source, b',')?),
             _ => Box::new(lines(file, source, plain_line)),
         };
-        Ok(RowReader { rows, read, length })
+        Ok(RowReader { rows, read, length, told: None })
     }
 
     /// Bytes read so far, shared with whoever shows it.
@@ -85,7 +87,7 @@ impl Iterator for RowReader {
     type Item = Result<Row>;
 
     fn next(&mut self) -> Option<Result<Row>> {
-        self.rows.next()
+        Some(self.rows.next()?.map(|row| row.told(self.told)))
     }
 }
 

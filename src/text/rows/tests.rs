@@ -138,6 +138,77 @@ fn pairs_come_in_six_forms() {
 }
 
 #[test]
+fn what_others_publish_is_known_by_its_columns() {
+    for (value, expected) in [
+        (json!({"goal": "a", "target": "t"}), "AdvBench"),
+        (json!({"Behavior": "a", "BehaviorID": "i", "Tags": "x", "ContextString": ""}), "HarmBench"),
+        (json!({"Index": 0, "Goal": "a", "Target": "t", "Behavior": "b"}), "JailbreakBench"),
+        (json!({"category": "c", "source": "s", "forbidden_prompt": "a"}), "StrongREJECT"),
+        (json!({"id": 1, "prompt": "a", "type": "homonyms", "label": "safe"}), "XSTest"),
+        (json!({"id": 1, "prompt": "a", "type": "contrast_definitions", "label": "unsafe"}), "XSTest"),
+        (
+            json!({"vanilla": "a", "adversarial": "", "completion": "c", "data_type": "vanilla_harmful"}),
+            "WildJailbreak",
+        ),
+        (json!({"adversarial": "a", "label": 1}), "WildJailbreak"),
+        (json!({"prompt": "a", "response_0": "r", "response_1": "s", "safer_response_id": 1}), "PKU-SafeRLHF"),
+        (
+            json!({"prompt": "a", "chosen": ["c"], "rejected": ["r"], "num_correct": 1, "total_completions": 2}),
+            "RewardBench 2",
+        ),
+        (json!({"prompt": "a", "prompt_id": "i", "chosen": [], "rejected": []}), "UltraFeedback, binarized"),
+        (json!({"prompt": "a", "chosen": "c", "rejected": "r"}), "TRL's preferences"),
+        (json!({"chosen": "c", "rejected": "r"}), "HH-RLHF"),
+        (json!({"prompt": "a", "completion": "c", "label": true}), "TRL's unpaired preferences"),
+        (json!({"prompt": "a", "completion": "c", "label": "False"}), "TRL's unpaired preferences"),
+        (json!({"input": "a", "ideal": "b"}), "openai/evals"),
+        (json!({"prompt": "a", "completion": "c", "label": "safe"}), "none"),
+        (json!({"prompt": "a", "category": "violence"}), "none"),
+        (json!({"prompt": "a", "type": "question"}), "none"),
+    ] {
+        let found = row(value.clone()).format().map_or("none".to_string(), |format| format.to_string());
+        assert_eq!(found, expected, "{value}");
+    }
+    let told = |value: Value| row(value).told(Some(Format::OrBench));
+    assert_eq!(told(json!({"prompt": "a", "category": "c"})).format(), Some(Format::OrBench));
+    let expected = "expected the columns of OR-Bench (prompt, category), found only prompt, kind";
+    refused(told(json!({"prompt": "a", "kind": "benign"})).prompt(false), expected);
+}
+
+#[test]
+fn what_others_publish_is_read_as_they_mean_it() {
+    let prompt = |value| row(value).prompt(false).unwrap();
+    assert_eq!(prompt(json!({"vanilla": "v", "adversarial": ""})), Prompt::user("v"));
+    assert_eq!(prompt(json!({"vanilla": "v", "adversarial": "a"})), Prompt::user("a"));
+    let copyright = |tags: &str| row(json!({"Behavior": "a", "BehaviorID": "i", "Tags": tags})).is_judged_by_hashes();
+    assert!(copyright("hash_check, book") && !copyright("context"));
+    let ideal = |value| row(json!({"input": "a", "ideal": value})).answered(false).unwrap().1;
+    assert_eq!((ideal(json!("b")), ideal(json!(["b", "c"]))), ("b".to_string(), "b".to_string()));
+    assert_eq!(row(json!({"input": "a", "ideal": "b"})).response().unwrap(), None, "nobody has answered");
+
+    let pair = |chosen: &str, rejected: &str| Preference {
+        prompt: Prompt::user("a"),
+        chosen: chosen.into(),
+        rejected: rejected.into(),
+    };
+    let lists = json!({"prompt": "a", "chosen": ["c", "d"], "rejected": ["r", "s"], "total_completions": 4});
+    let all = [pair("c", "r"), pair("c", "s"), pair("d", "r"), pair("d", "s")];
+    assert_eq!(row(lists.clone()).pairs().unwrap(), all);
+    let mut bad = lists;
+    bad["chosen"] = json!([3]);
+    refused(row(bad).pairs(), "expected `chosen` to be a list of texts");
+
+    let pku = |safer: Value, safe: [bool; 2]| {
+        row(json!({"prompt": "a", "response_0": "r", "response_1": "s", "safer_response_id": safer,
+            "is_response_0_safe": safe[0], "is_response_1_safe": safe[1]}))
+    };
+    assert_eq!(pku(json!(1), [false, true]).calibration_pairs().unwrap(), [pair("s", "r")]);
+    assert_eq!(pku(json!("0"), [true, true]).pairs().unwrap(), [pair("r", "s")]);
+    assert_eq!(pku(json!(0), [true, true]).calibration_pairs().unwrap(), [], "both are acceptable");
+    refused(pku(json!(2), [true, false]).pairs(), "expected `safer_response_id` to be 0 or 1, found 2");
+}
+
+#[test]
 fn what_is_no_pair_is_refused() {
     let human = |text: &str| format!("\n\nHuman: {text}");
     let [a, x] = ["a", "x"].map(|asked| human(&format!("{asked}\n\nAssistant: b")));
