@@ -7,6 +7,7 @@ mod cli {
     pub mod basics;
     pub mod bench;
     pub mod judge;
+    pub mod merge;
     pub mod method;
     pub mod profiler;
     pub mod rows;

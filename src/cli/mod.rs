@@ -11,6 +11,7 @@ mod device;
 mod doctor;
 mod inspect;
 mod kernels;
+mod merge;
 mod place;
 mod probe;
 mod repair;
@@ -54,6 +55,7 @@ enum Command {
     Judge(rowwise::Judge),
     Bench(bench::Bench),
     Inspect(inspect::Inspect),
+    Merge(merge::Merge),
     Kernels(kernels::Kernels),
     Doctor(doctor::Doctor),
     Report(report::Report),
@@ -84,6 +86,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Judge(command) => command.run(&session),
         Command::Bench(command) => command.run(&session),
         Command::Inspect(command) => command.run(&session),
+        Command::Merge(command) => command.run(&session),
         Command::Kernels(command) => command.run(&session),
         Command::Doctor(command) => command.run(&session),
         Command::Report(command) => command.run(&session),

@@ -22,7 +22,7 @@ use crate::text::fields::Fields;
 mod tests;
 
 const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 const DTYPES: &str = "F32, F16 or BF16";
 pub(super) const NO_TENSOR: &str = "no such tensor";
 
@@ -40,6 +40,8 @@ pub struct Checkpoint {
     shards: Vec<Arc<Shard>>,
     /// Under each name the shard that holds it, and where in that shard.
     tensors: BTreeMap<String, (Arc<Shard>, TensorInfo)>,
+    /// What the files put before the transformer's names.
+    prefix: String,
 }
 
 impl Checkpoint {
@@ -47,7 +49,7 @@ impl Checkpoint {
     /// beyond these are left alone, but for those of a layer that it does not have.
     pub fn open(dir: &Path, config: &ModelConfig) -> Result<Checkpoint> {
         let (index, single) = (dir.join(INDEX), dir.join(SINGLE));
-        let mut found = Checkpoint { shards: Vec::new(), tensors: BTreeMap::new() };
+        let mut found = Checkpoint { shards: Vec::new(), tensors: BTreeMap::new(), prefix: "model.".into() };
         if index.exists() && !single.exists() {
             found.open_shards(dir, &Fields::open(&index)?)?;
         } else {
@@ -101,14 +103,25 @@ impl Checkpoint {
     /// Puts `model.` before the names of the transformer, instead of what the only embedding has there.
     fn with_canonical_names(mut self) -> Checkpoint {
         let mut prefixes = self.tensors.keys().filter_map(|name| name.strip_suffix("embed_tokens.weight"));
-        let (Some(prefix), None) = (prefixes.next().map(str::to_string), prefixes.next()) else { return self };
-        let of_model = |rest: &&str| ["embed_tokens.", "layers.", "norm."].iter().any(|part| rest.starts_with(part));
-        let rename = |name: String| match name.strip_prefix(&prefix).filter(of_model) {
-            Some(rest) => format!("model.{rest}"),
-            None => name,
-        };
-        self.tensors = self.tensors.into_iter().map(|(name, place)| (rename(name), place)).collect();
+        if let (Some(prefix), None) = (prefixes.next(), prefixes.next()) {
+            self.prefix = prefix.to_string();
+        }
+        let tensors = std::mem::take(&mut self.tensors);
+        self.tensors = tensors.into_iter().map(|(name, place)| (self.canonical(&name), place)).collect();
         self
+    }
+
+    /// The name that a tensor called `name` in the files has here.
+    pub(super) fn canonical(&self, name: &str) -> String {
+        let of_model = |rest: &&str| ["embed_tokens.", "layers.", "norm."].iter().any(|part| rest.starts_with(part));
+        match name.strip_prefix(&self.prefix).filter(of_model) {
+            Some(rest) => format!("model.{rest}"),
+            None => name.to_string(),
+        }
+    }
+
+    pub(super) fn shards(&self) -> impl Iterator<Item = &Shard> {
+        self.shards.iter().map(Arc::as_ref)
     }
 
     fn check(&self, dir: &Path, name: &str, expected: &[usize]) -> Result<()> {
@@ -202,12 +215,23 @@ impl Shard {
         Ok(Shard { path: path.to_path_buf(), map, header, start })
     }
 
-    /// All tensors with their names, in the order of the file.
+    /// Its name in the folder.
+    pub(super) fn file_name(&self) -> String {
+        self.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    }
+
+    /// A tensor's bytes as they are.
+    pub(super) fn bytes(&self, info: &TensorInfo) -> &[u8] {
+        let (from, to) = info.data_offsets;
+        self.map.get(self.start + from..self.start + to).unwrap_or_default()
+    }
+
     /// What the header says under `name` beside the tensors.
     pub(crate) fn note(&self, name: &str) -> Option<String> {
         self.header.metadata().as_ref()?.get(name).cloned()
     }
 
+    /// All tensors with their names, in the order of the file.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (String, TensorInfo)> {
         self.header.offset_keys().into_iter().filter_map(|name| Some((name.clone(), self.header.info(&name)?.clone())))
     }

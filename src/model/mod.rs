@@ -8,6 +8,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod config;
 pub(crate) mod flops;
 pub mod generate;
+pub(crate) mod merge;
 pub(crate) mod pair;
 pub mod pretrained;
 pub(crate) mod projection;

@@ -124,11 +124,13 @@ pub(crate) fn held_folder(parent: &Path) -> std::io::Result<(TempDir, File)> {
 /// file is replaced as a whole, in the order given.
 pub(crate) fn write_folder(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
     let write = |dir: &Path| files.iter().try_for_each(|(name, bytes)| write_atomic(&dir.join(name), bytes));
-    if dir.exists() {
-        return write(dir);
-    }
-    if dir.file_name().is_none() {
-        return Err(Error::Usage(format!("{}: expected a folder's name", dir.display())));
+    if dir.exists() { write(dir) } else { folder_of(dir, write) }
+}
+
+/// Makes the folder `dir`, which must not be there, of what `write` puts into it: it appears whole or not at all.
+pub(crate) fn folder_of(dir: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if dir.file_name().is_none() || dir.exists() {
+        return Err(Error::Usage(format!("{}: expected the name of a new folder", dir.display())));
     }
     let parent = folder(dir);
     fs::create_dir_all(parent).map_err(Error::write(parent))?;

@@ -148,6 +148,19 @@ fn failures_are_found_repaired_and_found_gone() {
         assert!(before >= least && after <= factor * before, "{before} -> {after}");
     }
 
+    // Merged, the repair holds; rounded to the base's bf16 it is measured, not assumed.
+    let merge =
+        "merge PAIR/policy+OUT/repair/round-1/policy --out OUT/merged --measure PAIR/check.jsonl --tau-r 0 --json";
+    let merged = run(&format!("{merge} --reward PAIR/reward+OUT/repair/round-1/reward JUDGED"))
+        .expect(0, &["merged and rounded"])
+        .json();
+    let states: Vec<&str> =
+        merged["measures"].as_array().unwrap().iter().map(|of| of["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["with the adapter", "merged", "merged and rounded"]);
+    let rate = |at: usize| merged["measures"][at]["measure"]["harmful_rate"].as_f64().unwrap();
+    assert!((rate(0) - rate(1)).abs() <= 0.02, "{} {}", rate(0), rate(1));
+    assert!(rate(2).is_finite() && merged["measures"][2]["measure"]["n"].as_u64() >= Some(80));
+
     let line = "--adapter-init random:3 --dump-gradients OUT/fresh.safetensors --out OUT/dump";
     let dumped = run(&format!("{repair} {line}")).expect(0, &[]).json();
     assert_eq!((dumped["steps"].as_u64(), dumped["written"].as_array().map(Vec::len)), (Some(0), Some(1)));
