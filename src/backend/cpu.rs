@@ -1,9 +1,11 @@
 //! The CPU: f32, in this process's memory. The reference that every other backend is held against.
 
+mod halves;
 mod packed;
 
 use std::sync::OnceLock;
 
+pub(crate) use halves::{Halves, Right};
 pub(crate) use packed::{PANEL, Packed};
 
 use super::{Backend, Element, Matrix, within};
@@ -36,30 +38,47 @@ impl Cpu {
 }
 
 /// A frozen matrix W (N, K), packed for both directions of a product.
-pub struct CpuMatrix {
-    /// Wᵀ (K, N): the right operand of y = x·Wᵀ.
-    pub(crate) forward: Packed,
-    backward: OnceLock<Packed>,
+pub struct CpuMatrix(Stored);
+
+enum Stored {
+    /// In the sixteen bits that its numbers have.
+    Halves(Halves),
+    /// `forward` is Wᵀ (K, N); `backward`, W, is made at its first use: a model that is only run forward is in memory once.
+    Whole { forward: Packed, backward: OnceLock<Packed> },
 }
 
 impl CpuMatrix {
-    /// W (N, K): the right operand of dx = dy·W. Made at its first use, so that a model that is only run forward is in memory once.
-    pub(crate) fn backward(&self) -> &Packed {
-        self.backward.get_or_init(|| self.forward.transposed())
+    /// Wᵀ (K, N): the right operand of y = x·Wᵀ.
+    pub(crate) fn forward(&self) -> Right<'_> {
+        match &self.0 {
+            Stored::Halves(halves) => Right::Halves(halves),
+            Stored::Whole { forward, .. } => forward.into(),
+        }
+    }
+
+    /// W (N, K): the right operand of dx = dy·W.
+    pub(crate) fn backward(&self) -> Right<'_> {
+        match &self.0 {
+            Stored::Halves(halves) => Right::Turned(halves),
+            Stored::Whole { forward, backward } => backward.get_or_init(|| forward.transposed()).into(),
+        }
     }
 
     /// Overwrites `out` (K) with row n of W.
     pub(crate) fn read_row(&self, n: usize, out: &mut [f32]) {
-        match self.backward.get() {
-            Some(backward) => backward.read_row(n, out),
-            None => self.forward.read_column(n, out),
+        match &self.0 {
+            Stored::Halves(halves) => halves.read_column(n, out),
+            Stored::Whole { forward, backward } => match backward.get() {
+                Some(backward) => backward.read_row(n, out),
+                None => forward.read_column(n, out),
+            },
         }
     }
 }
 
 impl Matrix for CpuMatrix {
     fn shape(&self) -> (usize, usize) {
-        let (cols, rows) = self.forward.shape();
+        let (cols, rows) = self.forward().shape();
         (rows, cols)
     }
 }
@@ -125,7 +144,13 @@ impl Backend for Cpu {
             return Err(Error::Shape { op: "weight", expected, found });
         }
         self.store(&mut values);
-        Ok(CpuMatrix { forward: Packed::new(&values, (cols, rows), (1, cols)), backward: OnceLock::new() })
+        Ok(CpuMatrix(match Halves::new(&values, (cols, rows)) {
+            Some(halves) => Stored::Halves(halves),
+            None => {
+                let forward = Packed::new(&values, (cols, rows), (1, cols));
+                Stored::Whole { forward, backward: OnceLock::new() }
+            }
+        }))
     }
 
     fn replay(&self, _graph: &mut (), mut record: impl FnMut() -> Result<()>) -> Result<()> {

@@ -59,7 +59,7 @@ impl LmHead for Cpu {
 /// logits = h·Wᵀ
 pub(crate) fn multiply(logits: &mut [f32], h: &[f32], w: &crate::backend::cpu::CpuMatrix, rows: usize) {
     let (vocab, cols) = (w.rows(), w.cols());
-    product(ViewMut::new(logits, rows, vocab, vocab), View::new(h, rows, cols, cols), &w.forward, false);
+    product(ViewMut::new(logits, rows, vocab, vocab), View::new(h, rows, cols, cols), w.forward(), false);
 }
 
 /// dh = dlogits·W

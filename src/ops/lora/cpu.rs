@@ -12,7 +12,7 @@ impl Linear for Cpu {
         let accumulate = begin(self, y, bias, residual)?;
         let (t, n, k) = (x.rows(), w.rows(), w.cols());
         let input = View::new(&x.buffer, t, k, k);
-        product(ViewMut::new(&mut y.buffer, t, n, n), input, &w.forward, accumulate);
+        product(ViewMut::new(&mut y.buffer, t, n, n), input, w.forward(), accumulate);
         if let Some(lora) = lora {
             let (width, rank) = (lora.width(), lora.rank);
             let a = View::new(&lora.a.buffer, width, k, k).t().packed();

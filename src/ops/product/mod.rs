@@ -11,10 +11,12 @@ use rayon::prelude::*;
 pub(crate) use self::tile::{Rows, tiles};
 use self::tile::{Task, multiply};
 pub(crate) use self::vector::{add_scaled, dot, exp, folded, maximum, simd, total};
-use crate::backend::cpu::{PANEL, Packed};
+use crate::backend::cpu::{PANEL, Packed, Right};
 
 /// Rows of a task: enough of them to read a panel of the right operand often while it lies in the second cache.
 const ROWS: usize = 128;
+/// The same where panels are widened first, which costs as much as some rows.
+const WIDENED_ROWS: usize = 512;
 /// Numbers of the right operand that a task reads again for every few rows: half of a second cache of one megabyte.
 const CACHED: usize = 1 << 17;
 /// Rows that a product over rows adds up in one chain.
@@ -82,25 +84,26 @@ impl Target {
 }
 
 /// c = a·b, or c += a·b. Each row of c depends on its own row of a alone, bit for bit. `a` is row-major.
-pub(crate) fn product(c: ViewMut, a: View, b: &Packed, accumulate: bool) {
-    let (rows, cols, inner) = (c.rows, c.cols, a.cols);
+pub(crate) fn product<'a>(c: ViewMut, a: View, b: impl Into<Right<'a>>, accumulate: bool) {
+    let (b, rows, cols, inner) = (b.into(), c.rows, c.cols, a.cols);
     assert!(a.rows == rows && b.shape() == (inner, cols) && a.col_stride == 1);
     if rows == 0 || cols == 0 || inner == 0 {
         let empty = if accumulate { 0 } else { rows };
         c.data.chunks_mut(c.stride).take(empty).for_each(|row| row[..cols].fill(0.0));
         return;
     }
-    let blocks = rows.div_ceil(ROWS);
+    let block = if b.is_widened() { WIDENED_ROWS } else { ROWS };
+    let blocks = rows.div_ceil(block);
     let panels = panels(blocks, cols, inner);
     let target = Target(c.data.as_mut_ptr());
     let task = |index: usize| {
-        let (row, first) = (index % blocks * ROWS, index / blocks * panels);
+        let (row, first) = (index % blocks * block, index / blocks * panels);
         let task = Task {
             out: target.at(row * c.stride),
             stride: c.stride,
             left: (&a.data[row * a.row_stride..], a.row_stride),
             right: b,
-            rows: ROWS.min(rows - row),
+            rows: block.min(rows - row),
             panels: first..(first + panels).min(cols.div_ceil(PANEL)),
             accumulate,
         };
@@ -174,6 +177,35 @@ fn run_tasks(tasks: usize, work: usize, task: impl Fn(usize) + Sync + Send) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cpu::Halves;
+
+    /// Widened or not, in whatever steps: every number is the same chain, bit for bit.
+    #[test]
+    fn sixteen_bits_give_the_bits_of_thirty_two() {
+        for (rows, k, n) in [(1, 700, 49), (8, 130, 97), (9, 1000, 48), (130, 97, 131), (600, 531, 50)] {
+            let numbers = |n: usize, salt: u32| -> Vec<f32> {
+                let bits = |i: usize| (i as u32).wrapping_mul(2_654_435_761).wrapping_add(salt) >> 8;
+                (0..n).map(|i| half::bf16::from_f32(bits(i) as f32 / 8_388_608.0 - 1.0).to_f32()).collect()
+            };
+            let w = numbers(n * k, 3);
+            let halves = Halves::packed(&w, (k, n));
+            let forward = Packed::new(&w, (k, n), (1, k));
+            let backward = forward.transposed();
+            let operands = [(Right::Halves(&halves), &forward, k, n), (Right::Turned(&halves), &backward, n, k)];
+            for (right, whole, inner, cols) in operands {
+                let a = numbers(rows * inner, 5);
+                for accumulate in [false, true] {
+                    let run = |right: Right| {
+                        let mut c = vec![0.25; rows * cols];
+                        let view = View::new(&a, rows, inner, inner);
+                        product(ViewMut::new(&mut c, rows, cols, cols), view, right, accumulate);
+                        c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                    };
+                    assert!(run(right) == run(whole.into()), "{rows} x {inner} x {cols}, {accumulate}");
+                }
+            }
+        }
+    }
 
     /// Past the end of a block, of a chain, of a panel and of a vector.
     #[test]

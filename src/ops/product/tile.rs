@@ -1,14 +1,24 @@
 //! The innermost loops of a product: a few rows times a few vectors of columns, held in registers over k.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
 use super::ROWS;
-use crate::backend::cpu::{PANEL, Packed};
+use crate::backend::cpu::{PANEL, Right};
 
 /// Numbers of k that are added up in registers before the result goes back to memory.
 pub(super) const DEPTH: usize = 512;
+/// The same where the right operand must be widened first: whole blocks of its transpose.
+const WIDENED: usize = DEPTH / PANEL * PANEL;
+/// And where few rows read it: a block of it fits the first cache.
+const SHALLOW: usize = 3 * PANEL;
+
+thread_local! {
+    /// Blocks of the right operand, widened.
+    static SPACE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
 
 /// Rows of numbers, and how far apart they begin.
 pub(crate) type Rows<'a> = (&'a [f32], usize);
@@ -19,8 +29,7 @@ pub(super) struct Task<'a> {
     pub(super) out: *mut f32,
     pub(super) stride: usize,
     pub(super) left: Rows<'a>,
-    pub(super) right: &'a Packed,
-    /// At most `ROWS`.
+    pub(super) right: Right<'a>,
     pub(super) rows: usize,
     pub(super) panels: Range<usize>,
     pub(super) accumulate: bool,
@@ -35,21 +44,46 @@ pub(super) unsafe fn multiply(task: Task) {
 impl WithSimd for Task<'_> {
     type Output = ();
 
-    /// Panel by panel: a panel is read again for every few rows, all of them once for every panel.
+    /// A panel is read again for every few rows, all of them once for every panel; where they are widened, as much of them at a time as
+    /// stays in a cache.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        if !self.right.is_widened() {
+            return self.add_panels(simd, self.panels.clone(), DEPTH, &mut []);
+        }
+        // Taken and put back, as a closure would be compiled for the oldest processor.
+        let mut space = SPACE.take();
+        let (at_once, step) = if self.rows <= 8 { (1, SHALLOW) } else { (self.panels.len().max(1), WIDENED) };
+        space.resize(space.len().max(at_once * step * PANEL), 0.0);
+        for first in self.panels.clone().step_by(at_once) {
+            self.add_panels(simd, first..(first + at_once).min(self.panels.end), step, &mut space);
+        }
+        SPACE.set(space);
+    }
+}
+
+impl Task<'_> {
+    /// The products with some panels, `step` numbers of k after another. Every result stays one chain over k, whatever the step.
+    #[inline(always)]
+    fn add_panels<S: Simd>(&self, simd: S, panels: Range<usize>, step: usize, space: &mut [f32]) {
         let (depth, cols) = self.right.shape();
-        for first in (0..depth).step_by(DEPTH) {
-            let (count, add) = (DEPTH.min(depth - first), self.accumulate || first > 0);
+        for first in (0..depth).step_by(step) {
+            let (count, add) = (step.min(depth - first), self.accumulate || first > 0);
             let left = (&self.left.0[first..], self.left.1);
-            for (row, panel) in
-                (0..self.rows).step_by(8).flat_map(|row| self.panels.clone().map(move |panel| (row, panel)))
+            for (panel, block) in panels.clone().zip(space.chunks_exact_mut(step * PANEL)) {
+                self.right.write_block(panel, first, &mut block[..count * PANEL]);
+            }
+            for (row, panel) in (0..self.rows).step_by(8).flat_map(|row| panels.clone().map(move |panel| (row, panel)))
             {
                 let rows = 8.min(self.rows - row);
                 let left = (&left.0[row * left.1..], left.1);
                 let wide = PANEL.min(cols - panel * PANEL);
                 let whole = wide / S::F32_LANES * S::F32_LANES;
-                let right = (&self.right.panel(panel)[first * PANEL..], PANEL);
+                let right = match self.right {
+                    Right::Whole(packed) => &packed.panel(panel)[first * PANEL..],
+                    _ => &space[(panel - panels.start) * step * PANEL..],
+                };
+                let right = (right, PANEL);
                 // SAFETY: the caller's rectangle holds these columns of `rows` rows.
                 unsafe {
                     let out = self.out.add(row * self.stride + panel * PANEL);
