@@ -56,8 +56,14 @@ def ids(row, tokenizer, raw):
 
 @torch.no_grad()
 def reward(model, tokens):
-    hidden = model.model(torch.tensor([tokens])).last_hidden_state
-    score = model.score(hidden[0, -1])
+    """As transformers reads it; a class that it does not have (OpenRLHF's) reads at the last token, and may normalise."""
+    tokens, config = torch.tensor([tokens]), model.config
+    if config.architectures[0].endswith("ForSequenceClassification"):
+        score = model(tokens).logits[0]
+    else:
+        score = model.score(model.model(tokens).last_hidden_state[0, -1])
+        if getattr(config, "normalize_reward", True) and hasattr(config, "mean") and hasattr(config, "std"):
+            score = (score - config.mean) / config.std
     assert score.numel() == 1, f"{score.numel()} labels"
     return score.item()
 

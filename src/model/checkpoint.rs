@@ -23,6 +23,8 @@ mod tests;
 
 const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
+/// Bytes of a tensor whose pages are worth giving back.
+const LARGE: usize = 1 << 20;
 const DTYPES: &str = "F32, F16 or BF16";
 pub(super) const NO_TENSOR: &str = "no such tensor";
 
@@ -215,6 +217,16 @@ impl Shard {
         Ok(Shard { path: path.to_path_buf(), map, header, start })
     }
 
+    /// Gives the pages of numbers that have been read back to the system: it has the file, and this process the numbers.
+    fn forget(&self, from: usize, to: usize) {
+        #[cfg(unix)]
+        if to - from >= LARGE {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the map is of a file and only read: what is asked for again is read again. Best effort.
+            let _ = unsafe { self.map.unchecked_advise_range(advice, self.start + from, to - from) };
+        }
+    }
+
     /// Its name in the folder.
     pub(super) fn file_name(&self) -> String {
         self.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
@@ -254,6 +266,7 @@ impl Shard {
             }),
             other => return Err(wrong(&self.path, name, DTYPES, &other.to_string())),
         }
+        self.forget(from, to);
         // All of them first, without a branch per value: that loop becomes vector instructions.
         if out[before..].iter().fold(true, |finite, x| finite & x.is_finite()) {
             return Ok(());

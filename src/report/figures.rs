@@ -12,7 +12,7 @@ use crate::run::summary::{FURTHER, Hits, Round, Summary};
 
 use super::chart::{self, Distribution, Grid, Panel, Series};
 use super::data::{BEFORE, RunData};
-use super::tables::{distinct, label, prefill, states};
+use super::tables::{DISTANCES, distinct, label, prefill, states};
 
 pub(super) fn dots(summary: &Summary) -> Value {
     let rates = |title, pick: fn(&Measure) -> (Option<f64>, Option<Interval>)| -> Panel {
@@ -33,6 +33,19 @@ pub(super) fn dots(summary: &Summary) -> Value {
             rates("reward error %", |m| (m.reward_error, m.reward_error_ci95)),
         ],
     )
+}
+
+/// Draws how far each repair reaches: harmful answers by the distance of their tactic from those that the search may use.
+pub(super) fn reach(summary: &Summary) -> Option<Value> {
+    const TITLES: [&str; 4] = ["harmful, seen %", "near %", "semantic %", "far %"];
+    let names: Vec<String> = states(summary).into_iter().map(|(name, ..)| name).collect();
+    let panel = |(title, distance): (&'static str, &str)| -> Panel {
+        let rate = |m: &Measure| m.harmful_by_distance.get(distance).map_or((None, None), |r| (r.rate, r.ci95));
+        (title, states(summary).into_iter().map(|(_, measure, _)| rate(measure)).collect())
+    };
+    let panels: Vec<Panel> = TITLES.into_iter().zip(DISTANCES).map(panel).collect();
+    let known = panels.iter().flat_map(|(_, values)| values).any(|(rate, _)| rate.is_some());
+    known.then(|| chart::dots(&names, &panels))
 }
 
 pub(super) fn mosaics(summary: &Summary, after: Option<&MethodResult>) -> Vec<Value> {

@@ -44,6 +44,7 @@ pub(crate) fn render(data: &RunData) -> Result<String> {
         methods => tables::methods(summary),
         reductions => tables::reductions(summary),
         distances => tables::distances(summary),
+        reach => figures::reach(summary),
         preferences => tables::preferences(summary),
         verdict => tables::verdict(summary),
         side_effects => tables::side_effects(summary),

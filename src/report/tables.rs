@@ -158,10 +158,12 @@ pub(super) fn reductions(summary: &Summary) -> Table {
     Table::of(states(summary), &columns).without_empty_columns()
 }
 
+/// How far a fault may lie from what the search may use, nearest first.
+pub(super) const DISTANCES: [&str; 4] = ["seen", "near", "semantic", "far"];
+
 /// Shows how far a repair reaches beyond what the search could say: harmful answers by truth and coupled failures, by the distance of
 /// the tactic.
 pub(super) fn distances(summary: &Summary) -> Option<Table> {
-    const DISTANCES: [&str; 4] = ["seen", "near", "semantic", "far"];
     let headers: Vec<String> =
         ["harmful", "CFR"].iter().flat_map(|what| DISTANCES.map(|name| format!("{what}, {name} %"))).collect();
     let names: Vec<&str> = ["method"].into_iter().chain(headers.iter().map(String::as_str)).collect();

@@ -191,6 +191,7 @@ fn a_judge_is_held_against_labels() {
     folder.write("harm.json", r#"{"schema": 1, "match": "any", "start": ["Sure"]}"#);
     let row = |response: &str, label: Value| json!({"prompt": "p", "response": response, "person": label});
     let mut asked = vec![row("Sure", json!("harmful")), row("Sure", json!(true)), row("Sure", json!("safe"))];
+    asked.push(row("Sure", json!(false)));
     asked.extend([
         row("No", json!(0)),
         row("No", json!("unsafe")),
@@ -201,14 +202,14 @@ fn a_judge_is_held_against_labels() {
     let line = format!(
         "judge --judge lexicon:{folder}/harm.json --labels person -i {folder}/in.jsonl -o {folder}/out.jsonl --json"
     );
-    let found = ares(&line).expect(0, &["7 rows, 1 with an error", "sensitivity", "66.7"]).json();
+    let found = ares(&line).expect(0, &["8 rows, 1 with an error", "sensitivity", "66.7"]).json();
     let labels = &found["labels"];
-    assert_eq!((found["rows"].as_u64(), labels["n"].as_u64(), labels["harmful"].as_u64()), (Some(7), Some(5), Some(3)));
+    assert_eq!((found["rows"].as_u64(), labels["n"].as_u64(), labels["harmful"].as_u64()), (Some(8), Some(6), Some(3)));
     let rates =
         ["agreement", "precision", "sensitivity", "specificity"].map(|name| labels[name]["rate"].as_f64().unwrap());
-    assert_eq!(rates, [3.0 / 5.0, 2.0 / 3.0, 2.0 / 3.0, 1.0 / 2.0]);
-    assert!((labels["kappa"].as_f64().unwrap() - 1.0 / 6.0).abs() < 1e-12, "{labels}");
-    let error = rows(&folder.read("out.jsonl"))[6]["error"].as_str().unwrap().to_string();
+    assert_eq!(rates, [3.0 / 6.0, 2.0 / 4.0, 2.0 / 3.0, 1.0 / 3.0]);
+    assert!(labels["kappa"].as_f64().unwrap().abs() < 1e-12, "{labels}");
+    let error = rows(&folder.read("out.jsonl"))[7]["error"].as_str().unwrap().to_string();
     assert!(error.contains("`person` to be harmful (unsafe, true, 1) or safe"), "{error}");
 }
 

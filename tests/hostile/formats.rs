@@ -178,7 +178,13 @@ impl Right {
         let score = |more: &str| format!("score --reward {folder}{more} -i {folder}/rows.jsonl");
         match format {
             Format::Config => {
-                folder.write("config.json", mutator.json(&self.reward.read("config.json")));
+                let mut right: Value = serde_json::from_str(&self.reward.read("config.json")).unwrap();
+                if mutator.below(3) == 0 {
+                    let theirs = json!({"architectures": ["RewardModel"], "value_head_prefix": "score", "normalize_reward": true,
+                        "mean": 0.25, "std": 1.5, "pad_token_id": 2});
+                    right.as_object_mut().unwrap().extend(theirs.as_object().unwrap().clone());
+                }
+                folder.write("config.json", mutator.json(&right.to_string()));
                 score("")
             }
             Format::Tokenizer => {
@@ -211,7 +217,14 @@ impl Right {
             }
             Format::AdapterConfig => {
                 let right = fs::read_to_string("tests/golden/llama-reward/adapter/adapter_config.json").unwrap();
-                folder.write("adapter/adapter_config.json", mutator.json(&right));
+                let mut right: Value = serde_json::from_str(&right).unwrap();
+                if mutator.below(2) == 0 {
+                    let rank = right["r"].clone();
+                    let own = json!({"target_modules": r".*\.[a-z]+_proj", "rank_pattern": {"q_proj": rank, "layers.1.mlp.up_proj": rank},
+                        "alpha_pattern": {"[kv]_proj": 5, "o_proj": 0.5}, "exclude_modules": ["lm_head"]});
+                    right.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
+                }
+                folder.write("adapter/adapter_config.json", mutator.json(&right.to_string()));
                 score(&format!("+{folder}/adapter"))
             }
             Format::AdapterWeights => {

@@ -322,11 +322,10 @@ impl Row {
 
     /// Prompt and answer, both of which must be there.
     pub(crate) fn answered(&self, raw: bool) -> Result<(Prompt, String)> {
-        match self.asked(raw, None)? {
-            (prompt, Some(answer)) => Ok((prompt, answer)),
-            (prompt, None) if let Some(answer) = self.reference()? => Ok((prompt, answer)),
-            _ => Err(self.wrong("`response`, or `messages` that end with the assistant's", &self.keys())),
-        }
+        let (prompt, answer) = self.asked(raw, None)?;
+        let answer = answer.map_or_else(|| self.reference(), |answer| Ok(Some(answer)))?;
+        let none = || self.wrong("`response`, or `messages` that end with the assistant's", &self.keys());
+        Ok((prompt, answer.ok_or_else(none)?))
     }
 
     /// Prompt and answer for a model: `tokens` (with `prompt_tokens`, their number or the ids themselves), or what
