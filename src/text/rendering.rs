@@ -90,7 +90,7 @@ impl Rendering {
         Ok(Rendering { dir, tokenizer, template, vocab_size, context, end_tokens, pad, eos, appended: None })
     }
 
-    /// From now on [`Rendering::fulls`] ends raw text with the token that ends a turn, where it does not end so already: trainers of
+    /// From now on [`Rendering::full`] ends raw text with the token that ends a turn, where it does not end so already: trainers of
     /// reward models put it there. Fails where the model names none.
     pub fn append_eos(&mut self) -> Result<()> {
         let missing = || {
