@@ -83,8 +83,8 @@ impl Program {
                 }
             }
         });
-        // A program that does not read must not keep the one that asks from looking at the time. That it has ended is told by what it
-        // does not answer.
+        // On a thread of its own: while a program does not read its questions, whoever asks must still be able to watch the clock. A
+        // program that has ended is noticed by its missing answers.
         let (questions, asked) = channel::<String>();
         std::thread::spawn(move || {
             asked.into_iter().try_for_each(|question| writeln!(input, "{question}").and_then(|()| input.flush()))

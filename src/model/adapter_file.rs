@@ -155,6 +155,7 @@ impl AdapterFile {
         let shard = Shard::open(&path)?;
         let targets = Targets::read(&fields)?;
         let mut promised = adapter.promised(config, &targets);
+        promised.keys().filter(|name| *name != SCORE).try_for_each(|name| targets.decide(self::path(name)))?;
         for (name, info) in shard.tensors() {
             let found = format!("{:?} {}", info.shape, info.dtype);
             let Some(shape) = promised.remove(&name) else {

@@ -48,7 +48,7 @@ impl Names {
         match self {
             Names::All => true,
             Names::List(list) => list.iter().any(ends),
-            // A pattern that the engine gives up on does not match.
+            // `decide` has seen that the engine does not give up on it.
             Names::Pattern(pattern) => pattern.is_match(path).unwrap_or(false),
         }
     }
@@ -79,6 +79,22 @@ impl<'a> Targets<'a> {
         let included = Names::read(fields, TARGETS, Names::All)?;
         let excluded = Names::read(fields, EXCLUDED, Names::List(Vec::new()))?;
         Ok(Targets { fields, included, excluded, layers, ranks, alphas })
+    }
+
+    /// Fails where the engine gives up on a pattern: whether it matches the module at `path` must not be guessed.
+    pub(super) fn decide(&self, path: &str) -> Result<()> {
+        let names = [(TARGETS, &self.included), (EXCLUDED, &self.excluded)].into_iter();
+        let names = names
+            .filter_map(|(key, names)| if let Names::Pattern(pattern) = names { Some((key, pattern)) } else { None });
+        let ranks = self.ranks.iter().map(|(pattern, _)| ("rank_pattern", pattern));
+        let alphas = self.alphas.iter().map(|(pattern, _)| ("alpha_pattern", pattern));
+        for (key, pattern) in names.chain(ranks).chain(alphas) {
+            pattern.is_match(path).map_err(|error| {
+                let found = format!("`{}`: {error}", pattern.as_str());
+                self.fields.refuse(key, "a regular expression that can be matched", &found, REMEDY)
+            })?;
+        }
+        Ok(())
     }
 
     /// Fails unless the module at `path`, of which the adapter has matrices, is one that PEFT would change.

@@ -83,6 +83,16 @@ fn what_ares_cannot_apply_is_refused_with_its_reason() {
         ("rank_pattern", json!({"q_proj": 4}), "q_proj.lora_A.weight: expected [4, 8]"),
         ("rank_pattern", json!({"q_proj": 0}), "rank_pattern.q_proj to be a whole number from 1"),
         ("rank_pattern", json!({"(q_proj": 2}), "rank_pattern to be a regular expression"),
+        (
+            "alpha_pattern",
+            json!({r"([a-z_.0-9]+)+(?=x)\1": 4}),
+            "alpha_pattern to be a regular expression that can be matched",
+        ),
+        (
+            "exclude_modules",
+            json!(r"(?:(?=.)[a-z_.0-9]*)*(?!)x"),
+            "exclude_modules to be a regular expression that can be matched",
+        ),
         ("alpha_pattern", json!({"q_proj": -4}), "alpha_pattern.q_proj to be a number above 0"),
         ("target_modules", json!("model.layers.0.*"), "one that names model.layers.1."),
         ("target_modules", json!(r".*\.q_proj"), "of which the adapter has matrices"),

@@ -286,7 +286,7 @@ impl Row {
         Ok(None)
     }
 
-    /// HarmBench's requests for what is under copyright: whether an answer is that is told by hashes, not by a judge.
+    /// HarmBench's requests for copyrighted text: hashes of that text decide whether an answer reproduces it, no judge does.
     pub(crate) fn is_judged_by_hashes(&self) -> bool {
         let tags = self.object.get("Tags").and_then(Value::as_str);
         self.format() == Some(Format::HarmBench) && tags.is_some_and(|tags| tags.contains("hash_check"))
