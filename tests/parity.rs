@@ -1,6 +1,5 @@
 //! Whole models and one whole joint step on a device = the same on `Cpu::rounded()`, with the random checkpoints of
-//! `tests/golden`. (Each operation: `tests/ops`.) On the simulator always; on a GPU with ARES_PARITY_DEVICE=cuda
-//! (ARES_REQUIRE_GPU=1 turns a skip into a failure).
+//! `tests/golden`. (Each operation: `tests/ops`.) On the simulator, or the device that ARES_PARITY_DEVICE names.
 
 #[path = "common/joint.rs"]
 mod joint;
@@ -9,7 +8,7 @@ mod toolkit;
 
 use ares::backend::Cpu;
 use ares::model::generate::{Continue, Generator};
-use ares::model::{AdapterGrad, AnswerTokens, Batch, Decoding, Heads};
+use ares::model::{AdapterGrad, AnswerTokens, Batch, Decoding, Heads, Workspace};
 use ares::ops::Ops;
 
 use joint::{Golden, Gradients, Opened};
@@ -31,8 +30,12 @@ fn batch(vocab: usize, heads: Heads) -> Batch {
 /// Values without and with the adapter, then the adapter's gradients.
 fn outcome<B: Ops>(ops: &B, name: &str) -> Outcome {
     let opened = Opened::new(ops, name);
-    let Opened { model, adapter, .. } = &opened;
-    let (causal, ws) = (model.config.is_causal(), &mut opened.workspace(256, true));
+    outcome_in(ops, &opened, &mut opened.workspace(256, true))
+}
+
+fn outcome_in<B: Ops>(ops: &B, opened: &Opened<B>, ws: &mut Workspace<B>) -> Outcome {
+    let Opened { model, adapter, .. } = opened;
+    let causal = model.config.is_causal();
     let batch = batch(model.config.vocab_size, if causal { Heads::Targets } else { Heads::Ends });
     let mut grad = AdapterGrad::new(ops, adapter, !causal).unwrap();
     let values = if causal {
@@ -180,5 +183,33 @@ fn greedy_tokens_are_the_references() {
             println!("{name}: token {at} is a tie: {logprob:?}");
             assert!(logprob[1] - logprob[0] <= TIE, "{name}: token {at}: {found:?} for {expected:?}: {logprob:?}");
         }
+    }
+}
+
+/// A step's models take turns in one workspace: shallower, wider, with and without a head of logits, and back.
+#[test]
+fn turns_in_one_workspace_change_no_bit() {
+    take_turns(&Cpu::new());
+    device().iter().for_each(take_turns);
+}
+
+fn take_turns<B: Ops>(ops: &B) {
+    let models = [
+        "llama3-causal",
+        "llama-causal",
+        "mistral-reward",
+        "llama3-reward",
+        "qwen3-causal",
+        "llama-causal",
+        "llama3-causal",
+    ]
+    .map(|name| Opened::new(ops, name));
+    let mut shared = Workspace::new(ops, &models[0].model.config, 0, 0, true).unwrap();
+    for (turn, opened) in models.iter().enumerate() {
+        // More rows than the one before had room for, and fewer.
+        let rows = 180 + turn * 37 % 100;
+        shared.fit(ops, &opened.model.config, opened.adapter.rank(), rows).unwrap();
+        let alone = outcome_in(ops, opened, &mut opened.workspace(rows, true));
+        assert_eq!(outcome_in(ops, opened, &mut shared), alone, "{} in turn {turn}", opened.dir.display());
     }
 }

@@ -10,21 +10,38 @@ impl Element for f32 {}
 impl Element for half::bf16 {}
 impl Element for u32 {}
 
-/// `rows` × `cols` values, row-major, `stride` elements from row to row. Allocated once for `capacity` rows; a step sets
-/// `rows` to what it needs.
+/// `rows` × `cols` values, row-major, `stride` elements from row to row. It has room for `capacity` rows; a step sets `rows` to
+/// what it needs.
 pub struct Tensor<B: Backend, T: Element = <B as Backend>::Act> {
     pub(crate) buffer: B::Buffer<T>,
     rows: usize,
     cols: usize,
     stride: usize,
     capacity: usize,
+    /// Elements that are allocated; `capacity` rows at least.
+    allocated: usize,
 }
 
 impl<B: Backend, T: Element> Tensor<B, T> {
     /// Zeros; `rows` is the capacity too.
     pub(crate) fn zeros(backend: &B, rows: usize, cols: usize) -> Result<Self> {
         let stride = B::stride::<T>(cols);
-        Ok(Tensor { buffer: backend.alloc(rows * stride)?, rows, cols, stride, capacity: rows })
+        let allocated = rows * stride;
+        Ok(Tensor { buffer: backend.alloc(allocated)?, rows, cols, stride, capacity: rows, allocated })
+    }
+
+    /// Makes it `rows` × `cols` with room for as many rows; allocates only where its memory does not suffice. Its values are
+    /// whatever was there, its padding is zero.
+    pub(crate) fn fit(&mut self, backend: &B, rows: usize, cols: usize) -> Result<()> {
+        let stride = B::stride::<T>(cols);
+        if rows * stride > self.allocated {
+            *self = Tensor::zeros(backend, 0, 0)?; // first, so that both are never held
+            *self = Tensor::zeros(backend, rows, cols)?;
+        } else if stride != cols && (stride, cols) != (self.stride, self.cols) {
+            backend.zero(&mut self.buffer, 0, rows * stride)?;
+        }
+        (self.rows, self.cols, self.stride, self.capacity) = (rows, cols, stride, rows);
+        Ok(())
     }
 
     /// From row-major values, `rows * cols` of them.

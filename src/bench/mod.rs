@@ -72,11 +72,11 @@ struct Trainee<'a, B: Ops> {
 impl<'a, B: Ops> Trainee<'a, B> {
     fn new(model: &'a Transformer<B>, load: &Workload) -> Result<Self> {
         let adapter = model.new_adapter(load.rank, 2.0 * load.rank as f64, AdapterInit::Random { seed: load.seed })?;
-        Ok(Trainee { side: Side::new(model, &adapter, false, load.batch_tokens)?, model, adapter })
+        Ok(Trainee { side: Side::new(model, &adapter, false)?, model, adapter })
     }
 
-    fn half(&mut self) -> Result<Half<'_, B>> {
-        self.side.half(self.model, &self.adapter)
+    fn half<'w>(&'w mut self, workspace: &'w mut Workspace<B>) -> Result<Half<'w, B>> {
+        Half::new(self.model, &self.adapter, &mut self.side, workspace)
     }
 
     /// The gradients' norm: reading it waits for the device.
@@ -136,13 +136,14 @@ impl Done {
 /// One whole joint step: reward forward and backward, policy forward and backward, both optimisers.
 pub(crate) fn step<B: Measured>(policy: &Transformer<B>, reward: &Transformer<B>, load: &Workload) -> Result<Timing> {
     let (mut reader, mut writer) = (Trainee::new(reward, load)?, Trainee::new(policy, load)?);
+    let mut workspace = Workspace::new(&policy.ops, &policy.config, load.rank, load.batch_tokens, true)?;
     let config = RepairConfig { batch_tokens: load.batch_tokens, ..RepairConfig::default() };
     let thresholds = Thresholds { tau_h: 0.5, tau_r: 0.0, mu_0: 0.0, s: 1.0 };
     time(&policy.ops, "step", load, |i| {
         let pairs = items(&reward.config, load, i, reward_item);
         let items = items(&policy.config, load, i, policy_item);
-        reward_step(&mut reader.half()?, &pairs, &config, &thresholds, true)?;
-        policy_step(&mut writer.half()?, &items, &config)?;
+        reward_step(&mut reader.half(&mut workspace)?, &pairs, &config, &thresholds, true)?;
+        policy_step(&mut writer.half(&mut workspace)?, &items, &config)?;
         reader.update(i)?;
         writer.update(i)?;
         let mut done = Done::default();

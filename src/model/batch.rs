@@ -149,6 +149,10 @@ impl<B: Backend> DeviceBatch<B> {
         })
     }
 
+    pub(crate) fn capacity(&self) -> usize {
+        self.tokens.capacity()
+    }
+
     /// Overwrites all tables.
     pub(crate) fn set(&mut self, backend: &B, batch: &Batch) -> Result<()> {
         self.packing.set(backend, batch.segments.clone(), batch.groups.clone(), &batch.positions)?;

@@ -143,13 +143,12 @@ impl<B: Ops> Pretrained<B> {
     /// Memory for at least `rows` packed rows.
     fn take_workspace(&mut self, rows: usize) -> Result<Workspace<B>> {
         let rank = self.adapter.as_ref().map_or(0, Adapter::rank);
-        match self.workspace.take() {
-            Some(ws) if ws.capacity >= rows && ws.rank == rank => Ok(ws),
-            _ => {
-                let Transformer { ops, config, .. } = &self.transformer;
-                Workspace::new(ops, config, rank, rows.max(self.batch_tokens), false)
-            }
+        let (Transformer { ops, config, .. }, rows) = (&self.transformer, rows.max(self.batch_tokens));
+        let Some(mut ws) = self.workspace.take() else { return Workspace::new(ops, config, rank, rows, false) };
+        if ws.capacity < rows || ws.rank != rank {
+            ws.fit(ops, config, rank, rows)?;
         }
+        Ok(ws)
     }
 
     /// One answer per ask, in order; an inner error is that row's own.

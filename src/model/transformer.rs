@@ -244,13 +244,14 @@ impl<B: Ops> Transformer<B> {
     /// Embedding and blocks, the last of which goes on from its attention with the head's rows alone: nobody reads the others.
     /// Without backward all blocks share one set of activations.
     fn blocks_forward(&self, ws: &mut Workspace<B>, adapter: Option<&Adapter<B>>) -> Result<()> {
-        let Workspace { batch, saved, scratch, stream: Stream { out, .. }, head, .. } = ws;
+        let Workspace { batch, saved, blocks, scratch, stream: Stream { out, .. }, head, .. } = ws;
+        let saved = &mut saved[..*blocks];
         let (ops, rope, keys) = (&self.ops, &self.rope, || Keys::Packed(&batch.packing));
         ops.embed(&mut saved[0].0.x, &batch.tokens, &self.embed)?;
         let last = self.blocks.len() - 1;
         for (l, block) in self.blocks[..last].iter().enumerate() {
             let lora = adapter.map(|a| &a.blocks[l]);
-            if let [(s, rest)] = &mut saved[..] {
+            if let [(s, rest)] = saved {
                 block.forward(ops, out, (s, rest), scratch, lora, rope, keys())?;
                 std::mem::swap(out, &mut s.x);
             } else if let [(s, rest), (next, _), ..] = &mut saved[l..] {

@@ -1,4 +1,4 @@
-//! Everything a model writes while it runs: allocated once for `capacity` packed rows; a step uses as many as it needs.
+//! Everything a model writes while it runs: room for `capacity` packed rows, of which a step uses as many as it needs.
 
 use super::batch::{Batch, DeviceBatch};
 use super::block::{BlockScratch, SavedAttention, SavedRest, Widths};
@@ -11,7 +11,7 @@ use crate::ops::{HeadRows, Ops};
 /// Memory for forward, and for backward where it was asked for.
 pub struct Workspace<B: Ops> {
     pub(super) batch: DeviceBatch<B>,
-    /// One per block where backward will need them, else one for all.
+    /// One per block where backward will need them, else one for all; a deeper model may have left more.
     pub(super) saved: Vec<(SavedAttention<B>, SavedRest<B>)>,
     pub(super) scratch: BlockScratch<B>,
     pub(super) stream: Stream<B>,
@@ -24,6 +24,9 @@ pub struct Workspace<B: Ops> {
     pub capacity: usize,
     /// Of the adapters it has room for; 0: none.
     pub(super) rank: usize,
+    /// Of `saved`, how many the model uses.
+    pub(super) blocks: usize,
+    backward: bool,
 }
 
 tensors! {
@@ -86,18 +89,41 @@ impl<B: Ops> Workspace<B> {
         let (blocks, back) = if backward { (config.layers, capacity) } else { (1, 0) };
         Ok(Workspace {
             batch: DeviceBatch::with_capacity(ops, capacity)?,
-            saved: (0..blocks)
-                .map(|_| Ok((SavedAttention::new(ops, capacity, &widths)?, SavedRest::new(ops, capacity, &widths)?)))
-                .collect::<Result<_>>()?,
+            saved: (0..blocks).map(|_| saved(ops, capacity, &widths)).collect::<Result<_>>()?,
             scratch: BlockScratch::new(ops, capacity, back, &widths)?,
             stream: Stream::new(ops, capacity, back, &widths)?,
             head: HeadSpace::new(ops, capacity, back, &widths, config.score_units())?,
             head_rows: HeadRows::with_capacity(ops, capacity)?,
-            chunk: if config.is_causal() { chunk(ops, config, capacity)? } else { Tensor::zeros(ops, 0, 0)? },
+            chunk: Tensor::zeros(ops, chunk_rows::<B>(config, capacity), config.vocab_size)?,
             kl: None,
             capacity,
             rank,
+            blocks,
+            backward,
         })
+    }
+
+    /// Makes it what [`Workspace::new`] would for this model, from the memory that it has: models that run in turn share one,
+    /// which is as large as the largest. What stood in it is gone.
+    pub fn fit(&mut self, ops: &B, config: &ModelConfig, rank: usize, capacity: usize) -> Result<()> {
+        let widths = config.widths(rank);
+        let (blocks, back) = if self.backward { (config.layers, capacity) } else { (1, 0) };
+        if capacity > self.batch.capacity() {
+            self.batch = DeviceBatch::with_capacity(ops, capacity)?;
+            self.head_rows = HeadRows::with_capacity(ops, capacity)?;
+        }
+        for (attention, rest) in self.saved.iter_mut().take(blocks) {
+            attention.fit(ops, capacity, &widths)?;
+            rest.fit(ops, capacity, &widths)?;
+        }
+        let more = (self.saved.len()..blocks).map(|_| saved(ops, capacity, &widths));
+        self.saved.extend(more.collect::<Result<Vec<_>>>()?);
+        self.scratch.fit(ops, capacity, back, &widths)?;
+        self.stream.fit(ops, capacity, back, &widths)?;
+        self.head.fit(ops, capacity, back, &widths, config.score_units())?;
+        self.chunk.fit(ops, chunk_rows::<B>(config, capacity), config.vocab_size)?;
+        (self.capacity, self.rank, self.blocks) = (capacity, rank, blocks);
+        Ok(())
     }
 
     /// Loads a batch's tables and sets every tensor to its rows.
@@ -108,7 +134,7 @@ impl<B: Ops> Workspace<B> {
 
     /// `rows` packed ones, `read` of which a head reads.
     pub(super) fn set_rows(&mut self, rows: usize, read: usize) -> Result<()> {
-        for (attention, rest) in &mut self.saved {
+        for (attention, rest) in &mut self.saved[..self.blocks] {
             attention.set_rows(rows)?;
             rest.set_rows(rows)?;
         }
@@ -120,17 +146,23 @@ impl<B: Ops> Workspace<B> {
 
     /// Makes space for the KL term of `rows` head rows.
     pub(super) fn set_kl_rows(&mut self, ops: &B, config: &ModelConfig, rows: usize) -> Result<()> {
-        let (mut space, chunk) = match self.kl.take() {
+        let (rooms, logits) = (self.capacity, chunk_rows::<B>(config, self.capacity));
+        let (space, chunk) = match &mut self.kl {
             Some(kl) => kl,
-            None => (KlSpace::new(ops, self.capacity, config.hidden_size)?, chunk(ops, config, self.capacity)?),
+            none => none.insert((KlSpace::new(ops, 0, config.hidden_size)?, Tensor::zeros(ops, 0, config.vocab_size)?)),
         };
-        space.set_rows(rows)?;
-        self.kl = Some((space, chunk));
-        Ok(())
+        space.fit(ops, rooms, config.hidden_size)?;
+        chunk.fit(ops, logits, config.vocab_size)?;
+        space.set_rows(rows)
     }
 }
 
-/// Logits of as many rows as the head takes at once.
-fn chunk<B: Ops>(ops: &B, config: &ModelConfig, capacity: usize) -> Result<Tensor<B>> {
-    Tensor::zeros(ops, B::lm_head_chunk(config.vocab_size).min(capacity), config.vocab_size)
+/// What backward needs of one block.
+fn saved<B: Ops>(ops: &B, rows: usize, widths: &Widths) -> Result<(SavedAttention<B>, SavedRest<B>)> {
+    Ok((SavedAttention::new(ops, rows, widths)?, SavedRest::new(ops, rows, widths)?))
+}
+
+/// Rows of logits that the head takes at once; a score head takes none.
+fn chunk_rows<B: Ops>(config: &ModelConfig, capacity: usize) -> usize {
+    if config.is_causal() { B::lm_head_chunk(config.vocab_size).min(capacity) } else { 0 }
 }

@@ -92,10 +92,10 @@ fn piece<B: Ops>(
     if kl {
         let mut retained = Batch::default();
         items.iter().filter(|i| i.retain.is_some()).for_each(|i| retained.push(&i.prompt, &answers(i), Heads::Targets));
-        half.model.keep_start_rows(&mut half.side.workspace, &retained)?;
+        half.model.keep_start_rows(half.workspace, &retained)?;
     }
-    let read = half.model.forward_targets(&mut half.side.workspace, batch, Some(half.adapter), true)?;
-    let kls = if kl { half.model.kl_targets(&mut half.side.workspace, kl_from)? } else { Vec::new() };
+    let read = half.model.forward_targets(half.workspace, batch, Some(half.adapter), true)?;
+    let kls = if kl { half.model.kl_targets(half.workspace, kl_from)? } else { Vec::new() };
     let mut weights = vec![0.0f32; batch.rows.len()];
     let mut sequences = batch.sequences.iter().cloned();
     for item in items {
@@ -139,7 +139,7 @@ fn piece<B: Ops>(
             weights[rows].fill((config.lambda_retain / counts.retain * slope) as f32);
         }
     }
-    half.model.backward_targets(&mut half.side.workspace, &weights, half.adapter, &mut half.side.grad)
+    half.model.backward_targets(half.workspace, &weights, half.adapter, &mut half.side.grad)
 }
 
 fn add(sum: &mut Option<f64>, value: f64) {

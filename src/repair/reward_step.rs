@@ -77,7 +77,7 @@ pub fn reward_step<B: Ops>(
     let (mut terms, mut rejected) = (RewardTerms::default(), Vec::with_capacity(items.len()));
     for (items, batch) in Batch::pack(items, Heads::Ends, config.batch_tokens, |item| (&item.prompt, answers(item))) {
         half.reserve(batch.len())?;
-        let scores = half.model.forward_scores(&mut half.side.workspace, &batch, Some(half.adapter))?;
+        let scores = half.model.forward_scores(half.workspace, &batch, Some(half.adapter))?;
         let mut slopes = vec![0.0f32; scores.len()];
         let mut at = 0;
         for item in items {
@@ -93,7 +93,7 @@ pub fn reward_step<B: Ops>(
             at += 2;
         }
         if train {
-            half.model.backward_scores(&mut half.side.workspace, &slopes, half.adapter, &mut half.side.grad)?;
+            half.model.backward_scores(half.workspace, &slopes, half.adapter, &mut half.side.grad)?;
         }
     }
     Ok((terms, rejected))

@@ -3,6 +3,7 @@
 
 use super::objective::{advantages, grpo_token};
 use super::prepared::{reward_item, start_logprobs};
+use super::side::Half;
 use super::trainer::{StepMetrics, Trainer};
 use crate::error::Result;
 use crate::model::subject::ask_some;
@@ -73,7 +74,7 @@ impl<B: Ops> Trainer<'_, B> {
     /// allowed, so that length is not rewarded.
     fn grpo(&mut self, samples: &[Scored]) -> Result<f64> {
         let (Some(side), Some(adapter)) = (&mut self.policy, &self.pair.policy.adapter) else { return Ok(0.0) };
-        let half = &mut side.half(&self.pair.policy.transformer, adapter)?;
+        let half = &mut Half::new(&self.pair.policy.transformer, adapter, side, &mut self.workspace)?;
         let longest = (samples.len() * self.decoding.max_new_tokens).max(1) as f64;
         let costs: Vec<usize> = samples.iter().map(|s| s.prompt.len() + s.tokens.len()).collect();
         let mut loss = 0.0;
@@ -83,9 +84,8 @@ impl<B: Ops> Trainer<'_, B> {
                 batch.push(&sample.prompt, &[AnswerTokens::new(&sample.tokens)], Heads::Targets);
             }
             half.reserve(batch.len())?;
-            let start = half.model.forward_targets(&mut half.side.workspace, &batch, None, false)?.logprob;
-            let current =
-                half.model.forward_targets(&mut half.side.workspace, &batch, Some(half.adapter), true)?.logprob;
+            let start = half.model.forward_targets(half.workspace, &batch, None, false)?.logprob;
+            let current = half.model.forward_targets(half.workspace, &batch, Some(half.adapter), true)?.logprob;
             let mut weights = vec![0.0f32; current.len()];
             for (sample, rows) in samples[range].iter().zip(&batch.sequences) {
                 for row in rows.clone() {
@@ -95,7 +95,7 @@ impl<B: Ops> Trainer<'_, B> {
                     weights[row] = (term.slope / longest) as f32;
                 }
             }
-            half.model.backward_targets(&mut half.side.workspace, &weights, half.adapter, &mut half.side.grad)?;
+            half.model.backward_targets(half.workspace, &weights, half.adapter, &mut half.side.grad)?;
         }
         Ok(loss)
     }

@@ -18,7 +18,7 @@ use super::side::{Half, Side};
 use crate::error::{Error, Result};
 use crate::judge::{Judge, Thresholds};
 use crate::model::adapter_file::HostTensors;
-use crate::model::{AdapterFile, AdapterInit, Decoding, Pair, Pretrained};
+use crate::model::{AdapterFile, AdapterInit, Decoding, Pair, Pretrained, Transformer, Workspace};
 use crate::ops::{AdamWSpec, Ops};
 
 /// Tokens of y⁻ that may stand before y⁺ at most.
@@ -96,6 +96,8 @@ pub struct Trainer<'a, B: Ops> {
     pub(super) decoding: Decoding,
     pub(super) policy: Option<Side<B>>,
     pub(super) reward: Option<Side<B>>,
+    /// What both run in, in turn.
+    pub(super) workspace: Workspace<B>,
     pub(super) outcome: RepairOutcome,
     pub(super) failures: Shuffle,
     reward_failures: Shuffle,
@@ -143,8 +145,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
                 model.adapter = Some(model.transformer.new_adapter(config.rank, config.alpha, init)?);
             }
             let adapter = model.adapter.as_ref().filter(|_| trained);
-            let side = |adapter| Side::new(&model.transformer, adapter, config.train_head, config.batch_tokens);
-            adapter.map(side).transpose()
+            adapter.map(|adapter| Side::new(&model.transformer, adapter, config.train_head)).transpose()
         };
         let head = &pair.reward.transformer.config;
         if config.train_head && method.trains_reward() && !head.has_plain_head() {
@@ -155,6 +156,14 @@ impl<'a, B: Ops> Trainer<'a, B> {
         }
         let policy = side(&mut pair.policy, method.trains_policy(), 0)?;
         let reward = side(&mut pair.reward, method.trains_reward(), 1)?;
+        // Made as large as the larger model asks, so that a device too small for it is known before the first step.
+        let Transformer { ops, config: shape, .. } = &pair.policy.transformer;
+        let mut workspace = Workspace::new(ops, shape, 0, 0, true)?;
+        for (side, model) in [(&policy, &pair.policy), (&reward, &pair.reward)] {
+            if let (Some(_), Some(adapter)) = (side, &model.adapter) {
+                workspace.fit(ops, &model.transformer.config, adapter.rank(), config.batch_tokens)?;
+            }
+        }
         let random = |stream: u64| {
             let mut random = ChaCha8Rng::seed_from_u64(seed);
             random.set_stream(stream);
@@ -176,6 +185,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
             decoding,
             policy,
             reward,
+            workspace,
             outcome: RepairOutcome::default(),
         })
     }
@@ -315,20 +325,23 @@ impl<'a, B: Ops> Trainer<'a, B> {
             retain = self.retain.draw(self.config.retain_items);
         }
         let (mut weights, mut mean) = (vec![1.0; harmful.len()], 1.0);
-        if let (Some(mut side), Some(adapter)) = (self.reward.take(), &self.pair.reward.adapter) {
-            let half = &mut side.half(&self.pair.reward.transformer, adapter)?;
+        if let (Some(side), Some(adapter)) = (&mut self.reward, &self.pair.reward.adapter) {
+            let half = &mut Half::new(&self.pair.reward.transformer, adapter, side, &mut self.workspace)?;
             let mut known = BTreeMap::new();
             if phase != Phase::Policy {
-                let items = self.reward_items(&wrong, &replay);
+                let failure = |&i: &usize| RewardItem { kind: RewardKind::Failure, ..failures[i].reward.clone() };
+                let replayed = replay.iter().map(|&i| self.data.replay[i].clone());
+                let items: Vec<RewardItem> = wrong.iter().map(failure).chain(replayed).collect();
                 let (t, read) = reward_step(half, &items, &self.config, &self.thresholds, true)?;
                 known.extend(wrong.iter().copied().zip(read));
                 metrics.add_loss(t.loss(&self.config));
                 metrics.add([("bt", t.bt), ("center", t.center), ("replay", t.replay), ("anchor", t.anchor)]);
             }
             if self.method.coupling() != Coupling::Off {
-                (weights, mean) = self.coupling_weights(half, &harmful, known)?;
+                read_others(half, failures, &harmful, &mut known, &self.config, &self.thresholds)?;
+                let rewards: Vec<f64> = harmful.iter().map(|i| known[i]).collect();
+                (weights, mean) = coupling(&rewards, &self.thresholds);
             }
-            self.reward = Some(side);
         }
         if self.method.coupling() == Coupling::Shuffled {
             weights.shuffle(&mut self.weights);
@@ -338,7 +351,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
         }
         let items = self.policy_items(&harmful, &weights, &retain);
         if let (Some(side), Some(adapter)) = (&mut self.policy, &self.pair.policy.adapter) {
-            let half = &mut side.half(&self.pair.policy.transformer, adapter)?;
+            let half = &mut Half::new(&self.pair.policy.transformer, adapter, side, &mut self.workspace)?;
             let terms = policy_step(half, &items, &self.config)?;
             metrics.add_loss(terms.loss(&self.config));
             let unlearn = if self.method == Method::Dpo { "dpo" } else { "npo" };
@@ -347,29 +360,6 @@ impl<'a, B: Ops> Trainer<'a, B> {
             (metrics.logp_chosen, metrics.logp_rejected) = (terms.logp_chosen, terms.logp_rejected);
         }
         Ok(())
-    }
-
-    /// w of each of `harmful`, divided by its mean: coupling moves weight and adds none; and that mean. `known` are the r_φ(y⁻) that the step has read already; a score does not depend on its company, so
-    /// only the others are read, and only their y⁻.
-    fn coupling_weights(
-        &self,
-        half: &mut Half<'_, B>,
-        harmful: &[usize],
-        mut known: BTreeMap<usize, f64>,
-    ) -> Result<(Vec<f64>, f64)> {
-        let unread: BTreeSet<usize> = harmful.iter().copied().filter(|i| !known.contains_key(i)).collect();
-        let alone =
-            |&i: &usize| RewardItem { chosen: None, kind: RewardKind::Read, ..self.data.failures[i].reward.clone() };
-        let items: Vec<RewardItem> = unread.iter().map(alone).collect();
-        let (_, read) = reward_step(half, &items, &self.config, &self.thresholds, false)?;
-        known.extend(unread.into_iter().zip(read));
-        let rewards: Vec<f64> = harmful.iter().map(|i| known[i]).collect();
-        Ok(coupling(&rewards, &self.thresholds))
-    }
-
-    fn reward_items(&self, failures: &[usize], replay: &[usize]) -> Vec<RewardItem> {
-        let failure = |&i: &usize| RewardItem { kind: RewardKind::Failure, ..self.data.failures[i].reward.clone() };
-        failures.iter().map(failure).chain(replay.iter().map(|&i| self.data.replay[i].clone())).collect()
     }
 
     fn policy_items(&mut self, failures: &[usize], weights: &[f64], retain: &[usize]) -> Vec<PolicyItem> {
@@ -440,6 +430,23 @@ impl<'a, B: Ops> Trainer<'a, B> {
         };
         Ok([file(&self.policy, &self.pair.policy)?, file(&self.reward, &self.pair.reward)?])
     }
+}
+
+/// Adds the r_φ(y⁻) of `harmful` that the step has not read yet to `known`: a score does not depend on its company.
+fn read_others<B: Ops>(
+    half: &mut Half<'_, B>,
+    failures: &[PreparedFailure],
+    harmful: &[usize],
+    known: &mut BTreeMap<usize, f64>,
+    config: &Recipe,
+    thresholds: &Thresholds,
+) -> Result<()> {
+    let unread: BTreeSet<usize> = harmful.iter().copied().filter(|i| !known.contains_key(i)).collect();
+    let alone = |&i: &usize| RewardItem { chosen: None, kind: RewardKind::Read, ..failures[i].reward.clone() };
+    let items: Vec<RewardItem> = unread.iter().map(alone).collect();
+    let (_, read) = reward_step(half, &items, config, thresholds, false)?;
+    known.extend(unread.into_iter().zip(read));
+    Ok(())
 }
 
 fn fault(expected: &str, found: serde_json::Error) -> Error {

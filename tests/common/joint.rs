@@ -69,8 +69,9 @@ pub struct Replay {
     anchors: [Option<f64>; 2],
 }
 
+/// The folder of the tests' data: ARES_TESTS where a test runs elsewhere than it was built.
 pub fn tests() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
+    std::env::var_os("ARES_TESTS").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests"), PathBuf::from)
 }
 
 pub type Gradients = BTreeMap<String, HostTensor>;
@@ -101,8 +102,9 @@ impl<B: Ops> Opened<B> {
 
     /// What `step` gives, and the gradients it leaves.
     fn train<T>(&self, step: impl FnOnce(&mut Half<'_, B>) -> T) -> (T, Gradients) {
-        let mut side = Side::new(&self.model, &self.adapter, false, 256).unwrap();
-        let given = step(&mut side.half(&self.model, &self.adapter).unwrap());
+        let mut side = Side::new(&self.model, &self.adapter, false).unwrap();
+        let mut workspace = self.workspace(256, true);
+        let given = step(&mut Half::new(&self.model, &self.adapter, &mut side, &mut workspace).unwrap());
         (given, self.gradients(&side.grad))
     }
 }

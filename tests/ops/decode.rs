@@ -130,8 +130,20 @@ fn a_captured_decode_serves_later_positions() {
     let mut at = table(&device, &[0], &[0]);
     let mut qkv = act(&device, width, &history[..width]);
     let mut o: Tensor<_> = unwritten(&device, 1, spec.heads * spec.head_dim);
-    let mut graph = Default::default();
+    let (mut graph, mut others) = (Default::default(), Vec::new());
     for position in 0..600 {
+        let zeros = |columns| Tensor::<_, f32>::from_host(&device, 1, columns, &vec![0.0; columns]).unwrap();
+        match position {
+            // Right behind the scratch, which cannot grow where it is then.
+            100 => others.push(zeros(8)),
+            // More sequences move the scratch, whose address the captured step holds; others take its place.
+            200 => {
+                let sequences = vec![history[..width].to_vec(); 64];
+                toolkit::Case::run(&Case { sequences, slots: 64, ..case.clone() }, &device);
+                others.extend((0..8).map(|_| zeros(64)));
+            }
+            _ => {}
+        }
         at.set(&device, &[0], &[position as u32]).unwrap();
         qkv.write(&device, &device.activations(&history[position * width..][..width])).unwrap();
         let step = device.replay(&mut graph, || {
@@ -145,4 +157,8 @@ fn a_captured_decode_serves_later_positions() {
             assert_eq!(found, toolkit::Case::run(&alone, &device).named("o"), "position {position}");
         }
     }
+    assert!(
+        others.iter().all(|other| other.read(&device).unwrap().iter().all(|&x| x == 0.0)),
+        "memory of others was written"
+    );
 }

@@ -255,14 +255,19 @@ pub fn device() -> Option<Cuda> {
     driver().map(Cuda::new)
 }
 
-/// The simulator, or with ARES_PARITY_DEVICE=cuda a GPU; ARES_REQUIRE_GPU=1 and ARES_REQUIRE_SIM=1 turn a skip into a failure.
+/// The simulator; with ARES_PARITY_DEVICE=sim:ARCH as that architecture plans its launches, with ARES_PARITY_DEVICE=cuda a GPU.
+/// ARES_REQUIRE_GPU=1 and ARES_REQUIRE_SIM=1 turn a skip into a failure.
 pub fn driver() -> Option<Arc<dyn Driver>> {
     let default = if std::env::var_os("ARES_REQUIRE_GPU").is_some() { "cuda" } else { "sim" };
     let wanted = std::env::var("ARES_PARITY_DEVICE").unwrap_or_else(|_| default.to_string());
+    let options = KernelOptions::default().or_environment();
     let driver = match wanted.as_str() {
-        "sim" => SimDriver::open(Arch::Sm80, &KernelOptions::default().or_environment(), None),
-        "cuda" => GpuDriver::open(0, KernelOptions::default().or_environment()),
-        other => panic!("ARES_PARITY_DEVICE: expected sim or cuda, found {other}"),
+        "sim" => SimDriver::open(Arch::Sm80, &options, None),
+        "cuda" => GpuDriver::open(0, options),
+        other => match other.strip_prefix("sim:").map(str::parse) {
+            Some(Ok(arch)) => SimDriver::open(arch, &options, None),
+            _ => panic!("ARES_PARITY_DEVICE: expected sim, sim:ARCH or cuda, found {other}"),
+        },
     };
     match driver {
         Ok(driver) => Some(driver),

@@ -24,6 +24,7 @@ pub mod usage;
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use half::bf16;
@@ -53,6 +54,8 @@ struct State {
     scratch: Mutex<DeviceBuffer<f32>>,
     /// Tables that a kernel reads beside its tensors; grown likewise.
     table: Mutex<DeviceBuffer<u32>>,
+    /// How often either was moved: what was captured before holds an address that is gone.
+    moves: AtomicU64,
     profile: Profile,
 }
 
@@ -76,6 +79,7 @@ impl Cuda {
             functions: Mutex::default(),
             scratch: Mutex::new(DeviceBuffer::empty(&driver)),
             table: Mutex::new(DeviceBuffer::empty(&driver)),
+            moves: AtomicU64::new(0),
             profile: Profile::default(),
             driver,
         };
@@ -157,6 +161,7 @@ impl Cuda {
             // Freed first: the old one may be what keeps the new one from fitting.
             *memory = DeviceBuffer::empty(&self.state.driver);
             *memory = self.alloc(len)?;
+            self.state.moves.fetch_add(1, Ordering::Relaxed);
         }
         Ok(memory)
     }
@@ -171,7 +176,8 @@ impl Backend for Cuda {
     type Act = bf16;
     type Weight = Tensor<Cuda>;
     type Buffer<T: Element> = DeviceBuffer<T>;
-    type Graph = Option<Captured>;
+    /// With the scratch's moves until then.
+    type Graph = Option<(u64, Captured)>;
 
     const BATCH: usize = 8192;
 
@@ -235,14 +241,16 @@ impl Backend for Cuda {
         Tensor::from_host(self, rows, cols, &rounded)
     }
 
-    fn replay(&self, graph: &mut Option<Captured>, mut record: impl FnMut() -> Result<()>) -> Result<()> {
+    fn replay(&self, graph: &mut Self::Graph, mut record: impl FnMut() -> Result<()>) -> Result<()> {
         let driver = &self.state.driver;
         if self.profile().is_on() {
             // A captured sequence is one launch: its kernels would not be seen.
             return record();
         }
-        if let Some(captured) = graph {
-            return captured();
+        let moves = || self.state.moves.load(Ordering::Relaxed);
+        match graph {
+            Some((then, captured)) if *then == moves() => return captured(),
+            _ => *graph = None,
         }
         // Plainly first: it loads modules and grows the scratch, which a capture may not.
         record()?;
@@ -251,6 +259,6 @@ impl Backend for Cuda {
         // SAFETY: buffers that a step names live as long as the generator that owns its graph.
         let captured = unsafe { driver.clone().capture_end() };
         // Half a step must not be replayed.
-        recorded.and_then(|()| captured.map(|captured| *graph = Some(captured)))
+        recorded.and_then(|()| captured.map(|captured| *graph = Some((moves(), captured))))
     }
 }
