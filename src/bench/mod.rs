@@ -3,6 +3,7 @@
 mod list;
 pub(crate) mod load;
 pub mod ops;
+pub(crate) mod plan;
 mod timing;
 
 use std::time::Instant;
@@ -14,7 +15,7 @@ pub(crate) use self::timing::{KernelShare, Spread, Timing, read_latency};
 use self::timing::{Done, time};
 use crate::error::{Error, Result};
 use crate::judge::Thresholds;
-use crate::model::batch::plan;
+use crate::model::batch::plan as batches;
 use crate::model::flops::{flops, spared};
 use crate::model::{
     Adapter, AdapterInit, AnswerTokens, Batch, Continue, Decoding, Generator, Heads, ModelConfig, Transformer,
@@ -35,6 +36,9 @@ pub(crate) struct Workload {
     /// Length of one sequence, half of it prompt; 2 or more
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub(crate) length: usize,
+    /// Step on sequences that share nothing but their first token, every other row a target
+    #[arg(long)]
+    pub(crate) unshared: bool,
     /// LoRA rank
     #[arg(long, default_value_t = 16, value_name = "R")]
     pub(crate) rank: usize,
@@ -95,17 +99,20 @@ impl<'a, B: Ops> Trainee<'a, B> {
     }
 }
 
-/// Prompts with two answers each, of which `item` makes what a step takes; even ones are failures.
+/// Prompts with two answers each, of which `item` makes what a step takes; even ones are failures, unshared ones all.
 fn items<T>(
     config: &ModelConfig,
     load: &Workload,
     repeat: usize,
     item: impl Fn(bool, Vec<u32>, [Vec<u32>; 2]) -> T,
 ) -> Vec<T> {
-    let (prompt, answer) = (load.length / 2, load.length - load.length / 2);
+    let prompt = if load.unshared { 1 } else { load.length / 2 };
+    let answer = load.length - prompt;
     let count = (load.tokens / (load.length + answer)).max(1);
     let ids = |i: usize, part: usize, n: usize| tokens(config, repeat % 3 * 1000 + i * 3 + part, n);
-    let made = |i: usize| item(i.is_multiple_of(2), ids(i, 0, prompt), [ids(i, 1, answer), ids(i, 2, answer)]);
+    let made = |i: usize| {
+        item(load.unshared || i.is_multiple_of(2), ids(i, 0, prompt), [ids(i, 1, answer), ids(i, 2, answer)])
+    };
     (0..count).map(made).collect()
 }
 
@@ -135,47 +142,91 @@ impl Done {
 
 /// One whole joint step: reward forward and backward, policy forward and backward, both optimisers.
 pub(crate) fn step<B: Measured>(policy: &Transformer<B>, reward: &Transformer<B>, load: &Workload) -> Result<Timing> {
-    let (mut reader, mut writer) = (Trainee::new(reward, load)?, Trainee::new(policy, load)?);
-    let mut workspace = Workspace::new(&policy.ops, &policy.config, load.rank, load.batch_tokens, true)?;
-    let config = RepairConfig { batch_tokens: load.batch_tokens, ..RepairConfig::default() };
-    let thresholds = Thresholds { tau_h: 0.5, tau_r: 0.0, mu_0: 0.0, s: 1.0 };
-    time(&policy.ops, "step", load, |i| {
-        let pairs = items(&reward.config, load, i, reward_item);
-        let items = items(&policy.config, load, i, policy_item);
-        reward_step(&mut reader.half(&mut workspace)?, &pairs, &config, &thresholds, true)?;
-        policy_step(&mut writer.half(&mut workspace)?, &items, &config)?;
-        reader.update(i)?;
-        writer.update(i)?;
+    let mut step = Step::new(policy, reward, load)?;
+    step.allocate()?;
+    time(&policy.ops, "step", load, |i| step.run(i))
+}
+
+/// A pair that is trained, again and again.
+struct Step<'a, B: Ops> {
+    policy: Trainee<'a, B>,
+    reward: Trainee<'a, B>,
+    workspace: Workspace<B>,
+    config: RepairConfig,
+    load: &'a Workload,
+}
+
+impl<'a, B: Ops> Step<'a, B> {
+    fn new(policy: &'a Transformer<B>, reward: &'a Transformer<B>, load: &'a Workload) -> Result<Self> {
+        let config = RepairConfig { batch_tokens: load.batch_tokens, ..RepairConfig::default() };
+        let workspace = Workspace::new(&policy.ops, &policy.config, 0, 0, true)?;
+        Ok(Step { policy: Trainee::new(policy, load)?, reward: Trainee::new(reward, load)?, workspace, config, load })
+    }
+
+    /// Makes the workspace as large as either model asks.
+    fn allocate(&mut self) -> Result<()> {
+        let Step { policy, reward, workspace, load, .. } = self;
+        [policy.model, reward.model]
+            .iter()
+            .try_for_each(|model| workspace.fit(&model.ops, &model.config, load.rank, load.batch_tokens))
+    }
+
+    fn run(&mut self, repeat: usize) -> Result<Done> {
+        let Step { policy, reward, workspace, config, load } = self;
+        let thresholds = Thresholds { tau_h: 0.5, tau_r: 0.0, mu_0: 0.0, s: 1.0 };
+        let pairs = items(&reward.model.config, load, repeat, reward_item);
+        let items = items(&policy.model.config, load, repeat, policy_item);
+        reward_step(&mut reward.half(workspace)?, &pairs, config, &thresholds, true)?;
+        policy_step(&mut policy.half(workspace)?, &items, config)?;
+        reward.update(repeat)?;
+        policy.update(repeat)?;
         let mut done = Done::default();
         for p in &pairs {
-            done.add(&reward.config, load.rank, &p.prompt, &reward_step::answers(p), Heads::Ends);
+            done.add(&reward.model.config, load.rank, &p.prompt, &reward_step::answers(p), Heads::Ends);
         }
         for p in &items {
-            done.add(&policy.config, load.rank, &p.prompt, &policy_step::answers(p), Heads::Targets);
+            done.add(&policy.model.config, load.rank, &p.prompt, &policy_step::answers(p), Heads::Targets);
         }
         Ok(done)
-    })
+    }
 }
 
 /// Rewards of `tokens / length` answers.
 pub(crate) fn score<B: Measured>(reward: &Transformer<B>, load: &Workload) -> Result<Timing> {
-    let mut workspace = Workspace::new(&reward.ops, &reward.config, 0, load.batch_tokens, false)?;
-    let count = (load.tokens / load.length).max(1);
-    time(&reward.ops, "score", load, |i| {
-        let (mut rows, mut work) = (0, 0);
-        for range in plan(&vec![load.length; count], load.batch_tokens) {
+    let mut scoring = Scoring::new(reward, load)?;
+    time(&reward.ops, "score", load, |i| scoring.run(i))
+}
+
+/// A reward model that scores, again and again.
+struct Scoring<'a, B: Ops> {
+    reward: &'a Transformer<B>,
+    load: &'a Workload,
+    workspace: Workspace<B>,
+}
+
+impl<'a, B: Ops> Scoring<'a, B> {
+    fn new(reward: &'a Transformer<B>, load: &'a Workload) -> Result<Self> {
+        let workspace = Workspace::new(&reward.ops, &reward.config, 0, load.batch_tokens, false)?;
+        Ok(Scoring { reward, load, workspace })
+    }
+
+    fn run(&mut self, repeat: usize) -> Result<Done> {
+        let Scoring { reward, load, workspace } = self;
+        let count = (load.tokens / load.length).max(1);
+        let mut done = Done::default();
+        for range in batches(&vec![load.length; count], load.batch_tokens) {
             let mut batch = Batch::default();
             for n in range {
-                let ids = tokens(&reward.config, i % 3 * 1000 + n, load.length);
+                let ids = tokens(&reward.config, repeat % 3 * 1000 + n, load.length);
                 let (prompt, answer) = ids.split_at(load.length / 2);
                 batch.push(prompt, &[AnswerTokens::new(answer)], Heads::Ends);
             }
-            reward.forward_scores(&mut workspace, &batch, None)?;
-            rows += batch.len() as u64;
-            work += flops(&reward.config, &batch, 0, false);
+            reward.forward_scores(workspace, &batch, None)?;
+            done.tokens += batch.len() as u64;
+            done.flops += flops(&reward.config, &batch, 0, false);
         }
-        Ok(Done { tokens: rows, flops: work, seconds: None })
-    })
+        Ok(done)
+    }
 }
 
 /// `sequences` continued greedily by `new_tokens` each, after prompts of `length`, which are read first.

@@ -73,7 +73,7 @@ impl Spread {
 
 impl KernelShare {
     /// The slowest first; floors where the rates are known.
-    fn of(runs: &[KernelRun], rates: Option<&Rates>) -> Vec<KernelShare> {
+    pub(super) fn of(runs: &[KernelRun], rates: Option<&Rates>) -> Vec<KernelShare> {
         let mut shares: Vec<KernelShare> = Vec::new();
         for run in runs {
             let at = shares.iter().position(|s| s.kernel == run.kernel).unwrap_or(shares.len());

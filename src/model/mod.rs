@@ -28,7 +28,7 @@ pub use generate::{Continue, Continued, Generator};
 pub use pair::Pair;
 pub use pretrained::{ModelSpec, Pretrained};
 pub use projection::Projection;
-pub(crate) use random::RandomWeights;
+pub(crate) use random::{BlankWeights, RandomWeights};
 pub use subject::{Answer, Ask, Decoding, Finish, Subject, Version};
 pub use transformer::{TargetLogprobs, Transformer};
 pub use workspace::Workspace;

@@ -44,6 +44,20 @@ impl WeightSource for RandomWeights {
     }
 }
 
+/// Zeros of a real shape, for a device that computes nothing.
+pub(crate) struct BlankWeights(pub(crate) RandomWeights);
+
+impl WeightSource for BlankWeights {
+    fn shape(&self, name: &str) -> Result<&[usize]> {
+        self.0.shape(name)
+    }
+
+    fn read(&self, name: &str, out: &mut Vec<f32>) -> Result<()> {
+        out.resize(out.len() + self.0.shape(name)?.iter().product::<usize>(), 0.0);
+        Ok(())
+    }
+}
+
 /// SplitMix64's finaliser (Steele, Lea, Flood, OOPSLA 2014).
 fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);

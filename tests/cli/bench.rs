@@ -167,3 +167,49 @@ fn random_weights_are_run_at_the_shapes_of_a_config() {
     assert!(found["policy"].as_str().unwrap().contains("random weights"), "{found}");
     assert!(found["ops"].as_array().is_some_and(|ops| ops.len() > 20), "{found}");
 }
+
+#[test]
+fn a_plan_counts_what_the_simulator_launches() {
+    let Some(found) = on_the_simulator("score generate step") else { return };
+    let line = format!("bench score generate step --plan --device sim {MODELS} {LITTLE} --json");
+    let plan = ares(&line).expect(0, &[]).json();
+    let kernels = |task: &Value| -> Vec<(String, [u64; 3])> {
+        let of = |k: &Value| ["launches", "flops", "bytes"].map(|name| k[name].as_u64().unwrap());
+        let named =
+            task["kernels"].as_array().unwrap().iter().map(|k| (k["kernel"].as_str().unwrap().to_string(), of(k)));
+        let mut all: Vec<_> = named.collect();
+        // How much of the cache is read depends on positions, which only a device that computes has.
+        all.iter_mut().filter(|(name, _)| name == "decode_attention").for_each(|(_, counted)| counted[1..].fill(0));
+        all.sort();
+        all
+    };
+    let plans = plan["plans"].as_array().unwrap();
+    assert_eq!(plans.len(), 3);
+    for plan in plans {
+        let task = found["tasks"].as_array().unwrap().iter().find(|task| task["task"] == plan["task"]).unwrap();
+        assert_eq!(kernels(plan), kernels(task), "{}", plan["task"]);
+        assert_eq!(plan["tokens"], task["tokens"], "{}", plan["task"]);
+        let launches: u64 = kernels(plan).iter().map(|(_, [launches, ..])| launches).sum();
+        assert_eq!(plan["launches"].as_u64(), Some(launches), "as many replayed as launched one by one");
+        let parts: u64 = plan["parts"].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum();
+        assert_eq!(plan["peak_bytes"].as_u64(), Some(parts));
+        let decodes = plan["task"] == "generate";
+        assert_eq!(
+            (plan["captures"].as_u64(), plan["replays"].as_u64() > Some(0)),
+            (Some(u64::from(decodes)), decodes)
+        );
+    }
+}
+
+#[test]
+fn a_plan_that_does_not_fit_says_so() {
+    let shape = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 512, "intermediate_size": 512,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "rms_norm_eps": 1e-5, "max_position_embeddings": 64}"#;
+    let folder = Folder::new();
+    folder.write("config.json", shape);
+    let config = folder.at("config.json").display().to_string();
+    let line = format!("bench step --plan --policy {config} --reward {config} --tokens 64 --length 16 --batch-tokens");
+    let much = ares(&format!("{line} 30000000")).expect(0, &[]);
+    assert!(much.stderr.contains("do not fit into") && much.stderr.contains("lower --batch-tokens"), "{}", much.stderr);
+    assert!(!ares(&format!("{line} 64")).expect(0, &[]).stderr.contains("do not fit"));
+}

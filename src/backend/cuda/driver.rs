@@ -78,10 +78,10 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
-    #[cfg(test)]
+    /// What plans are made for where no device is there.
     pub(crate) fn h200() -> DeviceInfo {
         let (arch, multiprocessors, shared_per_block) = (Arch::Sm90a, 132, 227 << 10);
-        DeviceInfo { name: "test".into(), arch, multiprocessors, shared_per_block, memory: 1 << 35 }
+        DeviceInfo { name: "an H200".into(), arch, multiprocessors, shared_per_block, memory: 139 << 30 }
     }
 
     /// The simulator shows that kernels run, not how fast.

@@ -8,6 +8,7 @@
 mod buffer;
 pub mod cache;
 pub mod compiler;
+pub(crate) mod counter;
 pub mod device;
 pub mod driver;
 pub mod guide {

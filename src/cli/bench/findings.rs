@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::backend::cost::KernelRun;
+use crate::backend::cuda::driver::DeviceInfo;
 use crate::bench::load::{CheckpointLoad, KernelLoad};
 use crate::bench::ops::OpTiming;
+use crate::bench::plan::Plan;
 use crate::bench::{KernelShare, Spread, Timing, Workload};
 use crate::error::{Error, Result};
 use crate::ops::Rates;
@@ -98,6 +100,28 @@ impl Findings {
         let text = json!({ "traceEvents": events }).to_string();
         std::fs::write(file, text).map_err(Error::write(file))
     }
+}
+
+/// What a task holds, and what it launches.
+pub(crate) fn plan_tables(plan: &Plan, device: &DeviceInfo) -> [Table; 2] {
+    let gb = |bytes: u64| number(Some(bytes as f64 / 1e9), 3);
+    let mut held = Table::new(&[(plan.task, Left), ("GB", Right), ("of the device %", Right)]);
+    let share = |bytes: u64| percent(Some(bytes as f64 / device.memory as f64));
+    let mut row = |name: &str, bytes| held.row(vec![name.into(), gb(bytes).into(), share(bytes).into()]);
+    plan.parts.iter().for_each(|(name, bytes)| row(name, *bytes));
+    row("at once", plan.peak_bytes);
+    let columns: [Column<&KernelShare>; 4] = [
+        ("kernel", Left, &|k| k.kernel.into()),
+        ("launches", Right, &|k| k.launches.to_string().into()),
+        ("FLOPs", Right, &|k| count((k.flops > 0).then_some(k.flops as f64)).into()),
+        ("bytes", Right, &|k| count((k.bytes > 0).then_some(k.bytes as f64)).into()),
+    ];
+    let mut kernels: Vec<&KernelShare> = plan.kernels.iter().collect();
+    kernels.sort_by_key(|kernel| std::cmp::Reverse(kernel.launches));
+    let mut launched = Table::of(kernels, &columns);
+    let replayed = format!("all, {} recorded, {} replayed", plan.captures, plan.replays);
+    launched.row(vec![replayed.into(), plan.launches.to_string().into()]);
+    [held, launched]
 }
 
 fn kernel_table(kernels: &[KernelShare]) -> Table {

@@ -6,16 +6,22 @@ mod subject;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use serde_json::json;
 
-use self::findings::{Baseline, Findings, Load};
+use self::findings::{Baseline, Findings, Load, plan_tables};
 use self::subject::Subject;
 use super::Session;
 use super::device::{Device, on_device};
+use crate::backend::Cuda;
+use crate::backend::cuda::counter::Counter;
+use crate::backend::cuda::driver::DeviceInfo;
 use crate::bench::load::KernelLoad;
 use crate::bench::ops::OpTiming;
+use crate::bench::plan::Planner;
 use crate::bench::{self, Timing, Workload};
 use crate::error::{Error, Result};
 use crate::ops::Measured;
+use crate::report::Table;
 use crate::run::Suite;
 
 /// Time a joint step, scoring, decoding, single operations and loading: medians, and shares of what the device can do
@@ -35,6 +41,9 @@ pub(crate) struct Bench {
     layers: Option<usize>,
     #[command(flatten)]
     workload: Workload,
+    /// Time nothing: count the bytes and launches that step, score and generate would ask of a GPU, the one that is there or an H200
+    #[arg(long, conflicts_with_all = ["trace", "compare"])]
+    plan: bool,
     /// Write every kernel's run as a Chrome/Perfetto trace
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -73,6 +82,9 @@ impl Bench {
             policy.checkpoint().and(reward.checkpoint())?;
         }
         let device = session.device()?;
+        if self.plan {
+            return self.count(session, &device, &policy, &reward, &workload);
+        }
         let kernels = match &device {
             Device::Cuda(cuda) if self.tasks.contains(&Task::Load) => bench::load::kernels(cuda, session.kernels())?,
             _ => None,
@@ -87,6 +99,50 @@ impl Bench {
         }
         findings.kernel_tables().iter().for_each(|table| session.table(table));
         session.inform_all(&findings.tables(), &findings)
+    }
+
+    /// What the tasks would ask of the device, or of an H200 where none is there.
+    fn count(
+        &self,
+        session: &Session,
+        device: &Device,
+        policy: &Subject,
+        reward: &Subject,
+        load: &Workload,
+    ) -> Result<()> {
+        let info = match device {
+            Device::Cuda(cuda) => cuda.info().clone(),
+            Device::Cpu { .. } => DeviceInfo::h200(),
+        };
+        let counter = Counter::new(info.clone());
+        let ops = &Cuda::new(counter.clone());
+        let planner = Planner { counter: &counter, ops, load };
+        let wants = |tasks: &[Task]| self.tasks.iter().any(|task| tasks.contains(task));
+        let mut plans = Vec::new();
+        {
+            let reward = reward.blank(ops, true)?;
+            if wants(&[Task::Score]) {
+                plans.push(planner.score(&reward)?);
+            }
+            if wants(&[Task::Step]) {
+                plans.push(planner.step(&policy.blank(ops, false)?, &reward)?);
+            }
+        }
+        if wants(&[Task::Generate, Task::Decode]) {
+            plans.push(planner.generate(&policy.blank(ops, false)?)?);
+        }
+        for plan in plans.iter().filter(|plan| plan.peak_bytes > info.memory) {
+            let (most, memory) = (plan.peak_bytes as f64 / 1e9, info.memory as f64 / 1e9);
+            session.say(&format!(
+                "{}: {most:.1} GB do not fit into the {memory:.1} GB of {}: lower --batch-tokens, --sequences or --length",
+                plan.task, info.name
+            ));
+        }
+        let tables: Vec<Table> = plans.iter().flat_map(|plan| plan_tables(plan, &info)).collect();
+        let (policy, reward) = (policy.name(), reward.name());
+        let found = json!({ "device": info.name, "memory": info.memory, "policy": policy, "reward": reward,
+                            "workload": load, "plans": plans });
+        session.inform_all(&tables, &found)
     }
 
     fn models(&self) -> Result<(Subject, Subject)> {

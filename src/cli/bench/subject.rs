@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::model::{Head, ModelConfig, RandomWeights, Transformer};
+use crate::model::{BlankWeights, Head, ModelConfig, RandomWeights, Transformer};
 use crate::ops::Ops;
 
 /// A model to time: a folder's, or one of random weights at the shape of a config.json.
@@ -61,9 +61,21 @@ impl Subject {
         if !self.random {
             return Transformer::open(ops, &self.path);
         }
-        let mut config = self.config.clone();
-        config.head = if scores { Head::Classification { labels: 1 } } else { Head::Causal };
+        let config = self.shape(scores);
         let weights = RandomWeights::new(&config, seed);
         Transformer::load(ops, config, &weights)
+    }
+
+    /// The same without its weights, for a device that only counts.
+    pub(super) fn blank<B: Ops>(&self, ops: &B, scores: bool) -> Result<Transformer<B>> {
+        let config = if self.random { self.shape(scores) } else { self.config.clone() };
+        let weights = BlankWeights(RandomWeights::new(&config, 0));
+        Transformer::load(ops, config, &weights)
+    }
+
+    fn shape(&self, scores: bool) -> ModelConfig {
+        let mut config = self.config.clone();
+        config.head = if scores { Head::Classification { labels: 1 } } else { Head::Causal };
+        config
     }
 }

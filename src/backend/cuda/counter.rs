@@ -1,0 +1,135 @@
+//! A device that counts and computes nothing: how many bytes a run holds at once, and what it launches. Every number that is read
+//! from it is zero.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+
+use super::driver::{Captured, Define, DeviceInfo, Driver, Event, Function, LaunchConfig};
+use super::lock;
+use super::source::Source;
+use crate::error::Result;
+
+/// Counts in a GPU's place.
+pub(crate) struct Counter {
+    info: DeviceInfo,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    counts: Counts,
+    /// Bytes by address.
+    alive: HashMap<u64, u64>,
+    next: u64,
+    /// What is being captured.
+    recording: Option<Vec<&'static str>>,
+}
+
+/// What was asked of the device until now.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Counts {
+    /// Bytes held.
+    pub(crate) bytes: u64,
+    /// The most that was held at once.
+    pub(crate) peak_bytes: u64,
+    /// By kernel, those of replayed captures included.
+    pub(crate) launches: BTreeMap<&'static str, u64>,
+    pub(crate) captures: u64,
+    pub(crate) replays: u64,
+}
+
+impl Counter {
+    /// A device of this description, with memory without end.
+    pub(crate) fn new(info: DeviceInfo) -> Arc<Counter> {
+        Arc::new(Counter { info, state: Mutex::default() })
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        lock(&self.state).counts.clone()
+    }
+
+    /// Forgets what was launched, and what was held before.
+    pub(crate) fn begin(&self) {
+        let counts = &mut lock(&self.state).counts;
+        *counts = Counts { bytes: counts.bytes, peak_bytes: counts.bytes, ..Counts::default() };
+    }
+}
+
+impl Driver for Counter {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64> {
+        let State { counts, alive, next, .. } = &mut *lock(&self.state);
+        *next += 256;
+        alive.insert(*next, bytes as u64);
+        counts.bytes += bytes as u64;
+        counts.peak_bytes = counts.peak_bytes.max(counts.bytes);
+        Ok(*next)
+    }
+
+    unsafe fn free(&self, address: u64) {
+        let State { counts, alive, .. } = &mut *lock(&self.state);
+        counts.bytes -= alive.remove(&address).unwrap_or_default();
+    }
+
+    unsafe fn upload(&self, _dst: u64, _src: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn download(&self, dst: &mut [u8], _src: u64) -> Result<()> {
+        dst.fill(0);
+        Ok(())
+    }
+
+    unsafe fn copy(&self, _dst: u64, _src: u64, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn zero(&self, _dst: u64, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn load(&self, _source: &'static Source, _defines: &[Define], kernel: &'static str) -> Result<Function> {
+        Ok(Function { handle: 0, name: kernel })
+    }
+
+    unsafe fn launch(&self, function: Function, _config: LaunchConfig, _args: &[&[u8]]) -> Result<()> {
+        let State { counts, recording, .. } = &mut *lock(&self.state);
+        match recording {
+            Some(recording) => recording.push(function.name),
+            None => *counts.launches.entry(function.name).or_default() += 1,
+        }
+        Ok(())
+    }
+
+    fn capture_begin(&self) -> Result<()> {
+        lock(&self.state).recording = Some(Vec::new());
+        Ok(())
+    }
+
+    unsafe fn capture_end(self: Arc<Self>) -> Result<Captured> {
+        let recorded = {
+            let State { counts, recording, .. } = &mut *lock(&self.state);
+            counts.captures += 1;
+            recording.take().unwrap_or_default()
+        };
+        Ok(Box::new(move || {
+            let counts = &mut lock(&self.state).counts;
+            counts.replays += 1;
+            recorded.iter().for_each(|kernel| *counts.launches.entry(kernel).or_default() += 1);
+            Ok(())
+        }))
+    }
+
+    fn event(&self) -> Result<Event> {
+        Ok(Event(0))
+    }
+
+    fn elapsed(&self, _from: &Event, _to: &Event) -> Result<f32> {
+        Ok(0.0)
+    }
+
+    fn event_free(&self, _event: Event) {}
+}
