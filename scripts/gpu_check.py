@@ -1,20 +1,23 @@
 #!/usr/bin/env python3
 r"""Everything that only a GPU can say, in one JSON: parity, kernels, ceilings, benchmarks, the framework beside them.
 
-    cargo build --release && cargo test --release --no-run
-    python3 scripts/gpu_check.py --ares target/release/ares --test ops=target/release/deps/ops-0123… \
-        --test parity=target/release/deps/parity-4567… --out H200.json
+    scripts/gpu_pack.sh pack                       # where there is a compiler: binaries, data and this script, in one folder
+    python3 pack/gpu_check.py --call A --out A.json # on the GPU's machine; then B and C, each complete in itself
 
-Needs Python's standard library, a driver, libnvrtc (or --kernels) and binaries built elsewhere; nothing is built here. Each
-part runs by itself: what is missing or fails is recorded with its reason, and the rest goes on. Exit code 1 when any part
-that was there failed; 2 when no GPU was found.
+Call A is what must be known first (parity, kernels, ceilings, step, score, decode), B holds the framework beside it, C looks
+for faults of memory and at large shapes. Needs Python's standard library, a driver, libnvrtc (or --kernels); nothing is built
+here. Each part runs by itself: what is missing or fails is recorded with its reason, and the rest goes on; the JSON is whole
+after every part. Exit code 1 when any part that was there failed; 2 when no GPU was found. --rehearse puts the simulator in the
+GPU's place, with small shapes: what it times means nothing.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,6 +43,7 @@ LLAMA_8B = {
 SHAPES = {"qwen2.5-1.5b": QWEN_1_5B, "qwen2.5-0.5b": QWEN_0_5B, "llama-3.1-8b": LLAMA_8B}
 # name, policy, reward, `ares bench` arguments: the rows of the table in the README.
 BENCHES = [
+    ("step-1.5b-0.5b-16k-unshared", "qwen2.5-1.5b", "qwen2.5-0.5b", "step --unshared --tokens 16384 --length 1024"),
     ("step-1.5b-0.5b-16k", "qwen2.5-1.5b", "qwen2.5-0.5b", "step --tokens 16384 --length 1024"),
     # Contexts of 256 and 1024 in the mean; a step's milliseconds are 64000 / (tokens a second).
     ("decode-1.5b-64-at-256", "qwen2.5-1.5b", "qwen2.5-0.5b", "decode --sequences 64 --length 220 --new-tokens 72"),
@@ -51,14 +55,63 @@ BENCHES = [
     # Checkpoints that are there: the suite's, unless others are named.
     ("load", None, None, "load"),
 ]
-PARTS = ("doctor", "kernels", "tests", "sanitizer", "bench", "baseline")
+PARTS = ("doctor", "kernels", "tests", "ceilings", "bench", "counters", "baseline", "sanitizer")
+# Parts and benchmarks of a call in order of worth, and the seconds after which it begins nothing more.
+CALLS = {
+    "A": (("doctor", "tests", "bench", "ceilings", "counters", "kernels"), 480,
+          ("step-1.5b-0.5b-16k-unshared", "step-1.5b-0.5b-16k", "decode-1.5b-64-at-256", "score-8b-32k", "ops-1.5b-16k")),
+    "B": (("baseline", "ceilings"), 480, ()),
+    "C": (("bench", "sanitizer", "kernels"), 540,
+          ("step-8b-8b-16k", "decode-1.5b-64-at-1024", "ops-8b-16k", "load")),
+}
+# Shapes at which a rehearsal runs, and how much.
+TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 1152, "bos_token_id": 0, "eos_token_id": 1}
+LITTLE = "--tokens 32 --length 8 --batch-tokens 32 --sequences 2 --new-tokens 10 --warmup 0 --repeats 1".split()
+# What the framework's own library reaches on this card, in the same call: matrix products (M, N, K) and a copy.
+CEILINGS = """
+import json, statistics, torch
+def seconds(work, sets):
+    for i in range(3): work(i % sets)
+    torch.cuda.synchronize()
+    found = []
+    for i in range(20):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record(); work(i % sets); end.record(); torch.cuda.synchronize()
+        found.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(found)
+result = {"torch": torch.__version__, "cuda": torch.version.cuda, "products": []}
+for m, n, k in [(8192, 8192, 8192), (16384, 2048, 1536), (16384, 17920, 1536), (16384, 1536, 8960), (16384, 9728, 896),
+                (16384, 896, 4864), (16384, 28672, 4096), (16384, 4096, 14336), (1408, 151936, 1536), (64, 17920, 1536)]:
+    sets = max(2, (128 << 20) // (2 * (m * k + n * k)) + 1)
+    x = [torch.randn(m, k, device="cuda", dtype=torch.bfloat16) for _ in range(sets)]
+    w = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in range(sets)]
+    took = seconds(lambda i: torch.mm(x[i], w[i].t()), sets)
+    result["products"].append({"m": m, "n": n, "k": k, "seconds": took, "flops_per_s": 2 * m * n * k / took})
+a = [torch.randn(1 << 29, device="cuda") for _ in range(2)]
+b = torch.empty_like(a[0])
+result["copy_bytes_per_s"] = 8 * a[0].numel() / seconds(lambda i: b.copy_(a[i]), 2)
+print(json.dumps(result))
+"""
+# Hardware counters of some launches of the kernels that a step spends its time in.
+METRICS = ",".join(("gpu__time_duration.sum", "sm__pipe_tensor_op_hmma_cycles_active.avg.pct_of_peak_sustained_active",
+                    "sm__inst_executed_pipe_tensor.sum", "dram__bytes.sum", "lts__t_bytes.sum",
+                    "sm__warps_active.avg.pct_of_peak_sustained_active",
+                    "l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum"))
+# A test of the source tree, which is not there.
+OUTSIDE = ("--skip", "every_operation_has_its_files")
+HERE = Path(__file__).resolve().parent
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--ares", type=Path, default=Path("target/release/ares"))
-    add("--test", action="append", default=[], metavar="NAME=PROGRAM", type=named, help="a prebuilt test binary; repeat")
+    add("--call", choices=list(CALLS), help="the parts and benchmarks of one call, worthiest first")
+    add("--rehearse", action="store_true", help="on the simulator, at small shapes")
+    add("--ares", type=Path, help="default: bin/ares beside this script, else target/release/ares")
+    add("--test", action="append", default=[], metavar="NAME=PROGRAM", type=named,
+        help="a prebuilt test binary; repeat (default: bin/ops and bin/parity beside this script)")
+    add("--tests", type=Path, help="folder of the tests' data (default: tests beside this script)")
     add("--kernels", type=Path, help="a pack, for machines without libnvrtc")
     add("--nvrtc", type=Path, help="libnvrtc or its folder")
     add("--device", type=int, default=0)
@@ -68,9 +121,26 @@ def arguments() -> argparse.Namespace:
     add("--baseline", nargs=argparse.REMAINDER, default=None, metavar="COMMAND",
         help="the framework's command, last: it writes its JSON to stdout, e.g. python3 scripts/baseline_hf.py --task step …")
     add("--limit", type=float, default=300.0, help="seconds per command")
-    add("--total", type=float, default=1500.0, help="seconds in all: parts that would begin later are recorded as not run")
+    add("--total", type=float, help="seconds in all: parts that would begin later are recorded as not run (default: the call's)")
     add("--out", type=Path, required=True, help="JSON, written after every part")
-    return parser.parse_args()
+    args = parser.parse_args()
+    parts, total, benches = CALLS.get(args.call, (PARTS, 1500, ()))
+    args.part, args.total, args.bench = args.part or parts, args.total or total, args.bench or benches
+    packed = HERE / "bin"
+    args.ares = (args.ares or (packed if packed.is_dir() else HERE.parent / "target/release") / "ares").resolve()
+    args.test = args.test or [(name, str(packed / name)) for name in ("ops", "parity") if (packed / name).is_file()]
+    args.tests = args.tests or next((f for f in (HERE / "tests", HERE.parent / "tests") if f.is_dir()), None)
+    args.kernels = args.kernels or next((f for f in (HERE / "kernels.pack",) if f.is_file()), None)
+    args.nvrtc = args.nvrtc or nvrtc()
+    return args
+
+
+def nvrtc():
+    """The newest libnvrtc below any Python's site-packages: where the framework's wheels put it."""
+    folders = {Path(folder) for folder in sys.path if folder.endswith("-packages")}
+    folders |= {Path(p).resolve().parent.parent / "lib" for p in (shutil.which("python3"), sys.executable) if p}
+    found = (lib for folder in folders for lib in folder.glob("**/nvidia/*/lib/libnvrtc.so.1[23]"))
+    return max(found, key=lambda lib: lib.name, default=None)
 
 
 def named(test: str) -> tuple[str, str]:
@@ -87,8 +157,10 @@ class Check:
         self.failed = False
         self.result = {"schema": 1, "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
         self.cache = tempfile.TemporaryDirectory(prefix="ares-gpu-check-")
-        self.environment = os.environ | {"ARES_REQUIRE_GPU": "1", "ARES_CACHE": self.cache.name, "ARES_PARITY_DEVICE": "cuda"}
-        for name, value in (("ARES_KERNELS", args.kernels), ("ARES_NVRTC", args.nvrtc)):
+        self.device = "sim:sm_90a" if args.rehearse else f"cuda:{args.device}"
+        needs = {"ARES_REQUIRE_SIM": "1"} if args.rehearse else {"ARES_REQUIRE_GPU": "1"}
+        self.environment = os.environ | needs | {"ARES_CACHE": self.cache.name, "ARES_PARITY_DEVICE": self.device.split(":0")[0]}
+        for name, value in (("ARES_KERNELS", args.kernels), ("ARES_NVRTC", args.nvrtc), ("ARES_TESTS", args.tests)):
             if value:
                 self.environment[name] = str(value.resolve())
 
@@ -131,6 +203,7 @@ class Check:
 
     def keep(self, part: str, value) -> None:
         self.result[part] = value
+        self.result["seconds"] = round(time.monotonic() - self.begin, 1)
         self.args.out.parent.mkdir(parents=True, exist_ok=True)
         self.args.out.write_text(json.dumps(self.result, indent=1) + "\n")
         print(f"{time.monotonic() - self.begin:7.1f} s  {part}", file=sys.stderr)
@@ -138,6 +211,9 @@ class Check:
     # ------------------------------------------------------------------------------------------------- parts
 
     def machine(self) -> bool:
+        if self.args.rehearse:
+            self.keep("gpu", {"rehearsal": self.device})
+            return True
         fields = "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit,compute_cap"
         found = self.command("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "-i", self.args.device)
         if found.get("code") == 0:
@@ -149,12 +225,12 @@ class Check:
         return bool(self.json(self.args.ares, "doctor", "--json").get("found", {}).get("gpus"))
 
     def doctor(self) -> dict:
-        return self.json(self.args.ares, "doctor", "--device", f"cuda:{self.args.device}", "--json")
+        return self.json(self.args.ares, "doctor", "--device", self.device, "--json")
 
     def kernels(self) -> dict:
         """Compiled anew and then from the cache; the second is what every later start pays."""
         capability = str(self.result.get("gpu", {}).get("compute_cap", ""))
-        arch = {"8": "sm_80", "9": "sm_90a", "10": "sm_100", "12": "sm_120"}.get(capability.split(".")[0], "sm_80")
+        arch = {"8": "sm_80", "9": "sm_90a", "10": "sm_100", "12": "sm_120"}.get(capability.split(".")[0], "sm_90a")
         words = [self.args.ares, "kernels", "--arch", arch, "--check", "--json"]
         return {"arch": arch, "cold": self.json(*words), "warm_seconds": self.command(*words).get("seconds")}
 
@@ -162,7 +238,7 @@ class Check:
         found = {}
         for name, program in self.args.test:
             # One thread: kernels are timed and captured on one device.
-            run = self.command(program, "--test-threads=1", "--show-output")
+            run = self.command(program, "--test-threads=1", "--show-output", *OUTSIDE)
             text = run.get("stdout", "")
             counts = re.search(r"(\d+) passed; (\d+) failed; (\d+) ignored", text)
             found[name] = {
@@ -175,23 +251,53 @@ class Check:
                 found[name] |= self.fault(run)
         return found or {"missing": "no --test NAME=PROGRAM"}
 
+    def ceilings(self) -> dict:
+        return self.json("python3", "-c", CEILINGS)
+
+    def counters(self) -> dict:
+        """A few launches of each kernel that matters, under Nsight Compute, where it is installed."""
+        name, policy, reward, words = BENCHES[0]
+        found = {}
+        with self.shapes() as folder:
+            models = ["--policy", Path(folder, f"{policy}.json"), "--reward", Path(folder, f"{reward}.json"), "--layers", "2"]
+            for kernels in ("product", "attention_forward", "attention_backward_queries", "attention_backward_keys", "lora_partial"):
+                profile = ["ncu", "--clock-control", "none", "--csv", "--metrics", METRICS, "--kernel-name", kernels,
+                           "--launch-skip", "12", "--launch-count", "6"]
+                run = self.command(*profile, self.args.ares, "bench", *self.words(words), "--warmup", "0", "--repeats", "1",
+                                   "--device", self.device, *models)
+                found[kernels] = run["stdout"].splitlines()[-60:] if run.get("code") == 0 else self.fault(run)
+                if "missing" in run:
+                    break
+        return found
+
     def sanitizer(self) -> dict:
         """Parity again under compute-sanitizer, where it is installed."""
         found = {}
         for name, program in self.args.test:
             for tool in ("memcheck", "racecheck"):
-                run = self.command("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", program, "--test-threads=1")
+                run = self.command("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", program, "--test-threads=1", "parity",
+                                   *OUTSIDE)
                 errors = re.search(r"ERROR SUMMARY: (\d+)", run.get("stdout", ""))
                 found[f"{name}-{tool}"] = {"errors": int(errors[1]) if errors else None, "code": run.get("code")}
                 if run.get("code") != 0:
                     found[f"{name}-{tool}"] |= self.fault(run)
         return found
 
-    def bench(self) -> dict:
-        found = {}
+    @contextlib.contextmanager
+    def shapes(self):
+        """A folder with the configs."""
         with tempfile.TemporaryDirectory() as folder:
             for name, config in SHAPES.items():
-                Path(folder, f"{name}.json").write_text(json.dumps(config))
+                Path(folder, f"{name}.json").write_text(json.dumps(config | (TINY if self.args.rehearse else {})))
+            yield folder
+
+    def words(self, words: str) -> list:
+        words = words.split()
+        return [word for word in words if word.isalpha()] + LITTLE if self.args.rehearse else words
+
+    def bench(self) -> dict:
+        found = {}
+        with self.shapes() as folder:
             for name, policy, reward, words in BENCHES:
                 if self.args.bench and name not in self.args.bench:
                     continue
@@ -199,29 +305,54 @@ class Check:
                     models = ["--policy", Path(folder, f"{policy}.json"), "--reward", Path(folder, f"{reward}.json")]
                 else:
                     models = ["--policy", self.args.load[0], "--reward", self.args.load[1]] if self.args.load else []
-                device = ["--device", f"cuda:{self.args.device}", "--json"]
-                found[name] = self.json(self.args.ares, "bench", *words.split(), *models, *device)
+                device = ["--device", self.device, "--json"]
+                found[name] = self.json(self.args.ares, "bench", *self.words(words), *models, *device)
                 self.keep("bench", found)
         return found
 
     def baseline(self) -> dict:
-        if not self.args.baseline:
-            return {"missing": "no --baseline COMMAND"}
-        return self.json(*self.args.baseline)
+        """The framework on the same rows: the command that was given, or at the shapes of a step, weights of random numbers."""
+        if self.args.baseline:
+            return self.json(*self.args.baseline)
+        wheels = sorted((HERE / "wheels").glob("*.whl"))
+        if wheels:
+            folder = Path(self.cache.name) / "packages"
+            self.command("python3", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", folder, *wheels)
+            self.environment["PYTHONPATH"] = str(folder)
+        with self.shapes() as folder:
+            work, found = Path(folder) / "work", {}
+            for role, shape in (("policy", "qwen2.5-1.5b"), ("reward", "qwen2.5-0.5b")):
+                config = Path(folder) / role
+                config.mkdir()
+                (config / "config.json").write_text(Path(folder, f"{shape}.json").read_text())
+                size = ["--rows", "8", "--tokens", "8", "12"] if self.args.rehearse else ["--rows", "64", "--tokens", "200", "450"]
+                made = self.command("python3", HERE / "random_workload.py", config / "config.json", work / role, "--only", role,
+                                    "--tokenizer", HERE / "tokenizer", "--dtype", "bfloat16", *size)
+                if made.get("code") != 0:
+                    return self.fault(made)
+            rows = [word for name in ("failures", "retain", "replay") for word in (f"--{name}", work / f"policy/{name}.jsonl")]
+            device = "cpu" if self.args.rehearse else "cuda"
+            for task, size in (("step", ["--items", "8", "8", "8"]), ("score", ["--limit", "64"])):
+                out = Path(folder) / f"{task}.json"
+                few = ["--repeats", "0"] if self.args.rehearse else ["--repeats", "5", "--warmup", "2"]
+                run = self.command("python3", HERE / "baseline_hf.py", "--task", task, "--policy", work / "policy/policy", "--reward",
+                                   work / "reward/reward", *rows, *size, *few, "--device", device, "--ares", self.args.ares,
+                                   "--timeout", "120", "--out", out)
+                found[task] = json.loads(out.read_text()) if run.get("code") == 0 else self.fault(run)
+                self.keep("baseline", found)
+        return found
 
 
 def main() -> None:
     args = arguments()
-    args.ares = args.ares.resolve()
     check = Check(args)
+    print(f"call {args.call or '-'}: {', '.join(args.part)}; begins nothing after {args.total:.0f} s", file=sys.stderr)
     if not check.machine():
         print("no GPU found", file=sys.stderr)
         sys.exit(2)
-    for part in PARTS:
-        if args.part and part not in args.part:
-            continue
+    check.result["call"] = args.call
+    for part in args.part:
         check.keep(part, getattr(check, part)())
-    check.keep("seconds", round(time.monotonic() - check.begin, 1))
     sys.exit(1 if check.failed else 0)
 
 

@@ -38,6 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
     parser.add_argument("--template", type=Path, help="chat template (default: the tokenizer's own, else ChatML)")
+    parser.add_argument("--only", choices=["policy", "reward"], help="make this model alone")
     parser.add_argument("--layers", type=int, help="cut to this many layers")
     parser.add_argument("--override", type=json.loads, default={}, metavar="JSON", help="other values of the config")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -116,7 +117,8 @@ def main() -> None:
     except FileExistsError:
         sys.exit(f"{args.out}: expected a folder that does not exist yet")
     for reward in (False, True):
-        write_model(args, reward)
+        if args.only in (None, "reward" if reward else "policy"):
+            write_model(args, reward)
     write_rows(args)
 
 
