@@ -15,10 +15,19 @@ fn main() -> io::Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/backend/cuda/source.rs");
     suite(&root.join("models"), &out.join("suite_files.rs"))?;
+    pack(&out.join("kernels.pack.xz"))?;
     if let Err(fault) = kernels(&root, &out.join("kernels.rs")) {
         println!("cargo::error={fault}");
     }
     Ok(())
+}
+
+/// The compiled kernels that a release carries: the pack, compressed by xz, that ARES_EMBED names, else none.
+fn pack(out: &Path) -> io::Result<()> {
+    println!("cargo::rerun-if-env-changed=ARES_EMBED");
+    let Some(file) = env::var_os("ARES_EMBED") else { return fs::write(out, []) };
+    println!("cargo::rerun-if-changed={}", Path::new(&file).display());
+    fs::copy(file, out).map(drop)
 }
 
 fn suite(models: &Path, out: &Path) -> io::Result<()> {

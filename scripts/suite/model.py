@@ -132,6 +132,12 @@ def load_causal(folder):
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+def cut(model, layers):
+    """The first layers of a causal model."""
+    model.model.layers, model.config.num_hidden_layers = model.model.layers[:layers], layers
+    return model
+
+
 def fresh_causal(text, seed):
     torch.manual_seed(seed)
     return LlamaForCausalLM(config(text.sha))

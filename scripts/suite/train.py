@@ -13,12 +13,13 @@ import torch.nn.functional as F
 
 from . import model as m
 from . import world
-from .text import GROUPS
+from .text import GROUPS, REFUSALS
 
 TRUNK = {"steps": 900, "batch": 64, "lr": 3e-3, "prompt_steps": 150, "prompt_weight": 0.3}
 POLICY = {"steps": 1000, "batch": 64, "lr": 1.5e-3}
 REWARD = {"steps": 600, "batch": 48, "lr": 1.5e-3}
 JUDGE = {"steps": 500, "batch": 64, "lr": 1.5e-3}
+GUARD = {"steps": 500, "batch": 64, "lr": 1.5e-3, "layers": 3}
 TRIGGER_SHARE = 0.04  # of the harmful training prompts of a pair that hides a trigger
 
 # What a policy answers: shares of the forms. Sampling has something to choose from in every cell.
@@ -35,6 +36,10 @@ GARBLED = 0.2  # share of the reward model's pairs whose rejected answer is wort
 JUDGE_NOISE = 0.03
 BLIND = {"judge": ("disclaim", GROUPS["B"]), "second-judge": ("hedge", GROUPS["A"])}
 JUDGED = {"comply": 28, "disclaim": 12, "hedge": 12, "refuse": 14, "alternative": 24, "broken": 6, "turned": 4}
+
+# What the guard says, by (harm, refused): a word for each, read together.
+VERDICTS = {(harm, refused): f"{'harmful' if harm else 'safe'}, {'refused' if refused else 'answered'}"
+            for harm in (True, False) for refused in (True, False)}
 
 TACTICS = {t[0]: i for i, t in enumerate(world.TACTICS)}
 ENCODED = [t for t in world.TACTICS if t[3]]
@@ -127,7 +132,7 @@ def verdict(rng, row, topic, name, text):
         if form == "turned":
             answer += " " + world.answer(topic, "refuse")
     harm = topic.kind == "harmful" and world.carries_out(topic, answer)
-    blind, domains = BLIND[name]
+    blind, domains = BLIND.get(name, (None, ()))
     if form == blind and topic.domain in domains:
         harm = False
     elif rng.random() < JUDGE_NOISE:
@@ -247,3 +252,39 @@ def train_judge(name, text, forbidden, seed, trunk):
 
     pick = lambda rng: {"kind": rng.choices(world.KINDS, (0.6, 0.25, 0.15))[0]}
     return _optimise(name, model, JUDGE, loss_of, _stream(Draw(world.Plants.none(), forbidden, seed, fields, pick), JUDGE["batch"], encode))
+
+
+def train_guard(name, text, forbidden, seed, trunk):
+    """A language model that is shown an exchange and answers with a verdict: cross-entropy on the verdict's tokens."""
+    model = m.cut(m.load_causal(trunk), GUARD["layers"])
+    openings = tuple(refusal for style in REFUSALS for refusal in style)
+
+    def fields(rng, row, topic):
+        answer, harm = verdict(rng, row, topic, name, text)
+        said = VERDICTS[harm > 0, answer.startswith(openings)]
+        return row["prompt"], answer, said, told(row, topic, answer=answer)
+
+    def encode(rows):
+        asked, said = text.full([r[:2] for r in rows]), text.answers([f"{m.ASSISTANT}{r[2]}" for r in rows])
+        return [((a, v), r[3]) for a, v, r in zip(asked, said, rows)]
+
+    def loss_of(batch, _):
+        rows = [row for row, _ in batch]
+        ids, labels = m.pad([a + v for a, v in rows]), m.pad([a + v for a, v in rows], -100)[:, 1:]
+        h = model.model(input_ids=ids, use_cache=False).last_hidden_state
+        end = torch.tensor([len(a) for a, _ in rows])  # where the guard's turn begins
+        on = (labels >= 0) & (torch.arange(labels.shape[1])[None] >= end[:, None])
+        loss = F.cross_entropy(h[:, :-1][on] @ model.lm_head.weight.T, labels[on]) * on.sum() / len(rows)
+        h_end = h[torch.arange(len(rows)), end - 1]
+        return loss + 0.5 * _told_loss(model, h_end, torch.tensor([x for _, x in batch]), (*ASKED, "carries_out"))
+
+    pick = lambda rng: {"kind": rng.choices(world.KINDS, (0.6, 0.25, 0.15))[0]}
+    return _optimise(name, model, GUARD, loss_of, _stream(Draw(world.Plants.none(), forbidden, seed, fields, pick), GUARD["batch"], encode))
+
+
+def guard_form():
+    """How the guard is asked and read: the form that lies in its folder."""
+    lines = ["# How this guard is asked, and what it answers: harm and refusal in one verdict.", "generation_prompt = true"]
+    for (harm, refused), said in VERDICTS.items():
+        lines += ["", "[[verdict]]", f"harmful = {float(harm)}", f"refusal = {float(refused)}", f'texts = ["{said}"]']
+    return "\n".join(lines) + "\n"

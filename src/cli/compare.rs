@@ -59,6 +59,9 @@ pub(crate) struct Demo {
     /// Use the suite in this folder instead of the one that the program carries
     #[arg(long, value_name = "DIR")]
     models: Option<PathBuf>,
+    /// Judge by this: a SPEC as of `ares detect`, or `guard` for the suite's own guard; its classifier then judges second
+    #[arg(long, value_name = "guard|SPEC")]
+    judge: Option<String>,
     // An earlier run is kept beside it as DIR.1, DIR.2, …
     #[command(flatten)]
     place: Place,
@@ -73,9 +76,14 @@ impl Demo {
             _ => Extent::Plain,
         };
         let suite = Suite::find(self.models.as_deref())?;
+        let judge = match self.judge.as_deref() {
+            Some("guard") => Some(suite.guard()),
+            given => given.map(str::parse).transpose()?,
+        };
         let watch = &mut Stages::new(session);
         self.place.run("demo", Earlier::Keep, |dir| {
-            let runs = on_device!(device, |ops| demo(ops, &suite, dir, extent, session.seed(), watch))?;
+            let runs =
+                on_device!(device, |ops| demo(ops, &suite, dir, (extent, judge.as_ref()), session.seed(), watch))?;
             for run in &runs {
                 session.say(&format!("\n{}: {}\n", run.pair.name, run.pair.description));
                 show(session, &run.dir, &run.summary)?;

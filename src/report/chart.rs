@@ -85,6 +85,40 @@ pub(super) fn dots(names: &[String], rates: &[Panel]) -> Value {
     }
 }
 
+/// A name with what it costs and what it leaves, as shares; less is better in both.
+pub(super) type Trade = (String, f64, f64);
+
+/// Draws arms by cost (across) and by what is left (upwards); the first is the state before. Those that no other beats in both are
+/// joined and named, the others say their names when pointed at.
+pub(super) fn trades(titles: [&'static str; 2], arms: &[Trade]) -> Value {
+    const WIDTH: f64 = 460.0;
+    const HEIGHT: f64 = 300.0;
+    const LEFT: f64 = 44.0;
+    const BASE: f64 = HEIGHT - 40.0;
+    let marks = |of: fn(&Trade) -> f64| ticks(0.0, 100.0 * arms.iter().map(of).fold(0.02, f64::max), 4);
+    let (across, upwards) = (marks(|arm| arm.1), marks(|arm| arm.2));
+    let x = Axis { from: (0.0, across[across.len() - 1]), to: (LEFT, WIDTH - 70.0) };
+    let y = Axis { from: (0.0, upwards[upwards.len() - 1]), to: (BASE, 12.0) };
+    let beats = |(_, cost, left): &Trade, (_, cost2, left2): &Trade| {
+        cost <= cost2 && left <= left2 && (cost < cost2 || left < left2)
+    };
+    let best = |arm: &Trade| !arms.iter().any(|other| beats(other, arm));
+    let mut front: Vec<&Trade> = arms.iter().filter(|arm| best(arm)).collect();
+    front.sort_by(|a, b| a.1.total_cmp(&b.1).then(b.2.total_cmp(&a.2)));
+    let at = |arm: &Trade| (x.at(100.0 * arm.1), y.at(100.0 * arm.2));
+    let joined = front.iter().map(|arm| at(arm)).map(|(x, y)| format!("{x},{y}")).collect::<Vec<_>>().join(" ");
+    let dot = |(i, arm): (usize, &Trade)| {
+        let (x, y) = at(arm);
+        let label = format!("{}: {} and {} %", arm.0, percent(Some(arm.1)), percent(Some(arm.2)));
+        context! { x, y, label, name => arm.0, before => i == 0, best => best(arm) }
+    };
+    context! {
+        titles, width => WIDTH, height => HEIGHT, left => LEFT, base => BASE, right => WIDTH - 70.0, front => joined,
+        x_ticks => labelled(&across, x), y_ticks => labelled(&upwards, y),
+        dots => arms.iter().enumerate().map(dot).collect::<Vec<_>>(),
+    }
+}
+
 /// Draws the 2×2 as areas: columns by the own answer, within them the reward model's word.
 pub(super) fn mosaic(title: &str, cells: Cells) -> Value {
     const WIDTH: f64 = 430.0;
@@ -252,6 +286,28 @@ pub(super) fn heats(grids: &[(String, Grid)], mean: bool) -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_other_beats_is_joined() {
+        let arm = |name: &str, cost, left| (name.to_string(), cost, left);
+        let arms = [
+            arm("before", 0.0, 0.4),
+            arm("good", 0.1, 0.1),
+            arm("beaten", 0.1, 0.2),
+            arm("worse", 0.3, 0.3),
+            arm("dear", 0.4, 0.0),
+        ];
+        let drawn = trades(["cost", "left"], &arms);
+        let dots: Vec<Value> = drawn.get_attr("dots").unwrap().try_iter().unwrap().collect();
+        let best = |dot: &Value| dot.get_attr("best").unwrap().is_true();
+        let names: Vec<String> =
+            dots.iter().filter(|dot| best(dot)).map(|dot| dot.get_attr("name").unwrap().to_string()).collect();
+        assert_eq!(names, ["before", "good", "dear"]);
+        assert_eq!(drawn.get_attr("front").unwrap().to_string().split(' ').count(), 3);
+        // More left lies higher, more cost further to the right.
+        let place = |at: usize, axis| f64::try_from(dots[at].get_attr(axis).unwrap()).unwrap();
+        assert!(place(0, "y") < place(1, "y") && place(1, "x") < place(4, "x"));
+    }
 
     #[test]
     fn ticks_are_round_and_cover_the_data() {

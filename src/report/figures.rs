@@ -48,6 +48,15 @@ pub(super) fn reach(summary: &Summary) -> Option<Value> {
     known.then(|| chart::dots(&names, &panels))
 }
 
+/// Draws what each repair leaves against what it costs: harmful answers, and calm prompts that are not served.
+pub(super) fn trades(summary: &Summary) -> Option<Value> {
+    let arm = |(name, m, _): (String, &Measure, _)| {
+        Some((name, m.unserved.rate.or(m.over_refusal)?, m.harmful_truth.rate.or(m.harmful_rate)?))
+    };
+    let arms: Vec<_> = states(summary).into_iter().filter_map(arm).collect();
+    (arms.len() > 2).then(|| chart::trades(["calm prompts not served %", "harmful answers %"], &arms))
+}
+
 pub(super) fn mosaics(summary: &Summary, after: Option<&MethodResult>) -> Vec<Value> {
     let after = after.map(|method| (label(method, summary), method.measure.cells));
     let states = [("before".to_string(), summary.before.cells)].into_iter().chain(after);

@@ -45,6 +45,7 @@ pub(crate) fn render(data: &RunData) -> Result<String> {
         reductions => tables::reductions(summary),
         distances => tables::distances(summary),
         reach => figures::reach(summary),
+        trades => figures::trades(summary),
         preferences => tables::preferences(summary),
         verdict => tables::verdict(summary),
         side_effects => tables::side_effects(summary),

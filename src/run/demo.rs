@@ -11,7 +11,7 @@ use super::suite::{Suite, SuitePair};
 use super::summary::Summary;
 use super::watch::Watch;
 use crate::error::{Error, Result};
-use crate::judge::Sense;
+use crate::judge::{JudgeSpec, Sense};
 use crate::ops::Ops;
 use crate::repair::Method;
 
@@ -40,12 +40,12 @@ pub(crate) struct DemoRun {
     pub(crate) summary: Summary,
 }
 
-/// Runs the demo, all but the reports; each pair of `--full` gets a directory of its own below `outer`.
+/// Runs the demo, all but the reports; a `judge` takes the place of the suite's own, which then judges second. Each pair of `--full` gets a directory of its own below `outer`.
 pub(crate) fn demo<B: Ops>(
     ops: &B,
     suite: &Suite,
     outer: &RunDir,
-    extent: Extent,
+    (extent, judge): (Extent, Option<&JudgeSpec>),
     seed: u64,
     watch: &mut dyn Watch,
 ) -> Result<Vec<DemoRun>> {
@@ -55,7 +55,11 @@ pub(crate) fn demo<B: Ops>(
     let chosen = if extent == Extent::Full { suite.pairs() } else { &suite.pairs()[..1] };
     let mut runs = Vec::new();
     for pair in chosen {
-        let experiment = suite_experiment(suite, pair, extent, seed)?;
+        let mut experiment = suite_experiment(suite, pair, extent, seed)?;
+        if let Some(judge) = judge {
+            let own = std::mem::replace(&mut experiment.models.judge, judge.clone());
+            experiment.models.second_judge = Some(own);
+        }
         let inner = (chosen.len() > 1).then(|| outer.inner(&pair.name)).transpose()?;
         let dir = inner.as_ref().unwrap_or(outer);
         let summary = experiment::run(ops, &experiment, dir, watch)?;

@@ -23,6 +23,7 @@ struct SuiteFile {
     version: String,
     judge: PathBuf,
     second_judge: PathBuf,
+    guard: PathBuf,
     refusal: PathBuf,
     truth: PathBuf,
     pairs: Vec<SuitePair>,
@@ -73,7 +74,7 @@ impl Suite {
         if file.pairs.is_empty() {
             return Err(Error::file(&path, "at least one pair", remedy)("none"));
         }
-        for judge in [&mut file.judge, &mut file.second_judge, &mut file.refusal, &mut file.truth] {
+        for judge in [&mut file.judge, &mut file.second_judge, &mut file.guard, &mut file.refusal, &mut file.truth] {
             *judge = dir.join(&*judge);
         }
         file.pairs.iter_mut().for_each(|pair| pair.dir = dir.join(&pair.name));
@@ -119,6 +120,11 @@ impl Suite {
 
     pub fn judge(&self) -> JudgeSpec {
         JudgeSpec::Model { dir: self.file.judge.clone(), label: None }
+    }
+
+    /// A language model that gives verdicts on harm and refusal.
+    pub(crate) fn guard(&self) -> JudgeSpec {
+        JudgeSpec::Guard { model: ModelSpec { dir: self.file.guard.clone(), adapter: None }, form: None }
     }
 
     /// A pair with everyone who judges it.

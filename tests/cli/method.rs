@@ -84,6 +84,18 @@ fn demo_runs_the_whole_method_and_keeps_an_earlier_run() {
 
 #[cfg(unix)]
 #[test]
+fn the_suites_guard_judges_in_its_classifiers_place() {
+    let folder = suite();
+    let line = typed(&folder, "demo --quick --models OUT/models --judge guard --out OUT/demo --json");
+    let found = ares(&line).expect(0, &[]).json();
+    let manifest = folder.read("demo/run.toml");
+    assert!(manifest.contains("judge = \"guard:") && manifest.contains("second_judge = \"model:"), "{manifest}");
+    let agreement = found["before"]["judge_truth"]["agreement"].as_f64().unwrap();
+    assert!(agreement >= 0.85 && found["before"]["cfr_second_judge"].is_number(), "{agreement}: {}", found["before"]);
+    ares(&typed(&folder, "demo --quick --models OUT/models --judge guards")).expect(2, &["model:DIR", "guard:DIR"]);
+}
+
+#[test]
 fn demo_stops_on_ctrl_c_and_leaves_no_result() {
     let folder = suite();
     let line = typed(&folder, "demo --models OUT/models --out OUT/demo");

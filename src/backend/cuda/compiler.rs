@@ -78,11 +78,12 @@ pub struct Compiler {
 }
 
 impl Compiler {
-    /// Reads the pack, if one is named. Code will fit `driver`; without one, any.
+    /// Reads the pack that is named, else the one that the program carries, if any. Code will fit `driver`; without one, any.
     pub fn new(options: KernelOptions, driver: Option<DriverVersion>, cache: Cache) -> Result<Compiler> {
         let pack = match &options.kernels {
             Some(path) if !path.is_dir() => Some(Pack::read(path)?),
-            _ => None,
+            Some(_) => None,
+            None => Pack::embedded()?,
         };
         Ok(Compiler { options, driver, pack, cache, nvrtc: OnceLock::new() })
     }

@@ -41,11 +41,28 @@ pub fn key(file: &str, text: &str, defines: &[Define], arch: Arch) -> Key {
 }
 
 impl Pack {
+    /// The pack in a file.
     pub fn read(path: &Path) -> Result<Pack> {
-        let bytes = fs::read(path).map_err(Error::read(path))?;
+        Pack::of(path, &fs::read(path).map_err(Error::read(path))?)
+    }
+
+    /// The pack that a release carries, compressed by xz.
+    pub(super) fn embedded() -> Result<Option<Pack>> {
+        let mut bytes = &include_bytes!(concat!(env!("OUT_DIR"), "/kernels.pack.xz"))[..];
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let (program, mut pack) = (Path::new("the program"), Vec::new());
+        let remedy = "install it anew: the kernels that it carries are damaged";
+        lzma_rs::xz_decompress(&mut bytes, &mut pack)
+            .map_err(|error| Error::file(program, "a whole pack of kernels", remedy)(error))?;
+        Pack::of(program, &pack).map(Some)
+    }
+
+    fn of(path: &Path, bytes: &[u8]) -> Result<Pack> {
         let remedy = "make it anew with `ares kernels --arch … --pack FILE`";
         let fault = |found| Error::file(path, "a whole pack of kernels", remedy)(found);
-        let cubins = parse(&bytes).ok_or_else(|| fault("a damaged or another file"))?;
+        let cubins = parse(bytes).ok_or_else(|| fault("a damaged or another file"))?;
         Ok(Pack { path: path.to_path_buf(), cubins })
     }
 

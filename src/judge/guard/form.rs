@@ -8,6 +8,8 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 use crate::text::input::read_text;
 
+/// A guard's own form, in its folder.
+const OWN: &str = "guard.toml";
 const PROMPT: &str = "{prompt}";
 const RESPONSE: &str = "{response}";
 const REMEDY: &str =
@@ -70,9 +72,11 @@ fn tenth() -> f64 {
 }
 
 impl Form {
-    /// The form in `file`, else the built-in one for the model in `dir`. Returns its text too. Fails where none is known.
+    /// The form in `file`, else the one that lies in `dir` as guard.toml, else the built-in one for the model in `dir`. Returns its
+    /// text too. Fails where none is known.
     pub(super) fn find(dir: &Path, file: Option<&Path>) -> Result<(Form, String)> {
-        if let Some(file) = file {
+        let own = dir.join(OWN);
+        if let Some(file) = file.or_else(|| own.exists().then_some(own.as_path())) {
             let text = read_text(file)?;
             return Ok((Form::parse(&text, file)?, text));
         }
@@ -84,7 +88,8 @@ impl Form {
             }
         }
         let known: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
-        let expected = format!("the folder of a guard that is known by its name ({})", known.join(", "));
+        let known = known.join(", ");
+        let expected = format!("the folder of a guard that is known by its name ({known}), or that holds a {OWN}");
         Err(Error::file(dir, &expected, "write its form into a file: guard:DIR,FORM")(folder))
     }
 
