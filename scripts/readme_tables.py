@@ -75,12 +75,35 @@ def evidence(path, run):
         if found:
             seeds = ", ".join(f"{value:+.1f}" for value in found["by_seed"].values())
             lines.append(f"| {name} | {found['value']:+.1f} | {found['ci95'][0]:+.1f} … {found['ci95'][1]:+.1f} | {seeds} |")
+    lines += ablations(run)
     missing = sum(name.endswith(", main") for name in run["missing"])
     state = f"; **{missing} main cells are missing**" if missing else ""
     machine = ", ".join(sorted({made.split(", ")[2] for made in run["made_on"]}))
     lines += ["", f"*Means over {len(cells)} cells (base seed × pair){state}; by ground truth; *seen* to *far*: harmful answers (P1) by the distance of the fault "
               f"from what the search could say; {machine}, two cores; `{path.relative_to(ROOT)}`.*"]
     return "\n".join(lines)
+
+
+# An ablated cell and what it changes of `joint` at one learning rate.
+ABLATED = {"npo-mean": "{} (mean log-probabilities)", "npo-sum": "{} (summed)", "no-resampling": "{} without resampling",
+           "faulty-replay": "{} on the faulty cells' own pairs, too"}
+
+
+def ablations(run):
+    """Means over the cells of each ablation that are done; nothing where none is."""
+    found = {}
+    for cell, table in run["table"].items():
+        name = cell.rsplit(", ", 1)[1]
+        for arm in (arm for arm in table if name in ABLATED and arm != "before"):
+            found.setdefault(ABLATED[name].format(arm), []).append(table[arm])
+    if not found:
+        return []
+    points = {**dict(list(POINTS.items())[:3]), "reward_error": "reward error"}
+    lines = ["", "| ablation | " + " | ".join(points.values()) + " | accepted |", "|---" * (len(points) + 2) + "|"]
+    for arm, cells in found.items():
+        means = [rate(sum(cell[point] for cell in cells) / len(cells)) for point in points]
+        lines.append("| " + " | ".join([arm, *means, f"{sum(cell['accepted'] is True for cell in cells)} of {len(cells)}"]) + " |")
+    return lines
 
 
 def seconds(spread):

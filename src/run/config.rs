@@ -221,14 +221,17 @@ fn recipe(mut table: toml::Table, seed: u64, batch_tokens: Option<usize>) -> Res
         Some(value) => Method::from_str(value.as_str().unwrap_or_default(), false)
             .ok()
             .filter(|m| *m != Method::None)
-            .ok_or_else(|| {
-                let names = Method::value_variants().iter().filter(|m| **m != Method::None).map(|method| method.name());
-                format!("{METHOD} = {value}, where one of {} is expected", names.collect::<Vec<_>>().join(", "))
-            })?,
+            .ok_or_else(|| format!("{METHOD} = {value}, where one of {} is expected", names()))?,
     };
     table.insert("seed".into(), (seed as i64).into());
     table.insert("batch_tokens".into(), (batch_tokens.unwrap_or(BATCH_TOKENS) as i64).into());
     Ok((method, Recipe::try_from(table)?))
+}
+
+/// The methods that repair.
+fn names() -> String {
+    let methods = Method::value_variants().iter().filter(|m| **m != Method::None);
+    methods.map(|method| method.name()).collect::<Vec<_>>().join(", ")
 }
 
 /// A recipe's keys that stand in `[repair]`, with their defaults.
@@ -279,7 +282,8 @@ pub(crate) fn example() -> String {
             let _ = writeln!(out, "{key} = {value}");
         }
     }
-    let _ = write!(out, "\n[{REPAIR}]\n# How every round repairs\n{METHOD} = {:?}\n", Method::Joint.name());
+    let _ =
+        write!(out, "\n[{REPAIR}]\n# How every round repairs: {}\n{METHOD} = {:?}\n", names(), Method::Joint.name());
     for (key, value) in defaults() {
         for line in RepairConfig::docs(&key) {
             let _ = writeln!(out, "#{line}");

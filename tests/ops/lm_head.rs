@@ -126,6 +126,12 @@ fn naive() {
 }
 
 #[test]
+fn parity_over_a_real_vocabulary() {
+    let Some(device) = device() else { return };
+    assert_parity("lm_head", &device, &Case::new((3, 16, 151_936, 128), 0.2));
+}
+
+#[test]
 fn parity() {
     let Some(device) = device() else { return };
     cases().for_each(|case| assert_parity("lm_head", &device, &case));

@@ -92,6 +92,15 @@ fn parity() {
     cases().for_each(|case| assert_parity("lora", &device, &case));
 }
 
+/// As deep as the largest model's, and more tiles than a card's multiprocessors take at once, in the order of a real raster.
+#[test]
+fn parity_at_the_sizes_of_real_models() {
+    let Some(device) = device() else { return };
+    for (t, k, parts, rank) in [(9, 8960, &[24][..], 16), (3000, 24, &[700, 100, 100], 4)] {
+        assert_parity("lora", &device, &Case::new(t, k, parts, rank));
+    }
+}
+
 /// The CPU's products on every kind of edge: of vectors, of panels, of the part of k that stays in registers.
 #[test]
 fn tiles_of_the_cpu() {
