@@ -62,8 +62,10 @@ fn serve() -> std::io::Result<()> {
 }
 
 fn write(output: &mut impl Write, message: &impl Serialize) -> std::io::Result<()> {
-    serde_json::to_writer(&mut *output, message)?;
-    output.write_all(b"\n")?;
+    // At once: unbuffered, every comma would be a call of its own.
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    output.write_all(&line)?;
     output.flush()
 }
 
