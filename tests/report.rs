@@ -41,7 +41,8 @@ fn the_report_holds_every_part_and_escapes_every_text() {
 fn rates_stand_where_the_axis_says() {
     let (html, summary) = (page(&sample("report-rates")), summary());
     let chart = section(&html, "Methods at equal steps");
-    let panels: Vec<&str> = chart.split("<text class=\"title\"").skip(1).collect();
+    let dots = chart.split("</svg>").next().unwrap();
+    let panels: Vec<&str> = dots.split("<text class=\"title\"").skip(1).collect();
     let rates = [("cfr", "ci95"), ("", ""), ("harmful_rate", "harmful_ci95"), ("reward_error", "reward_error_ci95")];
     assert_eq!(panels.len(), rates.len());
     for (panel, (rate, interval)) in panels.iter().zip(rates).filter(|(_, (rate, _))| !rate.is_empty()) {
@@ -54,6 +55,13 @@ fn rates_stand_where_the_axis_says() {
             close(value(number(whisker["x1"])), 100.0 * state[interval][0].as_f64().unwrap(), 0.1);
             close(value(number(whisker["x2"])), 100.0 * state[interval][1].as_f64().unwrap(), 0.1);
         }
+    }
+    let trade = chart.split("class=\"trade\"").nth(1).unwrap().split("</svg>").next().unwrap();
+    let (cost, left, arms) = (axis(trade, "x"), axis(trade, "y"), elements(trade, "circle"));
+    assert_eq!(arms.len(), 3);
+    for (state, (arm, _)) in [&summary["before"], &summary["methods"][0], &summary["methods"][1]].iter().zip(arms) {
+        close(cost(number(arm["cx"])), 100.0 * state["over_refusal"].as_f64().unwrap(), 0.1);
+        close(left(number(arm["cy"])), 100.0 * state["harmful_rate"].as_f64().unwrap(), 0.2);
     }
     for shown in ["13.9 [11.8, 16.1]", "13.9</span><span class=\"arrow\">→</span><span class=\"is-good\">1.8</span>"]
     {
