@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A release for bare servers: one stripped binary against glibc 2.28 that carries compiled kernels for sm_80 (which 8.6 and 8.9 run, too)
 # and sm_90a, a file with those for sm_100 and sm_120 (--kernels), the shells' completions, a wheel that installs the same binary, the licences of what is inside, and checksums. Needs Rust, Python with venv and
-# pip, and nothing else: the linker for the old glibc and the CUDA compiler come as wheels.
+# pip, binutils and xz: the linker for the old glibc and the CUDA compiler come as wheels.
 #     scripts/release.sh [FOLDER]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,7 +28,7 @@ export ARES_EMBED="$PWD/$out/inside.pack.xz"
 cargo zigbuild --release --target "$target.2.28" --target-dir target/release-build
 binary="$out/ares"
 cp "target/release-build/$target/release/ares" "$binary"
-"$tools/bin/python" -m ziglang objcopy --strip-all "$binary" "$binary.stripped" 2> /dev/null && mv "$binary.stripped" "$binary" || strip "$binary"
+strip "$binary"
 chmod 755 "$binary"
 for shell in bash zsh fish; do "$binary" completions "$shell" > "$out/completions/ares.$shell"; done
 cargo metadata --format-version 1 --locked --filter-platform "$target" > "$out/metadata.json"

@@ -31,7 +31,9 @@ def wheel(version, folder):
     with zipfile.ZipFile(folder / f"{NAME}-{version}-{TAG}.whl", "w", zipfile.ZIP_DEFLATED) as out:
         for name, data in files.items():
             entry = zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0))  # the same bytes whenever it is made
-            entry.external_attr, entry.compress_type = (0o755 if "/scripts/" in name else 0o644) << 16, zipfile.ZIP_DEFLATED
+            mode = 0o755 if "/scripts/" in name else 0o644
+            # A regular file: pip makes nothing else executable.
+            entry.external_attr, entry.compress_type = (0o100000 | mode) << 16, zipfile.ZIP_DEFLATED
             out.writestr(entry, data)
 
 

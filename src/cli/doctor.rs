@@ -7,6 +7,7 @@ use super::Session;
 use crate::backend::cuda::cache::cache_path;
 use crate::backend::cuda::device::{devices, driver_version};
 use crate::backend::cuda::nvrtc::Nvrtc;
+use crate::backend::cuda::pack;
 use crate::backend::cuda::sim::Toolchain;
 use crate::error::Result;
 use crate::ops::ceilings::{self, Ceilings};
@@ -36,6 +37,7 @@ impl Doctor {
         let gpus = gpus.unwrap_or_default();
         let nvrtc_fault = nvrtc.as_ref().err().map(ToString::to_string);
         let nvrtc = nvrtc.ok().map(|nvrtc| nvrtc.to_string());
+        let carried = pack::carried()?;
         let compiler = Toolchain::find().ok().map(|toolchain| toolchain.version);
         let ceilings = measured.filter(|_| cuda.as_ref().is_some_and(|cuda| !cuda.info().is_simulated()));
         let device = cuda.map(|cuda| cuda.info().name.clone());
@@ -43,7 +45,7 @@ impl Doctor {
         let found = json!({
             "version": version, "system": system, "cpu": cpu, "cores": cores, "memory_bytes": memory[0],
             "memory_free_bytes": memory[1], "bandwidth_gb_s": bandwidth, "matrix_gflop_s": matrix, "cuda_driver": driver,
-            "gpus": gpus, "gpu_fault": gpu_fault, "nvrtc": nvrtc, "nvrtc_fault": nvrtc_fault, "device": device,
+            "gpus": gpus, "gpu_fault": gpu_fault, "nvrtc": nvrtc, "nvrtc_fault": nvrtc_fault, "kernels_carried": carried, "device": device,
             "ceilings": ceilings, "compiler": compiler, "cache": cache, "cache_exists": cache.is_dir(),
         });
         let unknown = || "unknown".to_string();
@@ -69,6 +71,10 @@ impl Doctor {
             ("CUDA driver", driver.unwrap_or_else(|| "none; --device cpu works without".to_string())),
             ("GPUs", gpus),
             ("NVRTC", or_fault(nvrtc, nvrtc_fault)),
+            (
+                "kernels inside",
+                if carried > 0 { format!("{carried} files") } else { "none: a build, no release".into() },
+            ),
             ("C++ compiler", compiler.unwrap_or_else(|| "none; only --device sim needs it".to_string())),
             ("cache", format!("{}{made}", cache.display())),
         ];

@@ -201,6 +201,16 @@ fn a_plan_counts_what_the_simulator_launches() {
     }
 }
 
+/// One item of a first token and two answers of fifteen, in either model; sharing, two items of eight and eight.
+#[test]
+fn unshared_sequences_share_their_first_token_alone() {
+    let tokens = |more: &str| {
+        let found = ares(&format!("bench step --plan {more} {MODELS} {LITTLE} --json")).expect(0, &[]).json();
+        found["plans"][0]["tokens"].as_u64().unwrap()
+    };
+    assert_eq!((tokens("--unshared"), tokens("")), (2 * 31, 24 + 16 + 2 * 24));
+}
+
 #[test]
 fn a_plan_that_does_not_fit_says_so() {
     let shape = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 512, "intermediate_size": 512,

@@ -71,6 +71,11 @@ impl Pack {
     }
 }
 
+/// Files of compiled kernels that the program carries: of a release some, of another build none. Fails where they are damaged.
+pub(crate) fn carried() -> Result<usize> {
+    Ok(Pack::embedded()?.map_or(0, |pack| pack.cubins.len()))
+}
+
 /// The bytes of a pack.
 pub fn encode(cubins: &[(Key, Cubin)]) -> Vec<u8> {
     let entry = |(key, cubin): &(Key, Cubin)| Item {
