@@ -90,6 +90,9 @@ impl Checkpoint {
             })?;
             files.entry(file).or_default().push(name);
         }
+        if files.is_empty() {
+            return Err(index.wrong("weight_map", "at least one tensor and its file", "none"));
+        }
         for (file, names) in files {
             let shard = Arc::new(Shard::open(&dir.join(file))?);
             for name in names {

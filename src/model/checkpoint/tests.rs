@@ -209,6 +209,8 @@ fn damaged_shards_are_refused() {
     refused(short, "m-1.safetensors: expected a whole safetensors file, found 5 bytes");
     let list = sharded(|_, index| index["weight_map"] = json!(["m-1.safetensors"]));
     refused(list, "expected weight_map to be an object, found a list of 1");
+    let empty = sharded(|_, index| index["weight_map"] = json!({}));
+    refused(empty, "expected weight_map to be at least one tensor and its file, found none");
     refused(sharded(|_, index| *index = json!({})), "no such field");
 }
 
