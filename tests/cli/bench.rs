@@ -222,4 +222,5 @@ fn a_plan_that_does_not_fit_says_so() {
     let much = ares(&format!("{line} 30000000")).expect(0, &[]);
     assert!(much.stderr.contains("do not fit into") && much.stderr.contains("lower --batch-tokens"), "{}", much.stderr);
     assert!(!ares(&format!("{line} 64")).expect(0, &[]).stderr.contains("do not fit"));
+    ares("bench ops --plan").expect(2, &["expected step, score, generate or decode", "found ops or load"]);
 }

@@ -159,10 +159,11 @@ impl Cuda {
     ) -> Result<MutexGuard<'a, DeviceBuffer<T>>> {
         let mut memory = lock(memory);
         if memory.len() < len {
+            // Before anything can fail: the old address is gone from here on.
+            self.state.moves.fetch_add(1, Ordering::Relaxed);
             // Freed first: the old one may be what keeps the new one from fitting.
             *memory = DeviceBuffer::empty(&self.state.driver);
             *memory = self.alloc(len)?;
-            self.state.moves.fetch_add(1, Ordering::Relaxed);
         }
         Ok(memory)
     }

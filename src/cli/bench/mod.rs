@@ -118,6 +118,10 @@ impl Bench {
         let ops = &Cuda::new(counter.clone());
         let planner = Planner { counter: &counter, ops, load };
         let wants = |tasks: &[Task]| self.tasks.iter().any(|task| tasks.contains(task));
+        if wants(&[Task::Ops, Task::Load]) {
+            let why = "--plan: expected step, score, generate or decode, whose bytes and launches are counted";
+            return Err(Error::Usage(format!("{why}; found ops or load: leave these out")));
+        }
         let mut plans = Vec::new();
         {
             let reward = reward.blank(ops, true)?;
