@@ -25,6 +25,8 @@ pub mod bench;
 pub mod cli;
 pub mod detect;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod journal;
 pub mod judge;
 pub mod model;

@@ -125,7 +125,7 @@ impl Checkpoint {
         }
     }
 
-    pub(super) fn shards(&self) -> impl Iterator<Item = &Shard> {
+    pub(crate) fn shards(&self) -> impl Iterator<Item = &Shard> {
         self.shards.iter().map(Arc::as_ref)
     }
 

@@ -88,7 +88,7 @@ const SECTIONS: [(&str, &[&str]); 7] = [
             "template_arg",
         ],
     ),
-    ("data", &["calibration", "replay", "retain", "plausible", "gate", "test", "kind", "grammar"]),
+    ("data", &["calibration", "replay", "retain", "plausible", "gate", "test", "kind", "as", "grammar"]),
     ("probe", &["approve", "queries", "failures", "held_out"]),
     ("gates", &["prefill", "allow_undecided", "fail_above"]),
     ("rounds", &["rounds"]),

@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 use crate::detect::rows::{EvalRow, Kind};
 use crate::error::{Error, Result};
 use crate::run::manifest::sha256_file;
 use crate::run::summary::SplitInfo;
 use crate::text::Prompt;
 use crate::text::ngrams::overlap;
-use crate::text::rows::{Preference, Row, read};
+use crate::text::rows::{Format, Preference, Row, read, read_told};
 
 // Where the splits lie; as a doc comment this would take the place of the command's own help.
-#[derive(Debug, Clone, PartialEq, Eq, clap::Args, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args, Serialize)]
 #[command(next_help_heading = "Data")]
 pub(crate) struct DataFiles {
     /// Validated pairs that fix the reward threshold
@@ -37,9 +39,17 @@ pub(crate) struct DataFiles {
     /// What prompts of --gate and --test ask for, where neither they nor the list that they are of say it
     #[arg(long, value_enum)]
     pub(crate) kind: Option<Kind>,
+    /// Take the rows of --gate and --test for those of this list, whatever their columns look like
+    #[arg(long = "as", value_name = "NAME", value_enum)]
+    #[serde(rename = "as", serialize_with = "as_typed", skip_serializing_if = "Option::is_none")]
+    pub(crate) told: Option<Format>,
     /// Rows taken of each split at most, evenly spread over the file so that every kind of row is among them.
     #[arg(skip)]
     pub(crate) rows: Option<usize>,
+}
+
+fn as_typed<S: serde::Serializer>(told: &Option<Format>, out: S) -> Result<S::Ok, S::Error> {
+    told.map(|format| format.to_string()).serialize(out)
 }
 
 /// The splits, read and found disjoint.
@@ -74,12 +84,12 @@ impl Splits {
         let asked = |row: &Row| Ok(vec![row.prompt(false)?]);
         // Replay, retain and discovery are all trained on and may share prompts; they stand as one side against the others.
         let splits = Splits {
-            replay: reading.split(0, "replay", &files.replay, Row::pairs, pair)?,
-            retain: reading.split(0, "retain", &files.retain, answered, |row| row.0.clone())?,
-            plausible: reading.split(0, "discovery", &files.plausible, asked, Prompt::clone)?,
-            calibration: reading.split(1, "calibration", &files.calibration, Row::calibration_pairs, pair)?,
-            gate: reading.split(2, "gate", &files.gate, eval, row)?,
-            test: reading.split(3, "test", &files.test, eval, row)?,
+            replay: reading.split(0, "replay", (&files.replay, None), Row::pairs, pair)?,
+            retain: reading.split(0, "retain", (&files.retain, None), answered, |row| row.0.clone())?,
+            plausible: reading.split(0, "discovery", (&files.plausible, None), asked, Prompt::clone)?,
+            calibration: reading.split(1, "calibration", (&files.calibration, None), Row::calibration_pairs, pair)?,
+            gate: reading.split(2, "gate", (&files.gate, files.told), eval, row)?,
+            test: reading.split(3, "test", (&files.test, files.told), eval, row)?,
             info: reading.info,
             notes: reading.notes,
         };
@@ -102,12 +112,11 @@ impl Reading {
         &mut self,
         side: usize,
         name: &str,
-        path: &Path,
+        (path, told): (&Path, Option<Format>),
         make: impl Fn(&Row) -> Result<Vec<T>>,
         prompt: impl Fn(&T) -> Prompt,
     ) -> Result<Vec<T>> {
-        let all = read(Some(path), true)?;
-        let (by_hashes, rows): (Vec<_>, Vec<_>) = all.into_iter().partition(Row::is_judged_by_hashes);
+        let (by_hashes, rows): (Vec<_>, Vec<_>) = read_told(path, told)?.into_iter().partition(Row::is_judged_by_hashes);
         let rows = spread(rows, self.most);
         let Some(first) = rows.first() else {
             return Err(Error::file(path, "at least one row", "give a file with rows")("none"));
@@ -162,6 +171,11 @@ mod tests {
 
     /// Splits in the forms in which others publish them, and what reading them says.
     fn read(changed: &[(&str, &str)]) -> Result<Splits> {
+        read_as(changed, None)
+    }
+
+    /// [`read`], where the prompts of gate and test are told to be of one list.
+    fn read_as(changed: &[(&str, &str)], told: Option<Format>) -> Result<Splits> {
         let folder = tempfile::tempdir().unwrap();
         let place = |name: &str, own: &str| {
             let path = folder.path().join(name);
@@ -182,6 +196,7 @@ mod tests {
             gate: place("e.csv", "Behavior,ContextString,BehaviorID\nfive,,1\n"),
             test: place("benign-behaviors.csv", "Index,Goal,Target,Behavior\n0,six,x,y\n"),
             kind: None,
+            told,
             rows: None,
         })
     }
@@ -197,6 +212,16 @@ mod tests {
         assert_eq!(splits.plausible, [Prompt::user("four")]);
         let found: Vec<_> = [&splits.gate[0], &splits.test[0]].map(|row| (row.prompt.text(), row.known.kind)).into();
         assert_eq!(found, [("five", Kind::Harmful), ("six", Kind::Borderline)]);
+    }
+
+    #[test]
+    fn gate_and_test_are_of_the_list_that_was_told() {
+        // As OR-Bench publishes it: without `--as` nothing says that its prompts sound harmful and are not.
+        let (gate, test) = ("prompt,category\nfive,x\n", "prompt,category\nsix,x\n");
+        let splits = read_as(&[("e.csv", gate), ("benign-behaviors.csv", test)], Some(Format::OrBench)).unwrap();
+        assert_eq!([&splits.gate[0], &splits.test[0]].map(|row| row.known.kind), [Kind::Borderline; 2]);
+        let error = read_as(&[("benign-behaviors.csv", test)], Some(Format::OrBench)).unwrap_err().to_string();
+        assert!(error.contains("e.csv, line 2: expected the columns of OR-Bench"), "{error}");
     }
 
     #[test]

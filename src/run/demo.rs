@@ -93,6 +93,7 @@ fn suite_experiment(suite: &Suite, pair: &SuitePair, extent: Extent, seed: u64) 
             // A look at whether everything works is no reason to look at the test.
             test: split(if extent == Extent::Quick { "check" } else { "test" }),
             kind: None,
+            told: None,
             rows: (extent == Extent::Quick).then_some(QUICK_ROWS),
         },
         grammar: pair.grammar(),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::text::fields::Fields;
 use crate::text::specials::Specials;
 use crate::text::template::{Arguments, Conversation, Template};
 use crate::text::tokenizer::Tokenizer;
@@ -74,8 +75,10 @@ impl Rendering {
         Rendering::open_with(dir, limits, &Arguments::new())
     }
 
-    /// [`Rendering::open`]; the chat template is given `arguments` beside each conversation.
+    /// [`Rendering::open`]; the chat template is given `arguments` beside each conversation, and what the model's own
+    /// generation_config.json has under `chat_template_kwargs` where these do not name it.
     pub(crate) fn open_with(dir: &Path, limits: &IdLimits, arguments: &Arguments) -> Result<Rendering> {
+        let arguments = &Arguments::from_iter(own_arguments(dir)?.into_iter().chain(arguments.clone()));
         let specials = Specials::open(dir)?;
         let tokenizer = Tokenizer::open(dir, &specials)?;
         tokenizer.check(limits.vocab_size, limits.tokenizer_sha256)?;
@@ -359,6 +362,18 @@ fn answered<'a>(&(prompt, answer): &(&'a Prompt, &'a str)) -> Option<[Conversati
     let mut with_answer = turns.to_vec();
     with_answer.push(Message { role: "assistant".into(), content: answer.to_string() });
     Some([(turns.into(), true), (with_answer.into(), false)])
+}
+
+/// What the model's maker gives its chat template.
+fn own_arguments(dir: &Path) -> Result<Arguments> {
+    let file = dir.join("generation_config.json");
+    if !file.exists() {
+        return Ok(Arguments::new());
+    }
+    let fields = Fields::open(&file)?;
+    let object = fields.object("chat_template_kwargs")?;
+    let own = |(name, value): (&String, &serde_json::Value)| (name.clone(), value.clone());
+    Ok(object.iter().flat_map(|object| object.iter()).map(own).collect())
 }
 
 fn only<T>(mut rows: Vec<Result<T>>) -> Result<T> {

@@ -113,14 +113,14 @@ impl Form {
     }
 
     /// The text that asks about an answer, where there is a template.
-    pub(super) fn ask(&self, prompt: &str, response: &str) -> Option<String> {
+    pub(crate) fn ask(&self, prompt: &str, response: &str) -> Option<String> {
         let (before, rest) = self.template.as_ref()?.split_once(PROMPT)?;
         let (between, after) = rest.split_once(RESPONSE)?;
         Some([before, prompt, between, response, after].concat())
     }
 
     /// What of the asking text must not be said by whom it asks about: marks in brackets, whole lines that end in a colon.
-    pub(super) fn literals(&self, chat_template: &str) -> Vec<String> {
+    pub(crate) fn literals(&self, chat_template: &str) -> Vec<String> {
         let text = self.template.as_deref().unwrap_or(chat_template);
         // A chat template is code: its marks stand in quotes.
         let words = text.split(|c: char| c.is_whitespace() || matches!(c, '\'' | '"' | '{' | '}' | '(' | ')'));

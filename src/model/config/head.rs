@@ -15,11 +15,17 @@ pub enum Head {
     Classification { labels: usize },
 }
 
-/// Classes of reward models that transformers does not have, by the name under which their trainers save them. All of them read the
-/// last token, whatever it is, but for INF-ORM's, which is a copy of transformers' own.
-const REWARD_CLASSES: [&str; 6] =
-    ["RewardModel", "GRewardModel", "LlamaRewardModel", "EurusRewardModel", "LlamaForScore", INFORM];
-const INFORM: &str = "INFORMForSequenceClassification";
+/// Classes of reward models that transformers does not have, by the name under which their trainers save them, and whether they look
+/// for the last token that is no padding, as copies of transformers' own do; the others read the last one, whatever it is.
+const REWARD_CLASSES: [(&str, bool); 7] = [
+    ("RewardModel", false),
+    ("GRewardModel", false),
+    ("LlamaRewardModel", false),
+    ("EurusRewardModel", false),
+    ("LlamaForScore", false),
+    ("INFORMForSequenceClassification", true),
+    ("Qwen2ForRewardModel", true), // Qwen2.5-Math-RM, WorldPM
+];
 
 /// How a classifier's head is read.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -81,20 +87,20 @@ pub(super) fn architecture(fields: &Fields) -> Result<(Family, Head, ScoreRules)
             _ => {}
         }
     }
-    if !REWARD_CLASSES.contains(&name.as_str()) {
+    let Some((_, skips_pad)) = REWARD_CLASSES.into_iter().find(|(class, _)| class == name) else {
         return Err(refuse(name));
-    }
+    };
     let kind = fields.text("model_type")?.unwrap_or("none");
     let family = Family::ALL.into_iter().find(|family| family.name().eq_ignore_ascii_case(kind)).ok_or_else(|| {
         let families = Family::ALL.map(|family| family.name().to_ascii_lowercase()).join(", ");
         fields.refuse("model_type", &format!("one of {families}"), kind, "use a checkpoint of one of these")
     })?;
-    classifier(fields, family, name == INFORM)
+    classifier(fields, family, skips_pad)
 }
 
 fn supported() -> String {
     let names: Vec<_> = Family::ALL.iter().map(|family| family.name()).collect();
-    let others = REWARD_CLASSES.join(", ");
+    let others = REWARD_CLASSES.map(|(class, _)| class).join(", ");
     format!("one of {{{}}} ForCausalLM or ForSequenceClassification, or of {others}", names.join(", "))
 }
 

@@ -41,6 +41,8 @@ fn reward_classes_of_others_are_known_by_name() {
     assert_eq!(read(class, json!({"num_labels": 1})).unwrap(), (1, None, None));
     let told = json!({"model_type": "llama", "pad_token_id": 5, "mean": 0.5, "std": 2.0});
     assert_eq!(read("RewardModel", told).unwrap(), (2, None, Some([0.5, 2.0])));
+    let math = json!({"model_type": "qwen2", "pad_token_id": 5, "num_labels": 1});
+    assert_eq!(read("Qwen2ForRewardModel", math).unwrap(), (1, Some(5), None));
     let off = json!({"model_type": "qwen3", "mean": 0.5, "std": 2.0, "normalize_reward": false});
     assert_eq!(read("RewardModel", off).unwrap(), (2, None, None));
     refused(read("RewardModel", json!({"mean": 0.5})), "expected model_type to be one of llama, mistral");

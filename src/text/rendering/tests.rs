@@ -173,3 +173,17 @@ fn escaped_text_cannot_speak_as_the_template() {
     assert_eq!(quiet.replace('\u{200b}', ""), loud);
     assert_eq!(tokenizer.escape("plain < text |>", &[]), "plain < text |>");
 }
+
+#[test]
+fn what_a_models_maker_gives_its_template_yields_to_what_was_typed() {
+    let dir = tempfile::tempdir().unwrap();
+    let put = |name: &str, value: Value| std::fs::write(dir.path().join(name), value.to_string()).unwrap();
+    put("tokenizer.json", tokenizer());
+    put("tokenizer_config.json", json!({"chat_template": "{{ a }}{{ b }}", "eos_token": "<|end|>"}));
+    put("generation_config.json", json!({"eos_token_id": 3, "chat_template_kwargs": {"a": "x", "b": "y"}}));
+    let typed = Arguments::from([("b".to_string(), json!("z"))]);
+    let rendering = Rendering::open_with(dir.path(), &LIMITS, &typed).unwrap();
+    assert_eq!(text(&rendering, &rendering.prompt_tokens(&Prompt::user("q")).unwrap()), "xz");
+    put("generation_config.json", json!({"chat_template_kwargs": ["a"]}));
+    refused(Rendering::open(dir.path(), &LIMITS), "expected chat_template_kwargs to be an object");
+}

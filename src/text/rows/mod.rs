@@ -22,6 +22,7 @@ pub(crate) use read::RowReader;
 #[cfg(test)]
 pub(crate) use read::parse;
 pub use read::read;
+pub(crate) use read::read_told;
 pub(crate) use write::RowWriter;
 
 /// Where a prompt may stand, the first that a row has counts. JailbreakBench's `Behavior` is a title, its `Goal` the prompt;

@@ -110,6 +110,12 @@ pub fn read(input: Option<&Path>, strict: bool) -> Result<Vec<Row>> {
     all(RowReader::open(input)?, strict)
 }
 
+/// Reads all rows of a file as rows of the list `told`, where that is given. Fails on any bad row.
+pub(crate) fn read_told(path: &Path, told: Option<Format>) -> Result<Vec<Row>> {
+    let reader = RowReader { told, ..RowReader::open(Some(path))? };
+    all(reader, true)
+}
+
 /// The rows of `bytes`, which is what `name` holds. Fails as [`read`] does.
 #[cfg(test)]
 pub(crate) fn parse(name: &str, bytes: &[u8], strict: bool) -> Result<Vec<Row>> {
