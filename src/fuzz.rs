@@ -18,10 +18,10 @@ use crate::judge::truth::Truth;
 use crate::model::adapter_file::AdapterFile;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::ModelConfig;
+use crate::probe::grammar::Grammar;
 use crate::probe::operators::mutate;
 use crate::probe::sampler::{Sampler, SamplerKind};
 use crate::probe::weights::SamplerWeights;
-use crate::probe::grammar::Grammar;
 use crate::repair::data::Failure;
 use crate::report;
 use crate::text::specials::Specials;
@@ -98,9 +98,25 @@ impl Reader {
 
 /// Of some formats the repository holds right files already; others lie in `fuzz/seeds`.
 const EXAMPLES: &[(&str, &[&str])] = &[
-    ("config", &["tests/golden/llama-reward/config.json", "tests/golden/llama3-reward/config.json", "tests/golden/qwen3-causal/config.json", "tests/golden/mistral-causal/config.json"]),
+    (
+        "config",
+        &[
+            "tests/golden/llama-reward/config.json",
+            "tests/golden/llama3-reward/config.json",
+            "tests/golden/qwen3-causal/config.json",
+            "tests/golden/mistral-causal/config.json",
+        ],
+    ),
     ("weights", &["tests/golden/llama-reward/model.safetensors"]),
-    ("adapter-config", &["tests/golden/llama-reward/adapter/adapter_config.json", "tests/golden-adapters/ranks/adapter_config.json", "tests/golden-adapters/pattern/adapter_config.json", "tests/golden-adapters/layers/adapter_config.json"]),
+    (
+        "adapter-config",
+        &[
+            "tests/golden/llama-reward/adapter/adapter_config.json",
+            "tests/golden-adapters/ranks/adapter_config.json",
+            "tests/golden-adapters/pattern/adapter_config.json",
+            "tests/golden-adapters/layers/adapter_config.json",
+        ],
+    ),
     ("adapter", &["tests/golden/llama-reward/adapter/adapter_model.safetensors"]),
     ("grammar", &["models/framing/grammar.json"]),
     ("lexicon", &["models/refusal.json"]),
@@ -118,7 +134,13 @@ const RIGHT: &[(&str, &str)] = &[
     ("fuzz/seeds/outcomes/two", "outcomes.jsonl"),
 ];
 
-const TEXTS: [&str; 5] = ["", "w12 w13\n w14", "  Hello, wörld!\r\n\r\n123 4567 [INST] </s>", "\u{0}\u{200b}e\u{301}한글", "aaaaaaaaaaaaaaaa"];
+const TEXTS: [&str; 5] = [
+    "",
+    "w12 w13\n w14",
+    "  Hello, wörld!\r\n\r\n123 4567 [INST] </s>",
+    "\u{0}\u{200b}e\u{301}한글",
+    "aaaaaaaaaaaaaaaa",
+];
 
 fn weights(folder: &Path) -> Result<()> {
     let checkpoint = Checkpoint::open(folder, &ModelConfig::open(folder)?)?;
@@ -161,7 +183,8 @@ fn template(folder: &Path) -> Result<()> {
     let config = ModelConfig::open(folder)?;
     let rendering = Rendering::open(folder, &config.limits())?;
     let turn = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
-    let chat = Prompt::Chat(vec![turn("system", "w1"), turn("user", "w2\nw3"), turn("assistant", "w4"), turn("user", "")]);
+    let chat =
+        Prompt::Chat(vec![turn("system", "w1"), turn("user", "w2\nw3"), turn("assistant", "w4"), turn("user", "")]);
     for prompt in [Prompt::user("w5 w6"), chat] {
         let _ = rendering.prompt_tokens(&prompt);
         let _ = rendering.with_answer(&prompt, "w7 w8");
@@ -173,9 +196,15 @@ fn template(folder: &Path) -> Result<()> {
 fn every_row(file: &Path) -> Result<()> {
     for row in rows::read(Some(file), false)? {
         for raw in [false, true] {
-            let _ = (row.asked(raw, None), row.answered(raw), row.exchange(raw, None), EvalRow::read(&row, None, raw, None));
+            let _ = (
+                row.asked(raw, None),
+                row.answered(raw),
+                row.exchange(raw, None),
+                EvalRow::read(&row, None, raw, None),
+            );
         }
-        let _ = (row.pairs(), row.calibration_pairs(), row.halves(), EvalRow::of_split(&row, None), Failure::read(&row));
+        let _ =
+            (row.pairs(), row.calibration_pairs(), row.halves(), EvalRow::of_split(&row, None), Failure::read(&row));
         let _ = (row.name(), row.reference(), row.number("reward"));
     }
     rows::read(Some(file), true)?.iter().try_for_each(|row: &Row| row.prompt(false).map(drop))

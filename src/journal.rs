@@ -20,6 +20,8 @@ use crate::error::{Error, Result};
 /// The file's name in a run directory.
 pub(crate) const NAME: &str = "journal.jsonl";
 
+const DAMAGED: &str = "restore the file, or begin a new run with another --out";
+
 /// Items of the first portion of a long question: enough to learn how fast they go.
 const FIRST: usize = 128;
 /// A portion may be so many times as large as the one before.
@@ -79,8 +81,7 @@ impl Journal {
             }
             // What is damaged may be torn; it is not if another line follows.
             if let Some((number, error)) = damage {
-                let remedy = "restore the file, or begin a new run with another --out";
-                let wrong = Error::file(&self.path, "one finished unit as JSON on every line", remedy);
+                let wrong = Error::file(&self.path, "one finished unit as JSON on every line", DAMAGED);
                 return Err(wrong(format!("line {number}: {error}")));
             }
             match serde_json::from_slice::<Line>(&line) {
@@ -132,11 +133,8 @@ impl Journal {
                 found
             })?;
             if !(1..=left.len()).contains(&found.len()) {
-                return Err(Error::Shape {
-                    op: "portion",
-                    expected: format!("1 to {} results", left.len()),
-                    found: found.len().to_string(),
-                });
+                let what = format!("1 to {} results under {}/{}", left.len(), self.stage, self.next - 1);
+                return Err(Error::file(&self.path, &what, DAMAGED)(found.len()));
             }
             // A portion that stands in the journal says how large they had become.
             let factor = seconds.map_or(1.0, |seconds: f64| (SECONDS / seconds).clamp(1.0 / GROWTH, GROWTH));
@@ -237,6 +235,14 @@ mod tests {
         let (_folder, journal) = journal("{\"unit\":\"a\",\"result\":\"text\"}\n");
         let error = journal.get::<f64>("a").unwrap_err().to_string();
         assert!(error.contains("the result of a"), "{error}");
+    }
+
+    #[test]
+    fn a_portion_of_more_results_than_items_is_damage() {
+        let (_folder, mut journal) = journal("{\"unit\":\"a/0\",\"result\":[1.0,2.0,3.0]}\n");
+        journal.stage("a");
+        let found = journal.portions(&[1, 2], |_| Ok(vec![NEVER().unwrap()]));
+        crate::error::refused(found, "expected 1 to 2 results under a/0, found 3; restore the file");
     }
 
     #[test]

@@ -116,7 +116,8 @@ impl Reading {
         make: impl Fn(&Row) -> Result<Vec<T>>,
         prompt: impl Fn(&T) -> Prompt,
     ) -> Result<Vec<T>> {
-        let (by_hashes, rows): (Vec<_>, Vec<_>) = read_told(path, told)?.into_iter().partition(Row::is_judged_by_hashes);
+        let (by_hashes, rows): (Vec<_>, Vec<_>) =
+            read_told(path, told)?.into_iter().partition(Row::is_judged_by_hashes);
         let rows = spread(rows, self.most);
         let Some(first) = rows.first() else {
             return Err(Error::file(path, "at least one row", "give a file with rows")("none"));

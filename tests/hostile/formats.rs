@@ -89,15 +89,25 @@ pub enum Format {
     Experiment,
     Grammar,
     Lexicon,
+    Guard,
     Run,
+    Journal,
+}
+
+/// A search of four queries over `grammar`.
+fn probe(data: &Folder, grammar: &str, more: &str) -> String {
+    format!(
+        "probe --policy models/framing/policy --reward models/framing/reward --judge model:models/judge --calibration \
+         {data}/calibration.jsonl --plausible {data}/discovery.jsonl --grammar {grammar} --queries 4 --max-new-tokens 4 {more}"
+    )
 }
 
 /// How many of a hundred inputs are of each.
 pub const SHARES: &[(Format, usize)] = &[
     (Format::Config, 16),
-    (Format::Tokenizer, 18),
-    (Format::Template, 12),
-    (Format::Weights, 12),
+    (Format::Tokenizer, 17),
+    (Format::Template, 11),
+    (Format::Weights, 11),
     (Format::Index, 4),
     (Format::AdapterConfig, 6),
     (Format::AdapterWeights, 6),
@@ -106,7 +116,9 @@ pub const SHARES: &[(Format, usize)] = &[
     (Format::Experiment, 6),
     (Format::Grammar, 2),
     (Format::Lexicon, 2),
-    (Format::Run, 4),
+    (Format::Guard, 2),
+    (Format::Run, 3),
+    (Format::Journal, 2),
 ];
 
 pub fn format_of(number: usize) -> Format {
@@ -128,6 +140,9 @@ pub struct Right {
     lexicon: String,
     experiment: String,
     search: Folder,
+    guard: String,
+    /// A search that is done, by name and content.
+    run: Vec<(String, Vec<u8>)>,
 }
 
 impl Right {
@@ -163,12 +178,19 @@ impl Right {
             );
         }
         let example = ares("run --example").expect(0, &[]).stdout;
+        let done = search.at("done");
+        ares(&probe(&search, "models/framing/grammar.json", &format!("--out {}", done.display()))).expect(0, &[]);
+        let files = fs::read_dir(done).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+        let run = files.map(|path| (path.file_name().unwrap().to_str().unwrap().to_string(), fs::read(path).unwrap()));
+        let run = run.collect();
         Right {
             reward,
             tokenizers: [words, rich, bpe, unigram].map(|tokenizer| tokenizer.to_string()).into(),
             grammar: fs::read_to_string("models/framing/grammar.json").unwrap(),
             lexicon: fs::read_to_string("models/refusal.json").unwrap(),
             experiment: example,
+            guard: fs::read_to_string("models/guard/guard.toml").unwrap(),
+            run,
             search,
         }
     }
@@ -263,16 +285,37 @@ impl Right {
             }
             Format::Grammar => {
                 folder.write("grammar.json", mutator.json(&self.grammar));
-                let data = &self.search;
-                format!(
-                    "probe --policy models/framing/policy --reward models/framing/reward --judge model:models/judge --calibration \
-                     {data}/calibration.jsonl --plausible {data}/discovery.jsonl --grammar {folder}/grammar.json --queries 4 \
-                     --max-new-tokens 4 --out {folder}/run"
-                )
+                probe(&self.search, &format!("{folder}/grammar.json"), &format!("--out {folder}/run"))
             }
             Format::Lexicon => {
                 folder.write("lexicon.json", mutator.json(&self.lexicon));
                 format!("judge --judge lexicon:{folder}/lexicon.json -i {folder}/rows.jsonl")
+            }
+            Format::Guard => {
+                let words = [
+                    "[[verdict]]",
+                    "harmful = 1.0",
+                    "refusal",
+                    "=",
+                    "nan",
+                    "-1",
+                    "[]",
+                    "\"\"",
+                    "texts",
+                    "template = \"{prompt}{response}\"",
+                    "'",
+                ];
+                folder.write("guard.toml", mutator.tokens(&self.guard, &words));
+                format!("judge --judge guard:models/guard,{folder}/guard.toml -i {folder}/rows.jsonl")
+            }
+            Format::Journal => {
+                fs::create_dir(folder.at("run")).unwrap();
+                for (name, right) in &self.run {
+                    let text = || std::str::from_utf8(right).unwrap();
+                    let damaged = if name == "journal.jsonl" { mutator.lines(text()) } else { right.clone() };
+                    folder.write(&format!("run/{name}"), damaged);
+                }
+                format!("probe --resume {folder}/run")
             }
             Format::Run => {
                 let which = mutator.below(2);
