@@ -148,6 +148,17 @@ DEVICE float warp_sum(float value) {
 /// A mean square that overflows would give 0, and its row a plausible nothing: it gives NaN, which is seen.
 DEVICE float rstd_of(float mean_square) { return rsqrtf(mean_square) + 0.0f * mean_square; }
 
+/// c·tanh(x/c) to some 1e-7 of c; x itself where c is 0.
+DEVICE float capped(float x, float cap) {
+    return cap > 0.0f ? cap * (1.0f - 2.0f / (exp2_fast(x * (2.0f * LOG2_E / cap)) + 1.0f)) : x;
+}
+
+/// The slope of that, by what came of it; of a hidden −∞ it is 0.
+DEVICE float cap_slope(float capped, float cap) {
+    float tanh = cap > 0.0f ? maximum(-1.0f, capped / cap) : 0.0f;
+    return 1.0f - tanh * tanh;
+}
+
 DEVICE float warp_maximum(float value) {
 #pragma unroll
     for (u32 mask = WARP / 2; mask > 0; mask /= 2) value = maximum(value, shuffle_xor(value, mask));

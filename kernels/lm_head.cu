@@ -1,8 +1,9 @@
-// The language-model head over a chunk of rows r: logits l = h·Wᵀ, log-probabilities, and the rows that W is multiplied with.
-//   lm_head_logits    chunk[r,v] = exp(l − m), stats[r, tile] = (m, Σ_{v ≠ target} exp(l − m)), and l[r, target]; m is the
+// The language-model head over a chunk of rows r: logits l = h·Wᵀ (capped: c·tanh(h·Wᵀ/c), of slope s = 1 − (l/c)²),
+// log-probabilities, and the rows that W is multiplied with.
+//   lm_head_logits    chunk[r,v] = exp(l − m)·s, stats[r, tile] = (m, Σ_{v ≠ target} exp(l − m)), and l[r, target]; m is the
 //                     largest logit of a row's tile, all from the f32 sums
 //   lm_head_combine   lse = log Σ exp l, logprob = l[target] − lse, log_rest = log((Σ_{v ≠ target} exp l) / Σ exp l)
-//   lm_head_gradient  chunk[r,v] = 1[v = target] − p(v), in place
+//   lm_head_gradient  chunk[r,v] = (1[v = target] − p(v))·s, in place
 // and for KL(π_0 ‖ π_θ) = (lse − lse_0) − Σ p_0·(l − l_0), both models in one product (its own section below).
 // A block owns BLOCK_M × BLOCK_N logits (tile.cuh), then a warp a row, then a block a row. BLOCK_N is the same for any number
 // of rows, and sums run over tiles in a fixed order: a row's bits depend on itself alone. Everything is overwritten.
@@ -121,6 +122,7 @@ struct HeadParams {
     u32 first, rows;  // the chunk's among all
     u32 vocab, cols, tiles;
     u32 chunk_stride, h_stride, w_stride;
+    float softcap;  // 0: none
 };
 
 /// The block's first row and column, and its tile of columns. All rows of the chunk meet one tile of W before the next: W is
@@ -138,6 +140,14 @@ DEVICE Place tile_logits(Sums& sums, Rows& most, Shared& shared, const HeadParam
     u64 at = static_cast<u64>(p.first) * p.h_stride;
     Heads from = {{p.h + at, p.h_stride, 0, p.rows, p.cols}, {p.w, p.w_stride, 0, p.vocab, p.cols}, PAIRS ? p.h0 + at : nullptr, row, col};
     multiply<false, false>(sums, shared.stages, from, (p.cols + BLOCK_K - 1) / BLOCK_K);
+    if (p.softcap > 0.0f) {
+#pragma unroll
+        for (u32 i = 0; i < WARP_M / 16; i++)
+#pragma unroll
+            for (u32 j = 0; j < WARP_N / 8; j++)
+#pragma unroll
+                for (u32 e = 0; e < 4; e++) sums[i][j][e] = capped(sums[i][j][e], p.softcap);
+    }
     largest(most, sums, shared, col, p.vocab);
     return {row, col, tile};
 }
@@ -163,6 +173,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) lm_head_logits(const HeadParams
                     if (v == target && r < p.rows) p.stats[static_cast<u64>(2) * p.rows * p.tiles + r] = logit;
                     sums[i][j][e] = exp_fast(logit - most[i][half]);
                     rest[i][half] += v == target ? 0.0f : sums[i][j][e];
+                    if (p.softcap > 0.0f) sums[i][j][e] *= cap_slope(logit, p.softcap);
                 }
         }
     join_rows<false>(rest, shared.out.sums);
@@ -210,6 +221,7 @@ KERNEL __launch_bounds__(THREADS) lm_head_gradient(const HeadParams p) {
     u32 row = p.first + blockIdx.x, target = p.targets[row];
     bf16x8* mine = reinterpret_cast<bf16x8*>(p.chunk + static_cast<u64>(blockIdx.x) * p.chunk_stride);
     const float* maxima = p.stats + static_cast<u64>(blockIdx.x) * p.tiles * 2;
+    float slope = cap_slope(p.stats[static_cast<u64>(2) * p.rows * p.tiles + blockIdx.x], p.softcap);
     for (u32 i = threadIdx.x; i < p.chunk_stride / CHUNK; i += THREADS) {
         float scale = -exp_fast(maxima[i * CHUNK / BLOCK_N * 2] - p.lse[row]);
         bf16x8 part = mine[i];
@@ -217,7 +229,7 @@ KERNEL __launch_bounds__(THREADS) lm_head_gradient(const HeadParams p) {
         for (u32 j = 0; j < CHUNK; j++) {
             float value = to_float(part.v[j]) * scale;
             // 1 − p from the other tokens' sum: nothing is lost where p is nearly 1.
-            if (i * CHUNK + j == target) value = exp_fast(p.log_rest[row]);
+            if (i * CHUNK + j == target) value = exp_fast(p.log_rest[row]) * slope;
             part.v[j] = i * CHUNK + j < p.vocab ? to_bf16(value) : bf16{0};
         }
         mine[i] = part;
@@ -228,8 +240,9 @@ KERNEL __launch_bounds__(THREADS) lm_head_gradient(const HeadParams p) {
 // Rows of h (π_θ) and h0 (π_0) alternate by 16 in the tile, so a thread holds both logits of the same (row, token). With
 // m, m0 the tile's maxima, e0 = exp(l0 − m0) and y = exp((l − m) − (l0 − m0)) − 1:
 //   p_0 = e0·exp(m0 − lse_0),  p − p_0 = p_0·(y·k + (k − 1)),  k = exp((m − m0) − (lse − lse_0))
+// and where logits are capped both sides of the last are times π_θ's s.
 // Both are small where the models agree, so rounding y to bf16 costs the difference an ulp, not the probabilities.
-// chunk = y, chunk0 = e0, then chunk = p − p_0; stats[r, tile] = (m, s, m0, s0, Σ e0·(l − l0)), after them (lse, lse_0).
+// chunk = y, chunk0 = e0·s, then chunk = (p − p_0)·s; stats[r, tile] = (m, s, m0, s0, Σ e0·(l − l0)), after them (lse, lse_0).
 
 constexpr u32 KL_STATS = 5;
 
@@ -259,6 +272,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) lm_head_kl_logits(const __grid_
                     logit0 = exp_fast(logit0 - most[i + 1][half]);
                     total[i + 1][half] += logit0;
                     cross[i][half] += logit0 * apart;
+                    if (p.softcap > 0.0f) logit0 *= cap_slope(logit, p.softcap);
                     logit = exp_minus_one(ratio < LARGEST_EXPONENT ? ratio : LARGEST_EXPONENT);
                 }
         }

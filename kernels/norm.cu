@@ -1,11 +1,12 @@
 // RMSNorm. One warp owns one row; ROWS_PER_BLOCK comes from src/ops/norm/cuda.rs.
-//   forward   y[t,c] = (w[c] + offset) * x[t,c] * rstd[t],  rstd[t] = (mean_c x^2 + eps)^-1/2
+//   forward   y[t,c] = (w[c] + offset) * x[t,c] * rstd[t] (+ residual[t,c]),  rstd[t] = (mean_c x^2 + eps)^-1/2
 //   backward  dx[t,c] += rstd * (g[c]*dy[t,c] - x[t,c] * rstd^2 * mean_k(g*dy*x)),  g = w + offset
 // dx is accumulated: x is the residual stream, which other branches also feed. Rows lie `stride` apart, a multiple of 8,
 // zeros past `cols`.
 #include "device.cuh"
 
 struct NormParams {
+    const bf16* /*or null*/ residual;
     u32 rows, cols, stride;
     float eps, offset;
 };
@@ -26,9 +27,10 @@ norm_forward(bf16* y, float* rstd, const bf16* x, const bf16* w, const NormParam
     if (lane == 0) rstd[row] = scale;
     bf16x8* to = reinterpret_cast<bf16x8*>(y + static_cast<u64>(row) * stride);
     for (u32 i = lane; i < stride / 8; i += WARP) {
-        bf16x8 part = from[i], gain = reinterpret_cast<const bf16x8*>(w)[i];
+        bf16x8 part = from[i], gain = reinterpret_cast<const bf16x8*>(w)[i], more = {};
+        if (p.residual) more = reinterpret_cast<const bf16x8*>(p.residual + static_cast<u64>(row) * stride)[i];
 #pragma unroll
-        for (u32 j = 0; j < 8; j++) part.v[j] = to_bf16((to_float(gain.v[j]) + p.offset) * to_float(part.v[j]) * scale);
+        for (u32 j = 0; j < 8; j++) part.v[j] = to_bf16((to_float(gain.v[j]) + p.offset) * to_float(part.v[j]) * scale + to_float(more.v[j]));
         to[i] = part;
     }
 }

@@ -1,7 +1,7 @@
 // The next token of each sequence from its row of f32 logits (V of them). One block owns a row; a thread owns a run of
 // neighbouring ids, so sums over the vocabulary go by id, in an order that depends on V alone. THREADS comes from
 // src/ops/sample/cuda.rs.
-//   greedy  the largest logit, the lowest id on a tie
+//   greedy  the largest logit, the lowest id on a tie; as everywhere, of capped logits where there is a cap
 //   draw    weights exp((l - max)/temperature); top-k and top-p keep the largest (the lowest ids on a tie); the token at which
 //           the running sum of kept weights passes u of their total, u = Philox4x32-10(seed, id, position)
 #include "device.cuh"
@@ -106,15 +106,15 @@ DEVICE Kept keep_share(Shared& shared, const float* weights, Run run, Kept kept,
     return {kept.bits, ties};
 }
 
-KERNEL __launch_bounds__(THREADS) sample_greedy(u32* tokens, const float* logits, u32 vocab) {
+KERNEL __launch_bounds__(THREADS) sample_greedy(u32* tokens, const float* logits, u32 vocab, float softcap) {
     Shared& shared = shared_memory<Shared>();
     const float* row = logits + static_cast<u64>(blockIdx.x) * vocab;
     float best = -INFINITE;
     for (u32 i = threadIdx.x; i < vocab; i += THREADS) best = maximum(best, row[i]);
-    best = block_maximum<THREADS / WARP>(best, shared.floats);
+    best = capped(block_maximum<THREADS / WARP>(best, shared.floats), softcap);
     u32 first = vocab;
     for (u32 i = threadIdx.x; i < vocab; i += THREADS) {
-        if (row[i] == best) {
+        if (capped(row[i], softcap) == best) {
             first = i;
             break;
         }
@@ -132,7 +132,7 @@ struct DrawParams {
     const u32* positions;
     u64 seed;
     u32 vocab, top_k;
-    float temperature, top_p;
+    float temperature, top_p, softcap;
 };
 
 KERNEL __launch_bounds__(THREADS) sample_draw(u32* tokens, float* logits, const DrawParams p) {
@@ -142,9 +142,9 @@ KERNEL __launch_bounds__(THREADS) sample_draw(u32* tokens, float* logits, const 
     Run run = own_run(vocab);
     float best = -INFINITE;
     for (u32 i = run.first; i < run.last; i++) best = maximum(best, row[i]);
-    best = block_maximum<THREADS / WARP>(best, shared.floats);
+    best = capped(block_maximum<THREADS / WARP>(best, shared.floats), p.softcap);
     float inverse = 1.0f / p.temperature;
-    for (u32 i = run.first; i < run.last; i++) row[i] = exp2_fast((row[i] - best) * inverse * LOG2_E);
+    for (u32 i = run.first; i < run.last; i++) row[i] = exp2_fast((capped(row[i], p.softcap) - best) * inverse * LOG2_E);
     Kept kept = {0, 0xffffffffu};
     if (p.top_k > 0 && p.top_k < vocab) kept = keep_count(shared, row, run, p.top_k);
     if (p.top_p < 1.0f) {

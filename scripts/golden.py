@@ -29,6 +29,7 @@ import importlib.metadata
 import json
 import math
 import shutil
+import sys
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,15 @@ def cases() -> list[Case]:
                       "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 0.02,
                       "attention_bias": False, "sliding_window": None, "use_sliding_window": False,
                       "max_window_layers": 2, "tie_word_embeddings": False}
+    # `gelu` is what the first release said and never meant. √C and 1/√e are no powers of two.
+    gemma = common | {"model_type": "gemma", "hidden_size": 44, "intermediate_size": 72, "num_hidden_layers": 2,
+                      "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 24, "rms_norm_eps": 0.02,
+                      "hidden_act": "gelu", "attention_bias": False}
+    # Caps that bend what they cap; every other layer looks through the window.
+    gemma2 = common | {"model_type": "gemma2", "hidden_size": 44, "intermediate_size": 72, "num_hidden_layers": 3,
+                       "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 0.02,
+                       "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "sliding_window": 7,
+                       "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.5, "final_logit_softcapping": 4.0}
     v4, v5 = False, True
     return [
         Case("llama-causal", "LlamaForCausalLM", llama | spelled(v4, 10000.0, None)),
@@ -126,6 +136,11 @@ def cases() -> list[Case]:
         Case("qwen3-causal", "Qwen3ForCausalLM", qwen3 | windowed | spelled(v5, 1000000.0, None)),
         Case("qwen3-reward", "Qwen3ForSequenceClassification",
              qwen3 | one | spelled(v5, 1000000.0, None, "bfloat16"), 1, dtype="bfloat16"),
+        Case("gemma-causal", "GemmaForCausalLM", gemma | spelled(v4, 10000.0, None)),
+        Case("gemma-reward", "GemmaForSequenceClassification",
+             gemma | {"hidden_act": "gelu_pytorch_tanh"} | one | spelled(v5, 10000.0, None, "bfloat16"), 1, dtype="bfloat16"),
+        Case("gemma2-causal", "Gemma2ForCausalLM", gemma2 | spelled(v5, 10000.0, None)),
+        Case("gemma2-reward", "Gemma2ForSequenceClassification", gemma2 | one | spelled(v4, 10000.0, None), 1),
     ]
 
 
@@ -142,9 +157,12 @@ def random_parameter(case: Case, name: str, like: torch.Tensor) -> torch.Tensor:
     generator = random_for(f"{case.name}/{name}")
     if like.dim() == 1:
         uniform = torch.rand(like.shape, generator=generator)
-        return uniform - 0.5 if name.endswith("bias") else uniform + 0.5
-    tied = case.config["tie_word_embeddings"] and not case.labels
-    scale = {"embed_tokens": 0.4 if tied else 1.0, "lm_head": 1.5 / math.sqrt(like.shape[1])}
+        # Gemma's gains are 1 + w.
+        return uniform - 0.5 if name.endswith("bias") or "Gemma" in case.architecture else uniform + 0.5
+    tied = case.config.get("tie_word_embeddings", True) and not case.labels
+    # Gemma's embedding comes out √C times as large.
+    small = 0.15 if "Gemma" in case.architecture else 0.4 if tied else 1.0
+    scale = {"embed_tokens": small, "lm_head": 1.5 / math.sqrt(like.shape[1])}
     scale |= {"lora_A": 1.0 / math.sqrt(like.shape[1]), "lora_B": 0.1}
     part = next((part for part in scale if part in name), None)
     return torch.randn(like.shape, generator=generator) * scale.get(part, 1.2 / math.sqrt(like.shape[1]))
@@ -295,5 +313,7 @@ def write(case: Case) -> None:
 if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
     logging.disable_progress_bar()
+    # Names on the command line: these folders alone.
     for each in cases():
-        write(each)
+        if not sys.argv[1:] or each.name in sys.argv[1:]:
+            write(each)

@@ -19,7 +19,7 @@ const ORDER: &[&[&str]] = &[
     &["probe", "detect"],
     &["run", "bench"],
     &["report"], // reads what a run has written; a run knows nothing of its report
-    &["cli"],
+    &["cli", "fuzz"],
     &["main"],
 ];
 

@@ -98,9 +98,11 @@ class Model:
             _apply_liger_kernel(json.loads((Path(self.folder) / "config.json").read_text())["model_type"])
         flash = self.device == "cuda" and setting.dtype == "bf16" and setting.layout == "packed"
         flash = flash and importlib.util.find_spec("flash_attn")
+        # sdpa knows no cap of scores.
+        capped = json.loads((Path(self.folder) / "config.json").read_text()).get("attn_logit_softcapping")
         model, info = auto.from_pretrained(
             self.folder, dtype=DTYPES[setting.dtype], output_loading_info=True,
-            attn_implementation="flash_attention_2" if flash else "sdpa",
+            attn_implementation="flash_attention_2" if flash else "eager" if capped else "sdpa",
         )
         if info["missing_keys"]:
             raise ValueError(f"{self.folder}: expected all weights, found no {', '.join(sorted(info['missing_keys']))}")

@@ -173,7 +173,7 @@ impl<B: Ops> List<'_, '_, B> {
         let table = self.weight(config.vocab_size, config.hidden_size)?;
         let mut x = self.out(rows, config.hidden_size)?;
         let cost = rows::cost(rows as u64, config.hidden_size as u64, Self::ACT);
-        (self.visit)("embed", cost, &mut || ops.embed(&mut x, &tables.tokens, &table))
+        (self.visit)("embed", cost, &mut || ops.embed(&mut x, &tables.tokens, &table, 1.0))
     }
 
     fn norm(&mut self, t: usize) -> Result<()> {
@@ -182,7 +182,7 @@ impl<B: Ops> List<'_, '_, B> {
         let (mut y, mut rstd, mut dx) = (self.out(t, c)?, Tensor::zeros(ops, t, 1)?, self.act(t, c)?);
         let costs = norm::costs(t as u64, c as u64, Self::ACT);
         (self.visit)("norm, forward", costs[0], &mut || {
-            ops.norm_forward(NormForward { y: &mut y, rstd: &mut rstd, x, w, spec })
+            ops.norm_forward(NormForward { y: &mut y, rstd: &mut rstd, x, w, residual: None, spec })
         })?;
         (self.visit)("norm, backward", costs[1], &mut || {
             ops.norm_backward(NormBackward { dx: &mut dx, dy, x, rstd: &rstd, w, spec })
@@ -211,9 +211,9 @@ impl<B: Ops> List<'_, '_, B> {
         let mut p = self.product(t, &parts, config.hidden_size)?;
         let rotate = qkv::rotate_cost(t as u64, spec.rotated() as u64, Self::ACT);
         let costs = p.costs().map(|cost| cost + rotate);
-        p.bias = config.qkv_bias.then(|| self.act(1, spec.width())).transpose()?;
-        let qk_norm = if config.qk_norm { Some((self.act(1, e)?, self.act(1, e)?)) } else { None };
-        let mut raw = self.out(t, if config.qk_norm { spec.rotated() } else { 0 })?;
+        p.bias = config.traits.qkv_bias.then(|| self.act(1, spec.width())).transpose()?;
+        let qk_norm = if config.traits.qk_norm { Some((self.act(1, e)?, self.act(1, e)?)) } else { None };
+        let mut raw = self.out(t, if config.traits.qk_norm { spec.rotated() } else { 0 })?;
         let rope = Rope::new(ops, &config.rope.inv_freq(e), t)?;
         let rotation = || Rotation { qk_norm: qk_norm.as_ref(), positions, rope: &rope, spec };
         (self.visit)("qkv, forward", costs[0], &mut || ops.qkv_forward(p.forward(), &mut raw, rotation()))?;
@@ -273,14 +273,23 @@ impl<B: Ops> List<'_, '_, B> {
         let (ops, rows, targets, config) = (self.ops, tables.rows.rows(), &tables.targets, &self.shape.config);
         let (vocab, c, act) = (config.vocab_size, config.hidden_size, Self::ACT);
         let (h, mut dh, w) = (&self.act(rows, c)?, self.out(rows, c)?, &self.weight(vocab, c)?);
+        let softcap = config.logit_cap;
         let (mut out, mut chunk) = (HeadRows::with_capacity(ops, rows)?, self.out(B::lm_head_chunk(vocab), vocab)?);
         let sizes = [rows, vocab, c].map(|n| n as u64);
         let [forward, both] = lm_head::costs(sizes[0], sizes[1], sizes[2], act);
         (self.visit)("lm_head, forward", forward, &mut || {
-            ops.lm_head_forward(LmHeadForward { out: &mut out, dh: None, chunk: &mut chunk, h, targets, w })
+            ops.lm_head_forward(LmHeadForward { out: &mut out, dh: None, chunk: &mut chunk, h, targets, w, softcap })
         })?;
         (self.visit)("lm_head, both ways", both, &mut || {
-            ops.lm_head_forward(LmHeadForward { out: &mut out, dh: Some(&mut dh), chunk: &mut chunk, h, targets, w })
+            ops.lm_head_forward(LmHeadForward {
+                out: &mut out,
+                dh: Some(&mut dh),
+                chunk: &mut chunk,
+                h,
+                targets,
+                w,
+                softcap,
+            })
         })?;
         let (w, mut r, dr) = (&self.numbers(1, c)?, self.numbers(rows, 1)?, &self.numbers(rows, 1)?);
         let mut dw = self.numbers(1, c)?;
@@ -312,6 +321,7 @@ impl<B: Ops> List<'_, '_, B> {
         let (ops, shape) = (self.ops, self.shape);
         let (rows, spec, act) = (shape.sequences, shape.config.block_spec(0).attention, Self::ACT);
         let (vocab, c, length) = (shape.config.vocab_size, shape.config.hidden_size, shape.length);
+        let softcap = shape.config.logit_cap;
         let mut cache = ops.kv_cache(rows, length, spec)?;
         let mut table = SlotTable::with_capacity(ops, rows)?;
         let (y, mut o) = (self.act(rows, spec.width())?, self.out(rows, spec.heads * spec.head_dim)?);
@@ -335,7 +345,8 @@ impl<B: Ops> List<'_, '_, B> {
         {
             let spec = SampleSpec { temperature, top_k, top_p, seed: 1 };
             (self.visit)(name, product + written, &mut || {
-                ops.sample(SampleTokens { tokens: &mut next, logits: &mut logits, h: &h, table: &keys, w: &w, spec })
+                let (tokens, logits) = (&mut next, &mut logits);
+                ops.sample(SampleTokens { tokens, logits, h: &h, table: &keys, w: &w, softcap, spec })
             })?;
         }
         Ok(())

@@ -84,8 +84,12 @@ impl Inspection {
     fn of(config: &ModelConfig) -> Inspection {
         let extras = [
             (config.tie_word_embeddings && config.head == Head::Causal, "tied embeddings"),
-            (config.qkv_bias, "biases on q, k, v"),
-            (config.qk_norm, "norm over q and k"),
+            (config.traits.qkv_bias, "biases on q, k, v"),
+            (config.traits.qk_norm, "norm over q and k"),
+            (config.traits.post_norms, "norms after both halves of a block"),
+            (config.traits.scaled_embedding, "scaled embedding"),
+            (config.attention_cap.is_some(), "capped scores of attention"),
+            (config.logit_cap.is_some() && config.head == Head::Causal, "capped logits"),
         ];
         let extras: Vec<&str> = extras.into_iter().filter_map(|(has, name)| has.then_some(name)).collect();
         let head = match config.head {

@@ -17,9 +17,10 @@ pub struct Block<B: Ops> {
     pub qkv_bias: Option<Tensor<B>>,             // (1, (h + 2k)·e)
     pub qk_norm: Option<(Tensor<B>, Tensor<B>)>, // (1, e) each: q's gain, k's gain
     pub o: B::Weight,                            // (C, h·e)
-    pub post_norm: Tensor<B>,                    // (1, C)
+    pub mid_norm: Tensor<B>,                     // (1, C), before the feed-forward
     pub gate_up: B::Weight,                      // (2F, C)
     pub down: B::Weight,                         // (C, F)
+    pub post_norms: Option<[Tensor<B>; 2]>,      // (1, C) each: of what o and down give
     pub spec: BlockSpec,
 }
 
@@ -41,6 +42,8 @@ pub struct Widths {
     /// q∣k where a q/k norm needs them raw, else 0.
     pub raw: usize,
     pub feed_forward: usize,
+    /// C where o's and down's outputs have norms of their own, else 0.
+    pub normed: usize,
     /// LoRA rank; 0 without an adapter.
     pub rank: usize,
 }
@@ -69,6 +72,10 @@ tensors! {
         gate_up: B::Act = [rows, 2 * w.feed_forward],
         gate_up_xa: B::Act = [rows, 2 * w.rank],
         down_xa: B::Act = [rows, w.rank],
+        o_y: B::Act = [rows, w.normed], // before its norm
+        rstd_o: f32 = [rows, 1],
+        down_y: B::Act = [rows, w.normed],
+        rstd_down: f32 = [rows, 1],
     }
 }
 
@@ -82,8 +89,13 @@ tensors! {
         d_qkv_xa: B::Act = [back, 3 * w.rank],
         d_gate_up_xa: B::Act = [back, 2 * w.rank],
         d_xa: B::Act = [back, w.rank],
+        d_y: B::Act = [back, w.normed],
     }
 }
+
+/// Of the norm after a product: its input, which is saved, its rstd, its gain.
+type PostNormOut<'a, B> = (&'a mut Tensor<B>, &'a mut Tensor<B, f32>, &'a Tensor<B>);
+type PostNormIn<'a, B> = (&'a Tensor<B>, &'a Tensor<B, f32>, &'a Tensor<B>);
 
 /// Which keys a row may see.
 pub enum Keys<'a, B: Ops> {
@@ -161,16 +173,49 @@ impl<B: Ops> Block<B> {
         t: &mut BlockScratch<B>,
         lora: Option<&BlockLora<B>>,
     ) -> Result<()> {
-        let (spec, weights) = (&self.spec, self.products(lora));
+        let (spec, weights, norms) = (&self.spec, self.products(lora), self.post_norms());
         let product = LinearForward { y: &mut s.mid, xa: &mut s.o_xa, x: o, weights: weights.o };
-        ops.linear_forward(product, Some(x))?; // 4
+        self.add(ops, product, x, norms.map(|[w, _]| (&mut s.o_y, &mut s.rstd_o, w)))?; // 4
         let (y, rstd) = (&mut s.n_post, &mut s.rstd_post);
-        ops.norm_forward(NormForward { y, rstd, x: &s.mid, w: &self.post_norm, spec: spec.norm })?; // 5
+        ops.norm_forward(NormForward { y, rstd, x: &s.mid, w: &self.mid_norm, residual: None, spec: spec.norm })?; // 5
         let (y, xa) = (&mut s.gate_up, &mut s.gate_up_xa);
         let product = LinearForward { y, xa, x: &s.n_post, weights: weights.gate_up };
         ops.gate_up_forward(&mut t.act, product, spec.gate_up)?; // 6
         let product = LinearForward { y: out, xa: &mut s.down_xa, x: &t.act, weights: weights.down };
-        ops.linear_forward(product, Some(&s.mid)) // 7
+        self.add(ops, product, &s.mid, norms.map(|[_, w]| (&mut s.down_y, &mut s.rstd_down, w))) // 7
+    }
+
+    fn post_norms(&self) -> Option<[&Tensor<B>; 2]> {
+        self.post_norms.as_ref().map(|[o, down]| [o, down])
+    }
+
+    /// Overwrites `product.y` with the residual stream plus the product, by way of `norm` where that is given.
+    fn add(
+        &self,
+        ops: &B,
+        product: LinearForward<B>,
+        residual: &Tensor<B>,
+        norm: Option<PostNormOut<B>>,
+    ) -> Result<()> {
+        let Some((x, rstd, w)) = norm else { return ops.linear_forward(product, Some(residual)) };
+        let LinearForward { y, .. } = product;
+        ops.linear_forward(LinearForward { y: x, ..product }, None)?;
+        ops.norm_forward(NormForward { y, rstd, x, w, residual: Some(residual), spec: self.spec.norm })
+    }
+
+    /// The gradient of a product's output: `dy`, the residual stream's, or where a norm stands between what becomes of that, in
+    /// `d_y`.
+    fn before_norm<'a>(
+        &self,
+        ops: &B,
+        d_y: &'a mut Tensor<B>,
+        dy: &'a Tensor<B>,
+        norm: Option<PostNormIn<B>>,
+    ) -> Result<&'a Tensor<B>> {
+        let Some((x, rstd, w)) = norm else { return Ok(dy) };
+        d_y.clear(ops)?;
+        ops.norm_backward(NormBackward { dx: d_y, dy, x, rstd, w, spec: self.spec.norm })?;
+        Ok(d_y)
     }
 
     /// Overwrites `s.qkv`; `s.x` is the input.
@@ -184,7 +229,7 @@ impl<B: Ops> Block<B> {
     ) -> Result<()> {
         let weights = self.products(lora).qkv;
         let (y, rstd) = (&mut s.n_in, &mut s.rstd_in);
-        ops.norm_forward(NormForward { y, rstd, x: &s.x, w: &self.input_norm, spec: self.spec.norm })?; // 1
+        ops.norm_forward(NormForward { y, rstd, x: &s.x, w: &self.input_norm, residual: None, spec: self.spec.norm })?; // 1
         let product = LinearForward { y: &mut s.qkv, xa: &mut s.qkv_xa, x: &s.n_in, weights };
         ops.qkv_forward(product, &mut s.raw, self.rotation(positions, rope)) // 2
     }
@@ -202,20 +247,22 @@ impl<B: Ops> Block<B> {
         t: &mut BlockScratch<B>,
         lora: &BlockLora<B>,
     ) -> Result<()> {
-        let (spec, weights) = (&self.spec, self.products(Some(lora)));
+        let (spec, weights, norms) = (&self.spec, self.products(Some(lora)), self.post_norms());
         let [_, go, gu, gd] = grad.each_mut().map(Some);
         ops.activate(&mut t.act, &s.gate_up, spec.gate_up)?; // 6, again
         let (dxa, x, xa) = (&mut t.d_xa, &t.act, &s.down_xa);
         let product = LinearBackward { dx: Some(&mut t.d_act), grad: gd, dxa, x, xa, weights: weights.down };
-        ops.linear_backward(product, dx)?; // 7
+        let dy = self.before_norm(ops, &mut t.d_y, dx, norms.map(|[_, w]| (&s.down_y, &s.rstd_down, w)))?;
+        ops.linear_backward(product, dy)?; // 7
         let (dxa, x, xa) = (&mut t.d_gate_up_xa, &s.n_post, &s.gate_up_xa);
         let product = LinearBackward { dx: Some(&mut t.d_n), grad: gu, dxa, x, xa, weights: weights.gate_up };
         ops.gate_up_backward(product, &mut s.gate_up, &t.d_act, spec.gate_up)?; // 6
-        let (dy, rstd, w) = (&t.d_n, &s.rstd_post, &self.post_norm);
+        let (dy, rstd, w) = (&t.d_n, &s.rstd_post, &self.mid_norm);
         ops.norm_backward(NormBackward { dx, dy, x: &s.mid, rstd, w, spec: spec.norm })?; // 5
         let (dxa, xa) = (&mut t.d_xa, &s.o_xa);
         let product = LinearBackward { dx: Some(d_o), grad: go, dxa, x: o, xa, weights: weights.o };
-        ops.linear_backward(product, dx) // 4
+        let dy = self.before_norm(ops, &mut t.d_y, dx, norms.map(|[w, _]| (&s.o_y, &s.rstd_o, w)))?;
+        ops.linear_backward(product, dy) // 4
     }
 
     /// Adds to `dx` (T, C), as `rest_backward` left it, what comes by way of attention, whose gradient is `d_o` (T, h·e), and to

@@ -291,17 +291,18 @@ pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(crate) fn promised(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let ModelConfig { vocab_size: v, hidden_size: c, head_dim: d, .. } = *config;
     let mut layer: Vec<(String, Vec<usize>)> = Vec::new();
-    for norm in ["input_layernorm.weight", "post_attention_layernorm.weight"] {
-        layer.push((norm.into(), vec![c]));
+    let (before, after) = config.norm_names();
+    for norm in before.into_iter().chain(after.into_iter().flatten()) {
+        layer.push((format!("{norm}.weight"), vec![c]));
     }
     for projection in Projection::ALL {
         let (outputs, inputs) = projection.shape(config);
         layer.push((format!("{}.weight", projection.path()), vec![outputs, inputs]));
-        if config.qkv_bias && Projection::FUSED[0].contains(&projection) {
+        if config.traits.qkv_bias && Projection::FUSED[0].contains(&projection) {
             layer.push((format!("{}.bias", projection.path()), vec![outputs]));
         }
     }
-    if config.qk_norm {
+    if config.traits.qk_norm {
         layer.extend(["q", "k"].map(|x| (format!("self_attn.{x}_norm.weight"), vec![d])));
     }
     let mut all = vec![(EMBEDDING.to_string(), vec![v, c])];

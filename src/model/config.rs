@@ -2,17 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use crate::error::{Error, Result};
+use crate::ops::Activation;
 use crate::text::IdLimits;
 use crate::text::fields::{Fields, brief};
 
+mod family;
 mod head;
 mod rope;
 #[cfg(test)]
 pub(super) mod tests;
 
+pub use family::Family;
+pub(crate) use family::Traits;
 pub use head::Head;
 pub(crate) use head::ScoreRules;
 use head::{architecture, label_names};
@@ -21,28 +23,6 @@ pub(crate) use rope::RopeConfig;
 /// Deeper than any model there is, and longer than any context: a damaged number must not ask for terabytes.
 const MAX_LAYERS: usize = 10_000;
 const MAX_POSITIONS: usize = 1 << 24;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Family {
-    Llama,
-    Mistral,
-    Qwen2,
-    Qwen3,
-}
-
-impl Family {
-    pub(crate) const ALL: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
-
-    /// The name as it begins transformers' class names.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Family::Llama => "Llama",
-            Family::Mistral => "Mistral",
-            Family::Qwen2 => "Qwen2",
-            Family::Qwen3 => "Qwen3",
-        }
-    }
-}
 
 /// Architecture and sizes of one checkpoint.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,10 +48,15 @@ pub struct ModelConfig {
     pub(crate) max_position_embeddings: usize,
     /// The LM head is the embedding, transposed.
     pub(crate) tie_word_embeddings: bool,
-    /// Biases on q, k and v (Qwen2); never on the other projections.
-    pub(crate) qkv_bias: bool,
-    /// RMSNorm over each head of q and k (Qwen3).
-    pub(crate) qk_norm: bool,
+    /// What its family does beside the others.
+    pub(crate) traits: Traits,
+    pub(crate) activation: Activation,
+    /// Scores of attention are q·k times this.
+    pub(crate) attention_scale: f32,
+    /// Scores s of attention are c·tanh(s/c).
+    pub(crate) attention_cap: Option<f32>,
+    /// So are the LM head's logits.
+    pub(crate) logit_cap: Option<f32>,
     pub(crate) rope: RopeConfig,
     /// What ends a turn: config.json's and generation_config.json's, each once. May be empty.
     pub eos_token_ids: Vec<u32>,
@@ -173,6 +158,7 @@ impl ModelConfig {
             size if size <= most => Ok(size),
             size => Err(fields.wrong(key, &format!("at most {most}"), &size.to_string())),
         };
+        let (attention_scale, [attention_cap, logit_cap]) = family.scores(fields, head_dim)?;
         let layers = at_most("num_hidden_layers", MAX_LAYERS)?;
         let max_position_embeddings = at_most("max_position_embeddings", MAX_POSITIONS)?;
         let mut config = ModelConfig {
@@ -188,16 +174,22 @@ impl ModelConfig {
             head_dim,
             rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
             max_position_embeddings,
-            tie_word_embeddings: fields.flag("tie_word_embeddings")?,
-            qkv_bias: family == Family::Qwen2,
-            qk_norm: family == Family::Qwen3,
+            tie_word_embeddings: match fields.has("tie_word_embeddings") {
+                true => fields.flag("tie_word_embeddings")?,
+                false => family.traits().tied,
+            },
+            traits: family.traits(),
+            activation: family.activation(fields)?,
+            attention_scale,
+            attention_cap,
+            logit_cap,
             rope: RopeConfig::read(fields, max_position_embeddings)?,
             eos_token_ids: Vec::new(),
             tokenizer_sha256: fields.text("ares_tokenizer_sha256")?.map(str::to_ascii_lowercase),
             label_names: label_names(fields)?,
             multi_label: fields.text("problem_type")? == Some("multi_label_classification"),
             score,
-            windows: windows(fields, family, layers)?,
+            windows: family.windows(fields, layers)?,
         };
         for key in ["bos_token_id", "pad_token_id"] {
             fields.token(key)?.map_or(Ok(()), |id| config.check_token(fields, key, id))?;
@@ -224,25 +216,25 @@ impl ModelConfig {
     }
 }
 
+const NOT_COMPUTED: &str = "ares does not compute this: use a checkpoint without it";
+
 /// Settings that would change the computation into one that ares does not do.
 fn refuse_unsupported(fields: &Fields, family: Family) -> Result<()> {
-    const REMEDY: &str = "ares does not compute this: use a checkpoint without it";
-    let silu = fields.text("hidden_act")?.unwrap_or("silu");
-    if !matches!(silu, "silu" | "swish") {
-        return Err(fields.refuse("hidden_act", "`silu`", &format!("`{silu}`"), REMEDY));
-    }
     // Qwen2 has its biases whatever the config says; elsewhere the flag also biases the output projection.
-    let biases: &[&str] = if family == Family::Qwen2 { &["use_mrope"] } else { &["attention_bias", "mlp_bias"] };
-    for key in biases {
+    let flags: &[&str] = match family {
+        Family::Qwen2 => &["use_mrope"],
+        _ => &["attention_bias", "mlp_bias", "use_bidirectional_attention"],
+    };
+    for key in flags {
         if fields.flag(key)? {
-            return Err(fields.refuse(key, "false", "true", REMEDY));
+            return Err(fields.refuse(key, "false", "true", NOT_COMPUTED));
         }
     }
     for parent in [Some(fields.clone()), fields.object("rope_parameters")?].into_iter().flatten() {
         match parent.number("partial_rotary_factor")? {
             None | Some(1.0) => {}
             Some(part) => {
-                return Err(parent.refuse("partial_rotary_factor", "1 (whole heads)", &part.to_string(), REMEDY));
+                return Err(parent.refuse("partial_rotary_factor", "1 (whole heads)", &part.to_string(), NOT_COMPUTED));
             }
         }
     }
@@ -261,7 +253,7 @@ fn attention_sizes(fields: &Fields, family: Family, hidden_size: usize) -> Resul
         let expected = format!("a divisor of num_attention_heads ({heads})");
         return Err(fields.wrong("num_key_value_heads", &expected, &kv_heads.to_string()));
     }
-    let stated = fields.size("head_dim")?.or((family == Family::Qwen3).then_some(128));
+    let stated = fields.size("head_dim")?.or(family.traits().head_dim);
     if !hidden_size.is_multiple_of(heads) && (stated.is_none() || family == Family::Llama) {
         let expected = format!("a multiple of num_attention_heads ({heads})");
         return Err(fields.wrong("hidden_size", &expected, &hidden_size.to_string()));
@@ -271,34 +263,4 @@ fn attention_sizes(fields: &Fields, family: Family, hidden_size: usize) -> Resul
         return Err(fields.wrong("head_dim", "even, as rotary positions turn pairs", &head_dim.to_string()));
     }
     Ok((heads, kv_heads, head_dim))
-}
-
-/// Sliding windows per layer, as each family's class in transformers reads its config.
-fn windows(fields: &Fields, family: Family, layers: usize) -> Result<Vec<Option<usize>>> {
-    let on = match family {
-        Family::Llama => false,
-        Family::Mistral => true,
-        Family::Qwen2 | Family::Qwen3 => fields.flag("use_sliding_window")?,
-    };
-    // Null turns the window off; where the field is missing, transformers takes its own default.
-    let window = if fields.has("sliding_window") { fields.size("sliding_window")? } else { Some(4096) };
-    let Some(window) = window.filter(|_| on) else {
-        return Ok(vec![None; layers]);
-    };
-    if family == Family::Mistral {
-        return Ok(vec![Some(window); layers]);
-    }
-    let Some(Value::Array(kinds)) = fields.get("layer_types") else {
-        let first = fields.count("max_window_layers")?.unwrap_or(28);
-        return Ok((0..layers).map(|layer| (layer >= first).then_some(window)).collect());
-    };
-    if kinds.len() != layers {
-        return Err(fields.wrong("layer_types", &format!("a list of {layers}"), &format!("a list of {}", kinds.len())));
-    }
-    let kind = |kind: &Value| match kind.as_str() {
-        Some("full_attention") => Ok(None),
-        Some("sliding_attention") => Ok(Some(window)),
-        _ => Err(fields.wrong("layer_types", "`full_attention` or `sliding_attention` each", &brief(kind))),
-    };
-    kinds.iter().map(kind).collect()
 }

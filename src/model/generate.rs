@@ -161,12 +161,12 @@ impl<B: Ops> Call<'_, B> {
 
     /// Packed forward that fills the caches: of the last block nothing but keys and values is wanted.
     fn prefill(&mut self, batch: &Batch) -> Result<()> {
-        let Transformer { ops, embed, blocks, rope, .. } = self.model;
+        let Transformer { ops, config, embed, blocks, rope, .. } = self.model;
         self.ws.load(ops, batch)?;
         let Workspace { batch, saved, scratch, stream: Stream { out, .. }, .. } = &mut *self.ws;
         let Generator { caches, prefill, .. } = &mut *self.generator;
         let (s, rest) = &mut saved[0];
-        ops.embed(&mut s.x, &batch.tokens, embed)?;
+        ops.embed(&mut s.x, &batch.tokens, embed, config.embedding_scale())?;
         for (l, (block, cache)) in blocks.iter().zip(caches).enumerate() {
             let lora = self.adapter.map(|a| &a.blocks[l]);
             if l + 1 < blocks.len() {
@@ -216,19 +216,20 @@ impl<B: Ops> Call<'_, B> {
         let (s, rest) = &mut saved[0];
         let Decoding { temperature, top_k, top_p, seed, .. } = *self.decoding;
         ops.replay(graphs.entry(self.active.len()).or_default(), || {
-            ops.embed(&mut s.x, &batch.tokens, embed)?;
+            ops.embed(&mut s.x, &batch.tokens, embed, config.embedding_scale())?;
             for (l, (block, cache)) in blocks.iter().zip(&mut *caches).enumerate() {
                 let lora = self.adapter.map(|a| &a.blocks[l]);
                 block.forward(ops, out, (s, rest), scratch, lora, rope, Keys::Cached(cache, table))?;
                 std::mem::swap(out, &mut s.x);
             }
             let (y, rstd, spec) = (&mut head.h, &mut head.rstd, config.norm_spec());
-            ops.norm_forward(NormForward { y, rstd, x: &s.x, w: norm, spec })?;
+            ops.norm_forward(NormForward { y, rstd, x: &s.x, w: norm, residual: None, spec })?;
             if blocks.len() % 2 == 1 {
                 std::mem::swap(out, &mut s.x);
             }
             let spec = SampleSpec { temperature, top_k, top_p, seed };
-            ops.sample(SampleTokens { tokens: next, logits, h: &head.h, table: keys, w, spec })?;
+            let (h, softcap) = (&head.h, config.logit_cap);
+            ops.sample(SampleTokens { tokens: next, logits, h, table: keys, w, softcap, spec })?;
             let (tokens, drawn) = (&mut batch.tokens, &mut keys.positions);
             ops.advance(Advance { history, tokens, positions: &mut table.positions, drawn, next })
         })

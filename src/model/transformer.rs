@@ -14,8 +14,8 @@ use super::workspace::{Stream, Workspace};
 use crate::backend::Tensor;
 use crate::error::{Error, Result};
 use crate::ops::{
-    Activation, AttentionSpec, GateUpSpec, LmHeadForward, LmHeadKl, NormBackward, NormForward, NormSpec, Ops, QkvSpec,
-    Rope, ScoreBackward,
+    AttentionSpec, GateUpSpec, LmHeadForward, LmHeadKl, NormBackward, NormForward, NormSpec, Ops, QkvSpec, Rope,
+    ScoreBackward,
 };
 
 /// A frozen model on its device.
@@ -80,6 +80,7 @@ impl<B: Ops> Transformer<B> {
             }
         };
         let mut blocks = Vec::with_capacity(config.layers);
+        let ([input_norm, mid_norm], after) = config.norm_names();
         for layer in 0..config.layers {
             let name = |rest: &str| [format!("model.layers.{layer}.{rest}")];
             let all = |parts: &[Projection], kind: &str| -> Vec<String> {
@@ -87,16 +88,18 @@ impl<B: Ops> Transformer<B> {
             };
             let [qkv, o, gate_up, down] = Projection::FUSED;
             let product = |parts| matrix(&all(parts, "weight"));
+            let norm = |which: &str| vector(&name(&format!("{which}.weight")));
             let head_norm = |which: &str| vector(&name(&format!("self_attn.{which}_norm.weight")));
             blocks.push(Block {
-                input_norm: vector(&name("input_layernorm.weight"))?,
+                input_norm: norm(input_norm)?,
                 qkv: product(qkv)?,
-                qkv_bias: config.qkv_bias.then(|| vector(&all(qkv, "bias"))).transpose()?,
-                qk_norm: config.qk_norm.then(|| Ok((head_norm("q")?, head_norm("k")?))).transpose()?,
+                qkv_bias: config.traits.qkv_bias.then(|| vector(&all(qkv, "bias"))).transpose()?,
+                qk_norm: config.traits.qk_norm.then(|| Ok((head_norm("q")?, head_norm("k")?))).transpose()?,
                 o: product(o)?,
-                post_norm: vector(&name("post_attention_layernorm.weight"))?,
+                mid_norm: norm(mid_norm)?,
                 gate_up: product(gate_up)?,
                 down: product(down)?,
+                post_norms: after.map(|[o, down]| Ok([norm(o)?, norm(down)?])).transpose()?,
                 spec: config.block_spec(layer),
             });
         }
@@ -161,8 +164,8 @@ impl<B: Ops> Transformer<B> {
         let w = self.lm_weight()?;
         self.forward(ws, batch, adapter)?;
         let Workspace { batch, head, head_rows: out, chunk, .. } = ws;
-        let dh = if rows { Some(&mut head.dh) } else { None };
-        self.ops.lm_head_forward(LmHeadForward { out, dh, chunk, h: &head.h, targets: &batch.targets, w })?;
+        let (dh, softcap) = (if rows { Some(&mut head.dh) } else { None }, self.config.logit_cap);
+        self.ops.lm_head_forward(LmHeadForward { out, dh, chunk, h: &head.h, targets: &batch.targets, w, softcap })?;
         Ok(TargetLogprobs { logprob: out.logprob.read(&self.ops)?, log_rest: out.log_rest.read(&self.ops)? })
     }
 
@@ -196,7 +199,8 @@ impl<B: Ops> Transformer<B> {
         let Workspace { head, chunk, kl: Some((kl, chunk0)), .. } = ws else { return Ok(Vec::new()) };
         let (count, stride) = (kl.h0.rows(), head.h.stride());
         self.ops.copy(&mut kl.h.buffer, 0, &head.h.buffer, first * stride, count * stride)?;
-        self.ops.lm_head_kl(LmHeadKl { kl: &mut kl.kl, dh: &mut kl.dh, chunk, chunk0, h: &kl.h, h0: &kl.h0, w })?;
+        let (value, dh, softcap) = (&mut kl.kl, &mut kl.dh, self.config.logit_cap);
+        self.ops.lm_head_kl(LmHeadKl { kl: value, dh, chunk, chunk0, h: &kl.h, h0: &kl.h0, w, softcap })?;
         self.ops.copy(&mut head.dh.buffer, first * stride, &kl.dh.buffer, 0, count * stride)?;
         kl.kl.read(&self.ops)
     }
@@ -238,7 +242,7 @@ impl<B: Ops> Transformer<B> {
         self.blocks_forward(ws, adapter)?;
         let head = &mut ws.head;
         let (y, rstd, spec) = (&mut head.h, &mut head.rstd, self.config.norm_spec());
-        self.ops.norm_forward(NormForward { y, rstd, x: &head.x, w: &self.norm, spec })
+        self.ops.norm_forward(NormForward { y, rstd, x: &head.x, w: &self.norm, residual: None, spec })
     }
 
     /// Embedding and blocks, the last of which goes on from its attention with the head's rows alone: nobody reads the others.
@@ -247,7 +251,7 @@ impl<B: Ops> Transformer<B> {
         let Workspace { batch, saved, blocks, scratch, stream: Stream { out, .. }, head, .. } = ws;
         let saved = &mut saved[..*blocks];
         let (ops, rope, keys) = (&self.ops, &self.rope, || Keys::Packed(&batch.packing));
-        ops.embed(&mut saved[0].0.x, &batch.tokens, &self.embed)?;
+        ops.embed(&mut saved[0].0.x, &batch.tokens, &self.embed, self.config.embedding_scale())?;
         let last = self.blocks.len() - 1;
         for (l, block) in self.blocks[..last].iter().enumerate() {
             let lora = adapter.map(|a| &a.blocks[l]);
@@ -299,7 +303,12 @@ fn wrong_head(expected: &str, found: &str) -> Error {
 
 impl ModelConfig {
     pub(super) fn norm_spec(&self) -> NormSpec {
-        NormSpec { eps: self.rms_norm_eps, unit_offset: false }
+        NormSpec { eps: self.rms_norm_eps, unit_offset: self.traits.unit_offset }
+    }
+
+    /// What rows of the embedding are multiplied with.
+    pub(super) fn embedding_scale(&self) -> f32 {
+        if self.traits.scaled_embedding { (self.hidden_size as f32).sqrt() } else { 1.0 }
     }
 
     pub(crate) fn block_spec(&self, layer: usize) -> BlockSpec {
@@ -309,12 +318,12 @@ impl ModelConfig {
             heads,
             kv_heads,
             head_dim,
-            scale: (head_dim as f32).powf(-0.5),
+            scale: self.attention_scale,
             window: self.window(layer),
-            softcap: None,
+            softcap: self.attention_cap,
             causal: true,
         };
-        let gate_up = GateUpSpec { activation: Activation::Silu, gated: true };
+        let gate_up = GateUpSpec { activation: self.activation, gated: true };
         BlockSpec { norm, qkv: QkvSpec { heads, kv_heads, head_dim, norm }, attention, gate_up }
     }
 }

@@ -74,7 +74,8 @@ impl ModelConfig {
             qkv: (h + 2 * k) * e,
             heads: h,
             head_dim: e,
-            raw: if self.qk_norm { (h + k) * e } else { 0 },
+            raw: if self.traits.qk_norm { (h + k) * e } else { 0 },
+            normed: if self.traits.post_norms { self.hidden_size } else { 0 },
             feed_forward: self.intermediate_size,
             rank,
         }

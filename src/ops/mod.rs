@@ -116,7 +116,7 @@ mod tests {
         for (id, allowed) in [(3, true), (4, false)] {
             assert_eq!(cpu.gather(&mut zeros(2, 8), &zeros(4, 8), &ids(id)).is_ok(), allowed);
             assert_eq!(cpu.scatter(&mut zeros(4, 8), &zeros(2, 8), &ids(id)).is_ok(), allowed);
-            assert_eq!(cpu.embed(&mut zeros(2, 8), &ids(id), &table).is_ok(), allowed);
+            assert_eq!(cpu.embed(&mut zeros(2, 8), &ids(id), &table, 1.0).is_ok(), allowed);
             let (y, xa, x) = (&mut zeros(2, 24), &mut zeros(2, 0), &zeros(2, 8));
             let product = LinearForward { y, xa, x, weights: LinearWeights { w: &w, bias: None, lora: None } };
             let rotation = Rotation { qk_norm: None, positions: &ids(id), rope: &rope, spec };

@@ -78,9 +78,7 @@ impl RunDir {
             return Err(Error::Usage(format!("{}: expected a run directory, found none", path.display())));
         }
         let lock = lock(path)?;
-        sweep(path);
-        let inner = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-        inner.filter(|path| path.is_dir()).for_each(|folder| sweep(&folder));
+        sweep_below(path);
         Ok(RunDir { path: path.to_path_buf(), kept: None, resumed: false, _lock: lock })
     }
 
@@ -97,6 +95,14 @@ impl RunDir {
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
+}
+
+/// [`sweep`] of a run's folder and of all in it: rounds hold adapters, which are folders, too. Links are not followed.
+fn sweep_below(folder: &Path) {
+    sweep(folder);
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let inner = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    inner.for_each(|entry| sweep_below(&entry.path()));
 }
 
 /// Leaves `path` free or empty. Returns where an earlier run went.
@@ -202,6 +208,23 @@ mod tests {
         assert_eq!([text(&numbered(&path, 1)), text(&numbered(&path, 2)), text(&path)], ["first", "second", "third"]);
         let names: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names.len(), 3, "nothing else may stay: {names:?}");
+    }
+
+    #[test]
+    fn what_a_killed_run_left_half_written_goes_however_deep_it_lies() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        run(&path, "x");
+        let adapter = path.join("round-1/policy");
+        fs::create_dir_all(adapter.join(".ares-one.tmp/.ares-two.tmp")).unwrap();
+        fs::write(adapter.join(".ares-three.tmp"), "half").unwrap();
+        fs::write(adapter.join("adapter_config.json"), "whole").unwrap();
+        let held = fs::File::create(adapter.join(".ares-held.tmp")).unwrap();
+        held.lock().unwrap();
+        drop(RunDir::open(&path).unwrap());
+        let mut left: Vec<_> = fs::read_dir(&adapter).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".ares-held.tmp", "adapter_config.json"], "what another process holds stays");
     }
 
     #[test]

@@ -18,6 +18,7 @@ struct Case {
     targets: Vec<u32>,
     /// Rows of a chunk.
     chunk: usize,
+    softcap: Option<f32>,
 }
 
 impl Case {
@@ -34,7 +35,7 @@ impl Case {
             h.iter_mut().zip(direction).for_each(|(h, w)| *h = round(18.0 * w / size));
         }
         let h0 = h1.iter().zip(&noise).map(|(h, n)| round(h + apart * n)).collect();
-        Case { cols, h, h1, h0, w, targets, chunk }
+        Case { cols, h, h1, h0, w, targets, chunk, softcap: None }
     }
 
     fn take(&self, rows: &[usize]) -> Case {
@@ -53,8 +54,8 @@ impl toolkit::Case for Case {
     fn naive(&self) -> Plain {
         let [mut logprob, mut lse, mut log_rest, mut kl] = [(); 4].map(|()| nans(self.targets.len()));
         let [mut dh, mut dkl] = [(); 2].map(|()| nans(self.h.len()));
-        naive::forward(&mut logprob, &mut lse, &mut log_rest, &mut dh, &self.h, &self.targets, &self.w);
-        naive::kl(&mut kl, &mut dkl, &self.h1, &self.h0, &self.w);
+        naive::forward(&mut logprob, &mut lse, &mut log_rest, &mut dh, &self.h, &self.targets, &self.w, self.softcap);
+        naive::kl(&mut kl, &mut dkl, &self.h1, &self.h0, &self.w, self.softcap);
         Plain::from([("logprob", logprob), ("lse", lse), ("log_rest", log_rest), ("dh", dh), ("kl", kl), ("dkl", dkl)])
     }
 
@@ -66,11 +67,13 @@ impl toolkit::Case for Case {
         let [mut chunk, mut chunk0, mut other] = [0, 0, 64].map(|more| unwritten(ops, self.chunk + more, vocab));
         let [mut dh, mut dkl] = [(); 2].map(|()| unwritten(ops, rows, cols));
         let (mut heads, mut without, mut kl) = (columns(ops, rows), columns(ops, rows), unwritten(ops, rows, 1));
-        ops.lm_head_forward(LmHeadForward { out: &mut heads, dh: Some(&mut dh), chunk: &mut chunk, h, targets, w })
-            .unwrap();
-        ops.lm_head_forward(LmHeadForward { out: &mut without, dh: None, chunk: &mut other, h, targets, w }).unwrap();
-        ops.lm_head_kl(LmHeadKl { kl: &mut kl, dh: &mut dkl, chunk: &mut chunk, chunk0: &mut chunk0, h: h1, h0, w })
-            .unwrap();
+        let softcap = self.softcap;
+        let (out, to) = (&mut heads, &mut dh);
+        ops.lm_head_forward(LmHeadForward { out, dh: Some(to), chunk: &mut chunk, h, targets, w, softcap }).unwrap();
+        let (out, chunk1) = (&mut without, &mut other);
+        ops.lm_head_forward(LmHeadForward { out, dh: None, chunk: chunk1, h, targets, w, softcap }).unwrap();
+        let (out, dh2, chunk0) = (&mut kl, &mut dkl, &mut chunk0);
+        ops.lm_head_kl(LmHeadKl { kl: out, dh: dh2, chunk: &mut chunk, chunk0, h: h1, h0, w, softcap }).unwrap();
         let mut out = Outputs::default();
         out.f32(ops, "logprob", heads.logprob, 2e-6, 4e-6);
         out.f32(ops, "lse", heads.lse, 2e-6, 2e-6);
@@ -97,13 +100,19 @@ const SHAPES: [(usize, usize, usize, usize); 5] =
     [(1, 24, 100, 128), (7, 40, 256, 128), (70, 36, 301, 64), (200, 64, 131, 128), (13, 11, 41, 5)];
 
 fn cases() -> impl Iterator<Item = Case> {
-    SHAPES.into_iter().flat_map(|shape| [0.01, 0.2, 3.0].map(|apart| Case::new(shape, apart)))
+    let cases = SHAPES.into_iter().flat_map(|shape| [0.01, 0.2, 3.0].map(|apart| Case::new(shape, apart)));
+    cases.chain([0, 2].map(|at| Case { softcap: Some(2.5), ..Case::new(SHAPES[at], 0.2) }))
 }
 
-/// ∂ log p = g, ∂ log(1 − p) = −p/(1 − p)·g, ∂ lse = W[y] − g.
+/// ∂ log p = g, ∂ log(1 − p) = −p/(1 − p)·g, ∂ lse = s·W[y] − g, s the cap's slope.
 #[test]
 fn gradient() {
-    let case = Case { h: random(4, 5 * 7, 0.8), ..Case::new((5, 7, 11, 8), 1.0) };
+    for softcap in [None, Some(1.5)] {
+        slopes(Case { h: random(4, 5 * 7, 0.8), softcap, ..Case::new((5, 7, 11, 8), 1.0) });
+    }
+}
+
+fn slopes(case: Case) {
     let (plain, c) = (toolkit::Case::naive(&case), random(5, 5, 1.0));
     let scaled = |name: &str, factor: &dyn Fn(usize) -> f32| -> Vec<f32> {
         plain[name].chunks(7).enumerate().flat_map(|(r, row)| row.iter().map(move |v| factor(r) * v)).collect()
@@ -114,7 +123,11 @@ fn gradient() {
     assert_gradient("log(1 - p)", &odds, &case.h, |h| functional(&c, &at(h)["log_rest"]));
     let targets =
         case.targets.iter().enumerate().flat_map(|(r, y)| case.w[*y as usize * 7..][..7].iter().map(move |w| (r, w)));
-    let lse: Vec<f32> = targets.zip(&plain["dh"]).map(|((r, w), g)| c[r] * (w - g)).collect();
+    let slope = |r: usize| {
+        let logit = plain["logprob"][r] + plain["lse"][r];
+        case.softcap.map_or(1.0, |cap| 1.0 - (logit / cap) * (logit / cap))
+    };
+    let lse: Vec<f32> = targets.zip(&plain["dh"]).map(|((r, w), g)| c[r] * (w * slope(r) - g)).collect();
     assert_gradient("lse", &lse, &case.h, |h| functional(&c, &at(h)["lse"]));
     let at = |h: &[f32]| toolkit::Case::naive(&Case { h1: h.to_vec(), ..case.clone() });
     assert_gradient("kl", &scaled("dkl", &|r| c[r]), &case.h1, |h| functional(&c, &at(h)["kl"]));
@@ -161,8 +174,16 @@ fn invariance() {
 
 /// log p and log(1 − p) of the first of the given logits, and its gradient row.
 fn head(logits: &[f32]) -> [f32; 3] {
-    let case =
-        Case { cols: 1, h: vec![1.0], h1: vec![1.0], h0: vec![1.0], w: logits.to_vec(), targets: vec![0], chunk: 1 };
+    let case = Case {
+        cols: 1,
+        h: vec![1.0],
+        h1: vec![1.0],
+        h0: vec![1.0],
+        w: logits.to_vec(),
+        targets: vec![0],
+        chunk: 1,
+        softcap: None,
+    };
     let out = toolkit::Case::run(&case, &Cpu::new());
     ["logprob", "log_rest", "dh"].map(|name| out.named(name)[0])
 }

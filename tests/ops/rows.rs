@@ -5,6 +5,9 @@ use ares::ops::rows::naive;
 
 use crate::toolkit::{self, *};
 
+/// Of the embedding; no power of two, so that it rounds.
+const SCALE: f32 = 6.7;
+
 #[derive(Clone)]
 struct Case {
     cols: usize,
@@ -30,6 +33,7 @@ impl toolkit::Case for Case {
     fn naive(&self) -> Plain {
         let (mut y, mut embedded, mut dx) = (nans(self.dy.len()), nans(self.dy.len()), nans(self.x.len()));
         naive::gather(&mut embedded, &self.x, &self.tokens);
+        embedded.iter_mut().for_each(|x| *x *= SCALE);
         naive::gather(&mut y, &self.x, &self.rows);
         naive::scatter(&mut dx, &self.dy, &self.rows);
         let mut scaled = y.clone();
@@ -42,13 +46,14 @@ impl toolkit::Case for Case {
         let (mut y, mut dx) = (unwritten(ops, dy.rows(), self.cols), unwritten(ops, x.rows(), self.cols));
         let [mut scaled, mut embedded] = [(); 2].map(|()| unwritten(ops, dy.rows(), self.cols));
         let table = ops.weight(x.rows(), self.cols, self.x.clone()).unwrap();
-        ops.embed(&mut embedded, &indices(ops, &self.tokens), &table).unwrap();
+        ops.embed(&mut embedded, &indices(ops, &self.tokens), &table, SCALE).unwrap();
         ops.gather(&mut y, &x, &rows).unwrap();
         ops.scatter(&mut dx, &dy, &rows).unwrap();
         ops.gather(&mut scaled, &x, &rows).unwrap();
         ops.scale_rows(&mut scaled, &numbers(ops, 1, &self.weights)).unwrap();
         let mut out = Outputs::default();
-        [("embedded", embedded), ("y", y), ("dx", dx), ("scaled", scaled)]
+        out.act(ops, "embedded", embedded, 1.0, 0.0);
+        [("y", y), ("dx", dx), ("scaled", scaled)]
             .into_iter()
             .for_each(|(name, tensor)| out.act(ops, name, tensor, 0.0, 0.0));
         out

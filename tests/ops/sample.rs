@@ -16,18 +16,19 @@ struct Case {
     h: Vec<f32>,
     w: Vec<f32>,
     keys: Vec<(u64, u32)>,
+    softcap: Option<f32>,
 }
 
 impl Case {
     fn new(rows: usize, vocab: usize, spec: SampleSpec) -> Case {
         let cols = 24;
         let keys = (0..rows as u64).map(|i| (i * 3 + (i << 33), i as u32 % 5)).collect();
-        Case { spec, cols, h: random(1, rows * cols, 1.0), w: random(2, vocab * cols, 0.4), keys }
+        Case { spec, cols, h: random(1, rows * cols, 1.0), w: random(2, vocab * cols, 0.4), keys, softcap: None }
     }
 
     /// One draw from the same logits for each key.
     fn of(logits: &[f32], keys: &[(u64, u32)], spec: SampleSpec) -> Case {
-        Case { spec, cols: 1, h: vec![1.0; keys.len()], w: logits.to_vec(), keys: keys.to_vec() }
+        Case { spec, cols: 1, h: vec![1.0; keys.len()], w: logits.to_vec(), keys: keys.to_vec(), softcap: None }
     }
 
     fn draw<B: Ops>(&self, ops: &B) -> Vec<u32> {
@@ -37,8 +38,8 @@ impl Case {
         table.set(ops, &ids, &positions).unwrap();
         let (mut tokens, mut logits) = (indices(ops, &vec![u32::MAX; rows]), unwritten(ops, rows, vocab));
         let (w, h) = (ops.weight(vocab, self.cols, self.w.clone()).unwrap(), act(ops, self.cols, &self.h));
-        let (logits, spec) = (&mut logits, self.spec);
-        ops.sample(SampleTokens { tokens: &mut tokens, logits, h: &h, table: &table, w: &w, spec }).unwrap();
+        let (logits, softcap, spec) = (&mut logits, self.softcap, self.spec);
+        ops.sample(SampleTokens { tokens: &mut tokens, logits, h: &h, table: &table, w: &w, softcap, spec }).unwrap();
         tokens.read(ops).unwrap()
     }
 }
@@ -47,7 +48,7 @@ impl toolkit::Case for Case {
     fn naive(&self) -> Plain {
         let (ids, positions): (Vec<u64>, Vec<u32>) = self.keys.iter().copied().unzip();
         let mut tokens = vec![u32::MAX; ids.len()];
-        naive::forward(&mut tokens, &self.h, &ids, &positions, &self.w, self.spec);
+        naive::forward(&mut tokens, &self.h, &ids, &positions, &self.w, self.softcap, self.spec);
         Plain::from([("tokens", tokens.iter().map(|token| *token as f32).collect())])
     }
 
@@ -78,6 +79,8 @@ fn naive() {
         [5, 300, 1030]
             .into_iter()
             .for_each(|vocab| assert_naive(&format!("{spec:?}"), &Case::new(33, vocab, spec), 0.0, 0.0));
+        let capped = Case { softcap: Some(1.3), ..Case::new(33, 300, spec) };
+        assert_naive(&format!("{spec:?}, capped"), &capped, 0.0, 0.0);
     }
 }
 
@@ -87,8 +90,8 @@ fn naive() {
 fn parity() {
     let Some(device) = device() else { return };
     for spec in &specs()[..3] {
-        for vocab in [5, 300, 1030] {
-            let case = Case::new(33, vocab, *spec);
+        for (vocab, softcap) in [(5, None), (300, Some(1.3)), (1030, None)] {
+            let case = Case { softcap, ..Case::new(33, vocab, *spec) };
             let (found, expected) = (case.draw(&device), case.draw(&Cpu::rounded()));
             let same = found.iter().zip(&expected).filter(|(f, e)| f == e).count();
             assert!(same + 1 >= 33, "{spec:?} of {vocab}: {found:?} against {expected:?}");

@@ -117,7 +117,7 @@ fn classifier(fields: &Fields, family: Family, skips_pad: bool) -> Result<(Famil
     let rules = ScoreRules {
         prefix: fields.text("value_head_prefix")?.map(str::to_string),
         labels_stated: stated.is_some(),
-        pad: fields.token("pad_token_id")?,
+        pad: if fields.has("pad_token_id") { fields.token("pad_token_id")? } else { family.traits().pad },
         skips_pad,
         normal,
         normalizer,

@@ -41,6 +41,13 @@ fn reward_classes_of_others_are_known_by_name() {
     assert_eq!(read(class, json!({"num_labels": 1})).unwrap(), (1, None, None));
     let told = json!({"model_type": "llama", "pad_token_id": 5, "mean": 0.5, "std": 2.0});
     assert_eq!(read("RewardModel", told).unwrap(), (2, None, Some([0.5, 2.0])));
+    let gemma = |changes: Value| {
+        let mut all = json!({"hidden_act": "gelu", "num_labels": 1});
+        all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        read("GemmaForSequenceClassification", all).unwrap()
+    };
+    assert_eq!(gemma(json!({})), (1, Some(0), None), "its own default, as transformers has it");
+    assert_eq!(gemma(json!({"pad_token_id": null})), (1, None, None));
     let math = json!({"model_type": "qwen2", "pad_token_id": 5, "num_labels": 1});
     assert_eq!(read("Qwen2ForRewardModel", math).unwrap(), (1, Some(5), None));
     let off = json!({"model_type": "qwen3", "mean": 0.5, "std": 2.0, "normalize_reward": false});
@@ -58,6 +65,7 @@ fn windows_and_head_sizes_follow_their_family() {
         [0, 1, 2].map(|layer| config.window(layer))
     };
     assert_eq!(windows("Llama", json!({})), [None; 3]);
+    assert_eq!(windows("Gemma2", json!({})), [Some(7), None, Some(7)]);
     assert_eq!(windows("Mistral", json!({})), [Some(7); 3]);
     assert_eq!(windows("Mistral", json!({"sliding_window": null})), [None; 3]);
     assert_eq!(windows("Qwen2", json!({})), [None; 3]);
@@ -134,7 +142,11 @@ fn what_cannot_be_computed_is_refused_by_name() {
         ("Llama", rope("yarn"), "rope_scaling.type to be `default` or `llama3`, found `yarn`"),
         ("Llama", rope("dynamic"), "found `dynamic`"),
         ("Qwen2", rope("linear"), "found `linear`"),
-        ("Gemma2", json!({}), "one of {Llama, Mistral, Qwen2, Qwen3}"),
+        ("Gemma3", json!({}), "one of {Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma2}"),
+        ("Gemma", json!({"hidden_act": "relu"}), "hidden_act to be `gelu_pytorch_tanh`, found `relu`"),
+        ("Gemma2", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention to be false"),
+        ("Gemma2", json!({"final_logit_softcapping": 0}), "final_logit_softcapping to be a number above 0"),
+        ("Gemma2", json!({"query_pre_attn_scalar": -1}), "query_pre_attn_scalar to be a number above 0"),
         ("Qwen2Moe", json!({}), "found Qwen2MoeForCausalLM"),
         ("Llama", json!({"architectures": []}), "found none"),
     ];

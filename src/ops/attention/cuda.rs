@@ -127,9 +127,17 @@ pub(crate) fn builds() -> Vec<Build> {
         AttentionSpec { window: Some(1), causal: false, ..plain(1, 1, 64) },
         AttentionSpec { window: Some(1), softcap: Some(1.0), ..plain(2, 1, 64) },
         AttentionSpec { window: Some(1), softcap: Some(1.0), causal: false, ..plain(2, 1, 128) },
-        AttentionSpec { window: Some(1), softcap: Some(1.0), ..plain(2, 1, 256) },
     ];
-    sizes.iter().chain(&others).filter_map(|spec| Some(Plan::new(spec).ok()?.build(spec))).collect()
+    // Gemma 2's: of 2B and 9B, and of 27B, every other layer with a window.
+    let capped = [128, 256].map(|e| AttentionSpec { softcap: Some(1.0), ..plain(2, 1, e) });
+    let windowed = capped.map(|spec| AttentionSpec { window: Some(1), ..spec });
+    sizes
+        .iter()
+        .chain(&others)
+        .chain(&capped)
+        .chain(&windowed)
+        .filter_map(|spec| Some(Plan::new(spec).ok()?.build(spec)))
+        .collect()
 }
 
 /// A window of no end leaves room to add positions to it.

@@ -77,7 +77,8 @@ pub(crate) fn builds() -> Vec<Build> {
         let build = Build::new(&kernels::DECODE, &plan.defines(spec), plan.threads());
         Some(build.with("decode_attention", plan.threads(), shared, blocks))
     };
-    sizes.iter().chain(&[AttentionSpec { softcap: Some(1.0), ..plain(2, 1, 128) }]).filter_map(build).collect()
+    let capped = [128, 256].map(|e| AttentionSpec { softcap: Some(1.0), ..plain(2, 1, e) });
+    sizes.iter().chain(&capped).filter_map(build).collect()
 }
 
 impl Decode for Cuda {

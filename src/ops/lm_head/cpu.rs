@@ -15,7 +15,7 @@ impl LmHead for Cpu {
 
     fn lm_head_forward(&self, operands: LmHeadForward<Self>) -> Result<()> {
         let [rows, vocab, cols] = check_forward(&operands)?;
-        let LmHeadForward { out, mut dh, chunk, h, targets, w } = operands;
+        let LmHeadForward { out, mut dh, chunk, h, targets, w, softcap } = operands;
         for first in (0..rows).step_by(chunk.capacity()) {
             let count = chunk.capacity().min(rows - first);
             let logits = &mut chunk.buffer[..count * vocab];
@@ -23,7 +23,9 @@ impl LmHead for Cpu {
             let outs = out.logprob.buffer[first..].par_iter_mut().zip(&mut out.lse.buffer[first..]);
             let outs = outs.zip(&mut out.log_rest.buffer[first..]).zip(&targets.buffer[first..]);
             logits.par_chunks_exact_mut(vocab).zip(outs).for_each(|(row, (((logprob, lse), rest), &target))| {
+                let slopes = cap_row(row, softcap, dh.is_some());
                 (*logprob, *lse, *rest) = target_row(row, target as usize, dh.is_some());
+                scale(row, &slopes);
                 self.store(row);
             });
             if let Some(dh) = &mut dh {
@@ -36,7 +38,7 @@ impl LmHead for Cpu {
 
     fn lm_head_kl(&self, operands: LmHeadKl<Self>) -> Result<()> {
         let [rows, vocab, cols] = check_kl(&operands)?;
-        let LmHeadKl { kl, dh, chunk, chunk0, h, h0, w } = operands;
+        let LmHeadKl { kl, dh, chunk, chunk0, h, h0, w, softcap } = operands;
         let size = chunk.capacity().min(chunk0.capacity());
         for first in (0..rows).step_by(size) {
             let count = size.min(rows - first);
@@ -46,7 +48,10 @@ impl LmHead for Cpu {
             let kls = kl.buffer[first..].par_iter_mut();
             let pairs = logits.par_chunks_exact_mut(vocab).zip(logits0.par_chunks_exact_mut(vocab));
             pairs.zip(kls).for_each(|((row, row0), kl)| {
+                let slopes = cap_row(row, softcap, true);
+                cap_row(row0, softcap, false);
                 *kl = kl_row(row, row0);
+                scale(row, &slopes);
                 self.store(row);
             });
             back(&mut dh.buffer[first * cols..], logits, w, count);
@@ -66,6 +71,27 @@ pub(crate) fn multiply(logits: &mut [f32], h: &[f32], w: &crate::backend::cpu::C
 fn back(dh: &mut [f32], dlogits: &[f32], w: &crate::backend::cpu::CpuMatrix, rows: usize) {
     let (vocab, cols) = (w.rows(), w.cols());
     product(ViewMut::new(dh, rows, cols, cols), View::new(dlogits, rows, vocab, vocab), w.backward(), false);
+}
+
+/// Caps a row of logits; returns the cap's slopes where they are wanted, and nothing where there is no cap.
+pub(crate) fn cap_row(row: &mut [f32], softcap: Option<f32>, slopes: bool) -> Vec<f32> {
+    let Some(cap) = softcap else { return Vec::new() };
+    capped(row, cap);
+    let slope = |l: &f32| 1.0 - (l / cap) * (l / cap);
+    if slopes { row.iter().map(slope).collect() } else { Vec::new() }
+}
+
+simd! {
+    fn capped<'a>(row: &'a mut [f32], cap: f32) -> () {
+        for l in row {
+            // tanh x = 1 − 2/(e^2x + 1)
+            *l = cap * (1.0 - 2.0 / (exp(*l * (2.0 / cap)) + 1.0));
+        }
+    }
+}
+
+fn scale(row: &mut [f32], slopes: &[f32]) {
+    row.iter_mut().zip(slopes).for_each(|(d, slope)| *d *= slope);
 }
 
 simd! {

@@ -103,6 +103,7 @@ impl Launch {
             tiles: self.tiles,
             h_stride: h.stride(),
             w_stride: w.stride(),
+            softcap: 0.0,
         }
     }
 
@@ -168,7 +169,7 @@ impl LmHead for Cuda {
 
     fn lm_head_forward(&self, operands: LmHeadForward<Self>) -> Result<()> {
         let [rows, vocab, cols] = check_forward(&operands)?;
-        let LmHeadForward { out, mut dh, chunk, h, targets, w } = operands;
+        let LmHeadForward { out, mut dh, chunk, h, targets, w, softcap } = operands;
         let size = chunk_rows(rows, chunk.capacity(), vocab, cols, self.info());
         for first in (0..rows).step_by(size) {
             let count = size.min(rows - first);
@@ -179,6 +180,7 @@ impl LmHead for Cuda {
                 logprob: Some(&mut out.logprob.buffer),
                 lse: Some(&mut out.lse.buffer),
                 log_rest: Some(&mut out.log_rest.buffer),
+                softcap: softcap.unwrap_or(0.0),
                 ..launch.params(chunk, &mut scratch, h, w, first, count)
             };
             // SAFETY: `check_forward` proved h, W, targets and outputs; `count` rows fit the chunk, and the
@@ -193,7 +195,7 @@ impl LmHead for Cuda {
 
     fn lm_head_kl(&self, operands: LmHeadKl<Self>) -> Result<()> {
         let [rows, vocab, cols] = check_kl(&operands)?;
-        let LmHeadKl { kl, dh, chunk, chunk0, h, h0, w } = operands;
+        let LmHeadKl { kl, dh, chunk, chunk0, h, h0, w, softcap } = operands;
         let size = chunk_rows(rows, chunk.capacity().min(chunk0.capacity()), vocab, cols, self.info());
         for first in (0..rows).step_by(size) {
             let count = size.min(rows - first);
@@ -203,6 +205,7 @@ impl LmHead for Cuda {
                 h0: Some(&h0.buffer),
                 chunk0: Some(&mut chunk0.buffer),
                 kl: Some(&mut kl.buffer),
+                softcap: softcap.unwrap_or(0.0),
                 ..launch.params(chunk, &mut scratch, h, w, first, count)
             };
             // SAFETY: as in `lm_head_forward`; h0 has h's shape and chunk0 chunk's stride.

@@ -1,5 +1,5 @@
-//! The language-model head over R target rows, in chunks: logits l = h·Wᵀ, `log p = l[y] − lse`, and the rows
-//! `g = ∂log p/∂h = W[y] − pᵀW`. Logits of a whole batch never exist, and the head knows no loss: a loss is a weight per row,
+//! The language-model head over R target rows, in chunks: logits l = h·Wᵀ (capped: c·tanh(h·Wᵀ/c)), `log p = l[y] − lse`, and
+//! the rows `g = ∂log p/∂h = W[y] − pᵀW` (each column of W times its cap's slope, 1 − (l/c)²). Logits of a whole batch never exist, and the head knows no loss: a loss is a weight per row,
 //! applied to g afterwards. Only KL has an entry of its own, since its rows (π_θ − π_0)ᵀW are not of that form.
 
 pub(crate) mod cpu;
@@ -38,6 +38,7 @@ pub struct LmHeadForward<'a, B: Backend> {
     pub h: &'a Tensor<B>,              // (R, C) normed hidden rows
     pub targets: &'a Tensor<B, u32>,   // (R, 1) below V
     pub w: &'a B::Weight,              // (V, C)
+    pub softcap: Option<f32>,
 }
 
 pub struct LmHeadKl<'a, B: Backend> {
@@ -48,6 +49,7 @@ pub struct LmHeadKl<'a, B: Backend> {
     pub h: &'a Tensor<B>,           // (R, C) π_θ's normed hidden rows
     pub h0: &'a Tensor<B>,          // (R, C) π_0's
     pub w: &'a B::Weight,           // (V, C)
+    pub softcap: Option<f32>,
 }
 
 pub trait LmHead: Backend {
@@ -69,7 +71,7 @@ fn check<B: Backend>(h: &Tensor<B>, chunk: &Tensor<B>, w: &B::Weight) -> Result<
 }
 
 fn check_forward<B: Backend>(operands: &LmHeadForward<B>) -> Result<[usize; 3]> {
-    let LmHeadForward { out, dh, chunk, h, targets, w } = operands;
+    let LmHeadForward { out, dh, chunk, h, targets, w, softcap: _ } = operands;
     expect("lm_head", "targets", targets.shape(), (h.rows(), 1))?;
     for column in [&out.logprob, &out.lse, &out.log_rest] {
         expect("lm_head", "logprob, lse and log_rest", column.shape(), (h.rows(), 1))?;
@@ -81,7 +83,7 @@ fn check_forward<B: Backend>(operands: &LmHeadForward<B>) -> Result<[usize; 3]> 
 }
 
 fn check_kl<B: Backend>(operands: &LmHeadKl<B>) -> Result<[usize; 3]> {
-    let LmHeadKl { kl, dh, chunk, chunk0, h, h0, w } = operands;
+    let LmHeadKl { kl, dh, chunk, chunk0, h, h0, w, softcap: _ } = operands;
     expect("lm_head", "kl", kl.shape(), (h.rows(), 1))?;
     expect("lm_head", "dh and h0", (dh.shape(), h0.shape()), (h.shape(), h.shape()))?;
     check(h0, chunk0, w)?;

@@ -10,12 +10,15 @@ const ROWS: usize = 64;
 
 impl Norm for Cpu {
     fn norm_forward(&self, operands: NormForward<Self>) -> Result<()> {
-        let NormForward { y, rstd, x, w, spec } = operands;
-        let (rows, cols) = check(&[x, y], rstd, w)?;
+        let NormForward { y, rstd, x, w, residual, spec } = operands;
+        let (rows, cols) = check(&[x, y, residual.unwrap_or(x)], rstd, w)?;
         let (y, x) = (&mut y.buffer[..rows * cols], &x.buffer[..rows * cols]);
         let tasks = y.par_chunks_mut(ROWS * cols).zip(rstd.buffer[..rows].par_chunks_mut(ROWS));
-        tasks.zip(x.par_chunks(ROWS * cols)).for_each(|((y, rstd), x)| {
+        tasks.zip(x.par_chunks(ROWS * cols)).enumerate().for_each(|(task, ((y, rstd), x))| {
             forward(y, rstd, x, &w.buffer[..cols], spec);
+            if let Some(residual) = residual {
+                y.iter_mut().zip(&residual.buffer[task * ROWS * cols..]).for_each(|(y, r)| *y += r);
+            }
             self.store(y);
         });
         Ok(())

@@ -1,6 +1,6 @@
-//! RMSNorm: `y[t,c] = g[c]·x[t,c]·rstd[t]`, rstd = (mean_c x² + eps)^-½, g = w or 1 + w. (arXiv:1910.07467)
+//! RMSNorm: `y[t,c] = g[c]·x[t,c]·rstd[t]` (+ r[t,c]), rstd = (mean_c x² + eps)^-½, g = w or 1 + w. (arXiv:1910.07467)
 //!
-//! Backward: `dx[t,c] += rstd·(g·dy − x·rstd²·mean_c(g·dy·x))`.
+//! Backward: `dx[t,c] += rstd·(g·dy − x·rstd²·mean_c(g·dy·x))`; dr is dy.
 
 mod cpu;
 pub(super) mod cuda;
@@ -20,10 +20,11 @@ pub struct NormSpec {
 }
 
 pub struct NormForward<'a, B: Backend> {
-    pub y: &'a mut Tensor<B>,         // (T, C) overwritten
-    pub rstd: &'a mut Tensor<B, f32>, // (T, 1) overwritten
-    pub x: &'a Tensor<B>,             // (T, C)
-    pub w: &'a Tensor<B>,             // (1, C)
+    pub y: &'a mut Tensor<B>,            // (T, C) overwritten
+    pub rstd: &'a mut Tensor<B, f32>,    // (T, 1) overwritten
+    pub x: &'a Tensor<B>,                // (T, C)
+    pub w: &'a Tensor<B>,                // (1, C)
+    pub residual: Option<&'a Tensor<B>>, // r (T, C)
     pub spec: NormSpec,
 }
 

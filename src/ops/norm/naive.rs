@@ -3,7 +3,7 @@
 use super::NormSpec;
 
 /// Overwrites `y` (T, C) and `rstd` (T).
-pub fn forward(y: &mut [f32], rstd: &mut [f32], x: &[f32], w: &[f32], spec: NormSpec) {
+pub fn forward(y: &mut [f32], rstd: &mut [f32], x: &[f32], w: &[f32], residual: Option<&[f32]>, spec: NormSpec) {
     let cols = w.len();
     for t in 0..rstd.len() {
         let row = t * cols..(t + 1) * cols;
@@ -12,7 +12,7 @@ pub fn forward(y: &mut [f32], rstd: &mut [f32], x: &[f32], w: &[f32], spec: Norm
         // An overflow is seen: as 1 / infinity it would be a row of zeros.
         rstd[t] = if mean_square.is_finite() { 1.0 / (mean_square + spec.eps).sqrt() } else { f32::NAN };
         for c in 0..cols {
-            y[c] = gain(w[c], spec) * x[c] * rstd[t];
+            y[c] = gain(w[c], spec) * x[c] * rstd[t] + residual.map_or(0.0, |r| r[t * cols + c]);
         }
     }
 }

@@ -31,7 +31,7 @@ pub fn forward(
                 let gain = if head < spec.heads { q } else { k };
                 let raw = &mut raw[t * spec.rotated() + head * e..][..e];
                 raw.copy_from_slice(row);
-                norm::forward(row, &mut [0.0], raw, gain, spec.norm);
+                norm::forward(row, &mut [0.0], raw, gain, None, spec.norm);
             }
             rotate(row, positions[t] as f32, freq);
         }
@@ -59,7 +59,7 @@ pub fn backward(
                 let gain = if head < spec.heads { q } else { k };
                 let raw = &raw[t * spec.rotated() + head * e..][..e];
                 let (dy, mut y, mut rstd) = (row.to_vec(), vec![0.0; e], [0.0]);
-                norm::forward(&mut y, &mut rstd, raw, gain, spec.norm);
+                norm::forward(&mut y, &mut rstd, raw, gain, None, spec.norm);
                 row.fill(0.0);
                 norm::backward(row, &dy, raw, &rstd, gain, spec.norm);
             }

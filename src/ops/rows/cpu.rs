@@ -9,13 +9,17 @@ use crate::ops::expect;
 const ROWS: usize = 64;
 
 impl Rows for Cpu {
-    fn embed(&self, x: &mut Tensor<Self>, tokens: &Indices<Self>, table: &Self::Weight) -> Result<()> {
+    fn embed(&self, x: &mut Tensor<Self>, tokens: &Indices<Self>, table: &Self::Weight, scale: f32) -> Result<()> {
         check(x, (table.rows(), table.cols()), tokens)?;
         let (rows, cols) = x.shape();
         let x = x.buffer[..rows * cols].par_chunks_mut(ROWS * cols);
         x.zip(tokens.buffer()[..rows].par_chunks(ROWS)).for_each(|(x, tokens)| {
             let rows = x.chunks_exact_mut(cols).zip(tokens);
             rows.for_each(|(row, &token)| table.read_row(token as usize, row));
+            if scale != 1.0 {
+                x.iter_mut().for_each(|x| *x *= scale);
+                self.store(x);
+            }
         });
         Ok(())
     }

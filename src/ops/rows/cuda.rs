@@ -17,28 +17,34 @@ fn launch(rows: usize) -> LaunchConfig {
     LaunchConfig::linear(rows as u32, THREADS)
 }
 
-/// `y[i] = x[rows[i]]` for the rows of `rows`; x and y have rows of `stride` elements.
+/// `y[i] = scale·x[rows[i]]` for the rows of `rows`; x and y have rows of `stride` elements.
 ///
 /// # Safety
 /// Every index is a row of `x`, and `y` has as many rows as `rows`.
-unsafe fn gather(cuda: &Cuda, y: &mut Tensor<Cuda>, x: &DeviceBuffer<half::bf16>, rows: &Indices<Cuda>) -> Result<()> {
+unsafe fn gather(
+    cuda: &Cuda,
+    y: &mut Tensor<Cuda>,
+    x: &DeviceBuffer<half::bf16>,
+    rows: &Indices<Cuda>,
+    scale: f32,
+) -> Result<()> {
     let stride = y.stride();
     cuda.charge(|| cost(rows.rows() as u64, y.cols() as u64, 2));
     // SAFETY: the caller's promise.
-    unsafe { kernels::gather(cuda, DEFINES, launch(rows.rows()), &mut y.buffer, x, rows.buffer(), stride) }
+    unsafe { kernels::gather(cuda, DEFINES, launch(rows.rows()), &mut y.buffer, x, rows.buffer(), stride, scale) }
 }
 
 impl Rows for Cuda {
-    fn embed(&self, x: &mut Tensor<Self>, tokens: &Indices<Self>, table: &Self::Weight) -> Result<()> {
+    fn embed(&self, x: &mut Tensor<Self>, tokens: &Indices<Self>, table: &Self::Weight, scale: f32) -> Result<()> {
         check(x, table.shape(), tokens)?;
         // SAFETY: `check` proved one token per row, equal columns, and that every token is below V.
-        unsafe { gather(self, x, &table.buffer, tokens) }
+        unsafe { gather(self, x, &table.buffer, tokens, scale) }
     }
 
     fn gather(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, rows: &Indices<Self>) -> Result<()> {
         check(y, x.shape(), rows)?;
         // SAFETY: `check` proved one index per row of y, each a row of x.
-        unsafe { gather(self, y, &x.buffer, rows) }
+        unsafe { gather(self, y, &x.buffer, rows, 1.0) }
     }
 
     fn scatter(&self, dx: &mut Tensor<Self>, dy: &Tensor<Self>, rows: &Indices<Self>) -> Result<()> {

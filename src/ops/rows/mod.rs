@@ -10,9 +10,9 @@ use crate::backend::{Backend, Indices, Tensor};
 use crate::error::Result;
 
 pub trait Rows: Backend {
-    /// Overwrites `x` (T, C) with the rows of `table` (V, C) that `tokens` (T, 1) names. Forward only: the embedding is
-    /// frozen, and nothing below it takes a gradient.
-    fn embed(&self, x: &mut Tensor<Self>, tokens: &Indices<Self>, table: &Self::Weight) -> Result<()>;
+    /// Overwrites `x` (T, C) with `scale` times the rows of `table` (V, C) that `tokens` (T, 1) names. Forward only: the embedding
+    /// is frozen, and nothing below it takes a gradient.
+    fn embed(&self, x: &mut Tensor<Self>, tokens: &Indices<Self>, table: &Self::Weight, scale: f32) -> Result<()>;
 
     /// Overwrites `y` (R, C) with the rows of `x` (T, C) that `rows` (R, 1) names.
     fn gather(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, rows: &Indices<Self>) -> Result<()>;

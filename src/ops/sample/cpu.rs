@@ -3,7 +3,7 @@ use rayon::prelude::*;
 use super::{Advance, Sample, SampleSpec, SampleTokens, check, check_advance, uniform};
 use crate::backend::Cpu;
 use crate::error::Result;
-use crate::ops::lm_head::cpu::multiply;
+use crate::ops::lm_head::cpu::{cap_row, multiply};
 use crate::ops::product::{exp, maximum, simd};
 
 impl Sample for Cpu {
@@ -11,12 +11,13 @@ impl Sample for Cpu {
 
     fn sample(&self, operands: SampleTokens<Self>) -> Result<()> {
         check(&operands)?;
-        let SampleTokens { tokens, logits, h, table, w, spec } = operands;
+        let SampleTokens { tokens, logits, h, table, w, softcap, spec } = operands;
         let (rows, vocab) = logits.shape();
         multiply(&mut logits.buffer, &h.buffer, w, rows);
         let keys = table.ids.buffer.par_chunks_exact(2).zip(&table.positions.buffer);
         let tasks = logits.buffer[..rows * vocab].par_chunks_exact_mut(vocab).zip(tokens.buffer_mut()).zip(keys);
         tasks.for_each(|((logits, token), (id, &position))| {
+            cap_row(logits, softcap, false);
             *token = if spec.temperature > 0.0 {
                 let u = uniform(spec.seed, [id[0], id[1]], position);
                 draw(logits, u, spec)

@@ -22,7 +22,7 @@ impl Sample for Cuda {
 
     fn sample(&self, operands: SampleTokens<Self>) -> Result<()> {
         check(&operands)?;
-        let SampleTokens { tokens, logits: scores, h, table, w, spec } = operands;
+        let SampleTokens { tokens, logits: scores, h, table, w, softcap, spec } = operands;
         logits(self, scores, h, w)?;
         let vocab = scores.cols();
         let config = LaunchConfig::linear(h.rows() as u32, THREADS).with_shared(SHARED);
@@ -30,12 +30,13 @@ impl Sample for Cuda {
         self.charge(|| Cost { flops: 0, bytes: 4 * (h.rows() * vocab) as u64 });
         let SampleSpec { temperature, top_k, top_p, seed } = spec;
         let (ids, positions) = (&table.ids.buffer, &table.positions.buffer);
-        let params = DrawParams { ids, positions, seed, vocab, top_k, temperature, top_p };
+        let softcap = softcap.unwrap_or(0.0);
+        let params = DrawParams { ids, positions, seed, vocab, top_k, temperature, top_p, softcap };
         // SAFETY: `check` proved one row of logits, one token, one position and two halves of an id per row of h.
         unsafe {
             match temperature > 0.0 {
                 true => kernels::sample_draw(self, DEFINES, config, tokens, rows, &params),
-                false => kernels::sample_greedy(self, DEFINES, config, tokens, rows, vocab),
+                false => kernels::sample_greedy(self, DEFINES, config, tokens, rows, vocab, softcap),
             }
         }
     }

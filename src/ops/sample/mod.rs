@@ -71,6 +71,7 @@ pub struct SampleTokens<'a, B: Backend> {
     pub h: &'a Tensor<B>,               // (S, C) normed hidden rows
     pub table: &'a SampleTable<B>,      // (S)
     pub w: &'a B::Weight,               // (V, C)
+    pub softcap: Option<f32>,           // of the logits, as lm_head has it
     pub spec: SampleSpec,
 }
 

@@ -4,11 +4,22 @@ use super::{SampleSpec, uniform};
 use crate::ops::product::naive as product;
 
 /// Overwrites `tokens` (S) from hidden rows `h` (S, C); row i draws with (seed, `ids[i]`, `positions[i]`).
-pub fn forward(tokens: &mut [u32], h: &[f32], ids: &[u64], positions: &[u32], w: &[f32], spec: SampleSpec) {
+pub fn forward(
+    tokens: &mut [u32],
+    h: &[f32],
+    ids: &[u64],
+    positions: &[u32],
+    w: &[f32],
+    softcap: Option<f32>,
+    spec: SampleSpec,
+) {
     let cols = h.len() / tokens.len();
     let mut logits = vec![0.0; w.len() / cols];
     for i in 0..tokens.len() {
         product::forward(&mut logits, &h[i * cols..][..cols], w, cols);
+        if let Some(cap) = softcap {
+            logits.iter_mut().for_each(|l| *l = cap * (*l / cap).tanh());
+        }
         let u = uniform(spec.seed, [ids[i] as u32, (ids[i] >> 32) as u32], positions[i]);
         tokens[i] = draw(&distribution(&logits, spec), u);
     }

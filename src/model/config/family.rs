@@ -1,0 +1,154 @@
+//! The families of decoders that are read, and what each does beside the others: a row of [`Family::traits`].
+
+use serde_json::Value;
+
+use super::ModelConfig;
+use crate::error::Result;
+use crate::ops::Activation;
+use crate::text::fields::{Fields, brief};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+    Gemma,
+    Gemma2,
+}
+
+/// What distinguishes a family, whatever its sizes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Traits {
+    /// Biases on q, k and v; never on the other projections.
+    pub(crate) qkv_bias: bool,
+    /// RMSNorm over each head of q and k.
+    pub(crate) qk_norm: bool,
+    /// Gains of norms are 1 + w.
+    pub(crate) unit_offset: bool,
+    /// Attention and feed-forward each have a norm after them, too.
+    pub(crate) post_norms: bool,
+    /// The embedding comes out √C times as large.
+    pub(crate) scaled_embedding: bool,
+    /// The embedding is the LM head, unless the config says otherwise.
+    pub(super) tied: bool,
+    /// Size of a head where the config does not state it; without one C / h.
+    pub(super) head_dim: Option<usize>,
+    /// Padding where the config says nothing of it.
+    pub(super) pad: Option<u32>,
+}
+
+const PLAIN: Traits = Traits {
+    qkv_bias: false,
+    qk_norm: false,
+    unit_offset: false,
+    post_norms: false,
+    scaled_embedding: false,
+    tied: false,
+    head_dim: None,
+    pad: None,
+};
+const GEMMA: Traits =
+    Traits { unit_offset: true, scaled_embedding: true, tied: true, head_dim: Some(256), pad: Some(0), ..PLAIN };
+
+impl Family {
+    pub(crate) const ALL: [Family; 6] =
+        [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3, Family::Gemma, Family::Gemma2];
+
+    /// The name as it begins transformers' class names.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Family::Llama => "Llama",
+            Family::Mistral => "Mistral",
+            Family::Qwen2 => "Qwen2",
+            Family::Qwen3 => "Qwen3",
+            Family::Gemma => "Gemma",
+            Family::Gemma2 => "Gemma2",
+        }
+    }
+
+    pub(crate) fn traits(self) -> Traits {
+        match self {
+            Family::Llama | Family::Mistral => PLAIN,
+            Family::Qwen2 => Traits { qkv_bias: true, ..PLAIN },
+            Family::Qwen3 => Traits { qk_norm: true, head_dim: Some(128), ..PLAIN },
+            Family::Gemma => GEMMA,
+            Family::Gemma2 => Traits { post_norms: true, ..GEMMA },
+        }
+    }
+
+    /// What gates the feed-forward.
+    pub(super) fn activation(self, fields: &Fields) -> Result<Activation> {
+        let key = if self == Family::Gemma2 { "hidden_activation" } else { "hidden_act" };
+        let gemma = matches!(self, Family::Gemma | Family::Gemma2);
+        match (gemma, fields.text(key)?) {
+            (false, None | Some("silu" | "swish")) => Ok(Activation::Silu),
+            // The first release said `gelu`, meant this, and is read so.
+            (true, None | Some("gelu_pytorch_tanh")) => Ok(Activation::GeluTanh),
+            (true, Some("gelu")) if self == Family::Gemma => Ok(Activation::GeluTanh),
+            (true, Some("gelu")) => Ok(Activation::Gelu),
+            (_, Some(other)) => {
+                let expected = if gemma { "`gelu_pytorch_tanh`" } else { "`silu`" };
+                Err(fields.refuse(key, expected, &format!("`{other}`"), super::NOT_COMPUTED))
+            }
+        }
+    }
+
+    /// What attention and the LM head do to their scores: the factor of attention's, the caps of both.
+    pub(super) fn scores(self, fields: &Fields, head_dim: usize) -> Result<(f32, [Option<f32>; 2])> {
+        if self != Family::Gemma2 {
+            return Ok(((head_dim as f32).powf(-0.5), [None; 2]));
+        }
+        let scalar = fields.positive("query_pre_attn_scalar")?.unwrap_or(256.0);
+        let cap = |key, default| match fields.has(key) {
+            true => Ok(fields.positive(key)?.map(|cap| cap as f32)),
+            false => Ok(Some(default)),
+        };
+        Ok((scalar.powf(-0.5) as f32, [cap("attn_logit_softcapping", 50.0)?, cap("final_logit_softcapping", 30.0)?]))
+    }
+
+    /// Sliding windows per layer, as the family's class in transformers reads its config.
+    pub(super) fn windows(self, fields: &Fields, layers: usize) -> Result<Vec<Option<usize>>> {
+        let on = match self {
+            Family::Llama | Family::Gemma => false,
+            Family::Mistral | Family::Gemma2 => true,
+            Family::Qwen2 | Family::Qwen3 => fields.flag("use_sliding_window")?,
+        };
+        // Null turns the window off; where the field is missing, transformers takes its own default.
+        let window = if fields.has("sliding_window") { fields.size("sliding_window")? } else { Some(4096) };
+        let Some(window) = window.filter(|_| on) else {
+            return Ok(vec![None; layers]);
+        };
+        if self == Family::Mistral {
+            return Ok(vec![Some(window); layers]);
+        }
+        let Some(Value::Array(kinds)) = fields.get("layer_types") else {
+            let first = fields.count("max_window_layers")?.unwrap_or(28);
+            let windowed = |layer: usize| if self == Family::Gemma2 { layer.is_multiple_of(2) } else { layer >= first };
+            return Ok((0..layers).map(|layer| windowed(layer).then_some(window)).collect());
+        };
+        if kinds.len() != layers {
+            let [expected, found] = [layers, kinds.len()].map(|n| format!("a list of {n}"));
+            return Err(fields.wrong("layer_types", &expected, &found));
+        }
+        let kind = |kind: &Value| match kind.as_str() {
+            Some("full_attention") => Ok(None),
+            Some("sliding_attention") => Ok(Some(window)),
+            _ => Err(fields.wrong("layer_types", "`full_attention` or `sliding_attention` each", &brief(kind))),
+        };
+        kinds.iter().map(kind).collect()
+    }
+}
+
+impl ModelConfig {
+    /// What a block's norms are called: those before attention and feed-forward, and those after each where there are such.
+    pub(crate) fn norm_names(&self) -> ([&'static str; 2], Option<[&'static str; 2]>) {
+        match self.traits.post_norms {
+            false => (["input_layernorm", "post_attention_layernorm"], None),
+            true => (
+                ["input_layernorm", "pre_feedforward_layernorm"],
+                Some(["post_attention_layernorm", "post_feedforward_layernorm"]),
+            ),
+        }
+    }
+}
