@@ -119,6 +119,16 @@ def cases() -> list[Case]:
                        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 0.02,
                        "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "sliding_window": 7,
                        "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.5, "final_logit_softcapping": 4.0}
+    # Two rotations: another base through the window, and a stretched one beyond it; every third layer sees all.
+    gemma3 = gemma | {"model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh", "num_hidden_layers": 4,
+                      "num_key_value_heads": 2, "sliding_window": 7, "query_pre_attn_scalar": 20, "sliding_window_pattern": 3}
+    del gemma3["hidden_act"]
+    local = {"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "torch_dtype": "float32",
+             "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    # Every third layer does not rotate.
+    smollm3 = common | {"model_type": "smollm3", "hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 3,
+                        "num_attention_heads": 5, "num_key_value_heads": 1, "rms_norm_eps": 0.02,
+                        "no_rope_layer_interval": 3, "attention_bias": False, "mlp_bias": False}
     v4, v5 = False, True
     return [
         Case("llama-causal", "LlamaForCausalLM", llama | spelled(v4, 10000.0, None)),
@@ -141,6 +151,14 @@ def cases() -> list[Case]:
              gemma | {"hidden_act": "gelu_pytorch_tanh"} | one | spelled(v5, 10000.0, None, "bfloat16"), 1, dtype="bfloat16"),
         Case("gemma2-causal", "Gemma2ForCausalLM", gemma2 | spelled(v5, 10000.0, None)),
         Case("gemma2-reward", "Gemma2ForSequenceClassification", gemma2 | one | spelled(v4, 10000.0, None), 1),
+        Case("gemma3-causal", "Gemma3ForCausalLM", gemma3 | local),
+        Case("gemma3-reward", "Gemma3TextForSequenceClassification",
+             gemma3 | one | {"dtype": "float32", "rope_parameters": {
+                 "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0}}}, 1),
+        Case("smollm3-causal", "SmolLM3ForCausalLM", smollm3 | spelled(v4, 2000000.0, None)),
+        Case("smollm3-reward", "SmolLM3ForSequenceClassification",
+             smollm3 | one | spelled(v5, 2000000.0, None, "bfloat16"), 1, dtype="bfloat16"),
     ]
 
 

@@ -99,7 +99,7 @@ impl Case {
         names.sort();
         let cases: Vec<Case> = names.into_iter().map(Case::open).collect();
         let architecture = if causal { "ForCausalLM" } else { "ForSequenceClassification" };
-        for family in ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2"] {
+        for family in ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "SmolLM3"] {
             let wanted = format!("{family}{architecture}");
             assert!(cases.iter().any(|case| case.golden.architecture == wanted), "no golden folder for {wanted}");
         }

@@ -14,7 +14,7 @@ use ares::ops::Ops;
 use joint::{Golden, Gradients, Opened};
 use toolkit::device;
 
-const FOLDERS: &[&str] = &["llama", "llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2"];
+const FOLDERS: &[&str] = &["llama", "llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "smollm3"];
 
 /// A ragged batch: a shared prompt, a prompt of its own, none.
 fn batch(vocab: usize, heads: Heads) -> Batch {
@@ -24,6 +24,8 @@ fn batch(vocab: usize, heads: Heads) -> Batch {
     batch.push(&tokens(4, 21), &[AnswerTokens::new(&a), AnswerTokens { tokens: &b, context: 3 }], heads);
     batch.push(&tokens(5, 2), &[AnswerTokens::new(&c)], heads);
     batch.push(&[], &[AnswerTokens::new(&tokens(6, 70))], heads);
+    // A reward model has one value a sequence: of four, chance alone may set two roundings far apart.
+    (7..15).for_each(|seed| batch.push(&tokens(seed, 3), &[AnswerTokens::new(&tokens(seed, 6))], heads));
     batch
 }
 
@@ -75,7 +77,8 @@ const AT_MOST: f64 = 0.06;
 fn assert_near(what: &str, found: &[f32], rounded: &[f32], exact: &[f32]) {
     let (distance, own) = (apart(found, rounded), apart(rounded, exact));
     let limit = (APART * own + 1e-4).min(AT_MOST);
-    assert!(distance <= limit, "{what}: relative distance {distance}, limit {limit}, bf16's own {own}");
+    let from_exact = apart(found, exact);
+    assert!(distance <= limit, "{what}: apart by {distance}, limit {limit}; from f32 {from_exact}, bf16's own {own}");
 }
 
 fn gradients(what: &str, found: &Gradients, rounded: &Gradients, exact: &Gradients) {
@@ -207,7 +210,7 @@ fn take_turns<B: Ops>(ops: &B) {
     let mut shared = Workspace::new(ops, &models[0].model.config, 0, 0, true).unwrap();
     for (turn, opened) in models.iter().enumerate() {
         // More rows than the one before had room for, and fewer.
-        let rows = 180 + turn * 37 % 100;
+        let rows = 190 + turn * 37 % 100;
         shared.fit(ops, &opened.model.config, opened.adapter.rank(), rows).unwrap();
         let alone = outcome_in(ops, opened, &mut opened.workspace(rows, true));
         assert_eq!(outcome_in(ops, opened, &mut shared), alone, "{} in turn {turn}", opened.dir.display());

@@ -214,7 +214,7 @@ impl<B: Ops> List<'_, '_, B> {
         p.bias = config.traits.qkv_bias.then(|| self.act(1, spec.width())).transpose()?;
         let qk_norm = if config.traits.qk_norm { Some((self.act(1, e)?, self.act(1, e)?)) } else { None };
         let mut raw = self.out(t, if config.traits.qk_norm { spec.rotated() } else { 0 })?;
-        let rope = Rope::new(ops, &config.rope.inv_freq(e), t)?;
+        let rope = Rope::new(ops, &config.ropes.kinds[0].inv_freq(e), t)?;
         let rotation = || Rotation { qk_norm: qk_norm.as_ref(), positions, rope: &rope, spec };
         (self.visit)("qkv, forward", costs[0], &mut || ops.qkv_forward(p.forward(), &mut raw, rotation()))?;
         (self.visit)("qkv, backward", costs[1], &mut || {

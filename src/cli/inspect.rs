@@ -102,10 +102,7 @@ impl Inspection {
             (false, Some([mean, std])) => format!("{}, then (r − {mean})/{std}", layout.describe()),
             (false, None) => layout.describe(),
         });
-        let rope = match &config.rope.scaling {
-            None => format!("θ = {}", config.rope.theta),
-            Some(scaling) => format!("θ = {}, low frequencies stretched by {}", config.rope.theta, scaling.factor),
-        };
+        let rope = config.ropes.to_string();
         let windows: Vec<Option<usize>> = (0..config.layers).map(|layer| config.window(layer)).collect();
         let widths = windows.iter().flatten().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         let (heads, kv_heads, head_dim) = (config.heads, config.kv_heads, config.head_dim);

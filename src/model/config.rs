@@ -18,7 +18,7 @@ pub(crate) use family::Traits;
 pub use head::Head;
 pub(crate) use head::ScoreRules;
 use head::{architecture, label_names};
-pub(crate) use rope::RopeConfig;
+pub(crate) use rope::{RopeConfig, Ropes};
 
 /// Deeper than any model there is, and longer than any context: a damaged number must not ask for terabytes.
 const MAX_LAYERS: usize = 10_000;
@@ -57,7 +57,7 @@ pub struct ModelConfig {
     pub(crate) attention_cap: Option<f32>,
     /// So are the LM head's logits.
     pub(crate) logit_cap: Option<f32>,
-    pub(crate) rope: RopeConfig,
+    pub(crate) ropes: Ropes,
     /// What ends a turn: config.json's and generation_config.json's, each once. May be empty.
     pub eos_token_ids: Vec<u32>,
     /// SHA-256, in hex, of the tokenizer.json this model was trained with (`ares_tokenizer_sha256`).
@@ -160,6 +160,7 @@ impl ModelConfig {
         };
         let (attention_scale, [attention_cap, logit_cap]) = family.scores(fields, head_dim)?;
         let layers = at_most("num_hidden_layers", MAX_LAYERS)?;
+        let windows = family.windows(fields, layers)?;
         let max_position_embeddings = at_most("max_position_embeddings", MAX_POSITIONS)?;
         let mut config = ModelConfig {
             file: fields.file.clone(),
@@ -183,13 +184,13 @@ impl ModelConfig {
             attention_scale,
             attention_cap,
             logit_cap,
-            rope: RopeConfig::read(fields, max_position_embeddings)?,
+            ropes: Ropes::read(fields, family, max_position_embeddings, &windows)?,
             eos_token_ids: Vec::new(),
             tokenizer_sha256: fields.text("ares_tokenizer_sha256")?.map(str::to_ascii_lowercase),
             label_names: label_names(fields)?,
             multi_label: fields.text("problem_type")? == Some("multi_label_classification"),
             score,
-            windows: family.windows(fields, layers)?,
+            windows,
         };
         for key in ["bos_token_id", "pad_token_id"] {
             fields.token(key)?.map_or(Ok(()), |id| config.check_token(fields, key, id))?;

@@ -161,14 +161,14 @@ impl<B: Ops> Call<'_, B> {
 
     /// Packed forward that fills the caches: of the last block nothing but keys and values is wanted.
     fn prefill(&mut self, batch: &Batch) -> Result<()> {
-        let Transformer { ops, config, embed, blocks, rope, .. } = self.model;
+        let Transformer { ops, config, embed, blocks, .. } = self.model;
         self.ws.load(ops, batch)?;
         let Workspace { batch, saved, scratch, stream: Stream { out, .. }, .. } = &mut *self.ws;
         let Generator { caches, prefill, .. } = &mut *self.generator;
         let (s, rest) = &mut saved[0];
         ops.embed(&mut s.x, &batch.tokens, embed, config.embedding_scale())?;
         for (l, (block, cache)) in blocks.iter().zip(caches).enumerate() {
-            let lora = self.adapter.map(|a| &a.blocks[l]);
+            let (lora, rope) = (self.adapter.map(|a| &a.blocks[l]), self.model.rope(l));
             if l + 1 < blocks.len() {
                 block.forward(ops, out, (s, rest), scratch, lora, rope, Keys::Packed(&batch.packing))?;
             } else {
@@ -210,7 +210,7 @@ impl<B: Ops> Call<'_, B> {
     /// One token for every active slot, left on the device. Everything that changes between steps lies in device memory, and
     /// buffers end where they began, so the step can be replayed.
     fn step(&mut self) -> Result<()> {
-        let (Transformer { ops, embed, blocks, norm, rope, config, .. }, w) = (self.model, self.model.lm_weight()?);
+        let (Transformer { ops, embed, blocks, norm, config, .. }, w) = (self.model, self.model.lm_weight()?);
         let Workspace { batch, saved, scratch, stream: Stream { out, .. }, head, .. } = &mut *self.ws;
         let Generator { caches, table, keys, logits, next, history, graphs, .. } = &mut *self.generator;
         let (s, rest) = &mut saved[0];
@@ -218,7 +218,7 @@ impl<B: Ops> Call<'_, B> {
         ops.replay(graphs.entry(self.active.len()).or_default(), || {
             ops.embed(&mut s.x, &batch.tokens, embed, config.embedding_scale())?;
             for (l, (block, cache)) in blocks.iter().zip(&mut *caches).enumerate() {
-                let lora = self.adapter.map(|a| &a.blocks[l]);
+                let (lora, rope) = (self.adapter.map(|a| &a.blocks[l]), self.model.rope(l));
                 block.forward(ops, out, (s, rest), scratch, lora, rope, Keys::Cached(cache, table))?;
                 std::mem::swap(out, &mut s.x);
             }

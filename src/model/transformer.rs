@@ -7,7 +7,7 @@ use super::adapter_file::AdapterFile;
 use super::batch::Batch;
 use super::block::{Block, BlockSpec, Keys};
 use super::checkpoint::{Checkpoint, EMBEDDING, WeightSource};
-use super::config::{Head, ModelConfig};
+use super::config::{Head, ModelConfig, RopeConfig};
 use super::projection::Projection;
 use super::readout::Readout;
 use super::workspace::{Stream, Workspace};
@@ -26,7 +26,8 @@ pub struct Transformer<B: Ops> {
     pub(super) blocks: Vec<Block<B>>,
     pub(super) norm: Tensor<B>, // (1, C)
     pub(super) head: HeadWeight<B>,
-    pub(super) rope: Rope<B>,
+    /// The kinds of rotation; `config.ropes` says which layer has which.
+    pub(super) ropes: Vec<Rope<B>>,
 }
 
 /// What stands on top.
@@ -103,13 +104,14 @@ impl<B: Ops> Transformer<B> {
                 spec: config.block_spec(layer),
             });
         }
+        let rope = |kind: &RopeConfig| Rope::new(ops, &kind.inv_freq(config.head_dim), config.max_position_embeddings);
         Ok(Transformer {
             ops: ops.clone(),
             embed: matrix(&[EMBEDDING.into()])?,
             blocks,
             norm: vector(&["model.norm.weight".into()])?,
             head,
-            rope: Rope::new(ops, &config.rope.inv_freq(config.head_dim), config.max_position_embeddings)?,
+            ropes: config.ropes.kinds.iter().map(rope).collect::<Result<_>>()?,
             config,
         })
     }
@@ -245,16 +247,20 @@ impl<B: Ops> Transformer<B> {
         self.ops.norm_forward(NormForward { y, rstd, x: &head.x, w: &self.norm, residual: None, spec })
     }
 
+    pub(super) fn rope(&self, layer: usize) -> &Rope<B> {
+        &self.ropes[self.config.ropes.of_layer[layer]]
+    }
+
     /// Embedding and blocks, the last of which goes on from its attention with the head's rows alone: nobody reads the others.
     /// Without backward all blocks share one set of activations.
     fn blocks_forward(&self, ws: &mut Workspace<B>, adapter: Option<&Adapter<B>>) -> Result<()> {
         let Workspace { batch, saved, blocks, scratch, stream: Stream { out, .. }, head, .. } = ws;
         let saved = &mut saved[..*blocks];
-        let (ops, rope, keys) = (&self.ops, &self.rope, || Keys::Packed(&batch.packing));
+        let (ops, keys) = (&self.ops, || Keys::Packed(&batch.packing));
         ops.embed(&mut saved[0].0.x, &batch.tokens, &self.embed, self.config.embedding_scale())?;
         let last = self.blocks.len() - 1;
         for (l, block) in self.blocks[..last].iter().enumerate() {
-            let lora = adapter.map(|a| &a.blocks[l]);
+            let (lora, rope) = (adapter.map(|a| &a.blocks[l]), self.rope(l));
             if let [(s, rest)] = saved {
                 block.forward(ops, out, (s, rest), scratch, lora, rope, keys())?;
                 std::mem::swap(out, &mut s.x);
@@ -264,7 +270,7 @@ impl<B: Ops> Transformer<B> {
         }
         let (block, lora, at) = (&self.blocks[last], adapter.map(|a| &a.blocks[last]), saved.len() - 1);
         let (s, rest) = &mut saved[at];
-        block.attend(ops, s, lora, rope, keys())?;
+        block.attend(ops, s, lora, self.rope(last), keys())?;
         ops.gather(&mut head.x_in, &s.x, &batch.rows)?;
         ops.gather(&mut head.o, &s.o, &batch.rows)?;
         rest.set_rows(head.x.rows())?;
@@ -291,7 +297,7 @@ impl<B: Ops> Transformer<B> {
                 block.rest_backward(ops, dx, d_o, grad, &s.o, rest, scratch, lora)?;
             }
             let below = if l > 0 { Some(&mut *dx) } else { None };
-            block.attend_backward(ops, below, d_o, grad, s, scratch, lora, &self.rope, &batch.packing)?;
+            block.attend_backward(ops, below, d_o, grad, s, scratch, lora, self.rope(l), &batch.packing)?;
         }
         Ok(())
     }

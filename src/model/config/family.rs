@@ -15,6 +15,8 @@ pub enum Family {
     Qwen3,
     Gemma,
     Gemma2,
+    Gemma3,
+    SmolLm3,
 }
 
 /// What distinguishes a family, whatever its sizes.
@@ -52,8 +54,16 @@ const GEMMA: Traits =
     Traits { unit_offset: true, scaled_embedding: true, tied: true, head_dim: Some(256), pad: Some(0), ..PLAIN };
 
 impl Family {
-    pub(crate) const ALL: [Family; 6] =
-        [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3, Family::Gemma, Family::Gemma2];
+    pub(crate) const ALL: [Family; 8] = [
+        Family::Llama,
+        Family::Mistral,
+        Family::Qwen2,
+        Family::Qwen3,
+        Family::Gemma,
+        Family::Gemma2,
+        Family::Gemma3,
+        Family::SmolLm3,
+    ];
 
     /// The name as it begins transformers' class names.
     pub(crate) fn name(self) -> &'static str {
@@ -64,6 +74,8 @@ impl Family {
             Family::Qwen3 => "Qwen3",
             Family::Gemma => "Gemma",
             Family::Gemma2 => "Gemma2",
+            Family::Gemma3 => "Gemma3",
+            Family::SmolLm3 => "SmolLM3",
         }
     }
 
@@ -74,13 +86,15 @@ impl Family {
             Family::Qwen3 => Traits { qk_norm: true, head_dim: Some(128), ..PLAIN },
             Family::Gemma => GEMMA,
             Family::Gemma2 => Traits { post_norms: true, ..GEMMA },
+            Family::Gemma3 => Traits { post_norms: true, qk_norm: true, ..GEMMA },
+            Family::SmolLm3 => Traits { tied: true, pad: Some(128_004), ..PLAIN },
         }
     }
 
     /// What gates the feed-forward.
     pub(super) fn activation(self, fields: &Fields) -> Result<Activation> {
-        let key = if self == Family::Gemma2 { "hidden_activation" } else { "hidden_act" };
-        let gemma = matches!(self, Family::Gemma | Family::Gemma2);
+        let key = if self.traits().post_norms { "hidden_activation" } else { "hidden_act" };
+        let gemma = self.traits().scaled_embedding;
         match (gemma, fields.text(key)?) {
             (false, None | Some("silu" | "swish")) => Ok(Activation::Silu),
             // The first release said `gelu`, meant this, and is read so.
@@ -96,23 +110,25 @@ impl Family {
 
     /// What attention and the LM head do to their scores: the factor of attention's, the caps of both.
     pub(super) fn scores(self, fields: &Fields, head_dim: usize) -> Result<(f32, [Option<f32>; 2])> {
-        if self != Family::Gemma2 {
+        if !self.traits().post_norms {
             return Ok(((head_dim as f32).powf(-0.5), [None; 2]));
         }
         let scalar = fields.positive("query_pre_attn_scalar")?.unwrap_or(256.0);
         let cap = |key, default| match fields.has(key) {
             true => Ok(fields.positive(key)?.map(|cap| cap as f32)),
-            false => Ok(Some(default)),
+            false => Ok(default),
         };
-        Ok((scalar.powf(-0.5) as f32, [cap("attn_logit_softcapping", 50.0)?, cap("final_logit_softcapping", 30.0)?]))
+        let [attention, logits] = if self == Family::Gemma2 { [Some(50.0), Some(30.0)] } else { [None; 2] };
+        let caps = [cap("attn_logit_softcapping", attention)?, cap("final_logit_softcapping", logits)?];
+        Ok((scalar.powf(-0.5) as f32, caps))
     }
 
     /// Sliding windows per layer, as the family's class in transformers reads its config.
     pub(super) fn windows(self, fields: &Fields, layers: usize) -> Result<Vec<Option<usize>>> {
         let on = match self {
             Family::Llama | Family::Gemma => false,
-            Family::Mistral | Family::Gemma2 => true,
-            Family::Qwen2 | Family::Qwen3 => fields.flag("use_sliding_window")?,
+            Family::Mistral | Family::Gemma2 | Family::Gemma3 => true,
+            Family::Qwen2 | Family::Qwen3 | Family::SmolLm3 => fields.flag("use_sliding_window")?,
         };
         // Null turns the window off; where the field is missing, transformers takes its own default.
         let window = if fields.has("sliding_window") { fields.size("sliding_window")? } else { Some(4096) };
@@ -124,7 +140,12 @@ impl Family {
         }
         let Some(Value::Array(kinds)) = fields.get("layer_types") else {
             let first = fields.count("max_window_layers")?.unwrap_or(28);
-            let windowed = |layer: usize| if self == Family::Gemma2 { layer.is_multiple_of(2) } else { layer >= first };
+            let pattern = fields.size("sliding_window_pattern")?.unwrap_or(6);
+            let windowed = |layer: usize| match self {
+                Family::Gemma2 => layer.is_multiple_of(2),
+                Family::Gemma3 => !(layer + 1).is_multiple_of(pattern),
+                _ => layer >= first,
+            };
             return Ok((0..layers).map(|layer| windowed(layer).then_some(window)).collect());
         };
         if kinds.len() != layers {

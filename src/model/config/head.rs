@@ -83,7 +83,10 @@ pub(super) fn architecture(fields: &Fields) -> Result<(Family, Head, ScoreRules)
     for family in Family::ALL {
         match name.strip_prefix(family.name()) {
             Some("ForCausalLM") => return Ok((family, Head::Causal, ScoreRules::default())),
-            Some("ForSequenceClassification") => return classifier(fields, family, true),
+            // Gemma 3's without its eyes.
+            Some("ForSequenceClassification" | "TextForSequenceClassification") => {
+                return classifier(fields, family, true);
+            }
             _ => {}
         }
     }

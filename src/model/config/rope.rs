@@ -1,15 +1,88 @@
-//! Rotary position embedding as the config states it: base, and Llama 3's stretching of the low frequencies.
+//! Rotary position embedding as the config states it: base, and how low frequencies are stretched; which layer has which.
 
+use std::fmt;
+
+use super::Family;
 use crate::error::Result;
-use crate::text::fields::Fields;
+use crate::text::fields::{Fields, brief};
 
 /// transformers' own, where a config states none.
 const DEFAULT_THETA: f64 = 10_000.0;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct RopeConfig {
+    /// Infinite where a layer does not rotate: every frequency is zero then.
     pub(crate) theta: f64,
-    pub(crate) scaling: Option<Llama3Scaling>,
+    pub(crate) scaling: Scaling,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Scaling {
+    Plain,
+    /// Every frequency divided by this.
+    Linear(f64),
+    Llama3(Llama3Scaling),
+}
+
+/// The rotations of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Ropes {
+    pub(crate) kinds: Vec<RopeConfig>,
+    /// Of each layer, which of the kinds it has.
+    pub(crate) of_layer: Vec<usize>,
+}
+
+impl Ropes {
+    /// As the family's class in transformers reads its config; `windows` has one entry per layer.
+    pub(super) fn read(fields: &Fields, family: Family, max: usize, windows: &[Option<usize>]) -> Result<Ropes> {
+        let (kinds, of_layer) = match family {
+            Family::Gemma3 => (gemma3(fields, max)?, windows.iter().map(|window| window.is_some().into()).collect()),
+            Family::SmolLm3 => {
+                let none = RopeConfig::plain(f64::INFINITY);
+                (vec![RopeConfig::read(fields, 2e6, max)?, none], without_rotation(fields, windows.len())?)
+            }
+            _ => (vec![RopeConfig::read(fields, DEFAULT_THETA, max)?], vec![0; windows.len()]),
+        };
+        Ok(Ropes { kinds, of_layer })
+    }
+}
+
+impl fmt::Display for Ropes {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let kinds: Vec<String> = self.kinds.iter().map(RopeConfig::to_string).collect();
+        f.write_str(&kinds.join("; on some layers "))
+    }
+}
+
+/// Of layers that see everything, and of those that look through a window.
+fn gemma3(fields: &Fields, max: usize) -> Result<Vec<RopeConfig>> {
+    let Some(both) = fields.object("rope_parameters")? else {
+        let local = fields.positive("rope_local_base_freq")?.unwrap_or(1e4);
+        return Ok(vec![RopeConfig::read(fields, 1e6, max)?, RopeConfig::plain(local)]);
+    };
+    let of = |(key, theta)| match both.object(key)? {
+        Some(fields) => RopeConfig::of(&fields, theta, max),
+        None => Ok(RopeConfig::plain(theta)),
+    };
+    [("full_attention", 1e6), ("sliding_attention", 1e4)].into_iter().map(of).collect()
+}
+
+/// One for each layer that does not rotate, else zero.
+fn without_rotation(fields: &Fields, layers: usize) -> Result<Vec<usize>> {
+    let Some(list) = fields.get("no_rope_layers").and_then(|list| list.as_array()) else {
+        let interval = fields.size("no_rope_layer_interval")?.unwrap_or(4);
+        return Ok((1..=layers).map(|layer| layer.is_multiple_of(interval).into()).collect());
+    };
+    // The list says which layers do rotate, whatever it is called.
+    let one = |rotates: &serde_json::Value| match rotates.as_u64() {
+        Some(rotates @ 0..=1) => Ok(1 - rotates as usize),
+        _ => Err(fields.wrong("no_rope_layers", "0 or 1 for each layer", &brief(rotates))),
+    };
+    if list.len() != layers {
+        let [expected, found] = [layers, list.len()].map(|n| format!("a list of {n}"));
+        return Err(fields.wrong("no_rope_layers", &expected, &found));
+    }
+    list.iter().map(one).collect()
 }
 
 /// Wavelengths longer than `original_max_position / low_freq_factor` are stretched by `factor`, those shorter than
@@ -22,44 +95,68 @@ pub(crate) struct Llama3Scaling {
     pub(crate) original_max_position: usize,
 }
 
-impl RopeConfig {
-    /// Reads transformers 5's `rope_parameters`, else transformers 4's `rope_theta` and `rope_scaling`.
-    pub(super) fn read(config: &Fields, max_position: usize) -> Result<RopeConfig> {
-        let (scaling, theta) = match config.object("rope_parameters")? {
-            Some(parameters) => {
-                let theta = parameters.positive("rope_theta")?;
-                (Some(parameters), theta)
+impl fmt::Display for RopeConfig {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match &self.scaling {
+            _ if self.theta.is_infinite() => f.write_str("none"),
+            Scaling::Plain => write!(f, "θ = {}", self.theta),
+            Scaling::Linear(factor) => write!(f, "θ = {}, stretched by {factor}", self.theta),
+            Scaling::Llama3(scaling) => {
+                write!(f, "θ = {}, low frequencies stretched by {}", self.theta, scaling.factor)
             }
-            None => (config.object("rope_scaling")?, None),
+        }
+    }
+}
+
+impl RopeConfig {
+    fn plain(theta: f64) -> RopeConfig {
+        RopeConfig { theta, scaling: Scaling::Plain }
+    }
+
+    /// Reads transformers 5's `rope_parameters`, else transformers 4's `rope_theta` and `rope_scaling`.
+    fn read(config: &Fields, default_theta: f64, max_position: usize) -> Result<RopeConfig> {
+        let theta = config.positive("rope_theta")?.unwrap_or(default_theta);
+        let scaling = match config.object("rope_parameters")? {
+            Some(parameters) => Some(parameters),
+            None => config.object("rope_scaling")?,
         };
-        let theta = theta.or(config.positive("rope_theta")?).unwrap_or(DEFAULT_THETA);
-        let scaling = scaling.map_or(Ok(None), |fields| Llama3Scaling::read(&fields, max_position))?;
-        Ok(RopeConfig { theta, scaling })
+        scaling.map_or(Ok(RopeConfig::plain(theta)), |fields| RopeConfig::of(&fields, theta, max_position))
+    }
+
+    /// Of one set of parameters.
+    fn of(fields: &Fields, default_theta: f64, max_position: usize) -> Result<RopeConfig> {
+        let theta = fields.positive("rope_theta")?.unwrap_or(default_theta);
+        Ok(RopeConfig { theta, scaling: Scaling::read(fields, max_position)? })
     }
 
     /// The `head_dim / 2` inverse frequencies, in f32 step by step as transformers computes them.
     pub(crate) fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
         let plain = (0..head_dim).step_by(2).map(|i| 1.0 / (self.theta as f32).powf(i as f32 / head_dim as f32));
         match &self.scaling {
-            None => plain.collect(),
-            Some(scaling) => plain.map(|freq| scaling.apply(freq)).collect(),
+            _ if self.theta.is_infinite() => vec![0.0; head_dim / 2],
+            Scaling::Plain => plain.collect(),
+            Scaling::Linear(factor) => plain.map(|freq| freq / *factor as f32).collect(),
+            Scaling::Llama3(scaling) => plain.map(|freq| scaling.apply(freq)).collect(),
         }
     }
 }
 
-impl Llama3Scaling {
-    /// `None` for the kind `default`; any other kind but `llama3` is refused by name.
-    fn read(fields: &Fields, max_position: usize) -> Result<Option<Llama3Scaling>> {
+impl Scaling {
+    /// Any kind but `default`, `linear` and `llama3` is refused by name.
+    fn read(fields: &Fields, max_position: usize) -> Result<Scaling> {
         if let Some((key, _)) = fields.iter().find(|(_, value)| value.is_object()) {
             return Err(fields.refuse(key, "one setting for all layers", "settings per kind of layer", UNSUPPORTED));
         }
         let key = if fields.get("rope_type").is_some() { "rope_type" } else { "type" };
-        match fields.text(key)? {
-            None | Some("default") => return Ok(None),
-            Some("llama3") => {}
-            Some(other) => return Err(fields.refuse(key, "`default` or `llama3`", &format!("`{other}`"), UNSUPPORTED)),
-        }
         let number = |key| fields.positive(key)?.ok_or_else(|| fields.wrong(key, "a number", "no such field"));
+        match fields.text(key)? {
+            None | Some("default") => return Ok(Scaling::Plain),
+            Some("linear") => return Ok(Scaling::Linear(number("factor")?)),
+            Some("llama3") => {}
+            Some(other) => {
+                return Err(fields.refuse(key, "`default`, `linear` or `llama3`", &format!("`{other}`"), UNSUPPORTED));
+            }
+        }
         let scaling = Llama3Scaling {
             factor: number("factor")?,
             low_freq_factor: number("low_freq_factor")?,
@@ -67,12 +164,14 @@ impl Llama3Scaling {
             original_max_position: fields.size("original_max_position_embeddings")?.unwrap_or(max_position),
         };
         if scaling.high_freq_factor > scaling.low_freq_factor {
-            return Ok(Some(scaling));
+            return Ok(Scaling::Llama3(scaling));
         }
         let expected = format!("above low_freq_factor ({})", scaling.low_freq_factor);
         Err(fields.wrong("high_freq_factor", &expected, &scaling.high_freq_factor.to_string()))
     }
+}
 
+impl Llama3Scaling {
     fn apply(&self, freq: f32) -> f32 {
         let context = self.original_max_position as f32;
         let (factor, low, high) = (self.factor as f32, self.low_freq_factor as f32, self.high_freq_factor as f32);
@@ -88,4 +187,5 @@ impl Llama3Scaling {
     }
 }
 
-const UNSUPPORTED: &str = "ares computes plain and Llama-3 rotary positions only: use a checkpoint with one of these";
+const UNSUPPORTED: &str =
+    "ares computes plain, linear and Llama-3 rotary positions only: use a checkpoint with one of these";

@@ -57,6 +57,20 @@ fn reward_classes_of_others_are_known_by_name() {
     refused(read("MyRewardModel", json!({"model_type": "llama"})), "or of RewardModel, GRewardModel");
 }
 
+#[test]
+fn layers_rotate_each_in_its_way() {
+    let ropes = |family: &str, changes| {
+        let ropes = config(family, changes).unwrap().ropes;
+        (ropes.to_string(), ropes.of_layer)
+    };
+    assert_eq!(ropes("Llama", json!({})), ("θ = 10000".into(), vec![0; 3]));
+    let listed = json!({"no_rope_layers": [0, 1, 0]});
+    assert_eq!(ropes("SmolLM3", listed), ("θ = 2000000; on some layers none".into(), vec![1, 0, 1]));
+    let stretched = json!({"sliding_window_pattern": 3, "rope_scaling": {"rope_type": "linear", "factor": 8}});
+    let both = "θ = 1000000, stretched by 8; on some layers θ = 10000";
+    assert_eq!(ropes("Gemma3", stretched), (both.into(), vec![1, 1, 0]));
+}
+
 /// What the golden checkpoints, each of one setting, do not show.
 #[test]
 fn windows_and_head_sizes_follow_their_family() {
@@ -66,6 +80,8 @@ fn windows_and_head_sizes_follow_their_family() {
     };
     assert_eq!(windows("Llama", json!({})), [None; 3]);
     assert_eq!(windows("Gemma2", json!({})), [Some(7), None, Some(7)]);
+    assert_eq!(windows("Gemma3", json!({"sliding_window_pattern": 2})), [Some(7), None, Some(7)]);
+    assert_eq!(windows("SmolLM3", json!({})), [None; 3]);
     assert_eq!(windows("Mistral", json!({})), [Some(7); 3]);
     assert_eq!(windows("Mistral", json!({"sliding_window": null})), [None; 3]);
     assert_eq!(windows("Qwen2", json!({})), [None; 3]);
@@ -139,10 +155,19 @@ fn what_cannot_be_computed_is_refused_by_name() {
         ("Llama", json!({"eos_token_id": "</s>"}), "eos_token_id to be a token id"),
         ("Mistral", json!({"sliding_window": 0}), "sliding_window to be a whole number from 1"),
         ("Qwen3", json!({"use_sliding_window": true, "layer_types": ["full_attention"]}), "to be a list of 3"),
-        ("Llama", rope("yarn"), "rope_scaling.type to be `default` or `llama3`, found `yarn`"),
+        ("Llama", rope("yarn"), "rope_scaling.type to be `default`, `linear` or `llama3`, found `yarn`"),
         ("Llama", rope("dynamic"), "found `dynamic`"),
-        ("Qwen2", rope("linear"), "found `linear`"),
-        ("Gemma3", json!({}), "one of {Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma2}"),
+        (
+            "Qwen2",
+            json!({"rope_scaling": {"type": "linear"}}),
+            "rope_scaling.factor to be a number, found no such field",
+        ),
+        ("SmolLM3", json!({"no_rope_layers": [1, 1]}), "no_rope_layers to be a list of 3, found a list of 2"),
+        ("SmolLM3", json!({"no_rope_layers": [1, 2, 1]}), "no_rope_layers to be 0 or 1 for each layer"),
+        ("SmolLM3", json!({"no_rope_layer_interval": 0}), "no_rope_layer_interval to be a whole number from 1"),
+        ("Gemma3", json!({"sliding_window_pattern": 0}), "sliding_window_pattern to be a whole number from 1"),
+        ("Gemma3", json!({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}), "full_attention.rope_type"),
+        ("Gemma4", json!({}), "one of {Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma2, Gemma3, SmolLM3}"),
         ("Gemma", json!({"hidden_act": "relu"}), "hidden_act to be `gelu_pytorch_tanh`, found `relu`"),
         ("Gemma2", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention to be false"),
         ("Gemma2", json!({"final_logit_softcapping": 0}), "final_logit_softcapping to be a number above 0"),
