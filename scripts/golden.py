@@ -129,6 +129,8 @@ def cases() -> list[Case]:
     smollm3 = common | {"model_type": "smollm3", "hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 3,
                         "num_attention_heads": 5, "num_key_value_heads": 1, "rms_norm_eps": 0.02,
                         "no_rope_layer_interval": 3, "attention_bias": False, "mlp_bias": False}
+    granite = llama | {"model_type": "granite", "num_hidden_layers": 2, "embedding_multiplier": 5.5, "residual_multiplier": 0.22,
+                       "attention_multiplier": 0.3, "logits_scaling": 1.7}
     v4, v5 = False, True
     return [
         Case("llama-causal", "LlamaForCausalLM", llama | spelled(v4, 10000.0, None)),
@@ -159,6 +161,7 @@ def cases() -> list[Case]:
         Case("smollm3-causal", "SmolLM3ForCausalLM", smollm3 | spelled(v4, 2000000.0, None)),
         Case("smollm3-reward", "SmolLM3ForSequenceClassification",
              smollm3 | one | spelled(v5, 2000000.0, None, "bfloat16"), 1, dtype="bfloat16"),
+        Case("granite-causal", "GraniteForCausalLM", granite | spelled(v4, 10000.0, None)),
     ]
 
 

@@ -87,7 +87,8 @@ impl Inspection {
             (config.traits.qkv_bias, "biases on q, k, v"),
             (config.traits.qk_norm, "norm over q and k"),
             (config.traits.post_norms, "norms after both halves of a block"),
-            (config.traits.scaled_embedding, "scaled embedding"),
+            (config.embedding_scale != 1.0, "scaled embedding"),
+            (config.logit_scale != 1.0, "scaled logits"),
             (config.attention_cap.is_some(), "capped scores of attention"),
             (config.logit_cap.is_some() && config.head == Head::Causal, "capped logits"),
         ];

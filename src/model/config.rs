@@ -51,6 +51,10 @@ pub struct ModelConfig {
     /// What its family does beside the others.
     pub(crate) traits: Traits,
     pub(crate) activation: Activation,
+    /// What rows of the embedding are multiplied with.
+    pub(crate) embedding_scale: f32,
+    /// And the final norm's gains, and with them the LM head's logits.
+    pub(crate) logit_scale: f32,
     /// Scores of attention are q·k times this.
     pub(crate) attention_scale: f32,
     /// Scores s of attention are c·tanh(s/c).
@@ -158,6 +162,7 @@ impl ModelConfig {
             size if size <= most => Ok(size),
             size => Err(fields.wrong(key, &format!("at most {most}"), &size.to_string())),
         };
+        let [embedding_scale, eps_scale, logit_scale] = family.multipliers(fields, hidden_size)?;
         let (attention_scale, [attention_cap, logit_cap]) = family.scores(fields, head_dim)?;
         let layers = at_most("num_hidden_layers", MAX_LAYERS)?;
         let windows = family.windows(fields, layers)?;
@@ -173,7 +178,7 @@ impl ModelConfig {
             heads,
             kv_heads,
             head_dim,
-            rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            rms_norm_eps: (eps_scale * fields.positive("rms_norm_eps")?.unwrap_or(1e-6)) as f32,
             max_position_embeddings,
             tie_word_embeddings: match fields.has("tie_word_embeddings") {
                 true => fields.flag("tie_word_embeddings")?,
@@ -181,6 +186,8 @@ impl ModelConfig {
             },
             traits: family.traits(),
             activation: family.activation(fields)?,
+            embedding_scale: embedding_scale as f32,
+            logit_scale: logit_scale as f32,
             attention_scale,
             attention_cap,
             logit_cap,

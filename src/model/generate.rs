@@ -166,7 +166,7 @@ impl<B: Ops> Call<'_, B> {
         let Workspace { batch, saved, scratch, stream: Stream { out, .. }, .. } = &mut *self.ws;
         let Generator { caches, prefill, .. } = &mut *self.generator;
         let (s, rest) = &mut saved[0];
-        ops.embed(&mut s.x, &batch.tokens, embed, config.embedding_scale())?;
+        ops.embed(&mut s.x, &batch.tokens, embed, config.embedding_scale)?;
         for (l, (block, cache)) in blocks.iter().zip(caches).enumerate() {
             let (lora, rope) = (self.adapter.map(|a| &a.blocks[l]), self.model.rope(l));
             if l + 1 < blocks.len() {
@@ -216,7 +216,7 @@ impl<B: Ops> Call<'_, B> {
         let (s, rest) = &mut saved[0];
         let Decoding { temperature, top_k, top_p, seed, .. } = *self.decoding;
         ops.replay(graphs.entry(self.active.len()).or_default(), || {
-            ops.embed(&mut s.x, &batch.tokens, embed, config.embedding_scale())?;
+            ops.embed(&mut s.x, &batch.tokens, embed, config.embedding_scale)?;
             for (l, (block, cache)) in blocks.iter().zip(&mut *caches).enumerate() {
                 let (lora, rope) = (self.adapter.map(|a| &a.blocks[l]), self.model.rope(l));
                 block.forward(ops, out, (s, rest), scratch, lora, rope, Keys::Cached(cache, table))?;

@@ -109,7 +109,11 @@ impl<B: Ops> Transformer<B> {
             ops: ops.clone(),
             embed: matrix(&[EMBEDDING.into()])?,
             blocks,
-            norm: vector(&["model.norm.weight".into()])?,
+            norm: {
+                let mut gains = read(&["model.norm.weight".into()])?;
+                gains.iter_mut().for_each(|gain| *gain *= config.logit_scale);
+                Tensor::from_host(ops, 1, gains.len(), &ops.activations(&gains))?
+            },
             head,
             ropes: config.ropes.kinds.iter().map(rope).collect::<Result<_>>()?,
             config,
@@ -257,7 +261,7 @@ impl<B: Ops> Transformer<B> {
         let Workspace { batch, saved, blocks, scratch, stream: Stream { out, .. }, head, .. } = ws;
         let saved = &mut saved[..*blocks];
         let (ops, keys) = (&self.ops, || Keys::Packed(&batch.packing));
-        ops.embed(&mut saved[0].0.x, &batch.tokens, &self.embed, self.config.embedding_scale())?;
+        ops.embed(&mut saved[0].0.x, &batch.tokens, &self.embed, self.config.embedding_scale)?;
         let last = self.blocks.len() - 1;
         for (l, block) in self.blocks[..last].iter().enumerate() {
             let (lora, rope) = (adapter.map(|a| &a.blocks[l]), self.rope(l));
@@ -310,11 +314,6 @@ fn wrong_head(expected: &str, found: &str) -> Error {
 impl ModelConfig {
     pub(super) fn norm_spec(&self) -> NormSpec {
         NormSpec { eps: self.rms_norm_eps, unit_offset: self.traits.unit_offset }
-    }
-
-    /// What rows of the embedding are multiplied with.
-    pub(super) fn embedding_scale(&self) -> f32 {
-        if self.traits.scaled_embedding { (self.hidden_size as f32).sqrt() } else { 1.0 }
     }
 
     pub(crate) fn block_spec(&self, layer: usize) -> BlockSpec {

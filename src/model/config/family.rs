@@ -17,6 +17,7 @@ pub enum Family {
     Gemma2,
     Gemma3,
     SmolLm3,
+    Granite,
 }
 
 /// What distinguishes a family, whatever its sizes.
@@ -54,7 +55,7 @@ const GEMMA: Traits =
     Traits { unit_offset: true, scaled_embedding: true, tied: true, head_dim: Some(256), pad: Some(0), ..PLAIN };
 
 impl Family {
-    pub(crate) const ALL: [Family; 8] = [
+    pub(crate) const ALL: [Family; 9] = [
         Family::Llama,
         Family::Mistral,
         Family::Qwen2,
@@ -63,6 +64,7 @@ impl Family {
         Family::Gemma2,
         Family::Gemma3,
         Family::SmolLm3,
+        Family::Granite,
     ];
 
     /// The name as it begins transformers' class names.
@@ -76,12 +78,13 @@ impl Family {
             Family::Gemma2 => "Gemma2",
             Family::Gemma3 => "Gemma3",
             Family::SmolLm3 => "SmolLM3",
+            Family::Granite => "Granite",
         }
     }
 
     pub(crate) fn traits(self) -> Traits {
         match self {
-            Family::Llama | Family::Mistral => PLAIN,
+            Family::Llama | Family::Mistral | Family::Granite => PLAIN,
             Family::Qwen2 => Traits { qkv_bias: true, ..PLAIN },
             Family::Qwen3 => Traits { qk_norm: true, head_dim: Some(128), ..PLAIN },
             Family::Gemma => GEMMA,
@@ -110,6 +113,9 @@ impl Family {
 
     /// What attention and the LM head do to their scores: the factor of attention's, the caps of both.
     pub(super) fn scores(self, fields: &Fields, head_dim: usize) -> Result<(f32, [Option<f32>; 2])> {
+        if self == Family::Granite {
+            return Ok((fields.positive("attention_multiplier")?.unwrap_or(1.0) as f32, [None; 2]));
+        }
         if !self.traits().post_norms {
             return Ok(((head_dim as f32).powf(-0.5), [None; 2]));
         }
@@ -123,10 +129,24 @@ impl Family {
         Ok((scalar.powf(-0.5) as f32, caps))
     }
 
+    /// What the embedding, the mean square's ε of every norm, and the LM head's logits are multiplied with.
+    ///
+    /// Granite adds m·f(norm(x)) to its residual stream x. A stream of x/m adds f(norm(x)) to itself, and its norms are the same with
+    /// ε/m²: no product of ours knows m.
+    pub(super) fn multipliers(self, fields: &Fields, hidden_size: usize) -> Result<[f64; 3]> {
+        if self != Family::Granite {
+            let embedding = if self.traits().scaled_embedding { (hidden_size as f64).sqrt() } else { 1.0 };
+            return Ok([embedding, 1.0, 1.0]);
+        }
+        let of = |key| Ok(fields.positive(key)?.unwrap_or(1.0));
+        let residual: f64 = of("residual_multiplier")?;
+        Ok([of("embedding_multiplier")? / residual, residual.powi(-2), 1.0 / of("logits_scaling")?])
+    }
+
     /// Sliding windows per layer, as the family's class in transformers reads its config.
     pub(super) fn windows(self, fields: &Fields, layers: usize) -> Result<Vec<Option<usize>>> {
         let on = match self {
-            Family::Llama | Family::Gemma => false,
+            Family::Llama | Family::Gemma | Family::Granite => false,
             Family::Mistral | Family::Gemma2 | Family::Gemma3 => true,
             Family::Qwen2 | Family::Qwen3 | Family::SmolLm3 => fields.flag("use_sliding_window")?,
         };

@@ -83,8 +83,8 @@ pub(super) fn architecture(fields: &Fields) -> Result<(Family, Head, ScoreRules)
     for family in Family::ALL {
         match name.strip_prefix(family.name()) {
             Some("ForCausalLM") => return Ok((family, Head::Causal, ScoreRules::default())),
-            // Gemma 3's without its eyes.
-            Some("ForSequenceClassification" | "TextForSequenceClassification") => {
+            // transformers has none of Granite; Gemma 3's is the one without eyes.
+            Some("ForSequenceClassification" | "TextForSequenceClassification") if family != Family::Granite => {
                 return classifier(fields, family, true);
             }
             _ => {}
