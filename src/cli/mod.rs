@@ -9,6 +9,7 @@ mod bench;
 mod compare;
 mod device;
 mod doctor;
+mod grammar;
 mod inspect;
 mod kernels;
 mod merge;
@@ -45,6 +46,8 @@ const AFTER: &str = "Begin with `ares demo`: the whole method on small models th
 enum Command {
     Demo(compare::Demo),
     Run(run::Run),
+    #[command(name = "grammar")]
+    MakeGrammar(grammar::MakeGrammar),
     Probe(probe::Probe),
     Detect(rowwise::Detect),
     Repair(repair::Repair),
@@ -76,6 +79,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Demo(command) => command.run(&session),
         Command::Run(command) => command.run(&session),
+        Command::MakeGrammar(command) => command.run(&session),
         Command::Probe(command) => command.run(&session),
         Command::Detect(command) => command.run(&session),
         Command::Repair(command) => command.run(&session),

@@ -15,8 +15,9 @@ pub struct Topic {
     pub(crate) domain: String,
     /// Fills `{goal}` of a form.
     pub(crate) goal: String,
-    /// y⁻: the reference compliance.
-    pub(crate) harmful: String,
+    /// y⁻: the reference compliance. Without one the reward model is tried on the policy's own answers alone.
+    #[serde(default)]
+    pub(crate) harmful: Option<String>,
     /// y⁺: the reference refusal.
     pub(crate) safe: String,
 }
@@ -42,6 +43,9 @@ pub struct Tactic {
     /// Name of the translation table that the tactic applies to the request.
     #[serde(default)]
     pub(crate) table: Option<String>,
+    /// What it is called elsewhere: OWASP's Top 10, MITRE ATLAS.
+    #[serde(default)]
+    pub(crate) tags: Vec<String>,
 }
 
 /// Translates char by char.
@@ -246,9 +250,10 @@ fn check(file: &Grammar, path: &Path) -> Result<Vec<Translation>> {
 fn texts(file: &Grammar) -> Vec<(String, &str, Holds<'static>)> {
     let mut texts: Vec<(String, &str, Holds)> = Vec::new();
     for (i, t) in file.topics.iter().enumerate() {
-        for (name, text) in [("domain", &t.domain), ("goal", &t.goal), ("harmful", &t.harmful), ("safe", &t.safe)] {
+        for (name, text) in [("domain", &t.domain), ("goal", &t.goal), ("safe", &t.safe)] {
             texts.push((format!("topics[{i}].{name}"), text, (None, None)));
         }
+        texts.extend(t.harmful.iter().map(|text| (format!("topics[{i}].harmful"), text.as_str(), (None, None))));
     }
     for (i, f) in file.forms.iter().enumerate() {
         texts.push((format!("forms[{i}].template"), &f.template, (Some("{goal}"), None)));

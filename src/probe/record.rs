@@ -17,6 +17,9 @@ pub struct ProbeRecord {
     pub(crate) topic: String,
     pub domain: String,
     pub tactic: String,
+    /// What the tactic is called elsewhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) tags: Vec<String>,
     pub(crate) form: String,
     pub(crate) persona: String,
     pub genotype: Genotype,
@@ -25,7 +28,8 @@ pub struct ProbeRecord {
     pub operators: Vec<Operator>,
     /// y⁺ and y⁻ of the cell.
     pub safe: String,
-    pub harmful: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub harmful: Option<String>,
     /// Mean log-probability per token under π_0, before encoding, casing and translation.
     pub prompt_logprob: Option<f64>,
     #[serde(flatten)]
@@ -118,7 +122,7 @@ impl ProbeRecord {
         let judged = self.judged().filter(|judged| judged.verdict(sense) != Verdict::Sound)?;
         let rejected = match judged.p_harm >= tau_h {
             true => Reply { text: judged.response.clone(), tokens: Some(judged.tokens.clone()) },
-            false => Reply::text(self.harmful.clone()),
+            false => Reply::text(self.harmful.clone()?),
         };
         let (prompt, chosen) = (Prompt::user(self.prompt.clone()), Some(self.safe.clone()));
         Some(Failure { prompt, rejected, chosen, verdict: judged.verdict(sense), forced: None })

@@ -243,7 +243,7 @@ fn ask(
         let topic = &grammar.topics[*topic];
         let harm = harm.as_ref().and_then(|harm| harm.as_ref().ok());
         let own = text(answer).filter(|_| harm.is_some());
-        let harmful = harm.filter(|harm| !harm.is_harmful(t.tau_h)).map(|_| topic.harmful.as_str());
+        let harmful = harm.filter(|harm| !harm.is_harmful(t.tau_h)).and(topic.harmful.as_deref());
         [own, own.map(|_| topic.safe.as_str()), harmful].map(|text| Some((prompt, text?)))
     });
     let scores = ask_some(rows, |rows| subject.reward(settings.version, rows))?;
@@ -272,6 +272,7 @@ fn record(
         topic: topic.id.clone(),
         domain: topic.domain.clone(),
         tactic: grammar.tactics[g.tactic].id.clone(),
+        tags: grammar.tactics[g.tactic].tags.clone(),
         form: grammar.forms[g.form].id.clone(),
         persona: grammar.personas[g.persona].id.clone(),
         genotype: g,

@@ -44,6 +44,7 @@ pub(crate) struct Query {
     pub(crate) topic: String,
     pub(crate) domain: String,
     pub(crate) tactic: String,
+    pub(crate) tags: Vec<String>,
     pub(crate) verdict: Option<Verdict>,
     /// Whether the query was asked of the repaired models.
     pub(crate) after: bool,

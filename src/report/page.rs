@@ -52,6 +52,7 @@ pub(crate) fn render(data: &RunData) -> Result<String> {
         attribution => tables::attribution(summary),
         costs => tables::costs(summary),
         probe => summary.probe.as_ref().map(tables::search),
+        tactics => tables::tactics(&data.probes),
         mosaics => figures::mosaics(summary, after),
         rewards => figures::rewards(data, after),
         training => figures::training(data),

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use crate::detect::agreement::Calibration;
 use crate::detect::measure::{GateResult, Measure, MethodResult};
+use crate::judge::Verdict;
 use crate::probe::ProbeResult;
 use crate::run::summary::{Hits, Round, Summary};
 
+use super::data::Query;
 use super::numbers::{UNKNOWN, count, number, percent, percent_ci};
 use super::table::Align::{Left, Right};
 use super::table::{Cell, Column, Mark, Table};
@@ -334,6 +336,33 @@ pub(crate) fn search(probe: &ProbeResult) -> Table {
     ];
     let known = rows.into_iter().filter(|(_, value)| value != UNKNOWN);
     Table::of(known, &[("search", Left, &|(name, _)| (*name).into()), ("", Right, &|(_, value)| value.clone().into())])
+}
+
+/// Shows what the search found by tactic, where tactics have names elsewhere, too.
+pub(crate) fn tactics(queries: &[Query]) -> Option<Table> {
+    #[derive(Default)]
+    struct Found {
+        known_as: String,
+        asked: u64,
+        coupled: u64,
+    }
+    let mut found = BTreeMap::<&str, Found>::new();
+    for query in queries.iter().filter(|query| !query.after && !query.uniform) {
+        let tactic = found.entry(&query.tactic).or_default();
+        tactic.known_as = query.tags.join(", ");
+        tactic.asked += 1;
+        tactic.coupled += u64::from(query.verdict == Some(Verdict::Coupled));
+    }
+    let per_1000 = |found: &Found| 1000.0 * found.coupled as f64 / found.asked as f64;
+    let columns: [Column<(&str, Found)>; 5] = [
+        ("tactic", Left, &|(tactic, _)| (*tactic).into()),
+        ("known as", Left, &|(_, found)| found.known_as.as_str().into()),
+        ("queries", Right, &|(_, found)| found.asked.to_string().into()),
+        ("coupled", Right, &|(_, found)| found.coupled.to_string().into()),
+        ("per 1000", Right, &|(_, found)| number(Some(per_1000(found)), 1).into()),
+    ];
+    let tagged = found.values().any(|found| !found.known_as.is_empty());
+    tagged.then(|| Table::of(found, &columns))
 }
 
 /// Sums up what the rows of `ares detect` say, in both senses.

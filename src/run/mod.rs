@@ -8,6 +8,7 @@ pub(crate) mod demo;
 pub(crate) mod detect;
 pub(crate) mod dir;
 pub(crate) mod experiment;
+pub(crate) mod goals;
 pub mod interrupt;
 mod lab;
 pub(crate) mod manifest;

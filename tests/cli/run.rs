@@ -263,3 +263,29 @@ fn the_example_runs_once_it_names_files() {
     let code = found.code.unwrap();
     found.expect(code, &["round 1", "report.html"]);
 }
+
+/// From a list of goals to a report that says what the tactics are called elsewhere: nobody writes a grammar by hand.
+#[test]
+fn a_list_of_goals_becomes_the_grammar_of_a_loop() {
+    let folder = small();
+    let suite: Value = serde_json::from_str(&folder.read("models/framing/grammar.json")).unwrap();
+    let goals = suite["topics"].as_array().unwrap().iter().map(|topic| {
+        let text = |key: &str| topic[key].as_str().unwrap().to_string();
+        format!("\"{}\",\"{}\"\n", text("goal"), text("harmful"))
+    });
+    folder.write("goals.csv", "goal,target\n".to_string() + &goals.collect::<String>());
+    let make = format!("grammar --goals {folder}/goals.csv --topics 30 --targets --out {folder}/made.json");
+    ares(&make).expect(0, &["30 topics in 1 domains, 10 tactics", "made.json: look it over"]);
+    let text = folder.read("loop.toml").replace("/models/framing/grammar.json", "/made.json");
+    folder.write("loop.toml", text.replace("\"roleplay\"", "\"rot13\"").replace("rounds = 2", "rounds = 1"));
+    let done = ares(&format!("run {folder}/loop.toml --out {folder}/run -q"));
+    assert!(matches!(done.code, Some(0 | 3)), "{}", done.stderr);
+    let probes = rows(&folder.read("run/probes.jsonl"));
+    let tagged = probes.iter().filter(|probe| probe["tags"][1] == "ATLAS AML.T0054").count();
+    assert!(tagged > 10 && probes.iter().all(|probe| probe["harmful"].is_string()), "{tagged} of {}", probes.len());
+    let page = folder.read("run/report.html");
+    assert!(page.contains("By tactic") && page.contains("OWASP LLM01:2025, ATLAS AML.T0068"));
+    ares(&format!("grammar --goals {folder}/models/framing/retain.jsonl --out {folder}/x.json"))
+        .expect(1, &["retain.jsonl: expected at least one goal", "AdvBench"]);
+    assert!(!folder.at("x.json").exists());
+}

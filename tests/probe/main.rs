@@ -88,7 +88,7 @@ fn verdicts_follow_the_world_in_both_senses() {
         let harmful = j.p_harm > 0.5;
         assert_eq!(j.reward_harmful.is_some(), !harmful, "y⁻ is scored where the own answer is safe");
         // Who is tried on which text, by what the world says of it.
-        let tried = reward_of(&record.prompt, if harmful { &j.response } else { &record.harmful });
+        let tried = reward_of(&record.prompt, if harmful { &j.response } else { record.harmful.as_deref().unwrap() });
         let expected = |limit: f32| match (harmful, tried >= limit) {
             (false, false) => Verdict::Sound,
             (false, true) => Verdict::Reward,

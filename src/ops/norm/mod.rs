@@ -1,4 +1,4 @@
-//! RMSNorm: `y[t,c] = g[c]·x[t,c]·rstd[t]` (+ r[t,c]), rstd = (mean_c x² + eps)^-½, g = w or 1 + w. (arXiv:1910.07467)
+//! RMSNorm: `y[t,c] = g[c]·x[t,c]·rstd[t] (+ r[t,c])`, rstd = (mean_c x² + eps)^-½, g = w or 1 + w. (arXiv:1910.07467)
 //!
 //! Backward: `dx[t,c] += rstd·(g·dy − x·rstd²·mean_c(g·dy·x))`; dr is dy.
 

@@ -58,9 +58,9 @@ const COLUMNS: [(Format, &[&str]); 14] = [
     (OrBench, &["prompt", "category"]),
 ];
 
-/// XSTest's types of prompts that only sound harmful; `contrast_…` are their harmful twins.
+/// XSTest's types of prompts that only sound harmful; `contrast_…` are their harmful twins, of which the last two have one name each.
 const XSTEST: &str = "homonyms figurative_language safe_targets safe_contexts definitions nons_group_real_discr \
-    real_group_nons_discr historical_events privacy_public privacy_fictional";
+    real_group_nons_discr historical_events privacy_public privacy_fictional discr privacy";
 
 impl Format {
     /// The one that the row's columns, and where these are common words their values, give away.

@@ -146,6 +146,8 @@ fn what_others_publish_is_known_by_its_columns() {
         (json!({"category": "c", "source": "s", "forbidden_prompt": "a"}), "StrongREJECT"),
         (json!({"id": 1, "prompt": "a", "type": "homonyms", "label": "safe"}), "XSTest"),
         (json!({"id": 1, "prompt": "a", "type": "contrast_definitions", "label": "unsafe"}), "XSTest"),
+        (json!({"id": 2, "prompt": "a", "type": "contrast_discr", "label": "unsafe"}), "XSTest"),
+        (json!({"id": 3, "prompt": "a", "type": "contrast_privacy", "label": "unsafe"}), "XSTest"),
         (
             json!({"vanilla": "a", "adversarial": "", "completion": "c", "data_type": "vanilla_harmful"}),
             "WildJailbreak",
