@@ -94,7 +94,7 @@ fn templates_end_without_the_program() {
         with_template(&template).expect(1, &["chat template"]);
     }
     let begin = Instant::now();
-    with_template("{{ 'a'.count('') }}").expect(1, &["more than 5 s of computing"]);
+    with_template("{{ 'a'.count('') }}").expect(1, &["more than 2 s of computing"]);
     assert!(begin.elapsed() < Duration::from_secs(60), "its own seconds of computing, not all that there are");
 }
 

@@ -21,8 +21,10 @@ const NAME: &str = "ares-chat-template";
 const PROGRAM: &str = "/proc/self/exe";
 /// Address space: the program and its data, and what a rendering may take.
 const MEMORY: u64 = 1 << 30;
-/// Of computing, per message.
-const SECONDS: i64 = 5;
+/// Of computing, per message, in milliseconds: real templates take a few for all the rows of one. A template that has passed it is
+/// given half as much the next time, down to the last.
+const PATIENCE: u32 = 2000;
+const LEAST_PATIENCE: u32 = 250;
 /// A helper that has ended is started anew, but not more often: a row may be to blame, and with it those beside it are asked about
 /// again, but not every row.
 const STARTS: usize = 16;
@@ -48,11 +50,12 @@ fn serve() -> std::io::Result<()> {
         input.read_line(line)
     };
     next(&mut line)?;
-    let engine = within_seconds(|| Engine::compile(&serde_json::from_str(&line).map_err(|error| error.to_string())?));
+    let patience = std::env::args().nth(1).and_then(|patience| patience.parse().ok()).unwrap_or(PATIENCE);
+    let engine = within(patience, || Engine::compile(&serde_json::from_str(&line).map_err(|error| error.to_string())?));
     write(&mut output, &engine.as_ref().map(|_| ()))?;
     let Ok(engine) = engine else { return Ok(()) };
     while next(&mut line)? > 0 {
-        let rendered = within_seconds(|| {
+        let rendered = within(patience, || {
             let rows: Vec<Vec<Conversation>> = serde_json::from_str(&line).map_err(|error| error.to_string())?;
             Ok::<_, String>(engine.render(&rows))
         });
@@ -84,15 +87,15 @@ fn confine() {
     }
 }
 
-/// Ends this process by SIGPROF unless `work` is done within [`SECONDS`] of computing.
-fn within_seconds<T>(work: impl FnOnce() -> T) -> T {
-    let set = |seconds| {
-        let time = |tv_sec| libc::timeval { tv_sec, tv_usec: 0 };
-        let timer = libc::itimerval { it_interval: time(0), it_value: time(seconds) };
+/// Ends this process by SIGPROF unless `work` is done within so many milliseconds of computing.
+fn within<T>(milliseconds: u32, work: impl FnOnce() -> T) -> T {
+    let set = |milliseconds: u32| {
+        let time = |ms: u32| libc::timeval { tv_sec: (ms / 1000).into(), tv_usec: (ms % 1000 * 1000).into() };
+        let timer = libc::itimerval { it_interval: time(0), it_value: time(milliseconds) };
         // SAFETY: the call reads one `itimerval`; where the old one would go is null.
         unsafe { libc::setitimer(libc::ITIMER_PROF, &timer, std::ptr::null_mut()) };
     };
-    set(SECONDS);
+    set(milliseconds);
     let done = work();
     set(0);
     done
@@ -116,12 +119,15 @@ pub(super) struct Helper {
 struct State {
     running: Option<Running>,
     starts: usize,
+    /// Of the next process, in milliseconds.
+    patience: u32,
 }
 
 struct Running {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
+    patience: u32,
 }
 
 impl Helper {
@@ -130,9 +136,9 @@ impl Helper {
         if !AVAILABLE.load(Ordering::Relaxed) {
             return Ok(Started::Unavailable(source));
         }
-        Ok(match Running::start(&source)? {
+        Ok(match Running::start(&source, PATIENCE)? {
             Ok(running) => {
-                let state = Mutex::new(State { running: Some(running), starts: 1 });
+                let state = Mutex::new(State { running: Some(running), starts: 1, patience: PATIENCE });
                 Started::Ready(Helper { source, state })
             }
             Err(why) => Started::Refused(why),
@@ -159,7 +165,7 @@ impl Helper {
             }
             None => {
                 state.starts += 1;
-                Running::start(&self.source).map_err(|error| error.to_string())??
+                Running::start(&self.source, state.patience).map_err(|error| error.to_string())??
             }
         };
         match running.ask(rows) {
@@ -167,25 +173,37 @@ impl Helper {
                 state.running = Some(running);
                 reply
             }
-            Err(_) => Err(running.end()),
+            Err(_) => {
+                let (why, too_long) = running.end();
+                if too_long {
+                    state.patience = (state.patience / 2).max(LEAST_PATIENCE);
+                }
+                Err(why)
+            }
         }
     }
 }
 
 impl Running {
     /// The inner error says why the source does not compile.
-    fn start(source: &Source) -> Result<Reply<Running>> {
+    fn start(source: &Source, patience: u32) -> Result<Reply<Running>> {
         let mut command = Command::new(PROGRAM);
-        command.arg0(NAME).env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+            .arg0(NAME)
+            .arg(patience.to_string())
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
         let mut child = command.spawn().map_err(Error::start(PROGRAM.as_ref()))?;
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Ok(Err("no pipes to its process".into()));
         };
-        let mut running = Running { child, input, output: BufReader::new(output) };
+        let mut running = Running { child, input, output: BufReader::new(output), patience };
         Ok(match running.ask::<()>(source) {
             Ok(Ok(())) => Ok(running),
             Ok(Err(why)) => Err(why),
-            Err(_) => Err(running.end()),
+            Err(_) => Err(running.end().0),
         })
     }
 
@@ -200,11 +218,11 @@ impl Running {
         Ok(serde_json::from_str(&line)?)
     }
 
-    /// Says how it ended.
-    fn end(mut self) -> String {
+    /// Says how it ended, and whether because it took too long.
+    fn end(mut self) -> (String, bool) {
         match self.child.wait().ok().and_then(|status| status.signal()) {
-            Some(libc::SIGPROF) => format!("more than {SECONDS} s of computing"),
-            _ => format!("more memory than {} MiB, or deeper nesting than fits it", MEMORY >> 20),
+            Some(libc::SIGPROF) => (format!("more than {} s of computing", f64::from(self.patience) / 1000.0), true),
+            _ => (format!("more memory than {} MiB, or deeper nesting than fits it", MEMORY >> 20), false),
         }
     }
 }
