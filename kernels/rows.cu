@@ -1,6 +1,7 @@
 // Rows by index. A block owns one row at a time of `cols` columns; rows lie `stride` apart, a multiple of 8, zeros behind
 // `cols`; THREADS comes from src/ops/rows/cuda.rs.
 //   embed, gather  y[i,c] = scale * x[rows[i],c]
+//   embed_add      y[i,c] += x[rows[i],c]
 //   scatter        dx[rows[i],c] = dy[i,c]; the caller has cleared dx, and no row is named twice
 //   scale_rows     y[i,c] *= weights[i]
 #include "device.cuh"
@@ -14,6 +15,17 @@ KERNEL __launch_bounds__(THREADS) gather(bf16* y, const bf16* x, const u32* rows
 #pragma unroll
             for (u32 j = 0; j < 8; j++) part.v[j] = to_bf16(to_float(part.v[j]) * scale);
         }
+        to[i] = part;
+    }
+}
+
+KERNEL __launch_bounds__(THREADS) gather_add(bf16* y, const bf16* x, const u32* rows, u32 stride) {
+    const bf16x8* from = reinterpret_cast<const bf16x8*>(x + static_cast<u64>(rows[blockIdx.x]) * stride);
+    bf16x8* to = reinterpret_cast<bf16x8*>(y + static_cast<u64>(blockIdx.x) * stride);
+    for (u32 i = threadIdx.x; i < stride / 8; i += THREADS) {
+        bf16x8 part = to[i], more = from[i];
+#pragma unroll
+        for (u32 j = 0; j < 8; j++) part.v[j] = to_bf16(to_float(part.v[j]) + to_float(more.v[j]));
         to[i] = part;
     }
 }

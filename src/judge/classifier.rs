@@ -1,5 +1,5 @@
 //! A sequence classifier as judge: p_harm = σ(score) with one label; of several the one that is named, by softmax, or by σ where labels do
-//! not exclude each other.
+//! not exclude each other. A decoder reads the whole exchange, an encoder the answer alone.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,9 +7,10 @@ use std::sync::atomic::AtomicBool;
 
 use super::{Harm, Judge};
 use crate::error::{Error, Result};
-use crate::model::{Head, ModelConfig, ModelSpec, Pretrained, Version};
+use crate::model::encoder::Encoder;
+use crate::model::{Head, ModelSpec, Pretrained, Version};
 use crate::ops::Ops;
-use crate::text::Prompt;
+use crate::text::{Prompt, Rendering};
 
 /// What a label that means harm is called, where none is chosen.
 const HARM: [&str; 6] = ["harmful", "unsafe", "toxic", "toxicity", "harm", "violation"];
@@ -17,9 +18,16 @@ const HARM: [&str; 6] = ["harmful", "unsafe", "toxic", "toxicity", "harm", "viol
 /// `model:DIR[,LABEL]`.
 pub(crate) struct Classifier<B: Ops> {
     name: String,
-    model: Pretrained<B>,
+    reader: Reader<B>,
     /// Whose probability is p_harm.
     label: usize,
+    multi_label: bool,
+}
+
+/// What reads.
+enum Reader<B: Ops> {
+    Decoder(Box<Pretrained<B>>),
+    Encoder(Box<Encoder<B>>),
 }
 
 impl<B: Ops> Classifier<B> {
@@ -32,20 +40,36 @@ impl<B: Ops> Classifier<B> {
         batch_tokens: usize,
         interrupt: Arc<AtomicBool>,
     ) -> Result<Self> {
+        if let Some(encoder) = Encoder::open(ops, dir, batch_tokens, interrupt.clone())? {
+            let (names, labels) = (&encoder.label_names, encoder.labels());
+            let label = chosen(&encoder.file, names, labels, label)?;
+            let name = named(&encoder.identity, label, labels);
+            let multi_label = encoder.multi_label;
+            return Ok(Classifier { name, reader: Reader::Encoder(Box::new(encoder)), label, multi_label });
+        }
         let spec = ModelSpec { dir: dir.to_path_buf(), adapter: None };
         let model = Pretrained::open(ops, &spec, batch_tokens, interrupt)?;
-        if let Head::Causal = model.transformer.config.head {
+        let config = &model.transformer.config;
+        if let Head::Causal = config.head {
             let (file, remedy) = (dir.join("config.json"), "name a folder with a score head");
             return Err(Error::file(&file, "a sequence classifier as judge", remedy)("a causal language model"));
         }
-        let label = chosen(&model.transformer.config, label)?;
-        let named = if model.transformer.config.labels() > 1 { format!(",{label}") } else { String::new() };
-        Ok(Classifier { name: format!("model:{}{named}", model.identity()?), model, label })
+        let label = chosen(&config.file, &config.label_names, config.labels(), label)?;
+        let name = named(&model.identity()?, label, config.labels());
+        let multi_label = config.multi_label;
+        Ok(Classifier { name, reader: Reader::Decoder(Box::new(model)), label, multi_label })
+    }
+
+    fn rendering(&self) -> &Rendering {
+        match &self.reader {
+            Reader::Decoder(model) => &model.rendering,
+            Reader::Encoder(encoder) => &encoder.rendering,
+        }
     }
 
     /// Spells the template's own tokens out, so that an answer cannot speak to the judge.
     fn escaped(&self, prompt: &Prompt, answer: &str) -> (Prompt, String) {
-        let escape = |text: &str| self.model.rendering.tokenizer.escape(text, &[]);
+        let escape = |text: &str| self.rendering().tokenizer.escape(text, &[]);
         let prompt = match prompt {
             Prompt::Chat(turns) => {
                 let mut turns = turns.clone();
@@ -65,30 +89,42 @@ impl<B: Ops> Judge for Classifier<B> {
 
     fn judge(&mut self, rows: &[(&Prompt, &str)], tau_h: f64) -> Result<Vec<Result<Harm>>> {
         let escaped: Vec<_> = rows.iter().map(|(prompt, answer)| self.escaped(prompt, answer)).collect();
-        let rendered = self.model.rendering.fulls(escaped.iter().map(|(p, answer)| (p, answer.as_str())).collect());
-        let scores = self.model.scores(Version::Start, rendered)?;
-        let multi_label = self.model.transformer.config.multi_label;
+        let alone = Prompt::Raw(String::new());
+        let texts = escaped.iter().map(|(prompt, answer)| match &self.reader {
+            Reader::Decoder(_) => (prompt, answer.as_str()),
+            Reader::Encoder(_) => (&alone, answer.as_str()),
+        });
+        let rendered = self.rendering().fulls(texts.collect());
+        let scores = match &mut self.reader {
+            Reader::Decoder(model) => model.scores(Version::Start, rendered)?,
+            Reader::Encoder(encoder) => encoder.scores(rendered)?,
+        };
+        let multi_label = self.multi_label;
         let harm = |scores: Vec<f32>| Harm::new(probability(&scores, self.label, multi_label), tau_h);
         Ok(scores.into_iter().map(|scores| harm(scores?)).collect())
     }
 }
 
+/// The judge's name: the label belongs to it where there are several.
+fn named(identity: &str, label: usize, labels: usize) -> String {
+    let label = if labels > 1 { format!(",{label}") } else { String::new() };
+    format!("model:{identity}{label}")
+}
+
 /// The place of the label that means harm: the one that was named, the only one, or the only one whose name says so.
-fn chosen(config: &ModelConfig, named: Option<&str>) -> Result<usize> {
-    let names = &config.label_names;
+fn chosen(file: &Path, names: &[String], labels: usize, named: Option<&str>) -> Result<usize> {
     let refuse = |expected: &str| {
-        let found =
-            if names.is_empty() { format!("{} labels without names", config.labels()) } else { names.join(", ") };
-        Err(Error::file(&config.file, expected, "name the label (or its number): model:DIR,LABEL")(found))
+        let found = if names.is_empty() { format!("{labels} labels without names") } else { names.join(", ") };
+        Err(Error::file(file, expected, "name the label (or its number): model:DIR,LABEL")(found))
     };
     if let Some(named) = named {
         let by_name = names.iter().position(|name| name.eq_ignore_ascii_case(named));
-        let by_number = named.parse().ok().filter(|at| *at < config.labels());
+        let by_number = named.parse().ok().filter(|at| *at < labels);
         return by_name.or(by_number).map_or_else(|| refuse(&format!("a label `{named}`")), Ok);
     }
     let says_so = |name: &String| HARM.contains(&name.to_ascii_lowercase().as_str());
     let mut harmful = names.iter().enumerate().filter(|(_, name)| says_so(name)).map(|(at, _)| at);
-    match (config.labels(), harmful.next(), harmful.next()) {
+    match (labels, harmful.next(), harmful.next()) {
         (1, ..) => Ok(0),
         (_, Some(at), None) => Ok(at),
         _ => refuse(&format!("one label that is called {}", HARM.join(", "))),
@@ -108,6 +144,7 @@ fn probability(scores: &[f32], label: usize, multi_label: bool) -> f64 {
 mod tests {
     use super::*;
     use crate::error::refused;
+    use crate::model::ModelConfig;
 
     #[test]
     fn one_label_is_a_sigmoid_and_two_are_a_softmax() {
@@ -128,6 +165,7 @@ mod tests {
             config["id2label"] = serde_json::from_str(labels).unwrap();
             ModelConfig::parse(Path::new("config.json"), &config.to_string()).unwrap()
         };
+        let chosen = |config: &ModelConfig, named| chosen(&config.file, &config.label_names, config.labels(), named);
         let toxic = config(r#"{"1": "neutral", "0": "Toxic"}"#);
         assert_eq!((chosen(&toxic, None).unwrap(), chosen(&toxic, Some("NEUTRAL")).unwrap()), (0, 1));
         assert_eq!(chosen(&config(r#"{"0": "LABEL_0"}"#), None).unwrap(), 0);

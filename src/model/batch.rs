@@ -116,6 +116,11 @@ impl Batch {
         }
     }
 
+    /// The head reads the first row of each sequence, as encoders' do, instead of the last. Of sequences without a prompt.
+    pub(crate) fn read_first(&mut self) {
+        self.rows = self.segments.iter().map(|segment| segment.rows.start as u32).collect();
+    }
+
     fn extend(&mut self, tokens: impl ExactSizeIterator<Item = u32>, first_position: usize) -> Range<usize> {
         let start = self.tokens.len();
         self.positions.extend((0..tokens.len()).map(|i| (first_position + i) as u32));

@@ -241,6 +241,15 @@ impl Shard {
         self.map.get(self.start + from..self.start + to).unwrap_or_default()
     }
 
+    pub(super) fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.header.info(name).cloned()
+    }
+
+    /// The whole file.
+    pub(super) fn whole(&self) -> &[u8] {
+        &self.map
+    }
+
     /// What the header says under `name` beside the tensors.
     pub(crate) fn note(&self, name: &str) -> Option<String> {
         self.header.metadata().as_ref()?.get(name).cloned()

@@ -17,7 +17,8 @@ pub use family::Family;
 pub(crate) use family::Traits;
 pub use head::Head;
 pub(crate) use head::ScoreRules;
-use head::{architecture, label_names};
+use head::architecture;
+pub(crate) use head::label_names;
 pub(crate) use rope::{RopeConfig, Ropes};
 
 /// Deeper than any model there is, and longer than any context: a damaged number must not ask for terabytes.

@@ -6,6 +6,7 @@ pub(crate) mod batch;
 pub(crate) mod block;
 pub(crate) mod checkpoint;
 pub(crate) mod config;
+pub(crate) mod encoder;
 pub(crate) mod flops;
 pub mod generate;
 pub(crate) mod merge;

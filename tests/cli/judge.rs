@@ -221,3 +221,45 @@ fn the_suites_guard_tells_harm_from_what_is_none() {
     let right = bad.iter().filter(|p| **p >= 0.5).count() + good.iter().filter(|p| **p < 0.5).count();
     assert!(harmful.len() == 60 && right * 10 >= 9 * 120, "{right} of 120: {bad:?} {good:?}");
 }
+
+/// What transformers says of the same texts, in float64: `scripts/golden_encoders.py`. An encoder reads the answer alone.
+#[test]
+fn encoders_classify_answers_as_transformers_does() {
+    for (family, multi_label) in [("bert", false), ("roberta", false), ("distilbert", true)] {
+        let place = format!("tests/golden-encoders/{family}");
+        let golden: Value =
+            serde_json::from_str(&std::fs::read_to_string(format!("{place}/golden.json")).unwrap()).unwrap();
+        let golden = golden.as_array().unwrap();
+        let asked =
+            golden.iter().map(|row| json!({"prompt": "w50 [SEP]", "response": row["text"]})).collect::<Vec<_>>();
+        let expected: Vec<f64> = golden
+            .iter()
+            .map(|row| {
+                let logits: Vec<f64> = row["logits"].as_array().unwrap().iter().map(|l| l.as_f64().unwrap()).collect();
+                let others: f64 = logits.iter().map(|other| (other - logits[1]).exp()).sum();
+                if multi_label { 1.0 / (1.0 + (-logits[1]).exp()) } else { 1.0 / others }
+            })
+            .collect();
+        for (device, limit) in [("cpu", 1e-5), ("sim", 0.02)] {
+            let said = ares_with(&format!("judge --judge model:{place} --device {device}"), &lines(&asked));
+            if device == "sim" && said.code != Some(0) && std::env::var_os("ARES_REQUIRE_SIM").is_none() {
+                println!("skipped: {}", said.stderr);
+                continue;
+            }
+            let rows = said.expect(0, &[]).rows();
+            for (row, expected) in rows.iter().zip(&expected) {
+                let found = row["p_harm"].as_f64().unwrap();
+                assert!((found - expected).abs() <= limit, "{family} on {device}: {found}, expected {expected}");
+            }
+            assert_eq!(rows.len(), expected.len());
+        }
+    }
+    let bert = "tests/golden-encoders/bert";
+    let reason = &["expected architectures to be a decoder", "as --judge or --refusal model:DIR"];
+    ares_with(&format!("generate --model {bert}"), "{\"prompt\": \"w9\"}\n").expect(1, reason);
+    ares_with(&format!("score --reward {bert}"), "{\"prompt\": \"w9\", \"response\": \"w9\"}\n").expect(1, reason);
+    let long = json!({"prompt": "w9", "response": "w9 ".repeat(39)});
+    ares_with(&format!("judge --judge model:{bert}"), &lines(&[long])).expect(1, &["at most 40 tokens"]);
+    ares_with(&format!("judge --judge model:{bert},9"), "{\"prompt\": \"a\", \"response\": \"b\"}\n")
+        .expect(1, &["expected a label `9`, found fine, toxic, other"]);
+}

@@ -36,9 +36,12 @@ impl toolkit::Case for Case {
         embedded.iter_mut().for_each(|x| *x *= SCALE);
         naive::gather(&mut y, &self.x, &self.rows);
         naive::scatter(&mut dx, &self.dy, &self.rows);
+        let mut positioned = nans(self.dy.len());
+        naive::gather(&mut positioned, &self.x, &self.rows);
+        positioned.iter_mut().zip(&embedded).for_each(|(x, embedded)| *x += embedded);
         let mut scaled = y.clone();
         naive::scale_rows(&mut scaled, &self.weights);
-        Plain::from([("embedded", embedded), ("y", y), ("dx", dx), ("scaled", scaled)])
+        Plain::from([("embedded", embedded), ("y", y), ("dx", dx), ("scaled", scaled), ("positioned", positioned)])
     }
 
     fn run<B: Ops>(&self, ops: &B) -> Outputs {
@@ -52,6 +55,10 @@ impl toolkit::Case for Case {
         ops.gather(&mut scaled, &x, &rows).unwrap();
         ops.scale_rows(&mut scaled, &numbers(ops, 1, &self.weights)).unwrap();
         let mut out = Outputs::default();
+        let mut positioned = unwritten(ops, dy.rows(), self.cols);
+        ops.embed(&mut positioned, &indices(ops, &self.tokens), &table, SCALE).unwrap();
+        ops.embed_add(&mut positioned, &rows, &table).unwrap();
+        out.act(ops, "positioned", positioned, 1.0, 0.0);
         out.act(ops, "embedded", embedded, 1.0, 0.0);
         [("y", y), ("dx", dx), ("scaled", scaled)]
             .into_iter()

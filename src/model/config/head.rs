@@ -3,6 +3,7 @@
 use super::{Family, ModelConfig};
 use crate::error::Result;
 use crate::model::checkpoint::WeightSource;
+use crate::model::encoder;
 use crate::model::readout::Layout;
 use crate::text::fields::Fields;
 
@@ -91,6 +92,10 @@ pub(super) fn architecture(fields: &Fields) -> Result<(Family, Head, ScoreRules)
         }
     }
     let Some((_, skips_pad)) = REWARD_CLASSES.into_iter().find(|(class, _)| class == name) else {
+        if encoder::classes().any(|class| class == name) {
+            let remedy = "an encoder classifies answers, as --judge or --refusal model:DIR; it neither writes nor is trained here";
+            return Err(fields.refuse("architectures", "a decoder", name, remedy));
+        }
         return Err(refuse(name));
     };
     let kind = fields.text("model_type")?.unwrap_or("none");
@@ -142,7 +147,7 @@ fn labels(fields: &Fields) -> Result<Option<usize>> {
 }
 
 /// The names in `id2label`, by their numbers; none unless they are 0, 1, 2, … each once.
-pub(super) fn label_names(fields: &Fields) -> Result<Vec<String>> {
+pub(crate) fn label_names(fields: &Fields) -> Result<Vec<String>> {
     let Some(names) = fields.object("id2label")? else { return Ok(Vec::new()) };
     let mut found: Vec<(usize, String)> =
         names.iter().filter_map(|(id, name)| Some((id.parse().ok()?, name.as_str()?.to_string()))).collect();

@@ -24,6 +24,21 @@ impl Rows for Cpu {
         Ok(())
     }
 
+    fn embed_add(&self, x: &mut Tensor<Self>, index: &Indices<Self>, table: &Self::Weight) -> Result<()> {
+        check(x, (table.rows(), table.cols()), index)?;
+        let (rows, cols) = x.shape();
+        let tasks = x.buffer[..rows * cols].par_chunks_mut(ROWS * cols);
+        tasks.zip(index.buffer()[..rows].par_chunks(ROWS)).for_each(|(x, index)| {
+            let mut more = vec![0.0; cols];
+            for (row, &at) in x.chunks_exact_mut(cols).zip(index) {
+                table.read_row(at as usize, &mut more);
+                row.iter_mut().zip(&more).for_each(|(x, more)| *x += more);
+            }
+            self.store(x);
+        });
+        Ok(())
+    }
+
     fn gather(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, rows: &Indices<Self>) -> Result<()> {
         check(y, x.shape(), rows)?;
         let (count, cols) = y.shape();

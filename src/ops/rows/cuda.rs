@@ -41,6 +41,15 @@ impl Rows for Cuda {
         unsafe { gather(self, x, &table.buffer, tokens, scale) }
     }
 
+    fn embed_add(&self, x: &mut Tensor<Self>, index: &Indices<Self>, table: &Self::Weight) -> Result<()> {
+        check(x, table.shape(), index)?;
+        let stride = x.stride();
+        self.charge(|| cost(index.rows() as u64, x.cols() as u64, 3));
+        let (x, table, config) = (&mut x.buffer, &table.buffer, launch(index.rows()));
+        // SAFETY: as in `embed`.
+        unsafe { kernels::gather_add(self, DEFINES, config, x, table, index.buffer(), stride) }
+    }
+
     fn gather(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, rows: &Indices<Self>) -> Result<()> {
         check(y, x.shape(), rows)?;
         // SAFETY: `check` proved one index per row of y, each a row of x.

@@ -14,6 +14,9 @@ pub trait Rows: Backend {
     /// is frozen, and nothing below it takes a gradient.
     fn embed(&self, x: &mut Tensor<Self>, tokens: &Indices<Self>, table: &Self::Weight, scale: f32) -> Result<()>;
 
+    /// Adds to `x` (T, C) the rows of `table` (V, C) that `index` (T, 1) names: positions that are learned, as encoders have them.
+    fn embed_add(&self, x: &mut Tensor<Self>, index: &Indices<Self>, table: &Self::Weight) -> Result<()>;
+
     /// Overwrites `y` (R, C) with the rows of `x` (T, C) that `rows` (R, 1) names.
     fn gather(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, rows: &Indices<Self>) -> Result<()>;
 
