@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Golden values for encoders as judges: what transformers says of texts by tiny random BERT, RoBERTa and DistilBERT classifiers.
+"""Golden values for encoders as judges: what transformers says of texts by tiny random classifiers of every family.
 
     python scripts/golden_encoders.py          # writes tests/golden-encoders/, seconds; `git diff` says what moved
 
@@ -29,6 +29,10 @@ CASES = {
     "bert": {"model_type": "bert", "architectures": ["BertForSequenceClassification"]} | BERT | LABELS,
     "roberta": {"model_type": "roberta", "architectures": ["RobertaForSequenceClassification"]} | BERT | LABELS
                | {"type_vocab_size": 1, "pad_token_id": 4, "bos_token_id": 2, "eos_token_id": 3, "hidden_act": "gelu_new"},
+    "modernbert": {"model_type": "modernbert", "architectures": ["ModernBertForSequenceClassification"], "hidden_size": 48,
+                   "intermediate_size": 56, "num_attention_heads": 4, "num_hidden_layers": 4, "norm_eps": 0.01, "local_attention": 6,
+                   "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "pad_token_id": 0,
+                   "classifier_pooling": "mean"} | SMALL | LABELS,
     "distilbert": {"model_type": "distilbert", "architectures": ["DistilBertForSequenceClassification"], "dim": 40, "hidden_dim": 88,
                    "n_heads": 5, "n_layers": 2, "pad_token_id": 0, "problem_type": "multi_label_classification"} | SMALL | LABELS,
 }

@@ -116,9 +116,11 @@ impl Batch {
         }
     }
 
-    /// The head reads the first row of each sequence, as encoders' do, instead of the last. Of sequences without a prompt.
-    pub(crate) fn read_first(&mut self) {
-        self.rows = self.segments.iter().map(|segment| segment.rows.start as u32).collect();
+    /// The head reads the first row of each sequence, as encoders' do, or `all` of them, instead of the last. Of sequences without a
+    /// prompt.
+    pub(crate) fn read_from_start(&mut self, all: bool) {
+        let read = |rows: &Range<usize>| rows.start as u32..if all { rows.end } else { rows.start + 1 } as u32;
+        self.rows = self.segments.iter().flat_map(|segment| read(&segment.rows)).collect();
     }
 
     fn extend(&mut self, tokens: impl ExactSizeIterator<Item = u32>, first_position: usize) -> Range<usize> {

@@ -225,7 +225,7 @@ fn the_suites_guard_tells_harm_from_what_is_none() {
 /// What transformers says of the same texts, in float64: `scripts/golden_encoders.py`. An encoder reads the answer alone.
 #[test]
 fn encoders_classify_answers_as_transformers_does() {
-    for (family, multi_label) in [("bert", false), ("roberta", false), ("distilbert", true)] {
+    for (family, multi_label) in [("bert", false), ("roberta", false), ("distilbert", true), ("modernbert", false)] {
         let place = format!("tests/golden-encoders/{family}");
         let golden: Value =
             serde_json::from_str(&std::fs::read_to_string(format!("{place}/golden.json")).unwrap()).unwrap();

@@ -90,6 +90,7 @@ pub enum Format {
     Grammar,
     Lexicon,
     Guard,
+    Encoder,
     Run,
     Journal,
 }
@@ -111,12 +112,13 @@ pub const SHARES: &[(Format, usize)] = &[
     (Format::Index, 4),
     (Format::AdapterConfig, 6),
     (Format::AdapterWeights, 6),
-    (Format::Rows, 8),
+    (Format::Rows, 6),
     (Format::Csv, 4),
     (Format::Experiment, 6),
     (Format::Grammar, 2),
     (Format::Lexicon, 2),
     (Format::Guard, 2),
+    (Format::Encoder, 2),
     (Format::Run, 3),
     (Format::Journal, 2),
 ];
@@ -307,6 +309,22 @@ impl Right {
                 ];
                 folder.write("guard.toml", mutator.tokens(&self.guard, &words));
                 format!("judge --judge guard:models/guard,{folder}/guard.toml -i {folder}/rows.jsonl")
+            }
+            Format::Encoder => {
+                let family = ["bert", "roberta", "distilbert", "modernbert"][mutator.below(4)];
+                fs::create_dir(folder.at("encoder")).unwrap();
+                for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+                    fs::copy(format!("tests/golden-encoders/{family}/{name}"), folder.at(&format!("encoder/{name}")))
+                        .unwrap();
+                }
+                match mutator.below(3) {
+                    0 => folder.write("encoder/model.safetensors", {
+                        let right = fs::read(folder.at("encoder/model.safetensors")).unwrap();
+                        mutator.safetensors(&right)
+                    }),
+                    _ => folder.write("encoder/config.json", mutator.json(&folder.read("encoder/config.json"))),
+                }
+                format!("judge --judge model:{folder}/encoder -i {folder}/rows.jsonl")
             }
             Format::Journal => {
                 fs::create_dir(folder.at("run")).unwrap();

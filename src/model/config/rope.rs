@@ -109,7 +109,7 @@ impl fmt::Display for RopeConfig {
 }
 
 impl RopeConfig {
-    fn plain(theta: f64) -> RopeConfig {
+    pub(crate) fn plain(theta: f64) -> RopeConfig {
         RopeConfig { theta, scaling: Scaling::Plain }
     }
 
@@ -124,7 +124,7 @@ impl RopeConfig {
     }
 
     /// Of one set of parameters.
-    fn of(fields: &Fields, default_theta: f64, max_position: usize) -> Result<RopeConfig> {
+    pub(crate) fn of(fields: &Fields, default_theta: f64, max_position: usize) -> Result<RopeConfig> {
         let theta = fields.positive("rope_theta")?.unwrap_or(default_theta);
         Ok(RopeConfig { theta, scaling: Scaling::read(fields, max_position)? })
     }
