@@ -30,7 +30,7 @@ CASES = {
     "roberta": {"model_type": "roberta", "architectures": ["RobertaForSequenceClassification"]} | BERT | LABELS
                | {"type_vocab_size": 1, "pad_token_id": 4, "bos_token_id": 2, "eos_token_id": 3, "hidden_act": "gelu_new"},
     "modernbert": {"model_type": "modernbert", "architectures": ["ModernBertForSequenceClassification"], "hidden_size": 48,
-                   "intermediate_size": 56, "num_attention_heads": 4, "num_hidden_layers": 4, "norm_eps": 0.01, "local_attention": 6,
+                   "intermediate_size": 56, "num_attention_heads": 6, "num_hidden_layers": 4, "norm_eps": 0.01, "local_attention": 6,
                    "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "pad_token_id": 0,
                    "classifier_pooling": "mean"} | SMALL | LABELS,
     "distilbert": {"model_type": "distilbert", "architectures": ["DistilBertForSequenceClassification"], "dim": 40, "hidden_dim": 88,

@@ -242,7 +242,8 @@ fn encoders_classify_answers_as_transformers_does() {
             .collect();
         for (device, limit) in [("cpu", 1e-5), ("sim", 0.02)] {
             let said = ares_with(&format!("judge --judge model:{place} --device {device}"), &lines(&asked));
-            if device == "sim" && said.code != Some(0) && std::env::var_os("ARES_REQUIRE_SIM").is_none() {
+            if said.code == Some(1) && said.stderr.contains("C++ compiler") {
+                assert!(std::env::var_os("ARES_REQUIRE_SIM").is_none(), "{}", said.stderr);
                 println!("skipped: {}", said.stderr);
                 continue;
             }
