@@ -3,11 +3,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
+use crate::backend::Cpu;
 use crate::backend::cuda::pack::Pack;
 use crate::detect::rows::EvalRow;
 use crate::error::Result;
@@ -18,6 +20,7 @@ use crate::judge::truth::Truth;
 use crate::model::adapter_file::AdapterFile;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::ModelConfig;
+use crate::model::encoder::Encoder;
 use crate::probe::grammar::Grammar;
 use crate::probe::operators::mutate;
 use crate::probe::sampler::{Sampler, SamplerKind};
@@ -39,6 +42,7 @@ pub struct Format {
 /// Every format of a file that may come from elsewhere.
 pub const FORMATS: &[Format] = &[
     Format { name: "config", file: "config.json", read: |_, folder| ModelConfig::open(folder).map(drop) },
+    Format { name: "encoder", file: "config.json", read: |_, folder| encoder(folder) },
     Format { name: "weights", file: "model.safetensors", read: |_, folder| weights(folder) },
     Format { name: "index", file: "model.safetensors.index.json", read: |_, folder| weights(folder) },
     Format { name: "tokenizer", file: "tokenizer.json", read: |_, folder| tokenizer(folder) },
@@ -70,7 +74,8 @@ pub struct Reader {
 impl Reader {
     /// Prepares `folder` from the files that the repository at `root` holds. Fails where they cannot be copied.
     pub fn new(format: &'static Format, root: &Path, folder: &Path) -> std::io::Result<Reader> {
-        for (from, name) in RIGHT {
+        let right = if format.name == "encoder" { ENCODER } else { RIGHT };
+        for (from, name) in right {
             if *name != format.file && !(format.name == "index" && *name == "model.safetensors") {
                 fs::copy(root.join(from), folder.join(name))?;
             }
@@ -107,6 +112,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "tests/golden/mistral-causal/config.json",
         ],
     ),
+    ("encoder", &["tests/golden-encoders/bert/config.json"]),
     ("weights", &["tests/golden/llama-reward/model.safetensors"]),
     (
         "adapter-config",
@@ -134,6 +140,11 @@ const RIGHT: &[(&str, &str)] = &[
     ("fuzz/seeds/outcomes/two", "outcomes.jsonl"),
 ];
 
+const ENCODER: &[(&str, &str)] = &[
+    ("tests/golden-encoders/bert/model.safetensors", "model.safetensors"),
+    ("tests/golden-encoders/bert/tokenizer.json", "tokenizer.json"),
+];
+
 const TEXTS: [&str; 5] = [
     "",
     "w12 w13\n w14",
@@ -150,6 +161,15 @@ fn weights(folder: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn encoder(folder: &Path) -> Result<()> {
+    let Some(encoder) = Encoder::open(&Cpu::new(), folder, 64, Arc::default())? else {
+        return ModelConfig::open(folder).map(drop);
+    };
+    let texts = TEXTS.map(|text| (Prompt::Raw(String::new()), text));
+    let rendered = encoder.rendering.fulls(texts.iter().map(|(prompt, text)| (prompt, *text)).collect());
+    encoder.scores(rendered)?.into_iter().try_for_each(|scores| scores.map(drop))
 }
 
 fn adapter(folder: &Path) -> Result<()> {
