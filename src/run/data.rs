@@ -175,7 +175,7 @@ mod tests {
         read_as(changed, None)
     }
 
-    /// [`read`], where the prompts of gate and test are told to be of one list.
+    /// The same, with gate and test said to be of one list (`as`).
     fn read_as(changed: &[(&str, &str)], told: Option<Format>) -> Result<Splits> {
         let folder = tempfile::tempdir().unwrap();
         let place = |name: &str, own: &str| {

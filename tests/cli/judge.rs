@@ -255,6 +255,15 @@ fn encoders_classify_answers_as_transformers_does() {
             assert_eq!(rows.len(), expected.len());
         }
     }
+    let folder = Folder::new();
+    for entry in fs::read_dir("tests/golden-encoders/modernbert").unwrap().map(Result::unwrap) {
+        fs::copy(entry.path(), folder.at(entry.file_name().to_str().unwrap())).unwrap();
+    }
+    let config = folder.read("config.json");
+    let kinds = r#"{"layer_types": ["full_attention", "chunked_attention", "full_attention", "full_attention"],"#;
+    folder.write("config.json", config.replacen('{', kinds, 1));
+    ares_with(&format!("judge --judge model:{folder}"), "{\"prompt\": \"a\", \"response\": \"b\"}\n")
+        .expect(1, &["layer_types", "found `chunked_attention`"]);
     let bert = "tests/golden-encoders/bert";
     let reason = &["expected architectures to be a decoder", "as --judge or --refusal model:DIR"];
     ares_with(&format!("generate --model {bert}"), "{\"prompt\": \"w9\"}\n").expect(1, reason);

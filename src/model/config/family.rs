@@ -114,7 +114,7 @@ impl Family {
     /// What attention and the LM head do to their scores: the factor of attention's, the caps of both.
     pub(super) fn scores(self, fields: &Fields, head_dim: usize) -> Result<(f32, [Option<f32>; 2])> {
         if self == Family::Granite {
-            return Ok((fields.positive("attention_multiplier")?.unwrap_or(1.0) as f32, [None; 2]));
+            return Ok((multiplier(fields, "attention_multiplier")? as f32, [None; 2]));
         }
         if !self.traits().post_norms {
             return Ok(((head_dim as f32).powf(-0.5), [None; 2]));
@@ -138,8 +138,8 @@ impl Family {
             let embedding = if self.traits().scaled_embedding { (hidden_size as f64).sqrt() } else { 1.0 };
             return Ok([embedding, 1.0, 1.0]);
         }
-        let of = |key| Ok(fields.positive(key)?.unwrap_or(1.0));
-        let residual: f64 = of("residual_multiplier")?;
+        let of = |key| multiplier(fields, key);
+        let residual = of("residual_multiplier")?;
         Ok([of("embedding_multiplier")? / residual, residual.powi(-2), 1.0 / of("logits_scaling")?])
     }
 
@@ -179,6 +179,15 @@ impl Family {
         };
         kinds.iter().map(kind).collect()
     }
+}
+
+/// One of Granite's, 1 where it is not stated. Beyond any that is in use activations would overflow, and answers mean nothing.
+fn multiplier(fields: &Fields, key: &str) -> Result<f64> {
+    let value = fields.positive(key)?.unwrap_or(1.0);
+    if (1e-6..=1e6).contains(&value) {
+        return Ok(value);
+    }
+    Err(fields.wrong(key, "between 1e-6 and 1e6", &value.to_string()))
 }
 
 impl ModelConfig {

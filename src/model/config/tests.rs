@@ -172,6 +172,8 @@ fn what_cannot_be_computed_is_refused_by_name() {
         ("Gemma2", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention to be false"),
         ("Gemma2", json!({"final_logit_softcapping": 0}), "final_logit_softcapping to be a number above 0"),
         ("Granite", json!({"residual_multiplier": 0}), "residual_multiplier to be a number above 0"),
+        ("Granite", json!({"residual_multiplier": 1e-30}), "residual_multiplier to be between 1e-6 and 1e6"),
+        ("Granite", json!({"attention_multiplier": 1e38}), "attention_multiplier to be between 1e-6 and 1e6"),
         ("Granite", json!({"logits_scaling": "8"}), "logits_scaling to be a number above 0"),
         ("Gemma2", json!({"query_pre_attn_scalar": -1}), "query_pre_attn_scalar to be a number above 0"),
         ("Qwen2Moe", json!({}), "found Qwen2MoeForCausalLM"),

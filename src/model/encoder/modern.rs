@@ -54,6 +54,11 @@ impl<B: Ops> Modern<B> {
             let [expected, found] = [layers, kinds.len()].map(|n| format!("a list of {n}"));
             return Err(fields.wrong("layer_types", &expected, &found));
         }
+        let known = |kind: &&String| ["full_attention", "sliding_attention"].contains(&kind.as_str());
+        if let Some(other) = kinds.iter().flatten().find(|kind| !known(kind)) {
+            let expected = "`full_attention` or `sliding_attention` each";
+            return Err(fields.refuse("layer_types", expected, &format!("`{other}`"), NOT_COMPUTED));
+        }
         let is_local = |at: usize| match &kinds {
             Some(kinds) => kinds[at] == "sliding_attention",
             None => !at.is_multiple_of(every),
