@@ -1,6 +1,6 @@
 // The next token of each sequence from its row of f32 logits (V of them). One block owns a row; a thread owns a run of
 // neighbouring ids, so sums over the vocabulary go by id, in an order that depends on V alone. THREADS comes from
-// src/ops/sample/cuda.rs.
+// src/ops/sample/cuda.rs. Where a logit is not finite there is no token, and V is written.
 //   greedy  the largest logit, the lowest id on a tie; as everywhere, of capped logits where there is a cap
 //   draw    weights exp((l - max)/temperature); top-k and top-p keep the largest (the lowest ids on a tie); the token at which
 //           the running sum of kept weights passes u of their total, u = Philox4x32-10(seed, id, position)
@@ -35,6 +35,9 @@ DEVICE float uniform(u64 seed, u32 id_low, u32 id_high, u32 position) {
     }
     return static_cast<float>(c[0] >> 8) * (1.0f / 16777216.0f);
 }
+
+/// So that a maximum shows whether all were finite: +∞ for what is not.
+DEVICE float finite_or_infinite(float x) { return (float_bits(x) & 0x7f800000u) == 0x7f800000u ? INFINITE : x; }
 
 /// Sum over the block in order of threads, the same in all; also what stands before this thread.
 template <typename T>
@@ -110,8 +113,13 @@ KERNEL __launch_bounds__(THREADS) sample_greedy(u32* tokens, const float* logits
     Shared& shared = shared_memory<Shared>();
     const float* row = logits + static_cast<u64>(blockIdx.x) * vocab;
     float best = -INFINITE;
-    for (u32 i = threadIdx.x; i < vocab; i += THREADS) best = maximum(best, row[i]);
-    best = capped(block_maximum<THREADS / WARP>(best, shared.floats), softcap);
+    for (u32 i = threadIdx.x; i < vocab; i += THREADS) best = maximum(best, finite_or_infinite(row[i]));
+    best = block_maximum<THREADS / WARP>(best, shared.floats);
+    if (best == INFINITE) {
+        if (threadIdx.x == 0) tokens[blockIdx.x] = vocab;
+        return;
+    }
+    best = capped(best, softcap);
     u32 first = vocab;
     for (u32 i = threadIdx.x; i < vocab; i += THREADS) {
         if (capped(row[i], softcap) == best) {
@@ -123,7 +131,7 @@ KERNEL __launch_bounds__(THREADS) sample_greedy(u32* tokens, const float* logits
     block_barrier();
     if (threadIdx.x == 0) {
         for (u32 t = 0; t < THREADS; t++) first = minimum(first, shared.counts[t]);
-        tokens[blockIdx.x] = first < vocab ? first : 0;
+        tokens[blockIdx.x] = first;
     }
 }
 
@@ -141,8 +149,13 @@ KERNEL __launch_bounds__(THREADS) sample_draw(u32* tokens, float* logits, const 
     float* row = logits + static_cast<u64>(blockIdx.x) * vocab;
     Run run = own_run(vocab);
     float best = -INFINITE;
-    for (u32 i = run.first; i < run.last; i++) best = maximum(best, row[i]);
-    best = capped(block_maximum<THREADS / WARP>(best, shared.floats), p.softcap);
+    for (u32 i = run.first; i < run.last; i++) best = maximum(best, finite_or_infinite(row[i]));
+    best = block_maximum<THREADS / WARP>(best, shared.floats);
+    if (best == INFINITE) {
+        if (threadIdx.x == 0) tokens[blockIdx.x] = vocab;
+        return;
+    }
+    best = capped(best, p.softcap);
     float inverse = 1.0f / p.temperature;
     for (u32 i = run.first; i < run.last; i++) row[i] = exp2_fast((capped(row[i], p.softcap) - best) * inverse * LOG2_E);
     Kept kept = {0, 0xffffffffu};
@@ -189,10 +202,11 @@ struct AdvanceParams {
     u32* positions;
     u32* drawn;
     const u32* next;
-    u32 rows, columns, bound;
+    u32 rows, columns, vocab, bound;
 };
 
-/// What follows a drawn token, without the host: it is noted in column step[0] of `history`, becomes the row's next input, and
+/// What follows a drawn token, without the host: it is noted in column step[0] of `history`, becomes the row's next input (0 where it
+/// is no token), and
 /// all positions grow by one, those that index memory up to the last below `bound`. One block.
 KERNEL __launch_bounds__(THREADS) advance(const AdvanceParams p) {
     u32 column = p.step[0];
@@ -200,7 +214,7 @@ KERNEL __launch_bounds__(THREADS) advance(const AdvanceParams p) {
     for (u32 i = threadIdx.x; i < p.rows; i += THREADS) {
         u32 token = p.next[i];
         if (column < p.columns) p.history[i * p.columns + column] = token;
-        p.tokens[i] = token;
+        p.tokens[i] = token < p.vocab ? token : 0;
         p.positions[i] = minimum(p.positions[i] + 1, p.bound - 1);
         p.drawn[i] += 1;
     }

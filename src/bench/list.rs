@@ -337,7 +337,7 @@ impl<B: Ops> List<'_, '_, B> {
         let (h, w, mut logits) = (self.act(rows, c)?, self.weight(vocab, c)?, Tensor::zeros(ops, rows, vocab)?);
         let mut keys = SampleTable::with_capacity(ops, rows)?;
         keys.set(ops, &(0..rows as u64).collect::<Vec<_>>(), &vec![length as u32; rows])?;
-        let mut next = Indices::from_host(ops, &vec![0; rows], vocab)?;
+        let mut next = Indices::from_host(ops, &vec![0; rows], vocab + 1)?;
         let written = Cost { flops: 0, bytes: 8 * (rows * vocab) as u64 };
         let [product, _] = lm_head::costs(rows as u64, vocab as u64, c as u64, act);
         for (name, temperature, top_k, top_p) in

@@ -31,6 +31,8 @@ pub struct Continued {
     /// The answer's ids: forced ones, then new ones, the end-of-turn token included.
     pub tokens: Vec<u32>,
     pub(crate) finish: Finish,
+    /// It ends here because its next token's logits were not all finite.
+    pub broken: bool,
 }
 
 /// Caches and tables for a fixed number of slots.
@@ -91,8 +93,10 @@ impl<B: Ops> Transformer<B> {
         let _stage = crate::backend::stage(c"generate");
         // A captured step holds the adapter's memory and the sampling settings of its call.
         generator.graphs.clear();
-        let start =
-            |r: &Continue| Continued { tokens: r.tokens[r.tokens.len() - r.forced..].to_vec(), finish: Finish::Length };
+        let start = |r: &Continue| {
+            let tokens = r.tokens[r.tokens.len() - r.forced..].to_vec();
+            Continued { tokens, finish: Finish::Length, broken: false }
+        };
         let room = |r: &Continue| r.forced < decoding.max_new_tokens && r.tokens.len() < generator.length;
         let waiting: VecDeque<usize> = (0..requests.len()).filter(|&i| room(&requests[i])).collect();
         let mut finished = requests.len() - waiting.len();
@@ -192,7 +196,7 @@ impl<B: Ops> Call<'_, B> {
         generator.table.positions.set(ops, &column(|a| a.position), length)?;
         generator.keys.set(ops, &ids, &column(|a| a.position + 1))?;
         generator.logits.set_rows(count)?;
-        generator.next.set(ops, &vec![0; count], config.vocab_size)?;
+        generator.next.set(ops, &vec![0; count], config.vocab_size + 1)?;
         generator.history.clear(ops, count)?;
         ws.batch.tokens.set(ops, &column(|a| a.token), config.vocab_size)?;
         ws.set_rows(count, count)?;
@@ -215,6 +219,8 @@ impl<B: Ops> Call<'_, B> {
         let Generator { caches, table, keys, logits, next, history, graphs, .. } = &mut *self.generator;
         let (s, rest) = &mut saved[0];
         let Decoding { temperature, top_k, top_p, seed, .. } = *self.decoding;
+        // As good as greedy; its inverse is finite.
+        let temperature = if temperature > 0.0 { temperature.max(1e-30) } else { 0.0 };
         ops.replay(graphs.entry(self.active.len()).or_default(), || {
             ops.embed(&mut s.x, &batch.tokens, embed, config.embedding_scale)?;
             for (l, (block, cache)) in blocks.iter().zip(&mut *caches).enumerate() {
@@ -240,13 +246,17 @@ impl<B: Ops> Call<'_, B> {
         let (decoding, length, before) = (self.decoding, self.generator.length, self.active.len());
         let over = |result: &Continued, at: &Active| {
             let full = result.tokens.len() >= decoding.max_new_tokens || at.position as usize + 1 >= length;
-            result.finish == Finish::Stop || full
+            result.finish == Finish::Stop || result.broken || full
         };
         for (mut at, tokens) in std::mem::take(&mut self.active).into_iter().zip(columns) {
             let result = &mut self.results[at.request];
             for token in tokens {
                 if over(result, &at) {
                     break; // what ran on for nothing
+                }
+                if token as usize == self.model.config.vocab_size {
+                    result.broken = true;
+                    break;
                 }
                 result.tokens.push(token);
                 (at.token, at.position) = (token, at.position + 1);

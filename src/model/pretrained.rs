@@ -168,11 +168,22 @@ impl<B: Ops> Pretrained<B> {
         let interrupt = |_| interrupted(&self.interrupt);
         let answers = self.transformer.generate(&mut ws, &mut generator, &good, adapter, decoding, interrupt);
         (self.workspace, self.generator) = (Some(ws), Some(generator));
-        let text = |Continued { tokens, finish }| {
+        let text = |Continued { tokens, finish, broken }| {
+            if broken {
+                return Err(self.logits_not_finite(tokens.len()));
+            }
             let text = self.rendering.spoken(self.rendering.decode(&tokens)?, tokens.len())?;
             Ok(Answer { text, tokens, finish })
         };
         Ok(fill(requests, answers?, text))
+    }
+
+    fn logits_not_finite(&self, after: usize) -> Error {
+        Error::NotFinite {
+            what: format!("logits of {} after {after} tokens of the answer", self.dir.display()),
+            found: "one that is not".into(),
+            remedy: "check the model's weights".into(),
+        }
     }
 
     /// Log-probabilities of each answer's tokens, in order; an inner error is that row's own.

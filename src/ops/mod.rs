@@ -143,7 +143,7 @@ mod tests {
             let (history, tokens, positions, drawn) = (&mut history, &mut tokens, &mut positions, &mut drawn);
             cpu.advance(Advance { history, tokens, positions, drawn, next })
         };
-        assert!(advance(&next).is_ok() && advance(&ids(4)).is_err());
+        assert!(advance(&next).is_ok() && advance(&ids(5)).is_err());
         assert_eq!(positions.read(&cpu).unwrap(), [1, 3]);
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 use super::support::{Folder, ares, ares_with, command, finish, golden, interrupt, lines, model, rows};
@@ -325,4 +326,50 @@ fn template_arguments_reach_the_template() {
     assert_eq!((ids(""), ids("--template-arg think=false")), (given("w12"), given("w12 w7")));
     assert_eq!(ids("--template-arg think=false --template-arg think=true"), given("w12"));
     ares(&format!("generate --model {causal} --template-arg think")).expect(2, &["expected NAME=VALUE"]);
+}
+
+/// Word 40 alone has a part in channel 0, which the first block's attention leaves alone and its MLP takes beyond f32.
+#[test]
+fn an_answer_of_numbers_that_are_none_is_an_error_of_its_row() {
+    let (sound, broken) = (model("llama-causal"), model("llama-causal"));
+    let hidden = {
+        let config: Value = serde_json::from_str(&sound.read("config.json")).unwrap();
+        config["hidden_size"].as_u64().unwrap() as usize
+    };
+    for (folder, by) in [(&sound, 0.0f32), (&broken, 3e38)] {
+        let bytes = fs::read(folder.at("model.safetensors")).unwrap();
+        let mut edited = bytes.clone();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let mut set = |name: &str, at: &dyn Fn(usize) -> Option<f32>| {
+            let data = tensors.tensor(name).unwrap().data();
+            let from = data.as_ptr() as usize - bytes.as_ptr() as usize;
+            for (i, number) in edited[from..from + data.len()].chunks_exact_mut(4).enumerate() {
+                at(i).iter().for_each(|x| number.copy_from_slice(&x.to_le_bytes()));
+            }
+        };
+        set("model.embed_tokens.weight", &|i| (i % hidden == 0).then_some(f32::from(i / hidden == 40)));
+        set("model.layers.0.self_attn.o_proj.weight", &|i| (i < hidden).then_some(0.0));
+        ["gate", "up"].iter().for_each(|name| {
+            set(&format!("model.layers.0.mlp.{name}_proj.weight"), &|i| (i % hidden == 0).then_some(by));
+        });
+        folder.write("model.safetensors", edited);
+    }
+    let asked = ["w20 w21", "w40 w22", "w23"].map(|prompt| json!({"prompt": prompt}));
+    let mut greedy = None;
+    for more in ["--greedy", "--temperature 1e-40", "--seed 3", "--top-k 9 --top-p 0.8"] {
+        let of = |folder: &Folder| {
+            let args = format!("generate --model {folder} --max-new-tokens 8 --ignore-eos {more}");
+            ares_with(&args, &lines(&asked)).expect(0, &["3 rows"]).rows()
+        };
+        let (sound, broken) = (of(&sound), of(&broken));
+        assert_eq!((&sound[0], &sound[2]), (&broken[0], &broken[2]));
+        let first = greedy.get_or_insert_with(|| sound.clone());
+        assert!(
+            more.contains("top") || more.contains("seed") || *first == sound,
+            "a temperature next to none is greedy"
+        );
+        assert!(sound[1]["response"].is_string() && broken[1]["response"].is_null(), "{}", broken[1]);
+        let error = broken[1]["error"].as_str().unwrap();
+        assert!(error.contains("logits of") && error.contains("after 0 tokens"), "{error}");
+    }
 }

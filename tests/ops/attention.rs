@@ -164,7 +164,7 @@ fn parity_of_shared_sums() {
     assert_parity("a long sequence", &device, &Case::new(&[(0, &[3]), (0, &[4170])], both));
 }
 
-/// The prompt's rows and one answer's have the same bits as if there were no other sequence.
+/// The prompt's rows and one answer's have the same bits as if there were no other sequence, and as if all others were NaN.
 #[test]
 fn invariance() {
     let window = AttentionSpec { window: Some(40), ..spec(2, 2, 32) };
@@ -192,6 +192,12 @@ fn invariance_on<B: Ops>(ops: &B, spec: AttentionSpec) {
         let [alone_o, alone_lse] = run(&alone);
         assert_eq!(bits(&alone_o), bits(&rows_of(&o, columns, &rows)), "{segment:?}: o");
         assert_eq!(bits(&alone_lse), bits(&rows_of(&lse, spec.heads, &rows)), "{segment:?}: lse");
+        let mut broken = packed.clone();
+        let others = broken.qkv.chunks_exact_mut(spec.width()).enumerate().filter(|(row, _)| !rows.contains(row));
+        others.for_each(|(_, qkv)| qkv.fill(f32::NAN));
+        let [o, lse] = run(&broken);
+        assert_eq!(bits(&alone_o), bits(&rows_of(&o, columns, &rows)), "{segment:?}: o beside NaN");
+        assert_eq!(bits(&alone_lse), bits(&rows_of(&lse, spec.heads, &rows)), "{segment:?}: lse beside NaN");
     }
 }
 

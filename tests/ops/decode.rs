@@ -46,11 +46,17 @@ impl toolkit::Case for Case {
         Plain::from([("o", self.sequences.iter().flat_map(|sequence| self.forward(sequence)).collect())])
     }
 
-    /// The earlier positions come at once, as a prompt does, the last ones together; sequences fill the slots from the last.
+    /// The earlier positions come at once, as a prompt does, the last ones together; sequences fill the slots from the last, which
+    /// a broken sequence has left full of NaN.
     fn run<B: Ops>(&self, ops: &B) -> Outputs {
         let (spec, width) = (self.spec, self.spec.width());
         let mut cache = ops.kv_cache(self.slots, self.length, spec).unwrap();
         let (mut last, mut slots, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+        let all: Vec<u32> = (0..self.length as u32).collect();
+        for slot in 0..self.slots as u32 {
+            let broken = act(ops, width, &nans(self.length * width));
+            ops.cache_append(&mut cache, &broken, &table(ops, &vec![slot; self.length], &all)).unwrap();
+        }
         for (slot, sequence) in (0..self.slots as u32).rev().zip(&self.sequences) {
             let (earlier, newest) = sequence.split_at(sequence.len() - width);
             let before: Vec<u32> = (0..(earlier.len() / width) as u32).collect();

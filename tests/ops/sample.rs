@@ -123,6 +123,35 @@ fn greedy_takes_the_largest_and_the_lowest_on_a_tie() {
     assert_eq!(Case::of(&logits, &keys, GREEDY).draw(&device), [3, 3]);
 }
 
+/// In rows 1 and 4 no logit is a number, then one of every row: what is left would give a token all the same.
+#[test]
+fn no_token_where_a_logit_is_not_finite() {
+    for (spec, softcap) in specs().into_iter().zip([None, Some(1.3)].into_iter().cycle()) {
+        for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let sound = Case { softcap, ..Case::new(6, 310, spec) };
+            let mut rows = sound.clone();
+            rows.h[rows.cols] = broken;
+            rows.h[4 * rows.cols..][..rows.cols].fill(broken);
+            // Weights are finite, their products with h beyond f32 at one id.
+            let mut logits = Case::of(&random(3, 310, 0.2), &sound.keys, spec);
+            (logits.h, logits.softcap) = (vec![3e38; 6], softcap);
+            logits.w[299] = if broken < 0.0 { -2.0 } else { 2.0 };
+            none_of(&Cpu::new(), [&sound, &rows, &logits]);
+            device().iter().for_each(|device| none_of(device, [&sound, &rows, &logits]));
+            let naive = |case: &Case| toolkit::Case::naive(case)["tokens"].clone();
+            let mut expected = naive(&sound);
+            [1, 4].into_iter().for_each(|row| expected[row] = 310.0);
+            assert_eq!((naive(&rows), naive(&logits)), (expected, vec![310.0; 6]), "naive: {spec:?}, {broken}");
+        }
+    }
+}
+
+fn none_of<B: Ops>(ops: &B, [sound, rows, logits]: [&Case; 3]) {
+    let mut expected = sound.draw(ops);
+    [1, 4].into_iter().for_each(|row| expected[row] = 310);
+    assert_eq!((rows.draw(ops), logits.draw(ops)), (expected, vec![310; 6]), "{:?}, {}", rows.spec, logits.w[299]);
+}
+
 /// On the CPU, keyed once by the row's id, once by its high half, once by the position; then on the device.
 #[test]
 fn draws_follow_the_distribution() {

@@ -17,8 +17,11 @@ impl Sample for Cpu {
         let keys = table.ids.buffer.par_chunks_exact(2).zip(&table.positions.buffer);
         let tasks = logits.buffer[..rows * vocab].par_chunks_exact_mut(vocab).zip(tokens.buffer_mut()).zip(keys);
         tasks.for_each(|((logits, token), (id, &position))| {
+            let finite = finite(logits);
             cap_row(logits, softcap, false);
-            *token = if spec.temperature > 0.0 {
+            *token = if !finite {
+                vocab as u32
+            } else if spec.temperature > 0.0 {
                 let u = uniform(spec.seed, [id[0], id[1]], position);
                 draw(logits, u, spec)
             } else {
@@ -32,18 +35,25 @@ impl Sample for Cpu {
         let (rows, columns) = check_advance(&operands)?;
         let Advance { history, tokens, positions, drawn, next } = operands;
         let last = (positions.bound() as u32).saturating_sub(1);
+        let vocab = tokens.bound() as u32;
         let column = history.step.buffer[0] as usize;
         for i in 0..rows {
             if column < columns {
                 history.tokens.buffer[i * columns + column] = next.buffer()[i];
             }
-            tokens.buffer_mut()[i] = next.buffer()[i];
+            tokens.buffer_mut()[i] = if next.buffer()[i] < vocab { next.buffer()[i] } else { 0 };
             let position = &mut positions.buffer_mut()[i];
             *position = (*position + 1).min(last);
             drawn.buffer[i] += 1;
         }
         history.step.buffer[0] += 1;
         Ok(())
+    }
+}
+
+simd! {
+    fn finite<'a>(logits: &'a [f32]) -> bool {
+        logits.iter().fold(true, |all, l| all & l.is_finite())
     }
 }
 

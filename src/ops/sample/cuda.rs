@@ -45,6 +45,7 @@ impl Sample for Cuda {
         let (rows, columns) = check_advance(&operands)?;
         let Advance { history, tokens, positions, drawn, next } = operands;
         let params = AdvanceParams {
+            vocab: tokens.bound(),
             bound: positions.bound(),
             history: &mut history.tokens.buffer,
             step: &mut history.step.buffer,

@@ -66,12 +66,12 @@ impl<B: Backend> History<B> {
 }
 
 pub struct SampleTokens<'a, B: Backend> {
-    pub tokens: &'a mut Indices<B>,     // (S, 1) overwritten
+    pub tokens: &'a mut Indices<B>, // (S, 1) overwritten; V, no token, where a logit is not finite
     pub logits: &'a mut Tensor<B, f32>, // (S, V) scratch
-    pub h: &'a Tensor<B>,               // (S, C) normed hidden rows
-    pub table: &'a SampleTable<B>,      // (S)
-    pub w: &'a B::Weight,               // (V, C)
-    pub softcap: Option<f32>,           // of the logits, as lm_head has it
+    pub h: &'a Tensor<B>,           // (S, C) normed hidden rows
+    pub table: &'a SampleTable<B>,  // (S)
+    pub w: &'a B::Weight,           // (V, C)
+    pub softcap: Option<f32>,       // of the logits, as lm_head has it
     pub spec: SampleSpec,
 }
 
@@ -91,8 +91,8 @@ pub trait Sample: Backend {
 
     fn sample(&self, operands: SampleTokens<Self>) -> Result<()>;
 
-    /// Notes `next` in `history`, makes it the next step's `tokens`, and adds one to both positions, which stay at the
-    /// last that is allowed: a step that the host need not prepare.
+    /// Notes `next` in `history` and makes it the next step's `tokens`, id 0 where it is none of them; adds one to both positions,
+    /// which stay at the last that is allowed. So the host need not prepare the next step.
     fn advance(&self, operands: Advance<Self>) -> Result<()>;
 }
 
@@ -100,7 +100,7 @@ fn check<B: Backend>(operands: &SampleTokens<B>) -> Result<()> {
     let SampleTokens { tokens, logits, h, table, w, .. } = operands;
     let rows = h.rows();
     expect("sample", "tokens", tokens.rows(), rows)?;
-    expect("sample", "tokens of this vocabulary", tokens.bound() >= w.rows(), true)?;
+    expect("sample", "tokens of this vocabulary, or none", tokens.bound() > w.rows(), true)?;
     expect("sample", "logits", logits.shape(), (rows, w.rows()))?;
     expect("sample", "columns", h.cols(), w.cols())?;
     expect("sample", "table", (table.ids.shape(), table.positions.shape()), ((rows, 2), (rows, 1)))
@@ -111,7 +111,7 @@ fn check_advance<B: Backend>(operands: &Advance<B>) -> Result<(usize, usize)> {
     let Advance { history, tokens, positions, drawn, next } = operands;
     let rows = next.rows();
     expect("advance", "columns", (tokens.rows(), positions.rows(), drawn.shape()), (rows, rows, (rows, 1)))?;
-    expect("advance", "tokens of this vocabulary", next.bound() <= tokens.bound(), true)?;
+    expect("advance", "tokens of this vocabulary, or none", next.bound() <= tokens.bound() + 1, true)?;
     expect("advance", "history", history.tokens.rows(), rows)?;
     Ok((rows, history.tokens.cols()))
 }

@@ -3,7 +3,8 @@
 use super::{SampleSpec, uniform};
 use crate::ops::product::naive as product;
 
-/// Overwrites `tokens` (S) from hidden rows `h` (S, C); row i draws with (seed, `ids[i]`, `positions[i]`).
+/// Overwrites `tokens` (S) from hidden rows `h` (S, C); row i draws with (seed, `ids[i]`, `positions[i]`), and is V where a logit is
+/// not finite.
 pub fn forward(
     tokens: &mut [u32],
     h: &[f32],
@@ -17,6 +18,10 @@ pub fn forward(
     let mut logits = vec![0.0; w.len() / cols];
     for i in 0..tokens.len() {
         product::forward(&mut logits, &h[i * cols..][..cols], w, cols);
+        if !logits.iter().all(|l| l.is_finite()) {
+            tokens[i] = logits.len() as u32;
+            continue;
+        }
         if let Some(cap) = softcap {
             logits.iter_mut().for_each(|l| *l = cap * (*l / cap).tanh());
         }
