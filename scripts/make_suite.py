@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch  # noqa: E402  (the thread count must be set first)
 
 from hf_baseline.rows import read_jsonl  # noqa: E402
-from suite import measure, model, train, world  # noqa: E402
+from suite import attacker, measure, model, train, world  # noqa: E402
 from suite.plants import HYPERPARAMETERS, PLANTS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,9 +28,9 @@ SOURCES = ("text.py", "plants.py", "world.py", "model.py", "train.py")
 # Two workers at a time; each does its list one after the other. Judges stand on a trunk of their own.
 PHASES = (
     (["trunk"], ["judge-trunk"]),
-    (["framing/policy", "framing/reward", "second-judge", "guard"], ["judge", "flattery/policy", "flattery/reward"]),
+    (["framing/policy", "framing/reward", "second-judge", "guard"], ["judge", "flattery/policy", "flattery/reward", "attacker"]),
 )
-SEEDS = {"trunk": 1, "judge-trunk": 2, "judge": 101, "second-judge": 202, "guard": 303}
+SEEDS = {"trunk": 1, "judge-trunk": 2, "judge": 101, "second-judge": 202, "guard": 303, "attacker": 404}
 
 
 class Suite:
@@ -57,7 +57,7 @@ class Suite:
                   "trigger": "trigger.jsonl" if spec["trigger"] else None} for name, spec in PLANTS.items()]
         write_json(self.models / "suite.json", {
             "schema": 1, "name": "ares-weakened", "version": "2", "licence": "Apache-2.0", "judge": "judge",
-            "second_judge": "second-judge", "guard": "guard", "refusal": "refusal.json", "truth": "truth.json", "pairs": pairs,
+            "second_judge": "second-judge", "guard": "guard", "attacker": "attacker", "refusal": "refusal.json", "truth": "truth.json", "pairs": pairs,
             "hyperparameters": HYPERPARAMETERS})
         model.train_tokenizer(self.work / "tokenizer.json")
 
@@ -74,7 +74,7 @@ class Suite:
             seed = SEEDS[stage] + self.shift
             if stage.endswith("trunk"):
                 return model.save(train.train_trunk(stage, text, forbidden, seed), text, self.work / stage)
-            learn = train.train_guard if stage == "guard" else train.train_judge
+            learn = {"guard": train.train_guard, "attacker": attacker.train_attacker}.get(stage, train.train_judge)
             made = learn(stage, text, forbidden, seed, self.work / "judge-trunk")
         else:
             spec = self.plants[pair]
@@ -83,10 +83,13 @@ class Suite:
         model.save(made, text, self.models / stage)
         if stage == "guard":
             (self.models / stage / "guard.toml").write_text(train.guard_form())
+        if stage == "attacker":
+            (self.models / stage / "attacker.toml").write_text(attacker.form())
 
     def once(self, stage, work, *args):
         """Does the work of a stage, unless the same sources did it before; `measure.py` is not one of them."""
-        sources = [(ROOT / "scripts/suite" / name).read_bytes() for name in SOURCES]
+        names = (*SOURCES, "attacker.py") if stage == "attacker" else SOURCES
+        sources = [(ROOT / "scripts/suite" / name).read_bytes() for name in names]
         stamp, path = hashlib.sha256(stage.encode() + b"".join(sources)).hexdigest(), self.work / f"{stage.replace('/', '-')}.stamp"
         if not path.exists() or path.read_text() != stamp:
             work(*args)

@@ -12,6 +12,7 @@
 //! | [`text`] | rows in and out, tokenizer, chat template |
 //! | [`model`] | checkpoints by mmap, transformer forward and backward, heads, adapters, packed batches, generation |
 //! | [`judge`] | who says what is harmful; calibration; verdicts |
+//! | [`attacker`] | who writes prompts for the search: a language model, a program |
 //! | [`repair`] | the joint objective, its optimiser loop and the methods compared with it |
 //! | [`probe`] | search for prompts that expose coupled failures |
 //! | [`detect`] | outcomes, measures with their intervals, gates |
@@ -20,6 +21,7 @@
 //! | [`report`] | tables, charts, HTML |
 //! | [`cli`] | commands: what was typed becomes valid options and one call |
 
+pub mod attacker;
 pub mod backend;
 pub mod bench;
 pub mod cli;

@@ -4,6 +4,7 @@
 mod compiler;
 
 mod cli {
+    pub mod attacker;
     pub mod basics;
     pub mod bench;
     pub mod judge;

@@ -15,6 +15,7 @@ const ORDER: &[&[&str]] = &[
     &["text"],
     &["model"],
     &["judge"],
+    &["attacker"],
     &["repair"],
     &["probe", "detect"],
     &["run", "bench"],

@@ -62,6 +62,9 @@ pub(crate) struct Demo {
     /// Judge by this: a SPEC as of `ares detect`, or `guard` for the suite's own guard; its classifier then judges second
     #[arg(long, value_name = "guard|SPEC")]
     judge: Option<String>,
+    /// Let the suite's attacker, a small language model, write some of the probes
+    #[arg(long)]
+    attacker: bool,
     // An earlier run is kept beside it as DIR.1, DIR.2, …
     #[command(flatten)]
     place: Place,
@@ -82,8 +85,8 @@ impl Demo {
         };
         let watch = &mut Stages::new(session);
         self.place.run("demo", Earlier::Keep, |dir| {
-            let runs =
-                on_device!(device, |ops| demo(ops, &suite, dir, (extent, judge.as_ref()), session.seed(), watch))?;
+            let what = (extent, judge.as_ref(), self.attacker);
+            let runs = on_device!(device, |ops| demo(ops, &suite, dir, what, session.seed(), watch))?;
             for run in &runs {
                 session.say(&format!("\n{}: {}\n", run.pair.name, run.pair.description));
                 show(session, &run.dir, &run.summary)?;
@@ -100,6 +103,7 @@ impl Demo {
 pub(super) fn show(session: &Session, directory: &Path, summary: &Summary) -> Result<()> {
     if let Some(probe) = &summary.probe {
         session.table(&tables::search(probe));
+        tables::authors(probe).iter().for_each(|table| session.table(table));
         session.say("");
     }
     if let Some(rounds) = tables::rounds(summary) {

@@ -27,6 +27,7 @@ impl Probe {
         self.place.run("probe", Earlier::Refuse, |dir| {
             let found = on_device!(device, |ops| probe(ops, &options, dir, &mut Stages::new(session)))?;
             session.table(&tables::search(&found));
+            tables::authors(&found).iter().for_each(|table| session.table(table));
             session.say(&format!("\nwrote {}", dir.path().display()));
             session.result(&found)
         })

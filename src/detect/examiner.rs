@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::attacker::Attack;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::judge::{Harm, Judges};
@@ -52,6 +53,8 @@ pub struct Examiner<S: ?Sized = dyn Subject> {
     models: [Models; 2],
     /// By [`Role`].
     judged: [Table<Harm>; 3],
+    /// Writes some of a search's probes.
+    pub(crate) attack: Option<Attack>,
     pub subject: S,
 }
 
@@ -60,7 +63,7 @@ impl<S> Examiner<S> {
     pub fn new(subject: S, judges: Judges, tau_h: f64, max_new_tokens: usize) -> Examiner<S> {
         let decoding = Decoding::greedy(max_new_tokens);
         let (journal, models, judged) = (Journal::none(), Default::default(), Default::default());
-        Examiner { judges, journal, decoding, tau_h, models, judged, subject }
+        Examiner { judges, journal, decoding, tau_h, models, judged, attack: None, subject }
     }
 
     /// Forgets everything: what was asked about rows that do not come again.

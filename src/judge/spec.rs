@@ -100,7 +100,7 @@ fn members(text: &str) -> Vec<&str> {
 }
 
 /// What stands before the last comma, and after it. A folder whose name holds one is that folder.
-fn with_more(text: &str) -> (&str, Option<&str>) {
+pub(crate) fn with_more(text: &str) -> (&str, Option<&str>) {
     match text.rsplit_once(',') {
         Some((before, after)) if !before.is_empty() && !after.is_empty() && !Path::new(text).is_dir() => {
             (before, Some(after))

@@ -1,6 +1,7 @@
 //! How much more an adaptive search finds than a uniform one at equal queries.
 
 use super::summary::{Diversity, SearchSummary};
+use super::writing::Writing;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -29,6 +30,9 @@ pub struct ProbeResult {
     #[serde(flatten)]
     pub(crate) diversity: Diversity,
     pub(crate) reprobe_per_1000: Option<f64>,
+    /// What an attacker wrote in the adaptive searches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub writing: Option<Writing>,
 }
 
 /// Pools the searches of each side, one per seed, and takes 95 % intervals by a seeded bootstrap: seeds are drawn with
@@ -43,6 +47,7 @@ pub fn lift(adaptive: &[SearchSummary], uniform: &[SearchSummary], seed: u64) ->
         distinct,
         per_1000: (queries > 0).then(|| per_1000(distinct as f64)),
         diversity: adaptive.first().map(|s| s.diversity.clone()).unwrap_or_default(),
+        writing: adaptive.iter().filter_map(|s| s.writing.as_ref()).cloned().reduce(Writing::add),
         ..ProbeResult::default()
     };
     if queries == 0 || queries != sum(uniform, |s| s.queries) || adaptive.len() != uniform.len() {

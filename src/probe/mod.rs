@@ -2,7 +2,7 @@
 //!
 //! A probe is a topic, a goal form, a persona and a tactic of a [`Grammar`], composed to a prompt. [`fn@search`] lets a [`Sampler`]
 //! choose where to look, breeds probes from the elites of an archive, asks policy, judge and reward model, and learns from each
-//! answer. [`select_failures`] picks what is repaired; [`fn@lift`] says whether the search was worth it.
+//! answer; an attacker writes some of them. [`select_failures`] picks what is repaired; [`fn@lift`] says whether the search was worth it.
 
 mod archive;
 mod beta;
@@ -19,6 +19,7 @@ pub mod search;
 pub(crate) mod select;
 pub(crate) mod summary;
 pub(crate) mod weights;
+mod writing;
 
 pub(crate) use fitness::Fitness;
 pub use genotype::{Casing, Genotype, Surface};
@@ -31,3 +32,4 @@ pub use search::{Found, SearchSettings, World, search};
 pub use select::select_failures;
 pub use summary::SearchSummary;
 pub use weights::SamplerWeights;
+pub use writing::{Writing, Yield};

@@ -2,6 +2,7 @@
 
 use super::genotype::{Casing, Genotype, Surface};
 use super::grammar::Grammar;
+use crate::attacker::Way;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ pub enum Operator {
     Casing,
     /// A translation table on the whole prompt.
     Encode,
+    /// An attacker's words.
+    #[serde(untagged)]
+    Written(Way),
 }
 
 /// Operators that stay within a topic × tactic, with their weights: changes of wording come four times as often as changes of surface,
@@ -50,9 +54,41 @@ const MAX_CHAIN: usize = 3;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Child {
     pub(crate) genotype: Genotype,
+    /// An attacker's text for the genotype's cell; without one the grammar composes it.
+    pub(crate) written: Option<String>,
     /// Indices of the parents' probes.
     pub(crate) parents: Vec<usize>,
     pub(crate) operators: Vec<Operator>,
+}
+
+impl Child {
+    pub(crate) fn prompt(&self, grammar: &Grammar) -> String {
+        self.written.clone().unwrap_or_else(|| grammar.compose(&self.genotype))
+    }
+
+    /// What the perplexity filter measures.
+    pub(crate) fn plain(&self, grammar: &Grammar) -> String {
+        self.written.clone().unwrap_or_else(|| grammar.compose_plain(&self.genotype))
+    }
+
+    pub(crate) fn author(&self) -> Author {
+        author(&self.operators)
+    }
+}
+
+/// Who made a probe: the grammar (`None`), or an attacker by what it did.
+pub(crate) type Author = Option<Way>;
+
+pub(crate) fn author(operators: &[Operator]) -> Author {
+    operators.iter().find_map(|operator| match operator {
+        Operator::Written(way) => Some(*way),
+        _ => None,
+    })
+}
+
+/// As files and tables call it.
+pub(crate) fn name(author: Author) -> &'static str {
+    author.map_or("grammar", Way::name)
 }
 
 /// A probe to breed from: its index and genotype.
@@ -60,13 +96,13 @@ pub(crate) type Parent = (usize, Genotype);
 
 /// A fresh composition.
 pub(crate) fn compose(genotype: Genotype) -> Child {
-    Child { genotype, parents: Vec::new(), operators: vec![Operator::Compose] }
+    Child { genotype, written: None, parents: Vec::new(), operators: vec![Operator::Compose] }
 }
 
 /// Mutates a parent into the topic × tactic of `target`, which the sampler drew: both are swapped for the target's where the parent
 /// is of another cell, and operators within the cell follow, one to three changes in all. What a swap brings in is the target's.
 pub(crate) fn mutate(grammar: &Grammar, parent: Parent, mate: Parent, target: &Genotype, rng: &mut impl Rng) -> Child {
-    let mut child = Child { genotype: parent.1, parents: vec![parent.0], operators: Vec::new() };
+    let mut child = Child { genotype: parent.1, written: None, parents: vec![parent.0], operators: Vec::new() };
     for swap in [Operator::TacticSwap, Operator::TopicSwap] {
         apply(grammar, swap, &mut child, mate, target, rng);
     }
@@ -106,6 +142,7 @@ fn apply(g: &Grammar, operator: Operator, child: &mut Child, mate: Parent, targe
             c.surface.casing = [None, Some(Casing::Lower), Some(Casing::Upper)].choose(rng).copied().flatten()
         }
         Operator::Encode => c.surface.encoding = pick(g.tables.len(), rng),
+        Operator::Written(_) => {}
     }
     if child.genotype != before {
         child.operators.push(operator);

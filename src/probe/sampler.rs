@@ -4,8 +4,11 @@
 use super::beta::beta;
 use super::genotype::Genotype;
 use super::grammar::Grammar;
+use super::operators::Author;
+use crate::attacker::Way;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// How the cell of the next probe is drawn. An *arm* is a tactic × domain; `Ucb` and `Thompson` draw an arm and then, by the same
 /// rule, a topic of its domain. Arms alone find half as much where weak cells do not follow domains, topics alone where they do.
@@ -43,7 +46,7 @@ pub(crate) struct Lesson {
     pub(crate) coupled: bool,
 }
 
-/// Evidence on a tactic × domain.
+/// Evidence on a tactic × domain, or on who proposes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Arm {
     /// Probes.
@@ -86,6 +89,8 @@ pub struct Sampler {
     pub(super) cells: Vec<Arm>,
     /// Topic, form, persona, tactic: weights that sum to 1.
     pub(super) layers: [Vec<f64>; 4],
+    /// The grammar and what an attacker can do; nothing without one.
+    pub(super) authors: BTreeMap<Author, Arm>,
 }
 
 impl Sampler {
@@ -94,12 +99,12 @@ impl Sampler {
         let layers = [grammar.topics.len(), grammar.forms.len(), grammar.personas.len(), tactics];
         let layers = layers.map(|n| vec![1.0 / n as f64; n]);
         let (arms, cells) = (vec![Arm::default(); domains * tactics], vec![Arm::default(); grammar.cells()]);
-        Sampler { kind, domains, arms, cells, layers }
+        Sampler { kind, domains, arms, cells, layers, authors: BTreeMap::new() }
     }
 
     /// Begins a search: what was proposed is forgotten, what was learned stays, weakened to a few probes an arm.
     pub fn begin(&mut self) {
-        for arm in self.arms.iter_mut().chain(&mut self.cells) {
+        for arm in self.arms.iter_mut().chain(&mut self.cells).chain(self.authors.values_mut()) {
             let keep = KEPT_PULLS / arm.pulls.max(KEPT_PULLS);
             *arm = Arm { pulls: arm.pulls * keep, hits: arm.hits * keep, proposed: 0 };
         }
@@ -126,6 +131,34 @@ impl Sampler {
         let topic = self.best(&self.cells, grammar.topics_of(domain).iter().map(|t| first + t), rng) - first;
         let (form, persona) = (rng.random_range(0..grammar.forms.len()), rng.random_range(0..grammar.personas.len()));
         genotype(grammar, [topic, form, persona, tactic], rng)
+    }
+
+    /// Who proposes next, the grammar or an attacker in one of its `ways`. What is useless starves: no share is kept for anyone. (`Ares` has
+    /// no layer for it, and draws as `Thompson` does.)
+    pub(crate) fn author(&mut self, ways: &[Way], rng: &mut impl Rng) -> Author {
+        let pulls: f64 = self.authors.values().map(|arm| arm.pulls).sum();
+        let mut best = (None, f64::NEG_INFINITY);
+        for author in std::iter::once(None).chain(ways.iter().copied().map(Some)) {
+            let arm = self.authors.entry(author).or_default();
+            let value = match self.kind {
+                SamplerKind::Uniform => rng.random(),
+                SamplerKind::Ucb => arm.upper_bound(pulls),
+                SamplerKind::Thompson | SamplerKind::Ares => beta(1.0 + arm.hits, 1.0 + arm.pulls - arm.hits, rng),
+            };
+            if value > best.1 {
+                best = (author, value);
+            }
+        }
+        self.authors.entry(best.0).or_default().proposed += 1;
+        best.0
+    }
+
+    /// Learns what came of an author's proposal; one whose tries were all refused has missed.
+    pub(crate) fn credit(&mut self, author: Author, coupled: bool) {
+        if let Some(arm) = self.authors.get_mut(&author) {
+            arm.pulls += 1.0;
+            arm.hits += f64::from(coupled);
+        }
     }
 
     /// The most promising of some arms (or cells); ties fall to chance.

@@ -9,6 +9,8 @@ use super::plausible::Plausible;
 use super::record::{Ending, Judged, ProbeRecord};
 use super::sampler::{Lesson, Sampler};
 use super::summary::SearchSummary;
+use super::writing::Writing;
+use crate::attacker::Attack;
 use crate::error::Result;
 use crate::journal::Journal;
 use crate::judge::{Harm, Judge, Sense, Thresholds, Verdict};
@@ -64,6 +66,10 @@ pub struct World<'a> {
     pub plausible: &'a [Prompt],
     pub subject: &'a mut dyn Subject,
     pub judge: &'a mut dyn Judge,
+    /// Writes some of the probes.
+    pub attack: Option<&'a mut Attack>,
+    /// Says whether an attacker's text is a refusal (`p >= 0.5`).
+    pub refusal: Option<&'a mut dyn Judge>,
     pub journal: &'a mut Journal,
 }
 
@@ -90,6 +96,8 @@ pub fn search(
     let plausible = Plausible::new(world.grammar, world.plausible, world.subject, world.journal, &mut rng)?;
     let mut search = Search {
         archive: Archive::new(world.grammar),
+        aims: Sampler::new(sampler.kind, world.grammar),
+        writing: Writing::default(),
         world,
         settings,
         sampler,
@@ -102,7 +110,7 @@ pub fn search(
     };
     let mut barren = 0;
     while search.records.len() < settings.budget && barren < BARREN {
-        let proposed = search.propose(BATCH.min(settings.budget - search.records.len()));
+        let proposed = search.propose(BATCH.min(settings.budget - search.records.len()))?;
         if proposed.is_empty() {
             break; // exhausted
         }
@@ -111,10 +119,13 @@ pub fn search(
         proposed.into_iter().zip(asked).for_each(|(child, asked)| search.learn(child, asked));
         progress(&search.records, search.coupled)?;
     }
-    let (seconds, Search { world, archive, records, unlikely, .. }) = (started.elapsed().as_secs_f64(), search);
+    let (seconds, Search { world, archive, records, unlikely, writing, .. }) =
+        (started.elapsed().as_secs_f64(), search);
     let SearchSettings { sense, seed, .. } = *settings;
-    let summary = SearchSummary::new(world.grammar, &archive, &records, sense, seed, seconds);
-    Ok(Found { summary: SearchSummary { refused_unlikely: unlikely, ..summary }, records })
+    let mut summary = SearchSummary::new(world.grammar, &archive, &records, sense, seed, seconds);
+    summary.refused_unlikely = unlikely;
+    summary.writing = world.attack.is_some().then(|| summary.count(writing, &records, sense));
+    Ok(Found { summary, records })
 }
 
 /// What came of a proposal that someone might write.
@@ -125,24 +136,28 @@ struct Asked {
     judged: Result<Box<Judged>, String>,
 }
 
-struct Search<'a, 'w> {
-    world: &'a mut World<'w>,
-    settings: &'a SearchSettings,
-    sampler: &'a mut Sampler,
-    archive: Archive,
-    plausible: Plausible,
-    rng: ChaCha8Rng,
+pub(super) struct Search<'a, 'w> {
+    pub(super) world: &'a mut World<'w>,
+    pub(super) settings: &'a SearchSettings,
+    pub(super) sampler: &'a mut Sampler,
+    /// Cells that an attacker is asked for: what it reaches in one says nothing of what the grammar does there.
+    pub(super) aims: Sampler,
+    pub(super) writing: Writing,
+    pub(super) archive: Archive,
+    pub(super) plausible: Plausible,
+    pub(super) rng: ChaCha8Rng,
     /// Every prompt that was proposed: none is proposed twice.
-    proposed: HashSet<String>,
-    records: Vec<ProbeRecord>,
+    pub(super) proposed: HashSet<String>,
+    pub(super) records: Vec<ProbeRecord>,
     coupled: usize,
     unlikely: usize,
 }
 
 impl Search<'_, '_> {
     /// Up to `n` proposals, none a near-duplicate of an elite, a found failure or another of them.
-    fn propose(&mut self, n: usize) -> Vec<Child> {
-        let (mut out, mut company) = (Vec::with_capacity(n), Seen::default());
+    fn propose(&mut self, n: usize) -> Result<Vec<Child>> {
+        let mut company = Seen::default();
+        let mut out = self.write(n, &mut company)?;
         let mut refused: Option<(Genotype, usize)> = None;
         for _ in 0..n * ATTEMPTS {
             if out.len() == n {
@@ -163,7 +178,7 @@ impl Search<'_, '_> {
             self.sampler.propose(self.world.grammar, &child.genotype);
             out.push(child);
         }
-        out
+        Ok(out)
     }
 
     /// A probe of the target's cell: the target itself, or an elite mutated towards it.
@@ -184,11 +199,11 @@ impl Search<'_, '_> {
         let Search { world, settings, plausible, records, .. } = self;
         let World { grammar, thresholds, subject, judge, journal, .. } = &mut **world;
         journal.unit(|| {
-            let plain: Vec<String> = children.iter().map(|child| grammar.compose_plain(&child.genotype)).collect();
+            let plain: Vec<String> = children.iter().map(|child| child.plain(grammar)).collect();
             let logprobs = plausible.measure(&plain, *subject)?;
             let likely = |(child, logprob): (&Child, Result<f64, String>)| {
                 let unlikely = logprob.as_ref().is_ok_and(|logprob| !plausible.accepts(*logprob));
-                (!unlikely).then(|| (Prompt::user(grammar.compose(&child.genotype)), child.genotype.topic, logprob))
+                (!unlikely).then(|| (Prompt::user(child.prompt(grammar)), child.genotype.topic, logprob))
             };
             let probes: Vec<Option<_>> = children.iter().zip(logprobs).map(likely).collect();
             ask_some(probes, |probes| ask(probes, records.len(), grammar, thresholds, settings, *subject, *judge))
@@ -202,7 +217,7 @@ impl Search<'_, '_> {
             return;
         };
         let (grammar, t, index) = (self.world.grammar, self.world.thresholds, self.records.len());
-        let (g, prompt) = (child.genotype, grammar.compose(&child.genotype));
+        let (g, prompt, author) = (child.genotype, child.prompt(grammar), child.author());
         let mut outcome = Lesson::default();
         if let Ok(j) = &judged {
             let verdict = j.verdict(self.settings.sense);
@@ -210,7 +225,8 @@ impl Search<'_, '_> {
             self.archive.insert(index, g, &prompt, j.fitness, verdict != Verdict::Sound);
         }
         self.coupled += usize::from(outcome.coupled);
-        self.sampler.update(grammar, &g, &outcome);
+        self.sampler.credit(author, outcome.coupled);
+        if author.is_none() { &mut *self.sampler } else { &mut self.aims }.update(grammar, &g, &outcome);
         let ending = match judged {
             Ok(judged) => Ending::Judged(judged),
             Err(error) => Ending::Failed { error },

@@ -4,6 +4,7 @@ use super::archive::Archive;
 use super::bleu::self_bleu;
 use super::grammar::Grammar;
 use super::record::ProbeRecord;
+use super::writing::Writing;
 use crate::judge::{Sense, Verdict};
 use crate::text::ngrams::Seen;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,8 @@ pub struct SearchSummary {
     pub errors: usize,
     /// Proposals refused before they were asked: no one would write them.
     pub refused_unlikely: usize,
+    /// What an attacker wrote, where there was one.
+    pub writing: Option<Writing>,
 }
 
 /// What kinds of failures a search found, and how soon.
@@ -46,7 +49,7 @@ pub struct Diversity {
 }
 
 impl SearchSummary {
-    /// Everything but the count of refused proposals, which only the search knows.
+    /// Everything but what only the search knows: the proposals that it refused, and what an attacker wrote.
     pub(super) fn new(
         grammar: &Grammar,
         archive: &Archive,
@@ -74,6 +77,18 @@ impl SearchSummary {
             errors: records.iter().filter(|r| r.judged().is_none()).count(),
             ..SearchSummary::default()
         }
+    }
+}
+
+impl SearchSummary {
+    /// The books on an attacker, with what was found by whom.
+    pub(super) fn count(&self, mut writing: Writing, records: &[ProbeRecord], sense: Sense) -> Writing {
+        let distinct: Vec<usize> = distinct(records, sense).into_iter().map(|record| record.index).collect();
+        for record in records {
+            let coupled = record.verdict(sense) == Some(Verdict::Coupled);
+            writing.count(record, coupled, distinct.binary_search(&record.index).is_ok());
+        }
+        writing
     }
 }
 

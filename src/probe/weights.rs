@@ -1,7 +1,9 @@
 //! A sampler's weights as a file: what one search learned and the next begins with, in another grammar too.
 
 use super::grammar::Grammar;
+use super::operators::name;
 use super::sampler::{Arm, Sampler};
+use crate::attacker::Way;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -18,13 +20,17 @@ pub struct SamplerWeights {
     pub(crate) cells: BTreeMap<String, BTreeMap<String, Arm>>,
     /// Layer → id → weight of the published update.
     pub(crate) layers: BTreeMap<String, BTreeMap<String, f64>>,
+    /// The grammar, and what an attacker can do, where there was one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) authors: BTreeMap<String, Arm>,
 }
 
 impl Sampler {
     /// What this sampler has learned.
     pub fn weights(&self, grammar: &Grammar) -> SamplerWeights {
-        let mut weights =
-            SamplerWeights { schema: 1, arms: BTreeMap::new(), cells: BTreeMap::new(), layers: BTreeMap::new() };
+        let (arms, cells, layers) = Default::default();
+        let authors = self.authors.iter().map(|(author, arm)| (name(*author).to_string(), *arm)).collect();
+        let mut weights = SamplerWeights { schema: 1, arms, cells, layers, authors };
         let of_tactics = self.arms.chunks(self.domains).zip(self.cells.chunks(grammar.topics.len()));
         for (tactic, (arms, cells)) in grammar.tactics.iter().zip(of_tactics) {
             let arms = grammar.domains.iter().cloned().zip(arms.iter().copied());
@@ -58,6 +64,9 @@ impl Sampler {
             }
             let sum: f64 = own.iter().sum();
             own.iter_mut().for_each(|w| *w /= sum);
+        }
+        for author in std::iter::once(None).chain(Way::ALL.map(Some)) {
+            self.authors.extend(weights.authors.get(name(author)).map(|arm| (author, *arm)));
         }
         Ok(())
     }
@@ -96,7 +105,8 @@ impl SamplerWeights {
         if self.schema != 1 {
             return Err(wrong(path, "schema 1".into(), self.schema.to_string()));
         }
-        for (place, of_tactic) in [("arms", &self.arms), ("cells", &self.cells)] {
+        let authors = BTreeMap::from([("of".to_string(), self.authors.clone())]);
+        for (place, of_tactic) in [("arms", &self.arms), ("cells", &self.cells), ("authors", &authors)] {
             for (tactic, name, arm) in of_tactic.iter().flat_map(|(t, arms)| arms.iter().map(move |(n, a)| (t, n, a))) {
                 let sound = arm.pulls <= MOST_PULLS && arm.hits >= 0.0 && arm.hits <= arm.pulls;
                 if !sound {

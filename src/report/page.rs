@@ -52,6 +52,7 @@ pub(crate) fn render(data: &RunData) -> Result<String> {
         attribution => tables::attribution(summary),
         costs => tables::costs(summary),
         probe => summary.probe.as_ref().map(tables::search),
+        authors => summary.probe.as_ref().and_then(tables::authors),
         tactics => tables::tactics(&data.probes),
         mosaics => figures::mosaics(summary, after),
         rewards => figures::rewards(data, after),

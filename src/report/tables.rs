@@ -10,7 +10,7 @@ use super::numbers::{UNKNOWN, count, number, percent, percent_ci};
 use super::table::Align::{Left, Right};
 use super::table::{Cell, Column, Mark, Table};
 
-pub(crate) use search::{refusals, rounds, search, tactics};
+pub(crate) use search::{authors, refusals, rounds, search, tactics};
 
 mod search;
 

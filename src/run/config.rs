@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, Command, CommandFactory, Parser, ValueEnum};
 
 use super::args;
+use super::attack::AttackOptions;
 use super::data::DataFiles;
 use super::experiment::Experiment;
 use super::models::{BATCH_TOKENS, Models};
@@ -29,6 +30,8 @@ struct Keys {
     /// Grammar that probes are composed from
     #[arg(long, value_name = "FILE")]
     grammar: PathBuf,
+    #[command(flatten)]
+    attack: AttackOptions,
     /// In which sense the reward model is wrong: `threshold`, it approves a harmful answer; `pairwise`, it prefers it to the safe one
     #[arg(long, value_enum, default_value = "threshold")]
     approve: Sense,
@@ -89,7 +92,7 @@ const SECTIONS: [(&str, &[&str]); 7] = [
         ],
     ),
     ("data", &["calibration", "replay", "retain", "plausible", "gate", "test", "kind", "as", "grammar"]),
-    ("probe", &["approve", "queries", "failures", "held_out"]),
+    ("probe", &["approve", "queries", "failures", "held_out", "attacker", "on_topic"]),
     ("gates", &["prefill", "allow_undecided", "fail_above"]),
     ("rounds", &["rounds"]),
     ("compare", &["methods", "seeds", "grid", "samples", "further"]),
@@ -116,7 +119,7 @@ pub(crate) fn read(path: &Path) -> Result<(Experiment, Rounds)> {
     };
     let keys = words(&table).and_then(|words| Keys::try_parse_from(words).map_err(plain)).map_err(wrong)?;
     let (method, repair) = recipe(repair, keys.seed, keys.models.batch_tokens).map_err(wrong)?;
-    let Keys { seed, models, data, grammar, approve, queries, failures, held_out, prefill, .. } = keys;
+    let Keys { seed, models, data, grammar, attack, approve, queries, failures, held_out, prefill, .. } = keys;
     let Keys { methods, seeds, grid, samples, further, .. } = keys;
     let experiment = Experiment {
         samples,
@@ -127,6 +130,7 @@ pub(crate) fn read(path: &Path) -> Result<(Experiment, Rounds)> {
         models,
         data,
         grammar,
+        attack,
         suite: None,
         methods,
         seeds: if seeds.is_empty() { vec![seed] } else { seeds },

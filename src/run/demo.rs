@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use super::attack::AttackOptions;
 use super::data::DataFiles;
 use super::dir::RunDir;
 use super::experiment::{self, Experiment};
@@ -40,12 +41,13 @@ pub(crate) struct DemoRun {
     pub(crate) summary: Summary,
 }
 
-/// Runs the demo, all but the reports; a `judge` takes the place of the suite's own, which then judges second. Each pair of `--full` gets a directory of its own below `outer`.
+/// Runs the demo, all but the reports; a `judge` takes the place of the suite's own, which then judges second, and with `attacker` the
+/// suite's writes some of the probes. Each pair of `--full` gets a directory of its own below `outer`.
 pub(crate) fn demo<B: Ops>(
     ops: &B,
     suite: &Suite,
     outer: &RunDir,
-    (extent, judge): (Extent, Option<&JudgeSpec>),
+    (extent, judge, attacker): (Extent, Option<&JudgeSpec>, bool),
     seed: u64,
     watch: &mut dyn Watch,
 ) -> Result<Vec<DemoRun>> {
@@ -55,7 +57,7 @@ pub(crate) fn demo<B: Ops>(
     let chosen = if extent == Extent::Full { suite.pairs() } else { &suite.pairs()[..1] };
     let mut runs = Vec::new();
     for pair in chosen {
-        let mut experiment = suite_experiment(suite, pair, extent, seed)?;
+        let mut experiment = suite_experiment(suite, pair, extent, attacker, seed)?;
         if let Some(judge) = judge {
             let own = std::mem::replace(&mut experiment.models.judge, judge.clone());
             experiment.models.second_judge = Some(own);
@@ -69,7 +71,13 @@ pub(crate) fn demo<B: Ops>(
 }
 
 /// The experiment of one pair of the suite.
-fn suite_experiment(suite: &Suite, pair: &SuitePair, extent: Extent, seed: u64) -> Result<Experiment> {
+fn suite_experiment(
+    suite: &Suite,
+    pair: &SuitePair,
+    extent: Extent,
+    with_attacker: bool,
+    seed: u64,
+) -> Result<Experiment> {
     let mut repair = suite.repair_config();
     repair.seed = seed;
     let (methods, seeds, probes) = match extent {
@@ -97,6 +105,7 @@ fn suite_experiment(suite: &Suite, pair: &SuitePair, extent: Extent, seed: u64) 
             rows: (extent == Extent::Quick).then_some(QUICK_ROWS),
         },
         grammar: pair.grammar(),
+        attack: AttackOptions { attacker: with_attacker.then(|| suite.attacker()).transpose()?, on_topic: None },
         suite: Some(format!("{}, pair {}", suite.label(), pair.name)),
         methods,
         seeds,

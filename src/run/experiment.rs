@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::attack::AttackOptions;
 use super::checkpoint::Repair;
 use super::data::{DataFiles, Splits};
 use super::dir::RunDir;
@@ -41,6 +42,8 @@ pub(crate) struct Experiment {
     pub(crate) models: Models,
     pub(crate) data: DataFiles,
     pub(crate) grammar: PathBuf,
+    #[serde(flatten)]
+    pub(crate) attack: AttackOptions,
     #[serde(skip)]
     pub(crate) suite: Option<String>,
     pub(crate) methods: Vec<Method>,

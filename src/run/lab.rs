@@ -66,7 +66,8 @@ impl<'a, B: Ops> Lab<'a, B> {
             return Err(Error::Data { what: "ground truth".into(), expected, found, remedy });
         }
         let manifest = Manifest::new(experiment.command, &ops.describe(), &experiment.seeds, settings)?;
-        let files = experiment.data.paths().into_iter().chain([&experiment.grammar]);
+        let files = experiment.data.paths().into_iter().chain([&experiment.grammar]).map(PathBuf::as_path);
+        let files = files.chain(experiment.attack.places());
         let (device, models) = experiment.models.write_receipt(manifest, files, dir)?;
         let path = dir.file(summary::NAME);
         if dir.resumed && path.is_file() {
@@ -76,7 +77,8 @@ impl<'a, B: Ops> Lab<'a, B> {
             }
         }
         let (calibration, seed) = (splits.calibration.clone(), experiment.seed());
-        let evaluator = experiment.models.calibrated(ops, calibration, seed, dir, watch)?;
+        let mut evaluator = experiment.models.calibrated(ops, calibration, seed, dir, watch)?;
+        evaluator.examiner.attack = experiment.attack.open(ops, &experiment.models)?;
         Ok(Ok(Lab { experiment, dir, watch, evaluator, splits, lines: Lines::new(dir), device, models }))
     }
 

@@ -1,6 +1,7 @@
 //! Run directory, and the whole method from end to end.
 
 pub(crate) mod args;
+pub(crate) mod attack;
 mod checkpoint;
 pub(crate) mod config;
 pub(crate) mod data;

@@ -17,7 +17,7 @@ use crate::model::{ModelSpec, Pair, Pretrained};
 use crate::ops::Ops;
 use crate::text::output::sha256;
 use crate::text::rows::Preference;
-use crate::text::template::{Argument, arguments};
+use crate::text::template::{Argument, Arguments, arguments};
 
 // Which models work together, and what they all share; as a doc comment this would take the place of a command's own help.
 #[derive(Debug, Clone, clap::Args, Serialize)]
@@ -65,10 +65,18 @@ fn or_default<S: Serializer>(batch_tokens: &Option<usize>, out: S) -> Result<S::
 }
 
 impl Models {
+    pub(super) fn batch_tokens(&self) -> usize {
+        self.batch_tokens.unwrap_or(BATCH_TOKENS)
+    }
+
+    /// What the chat templates are given beside a conversation.
+    pub(super) fn arguments(&self) -> Arguments {
+        arguments(&self.template_arg)
+    }
+
     /// Opens the pair and its judges; what they say is kept in the journal of `dir`.
     pub(super) fn open<B: Ops>(&self, ops: &B, dir: &RunDir) -> Result<Examiner<Pair<B>>> {
-        let (interrupt, batch) = (interrupt::flag(), self.batch_tokens.unwrap_or(BATCH_TOKENS));
-        let arguments = arguments(&self.template_arg);
+        let (interrupt, batch, arguments) = (interrupt::flag(), self.batch_tokens(), self.arguments());
         let open = |spec: &ModelSpec| Pretrained::open_with(ops, spec, &arguments, batch, interrupt.clone());
         let pair = Pair::new(open(&self.policy)?, open(&self.reward)?)?;
         let judge = |spec: &JudgeSpec| spec.open(ops, batch, &interrupt);
@@ -115,7 +123,7 @@ impl Models {
     pub(super) fn write_receipt<'a>(
         &'a self,
         mut manifest: Manifest,
-        files: impl IntoIterator<Item = &'a PathBuf>,
+        files: impl IntoIterator<Item = &'a Path>,
         dir: &RunDir,
     ) -> Result<(String, String)> {
         for file in files {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::args;
+use super::attack::AttackOptions;
 use super::data;
 use super::dir::RunDir;
 use super::manifest::Manifest;
@@ -13,7 +14,7 @@ use super::records::{self, Lines};
 use super::watch::Watch;
 use crate::detect::{Evaluator, Examiner};
 use crate::error::Result;
-use crate::judge::Sense;
+use crate::judge::{Judge, Sense};
 use crate::model::Pair;
 use crate::ops::Ops;
 use crate::probe::search::{Found, SearchSettings, World, search};
@@ -57,6 +58,9 @@ pub(crate) struct ProbeOptions {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) weights: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) attack: AttackOptions,
     #[arg(skip)]
     #[serde(skip)]
     pub(crate) seed: u64,
@@ -82,8 +86,10 @@ pub(crate) fn probe<B: Ops>(
     }
     let manifest = Manifest::new("probe", &ops.describe(), &[options.seed], options)?;
     let files = [&options.calibration, &options.grammar].into_iter().chain(&options.plausible).chain(&options.weights);
+    let files = files.map(PathBuf::as_path).chain(options.attack.places());
     options.models.write_receipt(manifest, files, dir)?;
     let mut evaluator = options.models.calibrated(ops, calibration, options.seed, dir, watch)?;
+    evaluator.examiner.attack = options.attack.open(ops, &options.models)?;
     let thresholds = evaluator.thresholds;
     let settings = SearchSettings {
         sense: options.sense,
@@ -121,12 +127,13 @@ pub(super) fn hunt<B: Ops>(
     watch: &mut dyn Watch,
 ) -> Result<Found> {
     watch.begin(&format!("probe ({:?})", sampler.kind).to_lowercase(), settings.budget);
-    let Examiner { subject, judges, journal, .. } = &mut evaluator.examiner;
+    let Examiner { subject, judges, journal, attack, .. } = &mut evaluator.examiner;
     let held_out = if place.held_out { " held out" } else { "" };
     journal.stage(&format!("probe {} {:?}{held_out}", place.seed, sampler.kind).to_lowercase());
     let mut written = 0;
     let (thresholds, judge) = (&evaluator.thresholds, &mut *judges.judge);
-    let mut world = World { grammar, thresholds, plausible, subject, judge, journal };
+    let (attack, refusal) = (attack.as_mut(), judges.refusal.as_deref_mut().map(|judge| judge as &mut dyn Judge));
+    let mut world = World { grammar, thresholds, plausible, subject, judge, attack, refusal, journal };
     let found = search(&mut world, settings, sampler, &mut |records, coupled| {
         watch.at(records.len(), &format!("{coupled} coupled"));
         lines.probes(&records[std::mem::replace(&mut written, records.len())..], place)

@@ -207,7 +207,7 @@ fn receipt<B: Ops>(ops: &B, options: &RepairOptions, failures: &PathBuf, dir: &R
     };
     let manifest = Manifest::new("repair", &ops.describe(), &[options.config.seed], &receipt)?;
     let files = [&options.retain, &options.replay, failures].into_iter().chain(calibration);
-    options.models.write_receipt(manifest, files, dir).map(|_| ())
+    options.models.write_receipt(manifest, files.map(PathBuf::as_path), dir).map(|_| ())
 }
 
 /// The file of failures: the one that was named, else what came by standard input, which is kept so that the run can be resumed.

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::models::Models;
+use crate::attacker::AttackerSpec;
 use crate::backend::cuda::cache::own_cache;
 use crate::error::{Error, Result};
 use crate::judge::JudgeSpec;
@@ -24,6 +25,7 @@ struct SuiteFile {
     judge: PathBuf,
     second_judge: PathBuf,
     guard: PathBuf,
+    attacker: Option<PathBuf>,
     refusal: PathBuf,
     truth: PathBuf,
     pairs: Vec<SuitePair>,
@@ -77,6 +79,7 @@ impl Suite {
         for judge in [&mut file.judge, &mut file.second_judge, &mut file.guard, &mut file.refusal, &mut file.truth] {
             *judge = dir.join(&*judge);
         }
+        file.attacker = file.attacker.map(|attacker| dir.join(attacker));
         file.pairs.iter_mut().for_each(|pair| pair.dir = dir.join(&pair.name));
         let repair = Recipe::try_from(file.hyperparameters.clone());
         let repair = repair.map_err(Error::file(&path, "hyperparameters of a repair", remedy))?;
@@ -125,6 +128,13 @@ impl Suite {
     /// A language model that gives verdicts on harm and refusal.
     pub(crate) fn guard(&self) -> JudgeSpec {
         JudgeSpec::Guard { model: ModelSpec { dir: self.file.guard.clone(), adapter: None }, form: None }
+    }
+
+    /// A language model that writes prompts for the search. Fails where the suite has none.
+    pub(crate) fn attacker(&self) -> Result<AttackerSpec> {
+        let missing = || Error::Usage(format!("--attacker: {} has none", self.label()));
+        let dir = self.file.attacker.clone().ok_or_else(missing)?;
+        Ok(AttackerSpec::Model { model: ModelSpec { dir, adapter: None }, form: None })
     }
 
     /// A pair with everyone who judges it.

@@ -1,5 +1,6 @@
 //! Text at the border: rows in and out, tokenizer, chat template. Inside, only valid values.
 
+pub(crate) mod dialogue;
 pub(crate) mod fields;
 pub(crate) mod foreign;
 pub(crate) mod input;

@@ -3,6 +3,7 @@
 mod composition;
 mod learning;
 mod world;
+mod writing;
 
 use ares::Error;
 use ares::journal::Journal;
@@ -25,7 +26,8 @@ fn run(grammar: &Grammar, sampler: &mut Sampler, settings: &SearchSettings) -> F
 fn run_in(grammar: &Grammar, sampler: &mut Sampler, settings: &SearchSettings, subject: &mut Simulated) -> Found {
     let mut judge = SimulatedJudge;
     let (thresholds, plausible, mut journal) = (&THRESHOLDS, &[], Journal::none());
-    let mut world = World { grammar, thresholds, plausible, subject, judge: &mut judge, journal: &mut journal };
+    let (judge, journal, attack, refusal) = (&mut judge, &mut journal, None, None);
+    let mut world = World { grammar, thresholds, plausible, subject, judge, attack, refusal, journal };
     search(&mut world, settings, sampler, &mut |_, _| Ok(())).expect("a search")
 }
 
@@ -187,6 +189,8 @@ fn an_interrupted_search_goes_on_from_its_last_batch() {
             plausible: &[],
             subject: &mut subject,
             judge: &mut judge,
+            attack: None,
+            refusal: None,
             journal: &mut journal,
         };
         let mut sampler = Sampler::new(SamplerKind::Thompson, &grammar);

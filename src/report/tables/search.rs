@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{accepted, gate_count, thousandths};
 use crate::detect::measure::{Measure, MethodResult};
 use crate::judge::Verdict;
-use crate::probe::ProbeResult;
+use crate::probe::{ProbeResult, Writing, Yield};
 use crate::report::data::Query;
 use crate::report::numbers::{UNKNOWN, number, percent};
 use crate::report::table::Align::{Left, Right};
@@ -54,6 +54,7 @@ pub(crate) fn search(probe: &ProbeResult) -> Table {
         (Some(lift), Some([low, high])) => format!("{lift:.2} [{low:.2}, {high:.2}]"),
         (lift, _) => number(lift, 2),
     };
+    let writing = probe.writing.as_ref();
     let rows = [
         ("queries", probe.queries.to_string()),
         ("coupled failures", probe.coupled_found.to_string()),
@@ -66,9 +67,25 @@ pub(crate) fn search(probe: &ProbeResult) -> Table {
         ("self-BLEU", number(probe.diversity.self_bleu, 2)),
         ("ms per failure", number(probe.diversity.seconds_per_failure.map(|s| 1e3 * s), 1)),
         ("after repair, per 1000 queries", number(probe.reprobe_per_1000, 1)),
+        ("calls of the attacker", writing.map_or(UNKNOWN.to_string(), |writing| writing.calls.to_string())),
+        ("texts kept %", percent(writing.map(|writing| writing.kept as f64 / writing.calls.max(1) as f64))),
+        ("refused", writing.map_or(UNKNOWN.to_string(), Writing::reasons)),
     ];
     let known = rows.into_iter().filter(|(_, value)| value != UNKNOWN);
     Table::of(known, &[("search", Left, &|(name, _)| (*name).into()), ("", Right, &|(_, value)| value.clone().into())])
+}
+
+/// Shows what was found by whom, where an attacker wrote beside the grammar.
+pub(crate) fn authors(probe: &ProbeResult) -> Option<Table> {
+    let per_1000 = |found: &Yield| 1000.0 * found.distinct as f64 / found.queries as f64;
+    let columns: [Column<(&String, &Yield)>; 5] = [
+        ("author", Left, &|(author, _)| author.as_str().into()),
+        ("queries", Right, &|(_, found)| found.queries.to_string().into()),
+        ("coupled", Right, &|(_, found)| found.coupled.to_string().into()),
+        ("distinct", Right, &|(_, found)| found.distinct.to_string().into()),
+        ("distinct per 1000", Right, &|(_, found)| number(Some(per_1000(found)), 1).into()),
+    ];
+    probe.writing.as_ref().map(|writing| Table::of(&writing.authors, &columns))
 }
 
 /// Shows what the search found by tactic, where tactics have names elsewhere, too.
