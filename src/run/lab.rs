@@ -77,8 +77,9 @@ impl<'a, B: Ops> Lab<'a, B> {
             }
         }
         let (calibration, seed) = (splits.calibration.clone(), experiment.seed());
+        let attack = experiment.attack.open(ops, &experiment.models)?;
         let mut evaluator = experiment.models.calibrated(ops, calibration, seed, dir, watch)?;
-        evaluator.examiner.attack = experiment.attack.open(ops, &experiment.models)?;
+        evaluator.examiner.attack = attack;
         Ok(Ok(Lab { experiment, dir, watch, evaluator, splits, lines: Lines::new(dir), device, models }))
     }
 

@@ -88,8 +88,9 @@ pub(crate) fn probe<B: Ops>(
     let files = [&options.calibration, &options.grammar].into_iter().chain(&options.plausible).chain(&options.weights);
     let files = files.map(PathBuf::as_path).chain(options.attack.places());
     options.models.write_receipt(manifest, files, dir)?;
+    let attack = options.attack.open(ops, &options.models)?;
     let mut evaluator = options.models.calibrated(ops, calibration, options.seed, dir, watch)?;
-    evaluator.examiner.attack = options.attack.open(ops, &options.models)?;
+    evaluator.examiner.attack = attack;
     let thresholds = evaluator.thresholds;
     let settings = SearchSettings {
         sense: options.sense,
