@@ -131,6 +131,11 @@ def cases() -> list[Case]:
                         "no_rope_layer_interval": 3, "attention_bias": False, "mlp_bias": False}
     granite = llama | {"model_type": "granite", "num_hidden_layers": 2, "embedding_multiplier": 5.5, "residual_multiplier": 0.22,
                        "attention_multiplier": 0.3, "logits_scaling": 1.7}
+    # Fused matrices; three quarters of each head turn, stretched one by one (the long list is for contexts that are not computed).
+    phi3 = common | {"model_type": "phi3", "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 2,
+                     "num_attention_heads": 3, "num_key_value_heads": 1, "rms_norm_eps": 0.02, "tie_word_embeddings": False}
+    long = {"partial_rotary_factor": 0.75, "original_max_position_embeddings": 64}
+    short = {"type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.9, 2.4, 3.0], "long_factor": [1.5, 2.0, 3.0, 5.0, 7.0, 9.0]}
     v4, v5 = False, True
     return [
         Case("llama-causal", "LlamaForCausalLM", llama | spelled(v4, 10000.0, None)),
@@ -162,6 +167,9 @@ def cases() -> list[Case]:
         Case("smollm3-reward", "SmolLM3ForSequenceClassification",
              smollm3 | one | spelled(v5, 2000000.0, None, "bfloat16"), 1, dtype="bfloat16"),
         Case("granite-causal", "GraniteForCausalLM", granite | spelled(v4, 10000.0, None)),
+        Case("phi3-causal", "Phi3ForCausalLM", phi3 | long | spelled(v4, 10000.0, short)),
+        Case("phi3-reward", "Phi3ForSequenceClassification",
+             phi3 | {"sliding_window": 7} | one | spelled(v5, 10000.0, None, "bfloat16"), 1, dtype="bfloat16"),
     ]
 
 

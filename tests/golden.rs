@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use ares::backend::Cpu;
 use ares::model::generate::{Continue, Generator};
 use ares::model::pretrained::{ModelSpec, Pretrained};
-use ares::model::{Adapter, AdapterGrad, AnswerTokens, Ask, Batch, Decoding, Heads, Version, Workspace};
+use ares::model::{Adapter, AdapterGrad, AnswerTokens, Ask, Batch, Decoding, Heads, HostTensor, Version, Workspace};
 use ares::text::Prompt;
 use joint::{Gradients, Opened};
 use safetensors::SafeTensors;
@@ -99,7 +99,7 @@ impl Case {
         names.sort();
         let cases: Vec<Case> = names.into_iter().map(Case::open).collect();
         let architecture = if causal { "ForCausalLM" } else { "ForSequenceClassification" };
-        for family in ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "SmolLM3", "Granite"] {
+        for family in ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "SmolLM3", "Granite", "Phi3"] {
             let wanted = match (family, causal) {
                 ("Granite", false) => continue, // transformers has no such class
                 ("Gemma3", false) => "Gemma3TextForSequenceClassification".to_string(),
@@ -318,11 +318,30 @@ fn joint_steps() {
 }
 
 /// Every gradient of `file`, name by name; the engine may have no other.
+/// Of a fused matrix: its parts share one A, so their gradients add up; those of B lie one below the other.
+fn joined(found: &mut Gradients, name: &str, fused: &str) -> Option<HostTensor> {
+    let parts: &[&str] = if fused == "qkv_proj" { &["q_proj", "k_proj", "v_proj"] } else { &["gate_proj", "up_proj"] };
+    parts.iter().map(|part| found.remove(&name.replace(fused, part))).reduce(|sum, part| {
+        let (mut sum, part) = (sum?, part?);
+        if name.contains("lora_A") {
+            sum.data.iter_mut().zip(&part.data).for_each(|(sum, part)| *sum += part);
+        } else {
+            sum.data.extend(part.data);
+            sum.shape[0] += part.shape[0];
+        }
+        Some(sum)
+    })?
+}
+
 fn assert_gradients(what: &str, mut found: Gradients, file: &Path) {
     let bytes = std::fs::read(file).unwrap();
     for (name, expected) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
         let what = format!("{what}, d {name}");
-        let found = found.remove(&name).unwrap_or_else(|| panic!("{what}: the engine lacks it"));
+        let found = match ["qkv_proj", "gate_up_proj"].into_iter().find(|fused| name.contains(fused)) {
+            Some(fused) => joined(&mut found, &name, fused),
+            None => found.remove(&name),
+        };
+        let found = found.unwrap_or_else(|| panic!("{what}: the engine lacks it"));
         assert_eq!(found.shape, expected.shape(), "{what}");
         let bytes = expected.data().chunks_exact(4);
         let expected: Vec<f32> = bytes.map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();

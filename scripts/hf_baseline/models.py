@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from .batches import Batch, lay_out
 from .rows import Sequence
 
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj"]
 DTYPES = {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16}
 SETTING = "(f64|f32|bf16)-(eager|compile)-(padded|bucketed|packed)((?:-adapter_bf16|-checkpointing|-liger)*)"
 
@@ -43,9 +43,10 @@ def auto_class(reward: bool):
 
 
 def fresh_adapter(base, reward: bool, rank: int, alpha: int) -> PeftModel:
-    """All seven projections; PEFT draws A from torch's random numbers, B is zero."""
+    """All projections that there are; PEFT draws A from torch's random numbers, B is zero."""
+    there = {name.rsplit(".")[-1] for name, _ in base.named_modules()}
     task = TaskType.SEQ_CLS if reward else TaskType.CAUSAL_LM
-    config = LoraConfig(task_type=task, r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=PROJECTIONS)
+    config = LoraConfig(task_type=task, r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=[p for p in PROJECTIONS if p in there])
     return get_peft_model(base, config)
 
 

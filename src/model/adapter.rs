@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::adapter_file::{AdapterFile, HostTensor, HostTensors};
 use super::config::ModelConfig;
-use super::projection::Projection;
+use super::projection::{Projection, Turning};
 use crate::backend::Tensor;
 use crate::error::{Error, Result};
 use crate::ops::{AdamWSpec, Lora, LoraGrad, Ops, Parameter};
@@ -55,6 +55,7 @@ pub struct Adapter<B: Ops> {
     masters: Vec<Masters<B>>, // A and B of each product, block after block
     /// What PEFT's config says of it, without tensors.
     settings: AdapterFile,
+    turning: Turning,
 }
 
 impl<B: Ops> Adapter<B> {
@@ -101,7 +102,8 @@ impl<B: Ops> Adapter<B> {
         }
         let score = file.score().map(|s| s.data.as_slice()).or(score).filter(|_| config.has_plain_head());
         let score = score.map(|data| Tensor::from_host(ops, config.labels(), config.hidden_size, data)).transpose()?;
-        Ok(Adapter { blocks, score, masters, settings: AdapterFile { tensors: BTreeMap::new(), ..file.clone() } })
+        let settings = AdapterFile { tensors: BTreeMap::new(), ..file.clone() };
+        Ok(Adapter { blocks, score, masters, settings, turning: Turning::of(config) })
     }
 
     /// As PEFT saves it, score head included. Waits for queued work; fails where the device does.
@@ -133,7 +135,9 @@ impl<B: Ops> Adapter<B> {
             for ((&projection, n), a) in
                 Projection::FUSED[index % 4].iter().zip(&lora.parts).zip(a.chunks_exact(rank * k))
             {
-                file.set_lora(index / 4, projection, a.to_vec(), b[rows * rank..][..n * rank].to_vec());
+                let mut b = b[rows * rank..][..n * rank].to_vec();
+                projection.order_channels(self.turning, &mut b, rank, true);
+                file.set_lora(index / 4, projection, a.to_vec(), b);
                 rows += n;
             }
         }
@@ -162,7 +166,8 @@ fn product<B: Ops>(
     for &projection in parts {
         let n = projection.shape(config).0;
         let zeros = || [vec![0.0; rank * k], vec![0.0; n * rank]];
-        let [of_a, of_b] = file.lora(layer, projection).map_or_else(zeros, |lora| lora.map(|m| m.data.clone()));
+        let [of_a, mut of_b] = file.lora(layer, projection).map_or_else(zeros, |lora| lora.map(|m| m.data.clone()));
+        projection.order_channels(Turning::of(config), &mut of_b, rank, false);
         a.extend(of_a);
         b.extend(of_b);
         rows.push(n);

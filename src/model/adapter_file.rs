@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::text::fields::{Fields, brief};
 use crate::text::output::write_folder;
 
+mod fused;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -72,8 +73,12 @@ pub(crate) fn read_safetensors(path: &Path, note: &str) -> Result<(HostTensors, 
 }
 
 /// The name of matrix `A` or `B` of a projection's adapter in PEFT's file.
-fn matrix_name(layer: usize, projection: Projection, matrix: char) -> String {
-    format!("base_model.model.model.layers.{layer}.{}.lora_{matrix}.weight", projection.path())
+fn matrix_name(layer: usize, projection: Projection, of: char) -> String {
+    matrix(layer, projection.path(), of)
+}
+
+fn matrix(layer: usize, path: &str, of: char) -> String {
+    format!("base_model.model.model.layers.{layer}.{path}.lora_{of}.weight")
 }
 
 /// The path, below the model, of the module whose matrix is called `name`.
@@ -92,6 +97,8 @@ pub struct AdapterFile {
     /// `CAUSAL_LM` or `SEQ_CLS`.
     pub(crate) task_type: String,
     pub(crate) base_model_name: Option<String>,
+    /// Its files hold q∣k∣v as one matrix, and gate∣up.
+    pub(crate) fused: bool,
     /// Under PEFT's names; f32 whatever the file held.
     pub tensors: BTreeMap<String, HostTensor>,
 }
@@ -100,8 +107,8 @@ impl AdapterFile {
     /// An adapter without matrices yet, for the model of `config`.
     pub(crate) fn new(config: &ModelConfig, rank: usize, lora_alpha: f64) -> AdapterFile {
         let task_type = if config.is_causal() { "CAUSAL_LM" } else { "SEQ_CLS" }.to_string();
-        let tensors = BTreeMap::new();
-        AdapterFile { rank, lora_alpha, use_rslora: false, task_type, base_model_name: None, tensors }
+        let (fused, tensors) = (config.traits.fused, BTreeMap::new());
+        AdapterFile { rank, lora_alpha, use_rslora: false, task_type, base_model_name: None, fused, tensors }
     }
 
     /// What the low-rank product is multiplied with.
@@ -137,7 +144,11 @@ impl AdapterFile {
 
     /// The names of the projections that have matrices in some layer, sorted as PEFT sorts them.
     pub(crate) fn target_modules(&self) -> Vec<String> {
-        let names = self.tensors.keys().filter_map(|key| key.split(".lora_").next()?.rsplit('.').next());
+        Self::modules(&self.tensors)
+    }
+
+    fn modules(tensors: &HostTensors) -> Vec<String> {
+        let names = tensors.keys().filter_map(|key| key.split(".lora_").next()?.rsplit('.').next());
         let names: BTreeSet<&str> = names.filter(|name| name.ends_with("_proj")).collect();
         names.into_iter().map(str::to_string).collect()
     }
@@ -173,7 +184,12 @@ impl AdapterFile {
             adapter.tensors.insert(name, HostTensor { shape, data });
         }
         adapter.check_pairs(&path)?;
+        let rank = adapter.rank;
         adapter.unify(&targets);
+        adapter.fused = config.traits.fused;
+        if adapter.fused {
+            adapter.split(config, rank);
+        }
         Ok(adapter)
     }
 
@@ -188,6 +204,9 @@ impl AdapterFile {
                 all.insert(a, vec![rank, inputs]);
                 all.insert(b, vec![outputs, rank]);
             }
+        }
+        if config.traits.fused {
+            self.fuse_promises(config, targets, &mut all);
         }
         if config.has_plain_head() {
             all.insert(SCORE.to_string(), vec![config.labels(), config.hidden_size]);
@@ -239,22 +258,25 @@ impl AdapterFile {
     /// Writes the adapter as PEFT does, in f32, into the folder `dir`, which appears whole or not at all; the files of an
     /// earlier adapter there are replaced one by one.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        let weights = safetensors_bytes(&self.tensors, &[], &dir.join(WEIGHTS))?;
-        write_folder(dir, &[(WEIGHTS, &weights), (CONFIG, self.config_json().as_bytes())])
+        let joined = self.fused.then(|| self.joined());
+        let tensors = joined.as_ref().unwrap_or(&self.tensors);
+        let weights = safetensors_bytes(tensors, &[], &dir.join(WEIGHTS))?;
+        write_folder(dir, &[(WEIGHTS, &weights), (CONFIG, self.config_json(tensors).as_bytes())])
     }
 
-    fn config_json(&self) -> String {
+    fn config_json(&self, tensors: &HostTensors) -> String {
+        let [rank_pattern, alpha_pattern] = if self.fused { self.patterns() } else { [json!({}), json!({})] };
         let score = self.score().map(|_| ["classifier", "score"]);
         let alpha = match self.lora_alpha {
             whole if whole.fract() == 0.0 && whole.abs() < 1e15 => json!(whole as i64),
             other => json!(other),
         };
         let config = json!({
-            "alpha_pattern": {}, "auto_mapping": null, "base_model_name_or_path": self.base_model_name, "bias": "none",
+            "alpha_pattern": alpha_pattern, "auto_mapping": null, "base_model_name_or_path": self.base_model_name, "bias": "none",
             "fan_in_fan_out": false, "inference_mode": true, "init_lora_weights": true, "layer_replication": null,
             "layers_pattern": null, "layers_to_transform": null, "lora_alpha": alpha, "lora_dropout": 0.0,
-            "modules_to_save": score, "peft_type": "LORA", "r": self.rank, "rank_pattern": {}, "revision": null,
-            "target_modules": self.target_modules(), "task_type": self.task_type, "use_dora": false,
+            "modules_to_save": score, "peft_type": "LORA", "r": self.rank, "rank_pattern": rank_pattern, "revision": null,
+            "target_modules": Self::modules(tensors), "task_type": self.task_type, "use_dora": false,
             "use_rslora": self.use_rslora,
         });
         format!("{config:#}\n")
@@ -278,6 +300,7 @@ fn read(fields: &Fields) -> Result<AdapterFile> {
         use_rslora: fields.flag("use_rslora")?,
         task_type,
         base_model_name: fields.text("base_model_name_or_path")?.map(str::to_string),
+        fused: false,
         tensors: BTreeMap::new(),
     })
 }

@@ -63,7 +63,10 @@ impl Checkpoint {
             found.tensors = shard.tensors().map(|(name, info)| (name, (shard.clone(), info))).collect();
             found.shards.push(shard);
         }
-        let checkpoint = found.with_canonical_names();
+        let mut checkpoint = found.with_canonical_names();
+        if config.traits.fused {
+            checkpoint.split(config)?;
+        }
         let mut settled = config.clone();
         settled.settle_head(&checkpoint)?;
         for (name, shape) in promised(&settled) {
@@ -101,6 +104,35 @@ impl Checkpoint {
                 self.tensors.insert(name.into(), (shard.clone(), info));
             }
             self.shards.push(shard);
+        }
+        Ok(())
+    }
+
+    /// Puts the parts of each fused matrix, which lie one below the other in the file, into its place.
+    fn split(&mut self, config: &ModelConfig) -> Result<()> {
+        for layer in 0..config.layers {
+            for (path, parts) in Projection::IN_ONE {
+                let name = |path: &str| format!("model.layers.{layer}.{path}.weight");
+                // What is missing is said of its parts.
+                let Some((shard, info)) = self.tensors.remove(&name(path)) else { continue };
+                let (rows, cols) = (parts.iter().map(|part| part.shape(config).0).sum::<usize>(), config.hidden_size);
+                if info.shape != [rows, cols] {
+                    let found = format!("{:?} {}", info.shape, info.dtype);
+                    return Err(wrong(&shard.path, &name(path), &format!("{:?}", [rows, cols]), &found));
+                }
+                let (mut from, to) = info.data_offsets;
+                let row = (to - from) / rows;
+                for part in parts {
+                    let rows = part.shape(config).0;
+                    let place = TensorInfo {
+                        dtype: info.dtype,
+                        shape: vec![rows, cols],
+                        data_offsets: (from, from + rows * row),
+                    };
+                    from += rows * row;
+                    self.tensors.insert(name(part.path()), (shard.clone(), place));
+                }
+            }
         }
         Ok(())
     }

@@ -168,6 +168,8 @@ impl ModelConfig {
         let layers = at_most("num_hidden_layers", MAX_LAYERS)?;
         let windows = family.windows(fields, layers)?;
         let max_position_embeddings = at_most("max_position_embeddings", MAX_POSITIONS)?;
+        let ropes = Ropes::read(fields, family, max_position_embeddings, &windows)?;
+        ropes.kinds.iter().try_for_each(|kind| kind.check(fields, head_dim))?;
         let mut config = ModelConfig {
             file: fields.file.clone(),
             family,
@@ -180,7 +182,7 @@ impl ModelConfig {
             kv_heads,
             head_dim,
             rms_norm_eps: (eps_scale * fields.positive("rms_norm_eps")?.unwrap_or(1e-6)) as f32,
-            max_position_embeddings,
+            max_position_embeddings: ropes.context(max_position_embeddings),
             tie_word_embeddings: match fields.has("tie_word_embeddings") {
                 true => fields.flag("tie_word_embeddings")?,
                 false => family.traits().tied,
@@ -192,7 +194,7 @@ impl ModelConfig {
             attention_scale,
             attention_cap,
             logit_cap,
-            ropes: Ropes::read(fields, family, max_position_embeddings, &windows)?,
+            ropes,
             eos_token_ids: Vec::new(),
             tokenizer_sha256: fields.text("ares_tokenizer_sha256")?.map(str::to_ascii_lowercase),
             label_names: label_names(fields)?,
@@ -240,6 +242,9 @@ fn refuse_unsupported(fields: &Fields, family: Family) -> Result<()> {
         }
     }
     for parent in [Some(fields.clone()), fields.object("rope_parameters")?].into_iter().flatten() {
+        if family == Family::Phi3 {
+            break; // turns parts of heads
+        }
         match parent.number("partial_rotary_factor")? {
             None | Some(1.0) => {}
             Some(part) => {

@@ -130,8 +130,8 @@ fn copy_beside(base: &Path, dir: &Path, precision: Precision) -> Result<()> {
 
 /// What becomes of one tensor of the base.
 enum Change<'a> {
-    /// scale·B·A is added.
-    Lora { a: &'a [f32], b: &'a [f32], rank: usize, scale: f32 },
+    /// scale·B·A is added to each part, which lie one below the other.
+    Lora { parts: Vec<[&'a [f32]; 2]>, rank: usize, scale: f32 },
     /// The adapter has its own.
     Replaced(&'a [f32]),
 }
@@ -144,9 +144,14 @@ fn change<'a>(adapter: &'a AdapterFile, config: &ModelConfig, name: &str) -> Opt
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
     let layer: usize = layer.parse().ok().filter(|layer| *layer < config.layers)?;
     let path = rest.strip_suffix(".weight")?;
-    let projection = Projection::ALL.into_iter().find(|projection| projection.path() == path)?;
-    let [a, b] = adapter.lora(layer, projection)?;
-    Some(Change::Lora { a: &a.data, b: &b.data, rank: adapter.rank, scale: adapter.scale() })
+    let one = Projection::IN_ONE.into_iter().find(|(name, _)| config.traits.fused && *name == path);
+    let parts = match one {
+        Some((_, parts)) => parts.to_vec(),
+        None => vec![Projection::ALL.into_iter().find(|projection| projection.path() == path)?],
+    };
+    let of = |part: Projection| Some(adapter.lora(layer, part)?.map(|matrix| matrix.data.as_slice()));
+    let parts = parts.into_iter().map(of).collect::<Option<Vec<_>>>()?;
+    Some(Change::Lora { parts, rank: adapter.rank, scale: adapter.scale() })
 }
 
 /// A tensor of the merged checkpoint, computed when it is written.
@@ -160,20 +165,22 @@ struct Merged<'a> {
     fault: &'a Mutex<Option<Error>>,
 }
 
-impl Merged<'_> {
+impl<'a> Merged<'a> {
     fn bytes(&self) -> Result<Vec<u8>> {
         let mut values = Vec::new();
         self.shard.read(&self.name, &self.info, &mut values)?;
-        match self.change {
+        match &self.change {
             None => {}
             Some(Change::Replaced(own)) => values = own.to_vec(),
-            Some(Change::Lora { a, b, rank, scale }) => {
-                let cols = a.len() / rank;
-                values.par_chunks_exact_mut(cols).zip(b.par_chunks_exact(rank)).for_each(|(row, b)| {
+            Some(Change::Lora { parts, rank, scale }) => {
+                let cols = self.info.shape[1];
+                let of = |[a, b]: &[&'a [f32]; 2]| b.chunks_exact(*rank).map(|b| (*a, b)).collect::<Vec<_>>();
+                let rows: Vec<_> = parts.iter().flat_map(of).collect();
+                values.par_chunks_exact_mut(cols).zip(rows).for_each(|(row, (a, b))| {
                     for (col, value) in row.iter_mut().enumerate() {
                         let terms = b.iter().zip(a.iter().skip(col).step_by(cols));
                         let sum: f64 = terms.map(|(b, a)| f64::from(*b) * f64::from(*a)).sum();
-                        *value = (f64::from(*value) + f64::from(scale) * sum) as f32;
+                        *value = (f64::from(*value) + f64::from(*scale) * sum) as f32;
                     }
                 });
             }

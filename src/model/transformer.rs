@@ -8,7 +8,7 @@ use super::batch::Batch;
 use super::block::{Block, BlockSpec, Keys};
 use super::checkpoint::{Checkpoint, EMBEDDING, WeightSource};
 use super::config::{Head, ModelConfig, RopeConfig};
-use super::projection::Projection;
+use super::projection::{Projection, Turning};
 use super::readout::Readout;
 use super::workspace::{Stream, Workspace};
 use crate::backend::Tensor;
@@ -67,6 +67,15 @@ impl<B: Ops> Transformer<B> {
             let (values, cols) = (read(names)?, checkpoint.shape(&names[0])?[1]);
             ops.weight(values.len() / cols, cols, values)
         };
+        let fused = |layer: usize, parts: &[Projection]| -> Result<B::Weight> {
+            let (mut values, cols) = (Vec::new(), parts[0].shape(&config).1);
+            for part in parts {
+                let from = values.len();
+                checkpoint.read(&format!("model.layers.{layer}.{}.weight", part.path()), &mut values)?;
+                part.order_channels(Turning::of(&config), &mut values[from..], cols, false);
+            }
+            ops.weight(values.len() / cols, cols, values)
+        };
         let vector = |names: &[String]| -> Result<Tensor<B>> {
             let values = read(names)?;
             Tensor::from_host(ops, 1, values.len(), &ops.activations(&values))
@@ -84,17 +93,17 @@ impl<B: Ops> Transformer<B> {
         let ([input_norm, mid_norm], after) = config.norm_names();
         for layer in 0..config.layers {
             let name = |rest: &str| [format!("model.layers.{layer}.{rest}")];
-            let all = |parts: &[Projection], kind: &str| -> Vec<String> {
-                parts.iter().flat_map(|p| name(&format!("{}.{kind}", p.path()))).collect()
+            let biases = |parts: &[Projection]| -> Vec<String> {
+                parts.iter().flat_map(|p| name(&format!("{}.bias", p.path()))).collect()
             };
             let [qkv, o, gate_up, down] = Projection::FUSED;
-            let product = |parts| matrix(&all(parts, "weight"));
+            let product = |parts| fused(layer, parts);
             let norm = |which: &str| vector(&name(&format!("{which}.weight")));
             let head_norm = |which: &str| vector(&name(&format!("self_attn.{which}_norm.weight")));
             blocks.push(Block {
                 input_norm: norm(input_norm)?,
                 qkv: product(qkv)?,
-                qkv_bias: config.traits.qkv_bias.then(|| vector(&all(qkv, "bias"))).transpose()?,
+                qkv_bias: config.traits.qkv_bias.then(|| vector(&biases(qkv))).transpose()?,
                 qk_norm: config.traits.qk_norm.then(|| Ok((head_norm("q")?, head_norm("k")?))).transpose()?,
                 o: product(o)?,
                 mid_norm: norm(mid_norm)?,
@@ -104,7 +113,10 @@ impl<B: Ops> Transformer<B> {
                 spec: config.block_spec(layer),
             });
         }
-        let rope = |kind: &RopeConfig| Rope::new(ops, &kind.inv_freq(config.head_dim), config.max_position_embeddings);
+        let rope = |kind: &RopeConfig| {
+            let (freq, factor) = (kind.inv_freq(config.head_dim), kind.attention_factor());
+            Rope::scaled(ops, &freq, factor, config.max_position_embeddings)
+        };
         Ok(Transformer {
             ops: ops.clone(),
             embed: matrix(&[EMBEDDING.into()])?,

@@ -141,7 +141,10 @@ impl Sampler {
         for author in std::iter::once(None).chain(ways.iter().copied().map(Some)) {
             let arm = self.authors.entry(author).or_default();
             let value = match self.kind {
-                SamplerKind::Uniform => rng.random(),
+                // Half of a search that prefers nothing is the grammar's, whatever an attacker can do: who rings first, at these rates.
+                SamplerKind::Uniform => {
+                    rng.random::<f64>().ln() / if author.is_none() { ways.len() as f64 } else { 1.0 }
+                }
                 SamplerKind::Ucb => arm.upper_bound(pulls),
                 SamplerKind::Thompson | SamplerKind::Ares => beta(1.0 + arm.hits, 1.0 + arm.pulls - arm.hits, rng),
             };

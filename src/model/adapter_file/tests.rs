@@ -145,7 +145,8 @@ fn missing_files_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let open = || AdapterFile::open(dir.path(), &model);
     refused(open(), "adapter_config.json: cannot read");
-    fs::write(dir.path().join(CONFIG), adapter(&model).config_json()).unwrap();
+    let written = adapter(&model);
+    fs::write(dir.path().join(CONFIG), written.config_json(&written.tensors)).unwrap();
     refused(open(), "adapter_model.safetensors: cannot read");
     fs::write(dir.path().join("adapter_model.bin"), "").unwrap();
     refused(open(), "expected adapter_model.safetensors, found adapter_model.bin");

@@ -18,6 +18,7 @@ pub enum Family {
     Gemma3,
     SmolLm3,
     Granite,
+    Phi3,
 }
 
 /// What distinguishes a family, whatever its sizes.
@@ -33,6 +34,8 @@ pub(crate) struct Traits {
     pub(crate) post_norms: bool,
     /// The embedding comes out √C times as large.
     pub(crate) scaled_embedding: bool,
+    /// Files hold q∣k∣v as one matrix, and gate∣up.
+    pub(crate) fused: bool,
     /// The embedding is the LM head, unless the config says otherwise.
     pub(super) tied: bool,
     /// Size of a head where the config does not state it; without one C / h.
@@ -47,6 +50,7 @@ const PLAIN: Traits = Traits {
     unit_offset: false,
     post_norms: false,
     scaled_embedding: false,
+    fused: false,
     tied: false,
     head_dim: None,
     pad: None,
@@ -55,7 +59,7 @@ const GEMMA: Traits =
     Traits { unit_offset: true, scaled_embedding: true, tied: true, head_dim: Some(256), pad: Some(0), ..PLAIN };
 
 impl Family {
-    pub(crate) const ALL: [Family; 9] = [
+    pub(crate) const ALL: [Family; 10] = [
         Family::Llama,
         Family::Mistral,
         Family::Qwen2,
@@ -65,6 +69,7 @@ impl Family {
         Family::Gemma3,
         Family::SmolLm3,
         Family::Granite,
+        Family::Phi3,
     ];
 
     /// The name as it begins transformers' class names.
@@ -79,6 +84,7 @@ impl Family {
             Family::Gemma3 => "Gemma3",
             Family::SmolLm3 => "SmolLM3",
             Family::Granite => "Granite",
+            Family::Phi3 => "Phi3",
         }
     }
 
@@ -91,6 +97,7 @@ impl Family {
             Family::Gemma2 => Traits { post_norms: true, ..GEMMA },
             Family::Gemma3 => Traits { post_norms: true, qk_norm: true, ..GEMMA },
             Family::SmolLm3 => Traits { tied: true, pad: Some(128_004), ..PLAIN },
+            Family::Phi3 => Traits { fused: true, pad: Some(32_000), ..PLAIN },
         }
     }
 
@@ -148,6 +155,7 @@ impl Family {
         let on = match self {
             Family::Llama | Family::Gemma | Family::Granite => false,
             Family::Mistral | Family::Gemma2 | Family::Gemma3 => true,
+            Family::Phi3 => fields.has("sliding_window"),
             Family::Qwen2 | Family::Qwen3 | Family::SmolLm3 => fields.flag("use_sliding_window")?,
         };
         // Null turns the window off; where the field is missing, transformers takes its own default.
@@ -155,7 +163,7 @@ impl Family {
         let Some(window) = window.filter(|_| on) else {
             return Ok(vec![None; layers]);
         };
-        if self == Family::Mistral {
+        if matches!(self, Family::Mistral | Family::Phi3) {
             return Ok(vec![Some(window); layers]);
         }
         let Some(Value::Array(kinds)) = fields.get("layer_types") else {

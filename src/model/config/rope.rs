@@ -14,6 +14,8 @@ pub(crate) struct RopeConfig {
     /// Infinite where a layer does not rotate: every frequency is zero then.
     pub(crate) theta: f64,
     pub(crate) scaling: Scaling,
+    /// The share of a head's channels that turn, its first ones.
+    pub(crate) share: f64,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +24,7 @@ pub(crate) enum Scaling {
     /// Every frequency divided by this.
     Linear(f64),
     Llama3(Llama3Scaling),
+    Long(LongScaling),
 }
 
 /// The rotations of a model.
@@ -41,9 +44,20 @@ impl Ropes {
                 let none = RopeConfig::plain(f64::INFINITY);
                 (vec![RopeConfig::read(fields, 2e6, max)?, none], without_rotation(fields, windows.len())?)
             }
+            Family::Phi3 => (vec![phi3(fields, max)?], vec![0; windows.len()]),
             _ => (vec![RopeConfig::read(fields, DEFAULT_THETA, max)?], vec![0; windows.len()]),
         };
         Ok(Ropes { kinds, of_layer })
+    }
+
+    /// Positions that a sequence may have, of `max` that the config states: beyond those that LongRoPE was trained on first it turns all
+    /// positions otherwise, which is not computed.
+    pub(super) fn context(&self, max: usize) -> usize {
+        let most = |kind: &RopeConfig| match &kind.scaling {
+            Scaling::Long(long) => long.original_max_position,
+            _ => max,
+        };
+        self.kinds.iter().map(most).min().unwrap_or(max).min(max)
     }
 }
 
@@ -85,6 +99,75 @@ fn without_rotation(fields: &Fields, layers: usize) -> Result<Vec<usize>> {
     list.iter().map(one).collect()
 }
 
+/// Whole heads, or their first part; stretched by LongRoPE, which earlier files call `su`.
+fn phi3(fields: &Fields, max: usize) -> Result<RopeConfig> {
+    let nested = match fields.object("rope_parameters")? {
+        Some(nested) => Some(nested),
+        None => fields.object("rope_scaling")?,
+    };
+    let both = || nested.iter().chain([fields]);
+    let mut theta = None;
+    let mut share = None;
+    for place in both() {
+        theta = theta.or(place.positive("rope_theta")?);
+        share = share.or(place.positive("partial_rotary_factor")?);
+    }
+    let share = share.unwrap_or(1.0);
+    if share > 1.0 {
+        return Err(fields.wrong("partial_rotary_factor", "at most 1", &share.to_string()));
+    }
+    let mut rope = RopeConfig { share, ..RopeConfig::plain(theta.unwrap_or(DEFAULT_THETA)) };
+    let Some(nested) = &nested else { return Ok(rope) };
+    let key = if nested.get("rope_type").is_some() { "rope_type" } else { "type" };
+    match nested.text(key)? {
+        None | Some("default") => {}
+        Some("longrope" | "su" | "yarn") => {
+            let original = match nested.size("original_max_position_embeddings")? {
+                Some(original) => original,
+                None => fields.size("original_max_position_embeddings")?.unwrap_or(4096),
+            };
+            rope.scaling = Scaling::Long(LongScaling::read(nested, original, max)?);
+        }
+        Some(other) => {
+            return Err(nested.refuse(key, "`default` or `longrope`", &format!("`{other}`"), UNSUPPORTED));
+        }
+    }
+    Ok(rope)
+}
+
+/// LongRoPE (arXiv:2402.13753) within the context that the model was trained on first: each frequency divided by a factor of its own.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct LongScaling {
+    factors: Vec<f32>,
+    /// What cosine and sine are multiplied with.
+    attention: f64,
+    original_max_position: usize,
+}
+
+impl LongScaling {
+    fn read(fields: &Fields, original_max_position: usize, max: usize) -> Result<LongScaling> {
+        let key = "short_factor";
+        let wrong = |found: &str| fields.wrong(key, "a list of numbers above 0", found);
+        let list = fields.get(key).and_then(|list| list.as_array()).ok_or_else(|| wrong("no such list"))?;
+        let one = |x: &serde_json::Value| x.as_f64().map(|x| x as f32).filter(|x| *x > 0.0 && x.is_finite());
+        let factors = list.iter().map(|x| one(x).ok_or_else(|| wrong(&brief(x)))).collect::<Result<_>>()?;
+        let stretch = match fields.positive("factor")? {
+            Some(factor) => factor,
+            None => max as f64 / original_max_position as f64,
+        };
+        let attention = match fields.positive("attention_factor")? {
+            Some(factor) => factor,
+            None if stretch <= 1.0 => 1.0,
+            None => (1.0 + stretch.ln() / (original_max_position as f64).ln()).sqrt(),
+        };
+        if original_max_position < 2 || !(1e-3..=1e3).contains(&attention) {
+            let found = format!("{original_max_position}, attention multiplied by {attention}");
+            return Err(fields.wrong("original_max_position_embeddings", "a context of at least 2", &found));
+        }
+        Ok(LongScaling { factors, attention, original_max_position })
+    }
+}
+
 /// Wavelengths longer than `original_max_position / low_freq_factor` are stretched by `factor`, those shorter than
 /// `original_max_position / high_freq_factor` are left, those between are interpolated.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,13 +187,15 @@ impl fmt::Display for RopeConfig {
             Scaling::Llama3(scaling) => {
                 write!(f, "θ = {}, low frequencies stretched by {}", self.theta, scaling.factor)
             }
-        }
+            Scaling::Long(long) => write!(f, "θ = {}, LongRoPE within {}", self.theta, long.original_max_position),
+        }?;
+        if self.share < 1.0 { write!(f, ", {} of each head", self.share) } else { Ok(()) }
     }
 }
 
 impl RopeConfig {
     pub(crate) fn plain(theta: f64) -> RopeConfig {
-        RopeConfig { theta, scaling: Scaling::Plain }
+        RopeConfig { theta, scaling: Scaling::Plain, share: 1.0 }
     }
 
     /// Reads transformers 5's `rope_parameters`, else transformers 4's `rope_theta` and `rope_scaling`.
@@ -126,17 +211,53 @@ impl RopeConfig {
     /// Of one set of parameters.
     pub(crate) fn of(fields: &Fields, default_theta: f64, max_position: usize) -> Result<RopeConfig> {
         let theta = fields.positive("rope_theta")?.unwrap_or(default_theta);
-        Ok(RopeConfig { theta, scaling: Scaling::read(fields, max_position)? })
+        Ok(RopeConfig { theta, scaling: Scaling::read(fields, max_position)?, share: 1.0 })
     }
 
-    /// The `head_dim / 2` inverse frequencies, in f32 step by step as transformers computes them.
-    pub(crate) fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
-        let plain = (0..head_dim).step_by(2).map(|i| 1.0 / (self.theta as f32).powf(i as f32 / head_dim as f32));
+    /// Channels of a head that turn.
+    pub(crate) fn channels(&self, head_dim: usize) -> usize {
+        (head_dim as f64 * self.share) as usize
+    }
+
+    /// What cosine and sine of the pairs that turn are multiplied with.
+    pub(crate) fn attention_factor(&self) -> f32 {
         match &self.scaling {
+            Scaling::Long(long) => long.attention as f32,
+            _ => 1.0,
+        }
+    }
+
+    /// The `head_dim / 2` inverse frequencies, in f32 step by step as transformers computes them; zero for pairs that do not turn.
+    pub(crate) fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
+        let turning = self.channels(head_dim);
+        let power = move |i: usize| (self.theta as f32).powf(i as f32 / turning as f32);
+        let plain = (0..turning).step_by(2).map(|i| 1.0 / power(i));
+        let mut freq: Vec<f32> = match &self.scaling {
             _ if self.theta.is_infinite() => vec![0.0; head_dim / 2],
             Scaling::Plain => plain.collect(),
             Scaling::Linear(factor) => plain.map(|freq| freq / *factor as f32).collect(),
             Scaling::Llama3(scaling) => plain.map(|freq| scaling.apply(freq)).collect(),
+            Scaling::Long(long) => {
+                (0..turning).step_by(2).zip(&long.factors).map(|(i, factor)| 1.0 / (factor * power(i))).collect()
+            }
+        };
+        freq.resize(head_dim / 2, 0.0);
+        freq
+    }
+
+    /// Fails where the parts of a head that turn are no pairs, or their factors are not as many.
+    pub(super) fn check(&self, fields: &Fields, head_dim: usize) -> Result<()> {
+        let turning = self.channels(head_dim);
+        if turning < 2 || !turning.is_multiple_of(2) {
+            let expected = format!("a share of {head_dim} channels that is even and not zero");
+            return Err(fields.wrong("partial_rotary_factor", &expected, &self.share.to_string()));
+        }
+        match &self.scaling {
+            Scaling::Long(long) if long.factors.len() != turning / 2 => {
+                let [expected, found] = [turning / 2, long.factors.len()].map(|n| format!("a list of {n}"));
+                Err(fields.wrong("short_factor", &expected, &found))
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -40,8 +40,14 @@ pub struct Rope<B: Backend> {
 impl<B: Backend> Rope<B> {
     /// `inv_freq` (e/2): the angle per position of each pair. Angles are computed in f32, as the framework's are.
     pub fn new(backend: &B, inv_freq: &[f32], positions: usize) -> Result<Rope<B>> {
+        Self::scaled(backend, inv_freq, 1.0, positions)
+    }
+
+    /// Pairs that turn at all come out `factor` times as large.
+    pub(crate) fn scaled(backend: &B, inv_freq: &[f32], factor: f32, positions: usize) -> Result<Rope<B>> {
         let table = |f: fn(f32) -> f32| -> Vec<f32> {
-            (0..positions).flat_map(|p| inv_freq.iter().map(move |freq| f(p as f32 * freq))).collect()
+            let turned = move |p: usize, freq: f32| f(p as f32 * freq) * if freq == 0.0 { 1.0 } else { factor };
+            (0..positions).flat_map(|p| inv_freq.iter().map(move |freq| turned(p, *freq))).collect()
         };
         Ok(Rope {
             cos: Tensor::from_host(backend, positions, inv_freq.len(), &table(f32::cos))?,
