@@ -134,7 +134,7 @@ def cases() -> list[Case]:
     # Fused matrices; three quarters of each head turn, stretched one by one (the long list is for contexts that are not computed).
     phi3 = common | {"model_type": "phi3", "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 2,
                      "num_attention_heads": 3, "num_key_value_heads": 1, "rms_norm_eps": 0.02, "tie_word_embeddings": False}
-    long = {"partial_rotary_factor": 0.75, "original_max_position_embeddings": 64}
+    long = {"partial_rotary_factor": 0.75, "original_max_position_embeddings": 128}
     short = {"type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.9, 2.4, 3.0], "long_factor": [1.5, 2.0, 3.0, 5.0, 7.0, 9.0]}
     v4, v5 = False, True
     return [

@@ -36,7 +36,8 @@ impl Projection {
     pub(super) const FUSED: [&[Projection]; 4] = [&[Q, K, V], &[O], &[Gate, Up], &[Down]];
 
     /// What files of fused families hold in one matrix, its parts one below the other.
-    pub(super) const IN_ONE: [(&str, &[Projection]); 2] = [("self_attn.qkv_proj", &[Q, K, V]), ("mlp.gate_up_proj", &[Gate, Up])];
+    pub(super) const IN_ONE: [(&str, &[Projection]); 2] =
+        [("self_attn.qkv_proj", &[Q, K, V]), ("mlp.gate_up_proj", &[Gate, Up])];
 
     /// Its name below a layer, without `.weight`; the last part is what PEFT's `target_modules` lists.
     pub(super) fn path(self) -> &'static str {

@@ -52,7 +52,8 @@ impl AdapterFile {
     pub(super) fn joined(&self) -> HostTensors {
         let mut out = self.tensors.clone();
         let layers = |name: &String| name.split(".layers.").nth(1)?.split('.').next()?.parse().ok();
-        let layers: Vec<usize> = self.tensors.keys().filter_map(layers).max().map_or(Vec::new(), |last| (0..=last).collect());
+        let layers: Vec<usize> =
+            self.tensors.keys().filter_map(layers).max().map_or(Vec::new(), |last| (0..=last).collect());
         for (layer, (path, parts)) in layers.into_iter().flat_map(|layer| Projection::IN_ONE.map(|one| (layer, one))) {
             let found: Option<Vec<_>> = parts.iter().map(|part| self.lora(layer, *part)).collect();
             let Some(found) = found else { continue };
@@ -90,7 +91,12 @@ impl AdapterFile {
     }
 
     /// The shapes that fused matrices have in the files of `config`, by name; its parts are not there by themselves.
-    pub(super) fn fuse_promises(&self, config: &ModelConfig, targets: &Targets, all: &mut std::collections::BTreeMap<String, Vec<usize>>) {
+    pub(super) fn fuse_promises(
+        &self,
+        config: &ModelConfig,
+        targets: &Targets,
+        all: &mut std::collections::BTreeMap<String, Vec<usize>>,
+    ) {
         for layer in 0..config.layers {
             for (path, parts) in Projection::IN_ONE {
                 parts.iter().flat_map(|part| ['A', 'B'].map(|of| matrix(layer, part.path(), of))).for_each(|name| {

@@ -44,6 +44,49 @@ fn what_changes_one_layer_opens_as_it_was_saved() {
     }
 }
 
+/// Written with the rank of all parts together, read with that of each again, whether the scale knows roots or not.
+#[test]
+fn parts_of_fused_matrices_are_written_as_one() {
+    let model = tiny_weights("Phi3ForCausalLM");
+    for use_rslora in [false, true] {
+        let saved = AdapterFile { use_rslora, ..adapter(&model) };
+        let opened = reopened(&model, &saved, |config| {
+            let fused = json!(["down_proj", "gate_up_proj", "o_proj", "qkv_proj"]);
+            assert_eq!(
+                (&config["target_modules"], &config["rank_pattern"]["qkv_proj"], &config["r"]),
+                (&fused, &json!(6), &json!(2))
+            );
+        })
+        .unwrap();
+        assert_eq!((opened.rank, opened.target_modules().len()), (2, 7));
+        for projection in Projection::ALL {
+            let products = [&saved, &opened].map(|file| {
+                let [a, b] = file.lora(1, projection).unwrap();
+                let cols = a.shape[1];
+                let of = |row: &[f32], col: usize| {
+                    (0..2).map(|r| row[r] * a.data[r * cols + col]).sum::<f32>() * file.scale()
+                };
+                b.data
+                    .chunks_exact(2)
+                    .flat_map(|row| (0..cols).map(|col| of(row, col)).collect::<Vec<_>>())
+                    .collect::<Vec<f32>>()
+            });
+            let [found, expected] = &products;
+            assert!(
+                found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 1e-4 * b.abs().max(1.0)),
+                "{projection:?}"
+            );
+        }
+    }
+    // One that has learned nothing keeps its A.
+    let mut silent = adapter(&model);
+    let Some([a, b]) = silent.lora(1, Projection::K).map(|lora| lora.map(|m| m.data.clone())) else { panic!() };
+    silent.set_lora(1, Projection::K, a.clone(), vec![0.0; b.len()]);
+    let opened = reopened(&model, &silent, |_| {}).unwrap();
+    assert_eq!(opened.lora(1, Projection::K).unwrap()[1].data, vec![0.0; b.len()]);
+    refused(reopened(&model, &silent, |config| config["rank_pattern"]["qkv_proj"] = json!(5)), "qkv_proj");
+}
+
 #[test]
 fn rank_stabilised_adapters_scale_by_the_root() {
     let model = model("ForCausalLM");

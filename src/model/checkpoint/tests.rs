@@ -79,6 +79,42 @@ fn a_head_has_one_layer_or_two_and_says_how_many_labels() {
 }
 
 #[test]
+fn fused_matrices_show_their_parts() {
+    let config = config("Phi3", "ForCausalLM");
+    let name = |path: &str| format!("model.layers.0.{path}.weight");
+    let (mut all, mut row) = (tensors(&config), 0u32);
+    for layer in 0..config.layers {
+        for (path, parts) in Projection::IN_ONE {
+            let rows: usize = parts.iter().map(|part| part.shape(&config).0).sum();
+            for part in parts {
+                all.remove(&format!("model.layers.{layer}.{}.weight", part.path()));
+            }
+            let numbers: Vec<u8> = (0..rows * config.hidden_size)
+                .flat_map(|_| {
+                    row += 1;
+                    (row as f32).to_le_bytes()
+                })
+                .collect();
+            all.insert(
+                format!("model.layers.{layer}.{path}.weight"),
+                (Dtype::F32, vec![rows, config.hidden_size], numbers),
+            );
+        }
+    }
+    let checkpoint = open(&config, &bytes(&all)).unwrap();
+    let parts: Vec<f32> =
+        ["q", "k", "v"].iter().flat_map(|x| read(&checkpoint, &name(&format!("self_attn.{x}_proj")))).collect();
+    assert!(parts.iter().enumerate().all(|(i, x)| *x == i as f32 + 1.0), "one after the other");
+    assert_eq!(checkpoint.shape(&name("mlp.up_proj")).unwrap(), [config.intermediate_size, config.hidden_size]);
+    let fused = all.get_mut(&name("self_attn.qkv_proj")).unwrap();
+    fused.1[0] -= 1;
+    fused.2.truncate(fused.2.len() - 4 * config.hidden_size);
+    refused(open(&config, &bytes(&all)), "self_attn.qkv_proj");
+    all.remove(&name("self_attn.qkv_proj"));
+    refused(open(&config, &bytes(&all)), "self_attn.q_proj");
+}
+
+#[test]
 fn halves_are_converted_exactly() {
     let config = config("Llama", "ForSequenceClassification");
     let mut all = tensors(&config);

@@ -125,6 +125,26 @@ fn tokens_that_end_a_turn_come_from_both_files() {
     refused(ModelConfig::open(dir.path()), expected);
 }
 
+/// LongRoPE with this list of factors.
+fn long(factors: Value) -> Value {
+    json!({"original_max_position_embeddings": 64, "rope_scaling": {"type": "longrope", "short_factor": factors}})
+}
+
+/// What is computed is the context that the model was trained on first.
+#[test]
+fn a_stretched_context_ends_where_it_is_turned_otherwise() {
+    let known = |changes| {
+        let config = config("Phi3", changes).unwrap();
+        (config.max_position_embeddings, config.ropes.kinds[0].attention_factor(), config.ropes.to_string())
+    };
+    let (context, factor, said) = known(long(json!([1, 1.5, 2, 4])));
+    assert_eq!((context, said.as_str()), (64, "θ = 10000, LongRoPE within 64"));
+    assert!((f64::from(factor) - (1.0 + 4f64.ln() / 64f64.ln()).sqrt()).abs() < 1e-6, "{factor}");
+    assert_eq!((known(json!({})).0, known(json!({})).1), (256, 1.0));
+    let window = |changes| config("Phi3", changes).unwrap().window(0);
+    assert_eq!((window(json!({"sliding_window": null})), window(json!({}))), (None, Some(7)));
+}
+
 #[test]
 fn what_cannot_be_computed_is_refused_by_name() {
     let rope = |kind: &str| json!({"rope_scaling": {"type": kind, "factor": 2.0}});
@@ -167,7 +187,7 @@ fn what_cannot_be_computed_is_refused_by_name() {
         ("SmolLM3", json!({"no_rope_layer_interval": 0}), "no_rope_layer_interval to be a whole number from 1"),
         ("Gemma3", json!({"sliding_window_pattern": 0}), "sliding_window_pattern to be a whole number from 1"),
         ("Gemma3", json!({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}), "full_attention.rope_type"),
-        ("Gemma4", json!({}), "one of {Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma2, Gemma3, SmolLM3, Granite}"),
+        ("Gemma4", json!({}), "one of {Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma2, Gemma3, SmolLM3, Granite, Phi3}"),
         ("Gemma", json!({"hidden_act": "relu"}), "hidden_act to be `gelu_pytorch_tanh`, found `relu`"),
         ("Gemma2", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention to be false"),
         ("Gemma2", json!({"final_logit_softcapping": 0}), "final_logit_softcapping to be a number above 0"),
@@ -176,6 +196,18 @@ fn what_cannot_be_computed_is_refused_by_name() {
         ("Granite", json!({"attention_multiplier": 1e38}), "attention_multiplier to be between 1e-6 and 1e6"),
         ("Granite", json!({"logits_scaling": "8"}), "logits_scaling to be a number above 0"),
         ("Gemma2", json!({"query_pre_attn_scalar": -1}), "query_pre_attn_scalar to be a number above 0"),
+        ("Phi3", json!({"partial_rotary_factor": 1.5}), "partial_rotary_factor to be at most 1, found 1.5"),
+        ("Phi3", json!({"partial_rotary_factor": 0.01}), "a share of 8 channels that is even and not zero, found 0.01"),
+        ("Phi3", json!({"partial_rotary_factor": 0.4}), "a share of 8 channels that is even"),
+        ("Phi3", long(json!([1, 2, 3])), "short_factor to be a list of 4, found a list of 3"),
+        ("Phi3", long(json!([1, 2, 0, 4])), "short_factor to be a list of numbers above 0, found 0"),
+        ("Phi3", long(json!("x")), "short_factor to be a list of numbers above 0, found no such list"),
+        ("Phi3", json!({"rope_scaling": {"type": "linear", "factor": 2}}), "type to be `default` or `longrope`"),
+        (
+            "Phi3",
+            json!({"original_max_position_embeddings": 1, "rope_scaling": {"type": "su", "short_factor": [1, 1, 1, 1]}}),
+            "a context of at least 2",
+        ),
         ("Qwen2Moe", json!({}), "found Qwen2MoeForCausalLM"),
         ("Llama", json!({"architectures": []}), "found none"),
     ];
