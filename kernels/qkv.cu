@@ -1,5 +1,6 @@
 // What follows the product of q, k and v: the norm of each head of q and k where the family has it (Qwen3), then the rotation,
-// both in place. One warp owns one head of one row; a lane owns pairs (i, i + half). HEADS_PER_BLOCK comes from src/ops/qkv/cuda.rs.
+// both in place. One warp owns one head of one row; a lane owns pairs (i, i + half). Where the norm is of all of q and of all of k (OLMo 2),
+// one block owns a row, its warps the heads in turn. HEADS_PER_BLOCK comes from src/ops/qkv/cuda.rs.
 //   forward   n = w * x * rstd, rstd = (mean x^2 + eps)^-1/2  (n = x without a norm; raw keeps x)
 //             (x_i, x_i+half) <- (n_i cos - n_i+half sin, n_i+half cos + n_i sin)
 //   backward  d = the rotation by the negative angle of dy;  dx = rstd * (w*d - x * rstd^2 * mean(w*d*x))
@@ -128,5 +129,97 @@ rotate_backward(bf16* dqkv, const bf16* /*or null*/ raw, const RotationParams p)
             }
         }
         store_pair(dy, i, half, d);
+    }
+}
+
+struct Shared {
+    float sums[HEADS_PER_BLOCK];
+};
+static_assert(sizeof(Shared) == SHARED_BYTES, "as src/ops/qkv/cuda.rs says");
+
+/// Sums over this block's row: of q, of k.
+struct Both {
+    float q, k;
+};
+
+DEVICE Both row_sums(Both own) {
+    Shared& shared = shared_memory<Shared>();
+    float q = block_sum<HEADS_PER_BLOCK>(own.q, shared.sums);
+    return {q, block_sum<HEADS_PER_BLOCK>(own.k, shared.sums)};
+}
+
+/// What a warp reads for one head of the block's row: its columns, its gains.
+DEVICE Head wide_head(const RotationParams& p, u32 head) {
+    u32 width = 2 * p.half;
+    const bf16* w = head < p.heads ? p.q_norm + head * width : p.k_norm + (head - p.heads) * width;
+    u64 angle = static_cast<u64>(p.positions[blockIdx.x]) * p.half;
+    return {blockIdx.x, head * width, w, p.cosine + angle, p.sine + angle};
+}
+
+/// rstd of all of q, of all of k.
+DEVICE Both wide_rstd(const RotationParams& p, const bf16* x) {
+    u32 lane = threadIdx.x % WARP, half = p.half;
+    Both square = {0.0f, 0.0f};
+    for (u32 head = threadIdx.x / WARP; head < p.heads + p.kv_heads; head += HEADS_PER_BLOCK) {
+        for (u32 i = 2 * lane; i < half; i += 2 * WARP) {
+            Pair pair = load_pair(x + head * 2 * half, i, half);
+            (head < p.heads ? square.q : square.k) += dot(pair, pair);
+        }
+    }
+    square = row_sums(square);
+    return {rstd_of(square.q / (2 * half * p.heads) + p.eps), rstd_of(square.k / (2 * half * p.kv_heads) + p.eps)};
+}
+
+KERNEL __launch_bounds__(HEADS_PER_BLOCK* WARP)
+rotate_wide_forward(bf16* qkv, bf16* raw, const RotationParams p) {
+    u32 lane = threadIdx.x % WARP, half = p.half;
+    bf16* row = qkv + static_cast<u64>(blockIdx.x) * p.stride;
+    Both rstd = wide_rstd(p, row);  // its barriers: all has been read before anything is written
+    for (u32 head = threadIdx.x / WARP; head < p.heads + p.kv_heads; head += HEADS_PER_BLOCK) {
+        Head own = wide_head(p, head);
+        float scale = head < p.heads ? rstd.q : rstd.k;
+        for (u32 i = 2 * lane; i < half; i += 2 * WARP) {
+            Pair pair = load_pair(row + own.column, i, half);
+            store_pair(raw + static_cast<u64>(own.row) * p.raw_stride + own.column, i, half, pair);
+            pair = gained(pair, own.w, i, half, p.offset);
+#pragma unroll
+            for (u32 j = 0; j < 2; j++) {
+                pair.a[j] *= scale;
+                pair.b[j] *= scale;
+            }
+            store_pair(row + own.column, i, half, rotated(pair, own.cosine + i, own.sine + i, 1.0f));
+        }
+    }
+}
+
+KERNEL __launch_bounds__(HEADS_PER_BLOCK* WARP)
+rotate_wide_backward(bf16* dqkv, const bf16* raw, const RotationParams p) {
+    u32 lane = threadIdx.x % WARP, half = p.half;
+    bf16* dy = dqkv + static_cast<u64>(blockIdx.x) * p.stride;
+    const bf16* x = raw + static_cast<u64>(blockIdx.x) * p.raw_stride;
+    Both rstd = wide_rstd(p, x), sum = {0.0f, 0.0f};
+    for (u32 head = threadIdx.x / WARP; head < p.heads + p.kv_heads; head += HEADS_PER_BLOCK) {
+        Head own = wide_head(p, head);
+        for (u32 i = 2 * lane; i < half; i += 2 * WARP) {
+            Pair d = rotated(load_pair(dy + own.column, i, half), own.cosine + i, own.sine + i, -1.0f);
+            (head < p.heads ? sum.q : sum.k) += dot(gained(d, own.w, i, half, p.offset), load_pair(x + own.column, i, half));
+        }
+    }
+    sum = row_sums(sum);
+    for (u32 head = threadIdx.x / WARP; head < p.heads + p.kv_heads; head += HEADS_PER_BLOCK) {
+        Head own = wide_head(p, head);
+        bool q = head < p.heads;
+        float scale = q ? rstd.q : rstd.k;
+        float projection = scale * scale * (q ? sum.q / (2 * half * p.heads) : sum.k / (2 * half * p.kv_heads));
+        for (u32 i = 2 * lane; i < half; i += 2 * WARP) {
+            Pair d = rotated(load_pair(dy + own.column, i, half), own.cosine + i, own.sine + i, -1.0f);
+            Pair g = gained(d, own.w, i, half, p.offset), input = load_pair(x + own.column, i, half);
+#pragma unroll
+            for (u32 j = 0; j < 2; j++) {
+                d.a[j] = scale * (g.a[j] - input.a[j] * projection);
+                d.b[j] = scale * (g.b[j] - input.b[j] * projection);
+            }
+            store_pair(dy + own.column, i, half, d);
+        }
     }
 }

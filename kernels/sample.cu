@@ -149,13 +149,11 @@ KERNEL __launch_bounds__(THREADS) sample_draw(u32* tokens, float* logits, const 
     float* row = logits + static_cast<u64>(blockIdx.x) * vocab;
     Run run = own_run(vocab);
     float best = -INFINITE;
+    // Beside an infinite maximum every weight is zero or no number, and no thread owns a token.
+    if (threadIdx.x == 0) tokens[blockIdx.x] = vocab;
     for (u32 i = run.first; i < run.last; i++) best = maximum(best, finite_or_infinite(row[i]));
     best = block_maximum<THREADS / WARP>(best, shared.floats);
-    if (best == INFINITE) {
-        if (threadIdx.x == 0) tokens[blockIdx.x] = vocab;
-        return;
-    }
-    best = capped(best, p.softcap);
+    if (best < INFINITE) best = capped(best, p.softcap);
     float inverse = 1.0f / p.temperature;
     for (u32 i = run.first; i < run.last; i++) row[i] = exp2_fast((capped(row[i], p.softcap) - best) * inverse * LOG2_E);
     Kept kept = {0, 0xffffffffu};

@@ -136,6 +136,11 @@ def cases() -> list[Case]:
                      "num_attention_heads": 3, "num_key_value_heads": 1, "rms_norm_eps": 0.02, "tie_word_embeddings": False}
     long = {"partial_rotary_factor": 0.75, "original_max_position_embeddings": 128}
     short = {"type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.9, 2.4, 3.0], "long_factor": [1.5, 2.0, 3.0, 5.0, 7.0, 9.0]}
+    # Norms after both halves alone, over all of q and all of k; the third of them with a window on three layers of four, YaRN on the others.
+    olmo2 = common | {"model_type": "olmo2", "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 2, "num_attention_heads": 6,
+                      "num_key_value_heads": 2, "rms_norm_eps": 0.02, "attention_bias": False, "tie_word_embeddings": False}
+    olmo3 = olmo2 | {"model_type": "olmo3", "num_hidden_layers": 4, "sliding_window": 7, "num_attention_heads": 4, "head_dim": 16}
+    yarn = {"rope_type": "yarn", "factor": 8.0, "beta_fast": 8, "beta_slow": 1, "original_max_position_embeddings": 32}
     v4, v5 = False, True
     return [
         Case("llama-causal", "LlamaForCausalLM", llama | spelled(v4, 10000.0, None)),
@@ -170,6 +175,12 @@ def cases() -> list[Case]:
         Case("phi3-causal", "Phi3ForCausalLM", phi3 | long | spelled(v4, 10000.0, short)),
         Case("phi3-reward", "Phi3ForSequenceClassification",
              phi3 | {"sliding_window": 7} | one | spelled(v5, 10000.0, None, "bfloat16"), 1, dtype="bfloat16"),
+        Case("olmo2-causal", "Olmo2ForCausalLM", olmo2 | spelled(v4, 500000.0, None)),
+        Case("olmo2-reward", "Olmo2ForSequenceClassification", olmo2 | one | spelled(v5, 10000.0, None, "bfloat16"), 1, dtype="bfloat16"),
+        Case("olmo3-causal", "Olmo3ForCausalLM", olmo3 | spelled(v4, 10000.0, yarn)),
+        Case("olmo3-reward", "Olmo3ForSequenceClassification", olmo3 | one | {"dtype": "float32", "rope_parameters": {
+            "full_attention": yarn | {"rope_theta": 20000.0, "attention_factor": 1.3},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0}}}, 1),
     ]
 
 

@@ -99,8 +99,10 @@ impl Case {
         names.sort();
         let cases: Vec<Case> = names.into_iter().map(Case::open).collect();
         let architecture = if causal { "ForCausalLM" } else { "ForSequenceClassification" };
-        for family in ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "SmolLM3", "Granite", "Phi3"]
-        {
+        for family in [
+            "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "SmolLM3", "Granite", "Phi3", "Olmo2",
+            "Olmo3",
+        ] {
             let wanted = match (family, causal) {
                 ("Granite", false) => continue, // transformers has no such class
                 ("Gemma3", false) => "Gemma3TextForSequenceClassification".to_string(),

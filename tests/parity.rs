@@ -14,8 +14,10 @@ use ares::ops::Ops;
 use joint::{Golden, Gradients, Opened};
 use toolkit::device;
 
-const FOLDERS: &[&str] =
-    &["llama", "llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "smollm3", "granite", "phi3"];
+const FOLDERS: &[&str] = &[
+    "llama", "llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "smollm3", "granite", "phi3", "olmo2",
+    "olmo3",
+];
 
 /// A ragged batch: a shared prompt, a prompt of its own, none.
 fn batch(vocab: usize, heads: Heads) -> Batch {

@@ -212,7 +212,8 @@ impl<B: Ops> List<'_, '_, B> {
         let rotate = qkv::rotate_cost(t as u64, spec.rotated() as u64, Self::ACT);
         let costs = p.costs().map(|cost| cost + rotate);
         p.bias = config.traits.qkv_bias.then(|| self.act(1, spec.width())).transpose()?;
-        let qk_norm = if config.traits.qk_norm { Some((self.act(1, e)?, self.act(1, e)?)) } else { None };
+        let [of_q, of_k] = spec.normed();
+        let qk_norm = if config.traits.qk_norm { Some((self.act(1, of_q)?, self.act(1, of_k)?)) } else { None };
         let mut raw = self.out(t, if config.traits.qk_norm { spec.rotated() } else { 0 })?;
         let rope = Rope::new(ops, &config.ropes.kinds[0].inv_freq(e), t)?;
         let rotation = || Rotation { qk_norm: qk_norm.as_ref(), positions, rope: &rope, spec };

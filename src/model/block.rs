@@ -26,6 +26,9 @@ pub struct Block<B: Ops> {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BlockSpec {
+    /// Before attention and the feed-forward.
+    pub pre_norm: NormSpec,
+    /// After them, where there are such norms.
     pub norm: NormSpec,
     pub qkv: QkvSpec,
     pub attention: AttentionSpec,
@@ -177,7 +180,7 @@ impl<B: Ops> Block<B> {
         let product = LinearForward { y: &mut s.mid, xa: &mut s.o_xa, x: o, weights: weights.o };
         self.add(ops, product, x, norms.map(|[w, _]| (&mut s.o_y, &mut s.rstd_o, w)))?; // 4
         let (y, rstd) = (&mut s.n_post, &mut s.rstd_post);
-        ops.norm_forward(NormForward { y, rstd, x: &s.mid, w: &self.mid_norm, residual: None, spec: spec.norm })?; // 5
+        ops.norm_forward(NormForward { y, rstd, x: &s.mid, w: &self.mid_norm, residual: None, spec: spec.pre_norm })?; // 5
         let (y, xa) = (&mut s.gate_up, &mut s.gate_up_xa);
         let product = LinearForward { y, xa, x: &s.n_post, weights: weights.gate_up };
         ops.gate_up_forward(&mut t.act, product, spec.gate_up)?; // 6
@@ -229,7 +232,14 @@ impl<B: Ops> Block<B> {
     ) -> Result<()> {
         let weights = self.products(lora).qkv;
         let (y, rstd) = (&mut s.n_in, &mut s.rstd_in);
-        ops.norm_forward(NormForward { y, rstd, x: &s.x, w: &self.input_norm, residual: None, spec: self.spec.norm })?; // 1
+        ops.norm_forward(NormForward {
+            y,
+            rstd,
+            x: &s.x,
+            w: &self.input_norm,
+            residual: None,
+            spec: self.spec.pre_norm,
+        })?; // 1
         let product = LinearForward { y: &mut s.qkv, xa: &mut s.qkv_xa, x: &s.n_in, weights };
         ops.qkv_forward(product, &mut s.raw, self.rotation(positions, rope)) // 2
     }
@@ -258,7 +268,7 @@ impl<B: Ops> Block<B> {
         let product = LinearBackward { dx: Some(&mut t.d_n), grad: gu, dxa, x, xa, weights: weights.gate_up };
         ops.gate_up_backward(product, &mut s.gate_up, &t.d_act, spec.gate_up)?; // 6
         let (dy, rstd, w) = (&t.d_n, &s.rstd_post, &self.mid_norm);
-        ops.norm_backward(NormBackward { dx, dy, x: &s.mid, rstd, w, spec: spec.norm })?; // 5
+        ops.norm_backward(NormBackward { dx, dy, x: &s.mid, rstd, w, spec: spec.pre_norm })?; // 5
         let (dxa, xa) = (&mut t.d_xa, &s.o_xa);
         let product = LinearBackward { dx: Some(d_o), grad: go, dxa, x: o, xa, weights: weights.o };
         let dy = self.before_norm(ops, &mut t.d_y, dx, norms.map(|[w, _]| (&s.o_y, &s.rstd_o, w)))?;
@@ -288,6 +298,6 @@ impl<B: Ops> Block<B> {
         ops.qkv_backward(product, &mut t.d_qkv, &s.raw, self.rotation(&packing.positions, rope))?; // 2
         let Some(dx) = dx else { return Ok(()) };
         let (dy, rstd, w) = (&t.d_n, &s.rstd_in, &self.input_norm);
-        ops.norm_backward(NormBackward { dx, dy, x: &s.x, rstd, w, spec: spec.norm }) // 1
+        ops.norm_backward(NormBackward { dx, dy, x: &s.x, rstd, w, spec: spec.pre_norm }) // 1
     }
 }

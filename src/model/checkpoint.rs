@@ -332,8 +332,7 @@ pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(crate) fn promised(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let ModelConfig { vocab_size: v, hidden_size: c, head_dim: d, .. } = *config;
     let mut layer: Vec<(String, Vec<usize>)> = Vec::new();
-    let (before, after) = config.norm_names();
-    for norm in before.into_iter().chain(after.into_iter().flatten()) {
+    for norm in config.norm_names().into_iter().flatten().flatten() {
         layer.push((format!("{norm}.weight"), vec![c]));
     }
     for projection in Projection::ALL {
@@ -344,7 +343,9 @@ pub(crate) fn promised(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         }
     }
     if config.traits.qk_norm {
-        layer.extend(["q", "k"].map(|x| (format!("self_attn.{x}_norm.weight"), vec![d])));
+        let wide = [Projection::Q, Projection::K].map(|projection| projection.shape(config).0);
+        let columns = if config.traits.wide_qk_norm { wide } else { [d; 2] };
+        layer.extend(["q", "k"].into_iter().zip(columns).map(|(x, n)| (format!("self_attn.{x}_norm.weight"), vec![n])));
     }
     let mut all = vec![(EMBEDDING.to_string(), vec![v, c])];
     for at in 0..config.layers {

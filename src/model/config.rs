@@ -181,7 +181,7 @@ impl ModelConfig {
             heads,
             kv_heads,
             head_dim,
-            rms_norm_eps: (eps_scale * fields.positive("rms_norm_eps")?.unwrap_or(1e-6)) as f32,
+            rms_norm_eps: (eps_scale * fields.positive("rms_norm_eps")?.unwrap_or(family.traits().eps)) as f32,
             max_position_embeddings: ropes.context(max_position_embeddings),
             tie_word_embeddings: match fields.has("tie_word_embeddings") {
                 true => fields.flag("tie_word_embeddings")?,

@@ -109,7 +109,7 @@ mod tests {
         let table = cpu.weight(4, 8, vec![0.0; 32]).unwrap();
         let rope = Rope::new(&cpu, &[1.0; 4], 4).unwrap();
         let norm = NormSpec { eps: 1e-6, unit_offset: false };
-        let spec = QkvSpec { heads: 1, kv_heads: 1, head_dim: 8, norm };
+        let spec = QkvSpec { heads: 1, kv_heads: 1, head_dim: 8, norm, wide: false };
         let w = cpu.weight(24, 8, vec![0.0; 192]).unwrap();
         let mut cache = cpu.kv_cache(4, 4, SPEC).unwrap();
         let qkv = zeros(2, 24);

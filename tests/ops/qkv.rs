@@ -17,7 +17,8 @@ struct Case {
 
 impl Case {
     fn new((heads, kv_heads, head_dim): (usize, usize, usize), rows: usize, k: usize, bias: bool, norm: bool) -> Case {
-        let spec = QkvSpec { heads, kv_heads, head_dim, norm: NormSpec { eps: 1e-2, unit_offset: false } };
+        let norm_spec = NormSpec { eps: 1e-2, unit_offset: false };
+        let spec = QkvSpec { heads, kv_heads, head_dim, norm: norm_spec, wide: false };
         let e = head_dim;
         Case {
             spec,
@@ -27,6 +28,13 @@ impl Case {
             positions: (0..rows as u32).map(|t| t * 5 % 64).collect(),
             dy: random(9, rows * spec.width(), 1.0),
         }
+    }
+
+    /// Norms of all of q, and of all of k.
+    fn wide(self) -> Case {
+        let QkvSpec { heads, kv_heads, head_dim, .. } = self.spec;
+        let qk_norm = Some([random(4, heads * head_dim, 1.0), random(5, kv_heads * head_dim, 1.0)]);
+        Case { spec: QkvSpec { wide: true, ..self.spec }, qk_norm, ..self }
     }
 
     fn rotation(&self) -> naive::Rotation<'_> {
@@ -64,7 +72,7 @@ impl toolkit::Case for Case {
 
     fn run<B: Ops>(&self, ops: &B) -> Outputs {
         let (spec, rows, [_, xa, raw]) = (self.spec, self.positions.len(), self.forward());
-        let qk_norm = self.qk_norm.as_ref().map(|gains| gains.each_ref().map(|g| act(ops, spec.head_dim, g)).into());
+        let qk_norm = self.qk_norm.as_ref().map(|gains| gains.each_ref().map(|g| act(ops, g.len(), g)).into());
         let (rope, positions) = (Rope::new(ops, &self.freq, 64).unwrap(), indices(ops, &self.positions));
         let rotation = || Rotation { qk_norm: qk_norm.as_ref(), positions: &positions, rope: &rope, spec };
         let (mut product, mut dqkv) = (self.product.on(ops, &xa), act(ops, spec.width(), &self.dy));
@@ -86,8 +94,11 @@ fn cases() -> impl Iterator<Item = Case> {
     let shapes =
         [((4, 2, 8), 7, 36), ((3, 1, 32), 33, 40), ((2, 2, 20), 1, 64), ((2, 1, 128), 9, 72), ((4, 2, 12), 67, 11)];
     let kinds = |(heads, rows, k)| {
+        let of = move |(bias, norm)| Case::new(heads, rows, k, bias, norm);
         [(false, false), (true, false), (false, true), (true, true)]
-            .map(|(bias, norm)| Case::new(heads, rows, k, bias, norm))
+            .map(of)
+            .into_iter()
+            .chain([of((false, true)).wide()])
     };
     shapes.into_iter().flat_map(kinds)
 }
@@ -98,6 +109,8 @@ fn gradient() {
         let case = Case::new((4, 2, 6), 5, 7, bias, norm);
         assert_product_slopes(&case, ("qkv", &case.dy), |case| &mut case.product);
     }
+    let wide = Case::new((4, 2, 6), 5, 7, false, true).wide();
+    assert_product_slopes(&wide, ("qkv", &wide.dy), |case| &mut case.product);
 }
 
 #[test]
@@ -117,6 +130,10 @@ fn invariance() {
         for full in [false, true] {
             let case = Case::new(heads, ROWS, k, full, full);
             assert_alone("qkv", &|rows: &[usize]| case.take(rows));
+            if full {
+                let wide = case.clone().wide();
+                assert_alone("qkv, wide", &|rows: &[usize]| wide.take(rows));
+            }
         }
     }
 }

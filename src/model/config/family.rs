@@ -19,6 +19,8 @@ pub enum Family {
     SmolLm3,
     Granite,
     Phi3,
+    Olmo2,
+    Olmo3,
 }
 
 /// What distinguishes a family, whatever its sizes.
@@ -28,9 +30,13 @@ pub(crate) struct Traits {
     pub(crate) qkv_bias: bool,
     /// RMSNorm over each head of q and k.
     pub(crate) qk_norm: bool,
+    /// Or over all of q, and all of k.
+    pub(crate) wide_qk_norm: bool,
     /// Gains of norms are 1 + w.
     pub(crate) unit_offset: bool,
-    /// Attention and feed-forward each have a norm after them, too.
+    /// Attention and feed-forward each have a norm before them.
+    pub(crate) pre_norms: bool,
+    /// And after them, before they are added.
     pub(crate) post_norms: bool,
     /// The embedding comes out √C times as large.
     pub(crate) scaled_embedding: bool,
@@ -42,24 +48,32 @@ pub(crate) struct Traits {
     pub(super) head_dim: Option<usize>,
     /// Padding where the config says nothing of it.
     pub(super) pad: Option<u32>,
+    /// Of norms, where the config says nothing.
+    pub(super) eps: f64,
 }
 
 const PLAIN: Traits = Traits {
     qkv_bias: false,
     qk_norm: false,
+    wide_qk_norm: false,
     unit_offset: false,
+    pre_norms: true,
     post_norms: false,
     scaled_embedding: false,
     fused: false,
     tied: false,
     head_dim: None,
     pad: None,
+    eps: 1e-6,
 };
 const GEMMA: Traits =
     Traits { unit_offset: true, scaled_embedding: true, tied: true, head_dim: Some(256), pad: Some(0), ..PLAIN };
 
+const OLMO: Traits =
+    Traits { qk_norm: true, wide_qk_norm: true, pre_norms: false, post_norms: true, pad: Some(1), eps: 1e-5, ..PLAIN };
+
 impl Family {
-    pub(crate) const ALL: [Family; 10] = [
+    pub(crate) const ALL: [Family; 12] = [
         Family::Llama,
         Family::Mistral,
         Family::Qwen2,
@@ -70,6 +84,8 @@ impl Family {
         Family::SmolLm3,
         Family::Granite,
         Family::Phi3,
+        Family::Olmo2,
+        Family::Olmo3,
     ];
 
     /// The name as it begins transformers' class names.
@@ -85,6 +101,8 @@ impl Family {
             Family::SmolLm3 => "SmolLM3",
             Family::Granite => "Granite",
             Family::Phi3 => "Phi3",
+            Family::Olmo2 => "Olmo2",
+            Family::Olmo3 => "Olmo3",
         }
     }
 
@@ -97,14 +115,15 @@ impl Family {
             Family::Gemma2 => Traits { post_norms: true, ..GEMMA },
             Family::Gemma3 => Traits { post_norms: true, qk_norm: true, ..GEMMA },
             Family::SmolLm3 => Traits { tied: true, pad: Some(128_004), ..PLAIN },
-            Family::Phi3 => Traits { fused: true, pad: Some(32_000), ..PLAIN },
+            Family::Phi3 => Traits { fused: true, pad: Some(32_000), eps: 1e-5, ..PLAIN },
+            Family::Olmo2 | Family::Olmo3 => OLMO,
         }
     }
 
     /// What gates the feed-forward.
     pub(super) fn activation(self, fields: &Fields) -> Result<Activation> {
-        let key = if self.traits().post_norms { "hidden_activation" } else { "hidden_act" };
         let gemma = self.traits().scaled_embedding;
+        let key = if gemma && self.traits().post_norms { "hidden_activation" } else { "hidden_act" };
         match (gemma, fields.text(key)?) {
             (false, None | Some("silu" | "swish")) => Ok(Activation::Silu),
             // The first release said `gelu`, meant this, and is read so.
@@ -123,7 +142,7 @@ impl Family {
         if self == Family::Granite {
             return Ok((multiplier(fields, "attention_multiplier")? as f32, [None; 2]));
         }
-        if !self.traits().post_norms {
+        if !self.traits().scaled_embedding || !self.traits().post_norms {
             return Ok(((head_dim as f32).powf(-0.5), [None; 2]));
         }
         let scalar = fields.positive("query_pre_attn_scalar")?.unwrap_or(256.0);
@@ -153,8 +172,8 @@ impl Family {
     /// Sliding windows per layer, as the family's class in transformers reads its config.
     pub(super) fn windows(self, fields: &Fields, layers: usize) -> Result<Vec<Option<usize>>> {
         let on = match self {
-            Family::Llama | Family::Gemma | Family::Granite => false,
-            Family::Mistral | Family::Gemma2 | Family::Gemma3 => true,
+            Family::Llama | Family::Gemma | Family::Granite | Family::Olmo2 => false,
+            Family::Mistral | Family::Gemma2 | Family::Gemma3 | Family::Olmo3 => true,
             Family::Phi3 => fields.has("sliding_window"),
             Family::Qwen2 | Family::Qwen3 | Family::SmolLm3 => fields.flag("use_sliding_window")?,
         };
@@ -172,6 +191,7 @@ impl Family {
             let windowed = |layer: usize| match self {
                 Family::Gemma2 => layer.is_multiple_of(2),
                 Family::Gemma3 => !(layer + 1).is_multiple_of(pattern),
+                Family::Olmo3 => !(layer + 1).is_multiple_of(4),
                 _ => layer >= first,
             };
             return Ok((0..layers).map(|layer| windowed(layer).then_some(window)).collect());
@@ -199,14 +219,13 @@ fn multiplier(fields: &Fields, key: &str) -> Result<f64> {
 }
 
 impl ModelConfig {
-    /// What a block's norms are called: those before attention and feed-forward, and those after each where there are such.
-    pub(crate) fn norm_names(&self) -> ([&'static str; 2], Option<[&'static str; 2]>) {
-        match self.traits.post_norms {
-            false => (["input_layernorm", "post_attention_layernorm"], None),
-            true => (
-                ["input_layernorm", "pre_feedforward_layernorm"],
-                Some(["post_attention_layernorm", "post_feedforward_layernorm"]),
-            ),
+    /// What a block's norms are called: those before attention and feed-forward, and those after each, where there are such.
+    pub(crate) fn norm_names(&self) -> [Option<[&'static str; 2]>; 2] {
+        let after = ["post_attention_layernorm", "post_feedforward_layernorm"];
+        match (self.traits.pre_norms, self.traits.post_norms) {
+            (true, false) => [Some(["input_layernorm", "post_attention_layernorm"]), None],
+            (true, true) => [Some(["input_layernorm", "pre_feedforward_layernorm"]), Some(after)],
+            (false, _) => [None, Some(after)],
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::text::fields::{Fields, brief};
 
 /// transformers' own, where a config states none.
 const DEFAULT_THETA: f64 = 10_000.0;
+const OLMO_THETA: f64 = 500_000.0;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct RopeConfig {
@@ -24,6 +25,7 @@ pub(crate) enum Scaling {
     /// Every frequency divided by this.
     Linear(f64),
     Llama3(Llama3Scaling),
+    Yarn(YarnScaling),
     Long(LongScaling),
 }
 
@@ -45,6 +47,8 @@ impl Ropes {
                 (vec![RopeConfig::read(fields, 2e6, max)?, none], without_rotation(fields, windows.len())?)
             }
             Family::Phi3 => (vec![phi3(fields, max)?], vec![0; windows.len()]),
+            Family::Olmo2 => (vec![RopeConfig::read(fields, OLMO_THETA, max)?], vec![0; windows.len()]),
+            Family::Olmo3 => (olmo3(fields, max)?, windows.iter().map(|window| window.is_some().into()).collect()),
             _ => (vec![RopeConfig::read(fields, DEFAULT_THETA, max)?], vec![0; windows.len()]),
         };
         Ok(Ropes { kinds, of_layer })
@@ -79,6 +83,19 @@ fn gemma3(fields: &Fields, max: usize) -> Result<Vec<RopeConfig>> {
         None => Ok(RopeConfig::plain(theta)),
     };
     [("full_attention", 1e6), ("sliding_attention", 1e4)].into_iter().map(of).collect()
+}
+
+/// Of layers that see everything, which alone are stretched, and of those that look through a window, whose base transformers reads where
+/// both have one set of parameters each, else not.
+fn olmo3(fields: &Fields, max: usize) -> Result<Vec<RopeConfig>> {
+    let Some(both) = fields.object("rope_parameters")? else {
+        return Ok(vec![RopeConfig::read(fields, OLMO_THETA, max)?, RopeConfig::plain(OLMO_THETA)]);
+    };
+    let of = |key| match both.object(key)? {
+        Some(fields) => RopeConfig::of(&fields, OLMO_THETA, max),
+        None => Ok(RopeConfig::plain(OLMO_THETA)),
+    };
+    ["full_attention", "sliding_attention"].into_iter().map(of).collect()
 }
 
 /// One for each layer that does not rotate, else zero.
@@ -135,6 +152,52 @@ fn phi3(fields: &Fields, max: usize) -> Result<RopeConfig> {
     Ok(rope)
 }
 
+/// YaRN (arXiv:2309.00071): pairs that turn often within the context that was trained on keep their frequency, those that turn seldom are
+/// stretched by `factor`, those between are interpolated.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct YarnScaling {
+    factor: f64,
+    /// Turns within the context that are often, and seldom.
+    turns: [f64; 2],
+    attention: f64,
+    original_max_position: usize,
+}
+
+impl YarnScaling {
+    fn read(fields: &Fields, max_position: usize) -> Result<YarnScaling> {
+        for key in ["mscale", "mscale_all_dim", "truncate"] {
+            if let Some(value) = fields.get(key) {
+                return Err(fields.refuse(key, "absent", &brief(value), UNSUPPORTED));
+            }
+        }
+        let original_max_position = fields.size("original_max_position_embeddings")?.unwrap_or(max_position);
+        let factor = fields.positive("factor")?.unwrap_or(max_position as f64 / original_max_position as f64);
+        let attention = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
+        let turns = [fields.positive("beta_fast")?.unwrap_or(32.0), fields.positive("beta_slow")?.unwrap_or(1.0)];
+        let attention = fields.positive("attention_factor")?.unwrap_or(attention);
+        Ok(YarnScaling { factor, turns, attention, original_max_position })
+    }
+
+    /// In f32 where transformers computes in f32.
+    fn apply(&self, plain: &[f32], channels: usize, theta: f64) -> Vec<f32> {
+        let pair = |turns: f64| {
+            let length = self.original_max_position as f64 / (turns * 2.0 * std::f64::consts::PI);
+            channels as f64 * length.ln() / (2.0 * theta.ln())
+        };
+        let [low, high] = self.turns.map(pair);
+        let (low, mut high) = (low.floor().max(0.0), high.ceil().min(channels as f64 - 1.0));
+        if low == high {
+            high += 0.001; // else a division by zero
+        }
+        let ramp = |i: usize| ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+        let mixed = |(i, freq): (usize, &f32)| {
+            let keep = 1.0 - ramp(i);
+            1.0 / (self.factor as f32 * (1.0 / freq)) * (1.0 - keep) + freq * keep
+        };
+        plain.iter().enumerate().map(mixed).collect()
+    }
+}
+
 /// LongRoPE (arXiv:2402.13753) within the context that the model was trained on first: each frequency divided by a factor of its own.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct LongScaling {
@@ -187,6 +250,7 @@ impl fmt::Display for RopeConfig {
             Scaling::Llama3(scaling) => {
                 write!(f, "θ = {}, low frequencies stretched by {}", self.theta, scaling.factor)
             }
+            Scaling::Yarn(yarn) => write!(f, "θ = {}, stretched by {} (YaRN)", self.theta, yarn.factor),
             Scaling::Long(long) => write!(f, "θ = {}, LongRoPE within {}", self.theta, long.original_max_position),
         }?;
         if self.share < 1.0 { write!(f, ", {} of each head", self.share) } else { Ok(()) }
@@ -222,7 +286,9 @@ impl RopeConfig {
     /// What cosine and sine of the pairs that turn are multiplied with.
     pub(crate) fn attention_factor(&self) -> f32 {
         match &self.scaling {
-            Scaling::Long(long) => long.attention as f32,
+            Scaling::Long(LongScaling { attention, .. }) | Scaling::Yarn(YarnScaling { attention, .. }) => {
+                *attention as f32
+            }
             _ => 1.0,
         }
     }
@@ -237,6 +303,7 @@ impl RopeConfig {
             Scaling::Plain => plain.collect(),
             Scaling::Linear(factor) => plain.map(|freq| freq / *factor as f32).collect(),
             Scaling::Llama3(scaling) => plain.map(|freq| scaling.apply(freq)).collect(),
+            Scaling::Yarn(yarn) => yarn.apply(&plain.collect::<Vec<f32>>(), turning, self.theta),
             Scaling::Long(long) => {
                 (0..turning).step_by(2).zip(&long.factors).map(|(i, factor)| 1.0 / (factor * power(i))).collect()
             }
@@ -263,7 +330,7 @@ impl RopeConfig {
 }
 
 impl Scaling {
-    /// Any kind but `default`, `linear` and `llama3` is refused by name.
+    /// Any kind but `default`, `linear`, `llama3` and `yarn` is refused by name.
     fn read(fields: &Fields, max_position: usize) -> Result<Scaling> {
         if let Some((key, _)) = fields.iter().find(|(_, value)| value.is_object()) {
             return Err(fields.refuse(key, "one setting for all layers", "settings per kind of layer", UNSUPPORTED));
@@ -273,9 +340,11 @@ impl Scaling {
         match fields.text(key)? {
             None | Some("default") => return Ok(Scaling::Plain),
             Some("linear") => return Ok(Scaling::Linear(number("factor")?)),
+            Some("yarn") => return Ok(Scaling::Yarn(YarnScaling::read(fields, max_position)?)),
             Some("llama3") => {}
             Some(other) => {
-                return Err(fields.refuse(key, "`default`, `linear` or `llama3`", &format!("`{other}`"), UNSUPPORTED));
+                let known = "`default`, `linear`, `llama3` or `yarn`";
+                return Err(fields.refuse(key, known, &format!("`{other}`"), UNSUPPORTED));
             }
         }
         let scaling = Llama3Scaling {
@@ -309,4 +378,4 @@ impl Llama3Scaling {
 }
 
 const UNSUPPORTED: &str =
-    "ares computes plain, linear and Llama-3 rotary positions only: use a checkpoint with one of these";
+    "ares computes plain, linear, Llama-3 and YaRN rotary positions: use a checkpoint with one of these";

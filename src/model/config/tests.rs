@@ -175,7 +175,12 @@ fn what_cannot_be_computed_is_refused_by_name() {
         ("Llama", json!({"eos_token_id": "</s>"}), "eos_token_id to be a token id"),
         ("Mistral", json!({"sliding_window": 0}), "sliding_window to be a whole number from 1"),
         ("Qwen3", json!({"use_sliding_window": true, "layer_types": ["full_attention"]}), "to be a list of 3"),
-        ("Llama", rope("yarn"), "rope_scaling.type to be `default`, `linear` or `llama3`, found `yarn`"),
+        ("Llama", rope("ntk"), "rope_scaling.type to be `default`, `linear`, `llama3` or `yarn`, found `ntk`"),
+        (
+            "Qwen2",
+            json!({"rope_scaling": {"type": "yarn", "factor": 4, "mscale": 1}}),
+            "rope_scaling.mscale to be absent",
+        ),
         ("Llama", rope("dynamic"), "found `dynamic`"),
         (
             "Qwen2",
@@ -186,8 +191,12 @@ fn what_cannot_be_computed_is_refused_by_name() {
         ("SmolLM3", json!({"no_rope_layers": [1, 2, 1]}), "no_rope_layers to be 0 or 1 for each layer"),
         ("SmolLM3", json!({"no_rope_layer_interval": 0}), "no_rope_layer_interval to be a whole number from 1"),
         ("Gemma3", json!({"sliding_window_pattern": 0}), "sliding_window_pattern to be a whole number from 1"),
-        ("Gemma3", json!({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}), "full_attention.rope_type"),
-        ("Gemma4", json!({}), "one of {Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma2, Gemma3, SmolLM3, Granite, Phi3}"),
+        ("Gemma3", json!({"rope_parameters": {"full_attention": {"rope_type": "ntk"}}}), "full_attention.rope_type"),
+        (
+            "Gemma4",
+            json!({}),
+            "one of {Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma2, Gemma3, SmolLM3, Granite, Phi3, Olmo2, Olmo3}",
+        ),
         ("Gemma", json!({"hidden_act": "relu"}), "hidden_act to be `gelu_pytorch_tanh`, found `relu`"),
         ("Gemma2", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention to be false"),
         ("Gemma2", json!({"final_logit_softcapping": 0}), "final_logit_softcapping to be a number above 0"),

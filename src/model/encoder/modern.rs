@@ -121,8 +121,12 @@ impl<B: Ops> Modern<B> {
             let (spec, rope) = (self.attention[usize::from(layer.local)], &self.ropes[usize::from(layer.local)]);
             let norm = NormSpec { eps: self.eps, unit_offset: false };
             let positions = &tables.packing.positions;
-            let rotation =
-                Rotation { qk_norm: None, positions, rope, spec: QkvSpec { heads, kv_heads: heads, head_dim, norm } };
+            let rotation = Rotation {
+                qk_norm: None,
+                positions,
+                rope,
+                spec: QkvSpec { heads, kv_heads: heads, head_dim, norm, wide: false },
+            };
             let product = LinearForward { y: qkv, xa: none, x: input, weights: layer.qkv.weights() };
             ops.qkv_forward(product, raw, rotation)?;
             ops.attention_forward(AttentionForward { o, lse, qkv, packing: &tables.packing, spec })?;

@@ -62,12 +62,11 @@ simd! {
 }
 
 simd! {
-    /// Norms every head of q∣k.
+    /// Norms q∣k.
     fn norm_heads<'a>(row: &'a mut [f32], raw: &'a [f32], norms: &'a (Tensor<Cpu>, Tensor<Cpu>), spec: QkvSpec) {
-        let (e, (q_norm, k_norm)) = (spec.head_dim, norms);
-        for (h, (head, raw)) in row.chunks_exact_mut(e).zip(raw.chunks_exact(e)).enumerate() {
-            let w = if h < spec.heads { q_norm } else { k_norm };
-            rms_row(head, raw, &w.buffer, spec.norm);
+        for (columns, of_q) in spec.spans() {
+            let w = if of_q { &norms.0 } else { &norms.1 };
+            rms_row(&mut row[columns.clone()], &raw[columns], &w.buffer, spec.norm);
         }
     }
 }
@@ -75,15 +74,16 @@ simd! {
 simd! {
     /// Gradient of the q/k norm, in place; rstd is recomputed from `raw`.
     fn unnorm<'a>(row: &'a mut [f32], raw: &'a [f32], norms: &'a (Tensor<Cpu>, Tensor<Cpu>), spec: QkvSpec) {
-        let (e, (q_norm, k_norm)) = (spec.head_dim, norms);
-        let mut forward = vec![0.0; e];
-        let mut dy = vec![0.0; e];
-        for (h, (head, raw)) in row.chunks_exact_mut(e).zip(raw.chunks_exact(e)).enumerate() {
-            let w = &if h < spec.heads { q_norm } else { k_norm }.buffer;
-            let rstd = rms_row(&mut forward, raw, w, spec.norm);
-            dy.copy_from_slice(head);
-            head.fill(0.0);
-            rms_backward_row(head, &dy, raw, rstd, w, spec.norm);
+        let mut space = vec![0.0; 2 * spec.normed()[0]];
+        for (columns, of_q) in spec.spans() {
+            let w = &if of_q { &norms.0 } else { &norms.1 }.buffer;
+            let (d, raw) = (&mut row[columns.clone()], &raw[columns]);
+            let (forward, rest) = space.split_at_mut(d.len());
+            let dy = &mut rest[..d.len()];
+            let rstd = rms_row(forward, raw, w, spec.norm);
+            dy.copy_from_slice(d);
+            d.fill(0.0);
+            rms_backward_row(d, dy, raw, rstd, w, spec.norm);
         }
     }
 }

@@ -8,10 +8,13 @@ use crate::ops::expect;
 
 /// One warp per head; eight fill a block.
 const HEADS_PER_BLOCK: u32 = 8;
-const DEFINES: &[Define] = &[("HEADS_PER_BLOCK", HEADS_PER_BLOCK as u64)];
+/// A float per warp, for the sums of a row.
+const SHARED: u32 = 4 * HEADS_PER_BLOCK;
+const DEFINES: &[Define] = &[("HEADS_PER_BLOCK", HEADS_PER_BLOCK as u64), ("SHARED_BYTES", SHARED as u64)];
 
 pub(crate) fn builds() -> Vec<Build> {
-    vec![Build::new(&kernels::QKV, DEFINES, 32 * HEADS_PER_BLOCK)]
+    let (build, threads) = (Build::new(&kernels::QKV, DEFINES, 32 * HEADS_PER_BLOCK), 32 * HEADS_PER_BLOCK);
+    vec![build.with("rotate_wide_forward", threads, SHARED, 1).with("rotate_wide_backward", threads, SHARED, 1)]
 }
 
 impl Qkv for Cuda {
@@ -19,23 +22,35 @@ impl Qkv for Cuda {
         check(qkv, raw, &rotation)?;
         expect("qkv", "head size, a multiple of 4", rotation.spec.head_dim % 4, 0)?;
         let (params, config) = launch(&rotation, qkv, raw);
-        let raw = rotation.qk_norm.is_some().then_some(&mut raw.buffer);
+        let (normed, wide) = (rotation.qk_norm.is_some(), rotation.spec.wide);
         self.charge(|| rotate_cost(params.rows as u64, rotation.spec.rotated() as u64, 2));
         // SAFETY: `check` proved qkv, raw, positions, norms, the width of the tables, and that positions lie within them.
-        unsafe { kernels::rotate_forward(self, DEFINES, config, &mut qkv.buffer, raw, &params) }
+        unsafe {
+            if normed && wide {
+                return kernels::rotate_wide_forward(self, DEFINES, config, &mut qkv.buffer, &mut raw.buffer, &params);
+            }
+            let raw = normed.then_some(&mut raw.buffer);
+            kernels::rotate_forward(self, DEFINES, config, &mut qkv.buffer, raw, &params)
+        }
     }
 
     fn rotate_backward(&self, dqkv: &mut Tensor<Self>, raw: &Tensor<Self>, rotation: Rotation<Self>) -> Result<()> {
         check(dqkv, raw, &rotation)?;
         let (params, config) = launch(&rotation, dqkv, raw);
-        let raw = rotation.qk_norm.is_some().then_some(&raw.buffer);
+        let (normed, wide) = (rotation.qk_norm.is_some(), rotation.spec.wide);
         self.charge(|| rotate_cost(params.rows as u64, rotation.spec.rotated() as u64, 2));
         // SAFETY: as in forward.
-        unsafe { kernels::rotate_backward(self, DEFINES, config, &mut dqkv.buffer, raw, &params) }
+        unsafe {
+            if normed && wide {
+                return kernels::rotate_wide_backward(self, DEFINES, config, &mut dqkv.buffer, &raw.buffer, &params);
+            }
+            let raw = normed.then_some(&raw.buffer);
+            kernels::rotate_backward(self, DEFINES, config, &mut dqkv.buffer, raw, &params)
+        }
     }
 }
 
-/// What both directions read, gains where the family has a q/k norm; and a warp for each head.
+/// What both directions read, gains where the family has a q/k norm; and a warp for each head, or a block for each row.
 fn launch<'a>(
     rotation: &Rotation<'a, Cuda>,
     qkv: &Tensor<Cuda>,
@@ -58,5 +73,9 @@ fn launch<'a>(
         offset: if spec.norm.unit_offset { 1.0 } else { 0.0 },
     };
     let heads = qkv.rows() * (spec.heads + spec.kv_heads);
-    (params, LaunchConfig::linear(heads.div_ceil(HEADS_PER_BLOCK as usize) as u32, 32 * HEADS_PER_BLOCK))
+    let threads = 32 * HEADS_PER_BLOCK;
+    match qk_norm.is_some() && spec.wide {
+        true => (params, LaunchConfig::linear(qkv.rows() as u32, threads).with_shared(SHARED)),
+        false => (params, LaunchConfig::linear(heads.div_ceil(HEADS_PER_BLOCK as usize) as u32, threads)),
+    }
 }

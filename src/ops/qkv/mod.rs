@@ -1,10 +1,13 @@
-//! Query, key and value: (q ∣ k ∣ v) = x·Wᵀ (+ LoRA, + bias), then q/k norm where the family has it (Qwen3), then the rotation
+//! Query, key and value: (q ∣ k ∣ v) = x·Wᵀ (+ LoRA, + bias), then q/k norm where the family has it, of each head (Qwen3) or of all of
+//! q and all of k (OLMo 2), then the rotation
 //! (RoPE, arXiv:2104.09864, the half-split form): for pair i of a head, angle θ = position·freq_i,
 //! (a, b) = (x_i, x_{i+e/2}) → (a·cos θ − b·sin θ, b·cos θ + a·sin θ).
 
 mod cpu;
 pub(super) mod cuda;
 pub mod naive;
+
+use std::ops::Range;
 
 use super::{Cost, Linear, LinearBackward, LinearForward, NormSpec, expect};
 use crate::backend::{Backend, Indices, Tensor};
@@ -17,12 +20,34 @@ pub struct QkvSpec {
     pub head_dim: usize,
     /// Of the q/k norm, where there is one.
     pub norm: NormSpec,
+    /// That norm is of all of q, and of all of k; else of each head.
+    pub wide: bool,
 }
 
 impl QkvSpec {
     /// Columns of q∣k∣v.
     pub fn width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Columns that one q norm sees, and one k norm.
+    pub(crate) fn normed(&self) -> [usize; 2] {
+        let heads = if self.wide { [self.heads, self.kv_heads] } else { [1, 1] };
+        heads.map(|heads| heads * self.head_dim)
+    }
+
+    /// Norms of q, and norms of q and k.
+    fn norms(&self) -> [usize; 2] {
+        if self.wide { [1, 2] } else { [self.heads, self.heads + self.kv_heads] }
+    }
+
+    /// The columns of each norm of q∣k, and whether they are q's.
+    fn spans(&self) -> impl Iterator<Item = (Range<usize>, bool)> {
+        let ([of_q, of_k], [q, all], first) = (self.normed(), self.norms(), self.heads * self.head_dim);
+        let span = move |i: usize| {
+            if i < q { i * of_q..(i + 1) * of_q } else { first + (i - q) * of_k..first + (i - q + 1) * of_k }
+        };
+        (0..all).map(move |i| (span(i), i < q))
     }
 
     /// Columns of q∣k: what is normed and rotated.
@@ -58,7 +83,7 @@ impl<B: Backend> Rope<B> {
 
 /// What follows the product.
 pub struct Rotation<'a, B: Backend> {
-    pub qk_norm: Option<&'a (Tensor<B>, Tensor<B>)>, // (1, e) each: q's gain, k's gain
+    pub qk_norm: Option<&'a (Tensor<B>, Tensor<B>)>, // (1, e) each, wide (1, h·e), (1, k·e): q's gain, k's gain
     pub positions: &'a Indices<B>,                   // (T, 1)
     pub rope: &'a Rope<B>,
     pub spec: QkvSpec,
@@ -106,7 +131,8 @@ fn check<B: Backend>(qkv: &Tensor<B>, raw: &Tensor<B>, rotation: &Rotation<B>) -
     expect("qkv", "positions within the rotation tables", positions.bound() <= known, true)?;
     expect("qkv", "rotation", (rope.cos.cols(), rope.sin.cols()), (spec.head_dim / 2, spec.head_dim / 2))?;
     if let Some((q, k)) = qk_norm {
-        expect("qkv", "q and k norm", (q.shape(), k.shape()), ((1, spec.head_dim), (1, spec.head_dim)))?;
+        let [of_q, of_k] = spec.normed();
+        expect("qkv", "q and k norm", (q.shape(), k.shape()), ((1, of_q), (1, of_k)))?;
         expect("qkv", "raw", raw.shape(), (rows, spec.rotated()))?;
     }
     Ok(())

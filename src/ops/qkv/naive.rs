@@ -7,7 +7,7 @@ use crate::ops::norm::naive as norm;
 /// What follows the product.
 #[derive(Clone, Copy)]
 pub struct Rotation<'a> {
-    pub qk_norm: Option<(&'a [f32], &'a [f32])>, // (e) each: q's gain, k's gain
+    pub qk_norm: Option<(&'a [f32], &'a [f32])>, // (e) each, wide (h·e), (k·e): q's gain, k's gain
     pub positions: &'a [u32],                    // (T)
     pub freq: &'a [f32],                         // (e/2) angle per position of each pair
     pub spec: QkvSpec,
@@ -25,16 +25,16 @@ pub fn forward(
     let (e, width) = (spec.head_dim, spec.width());
     linear::forward(qkv, xa, x, weights, None);
     for t in 0..positions.len() {
-        for head in 0..spec.heads + spec.kv_heads {
-            let row = &mut qkv[t * width + head * e..][..e];
-            if let Some((q, k)) = qk_norm {
-                let gain = if head < spec.heads { q } else { k };
-                let raw = &mut raw[t * spec.rotated() + head * e..][..e];
-                raw.copy_from_slice(row);
-                norm::forward(row, &mut [0.0], raw, gain, None, spec.norm);
+        let row = &mut qkv[t * width..][..spec.rotated()];
+        if let Some((q, k)) = qk_norm {
+            let raw = &mut raw[t * spec.rotated()..][..spec.rotated()];
+            raw.copy_from_slice(row);
+            for (columns, of_q) in spec.spans() {
+                let gain = if of_q { q } else { k };
+                norm::forward(&mut row[columns.clone()], &mut [0.0], &raw[columns], gain, None, spec.norm);
             }
-            rotate(row, positions[t] as f32, freq);
         }
+        row.chunks_exact_mut(e).for_each(|head| rotate(head, positions[t] as f32, freq));
     }
 }
 
@@ -52,17 +52,16 @@ pub fn backward(
 ) {
     let (e, width) = (spec.head_dim, spec.width());
     for t in 0..positions.len() {
-        for head in 0..spec.heads + spec.kv_heads {
-            let row = &mut dqkv[t * width + head * e..][..e];
-            rotate(row, -(positions[t] as f32), freq); // a rotation's transpose turns back
-            if let Some((q, k)) = qk_norm {
-                let gain = if head < spec.heads { q } else { k };
-                let raw = &raw[t * spec.rotated() + head * e..][..e];
-                let (dy, mut y, mut rstd) = (row.to_vec(), vec![0.0; e], [0.0]);
-                norm::forward(&mut y, &mut rstd, raw, gain, None, spec.norm);
-                row.fill(0.0);
-                norm::backward(row, &dy, raw, &rstd, gain, spec.norm);
-            }
+        let row = &mut dqkv[t * width..][..spec.rotated()];
+        // A rotation's transpose turns back.
+        row.chunks_exact_mut(e).for_each(|head| rotate(head, -(positions[t] as f32), freq));
+        let Some((q, k)) = qk_norm else { continue };
+        for (columns, of_q) in spec.spans() {
+            let (gain, raw) = (if of_q { q } else { k }, &raw[t * spec.rotated()..][columns.clone()]);
+            let (dy, mut y, mut rstd) = (row[columns.clone()].to_vec(), vec![0.0; columns.len()], [0.0]);
+            norm::forward(&mut y, &mut rstd, raw, gain, None, spec.norm);
+            row[columns.clone()].fill(0.0);
+            norm::backward(&mut row[columns], &dy, raw, &rstd, gain, spec.norm);
         }
     }
     linear::backward(dx, (da, db), dxa, dqkv, x, xa, weights);
