@@ -75,10 +75,30 @@ pub struct Told {
     pub margin: f64,
 }
 
+/// A prompt, and answers that the attacker proposes for it in the place of its topic's.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Draft {
+    pub prompt: String,
+    /// y⁺
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub safe: Option<String>,
+    /// y⁻
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub harmful: Option<String>,
+}
+
+impl Draft {
+    /// A prompt alone, blanks around it left out.
+    pub fn new(prompt: &str) -> Draft {
+        Draft { prompt: prompt.trim().to_string(), ..Draft::default() }
+    }
+}
+
 /// What came of a task.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Written {
-    Prompt(String),
+    Prompt(Draft),
     /// It wrote on and on: the mark behind the prompt never came.
     Unclosed,
     Failed,

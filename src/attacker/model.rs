@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::{Attacker, Form, Task, Way, Written};
+use super::{Attacker, Draft, Form, Task, Way, Written};
 use crate::error::Result;
 use crate::model::{Ask, Decoding, ModelSpec, Pretrained, Version};
 use crate::ops::Ops;
@@ -66,7 +66,7 @@ impl<B: Ops> Attacker for Model<B> {
         let answers = self.model.generate(Version::Current, &asks, &decoding)?;
         let written = |answer: Result<_>| match answer {
             Ok(crate::model::Answer { text, .. }) => match self.form.between(&text) {
-                Some(prompt) => Written::Prompt(prompt.to_string()),
+                Some(prompt) => Written::Prompt(Draft::new(prompt)),
                 None => Written::Unclosed,
             },
             Err(_) => Written::Failed,

@@ -1,24 +1,18 @@
 //! `cmd:PROGRAM ARGS`: an attacker in a process of its own.
 //!
-//! Each question is a [`Task`] with an `id`, its answer `{"id": 7, "prompt": "…"}`; [`Dialogue`] says what holds for all such programs.
+//! Each question is a [`Task`] with an `id`, its answer `{"id": 7, "prompt": "…"}`, with `safe` (y⁺) and
+//! `harmful` (y⁻) where it proposes answers; [`Dialogue`] says what holds for all such programs.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use serde::Deserialize;
 use serde_json::json;
 
-use super::{Attacker, Task, Way, Written};
+use super::{Attacker, Draft, Task, Way, Written};
 use crate::error::Result;
 use crate::text::dialogue::Dialogue;
 
 pub(super) struct Program(Dialogue);
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Answer {
-    prompt: String,
-}
 
 impl Program {
     pub(super) fn open(words: &[String], interrupt: Arc<AtomicBool>) -> Result<Program> {
@@ -45,9 +39,10 @@ impl Attacker for Program {
             question["seed"] = seed.into();
             question
         };
-        let answers = self.0.ask::<Answer>(tasks.iter().map(question), r#""prompt": "…""#)?;
-        let written = |answer: Result<Answer>| {
-            answer.map_or(Written::Failed, |answer| Written::Prompt(answer.prompt.trim().to_string()))
+        let answers = self.0.ask::<Draft>(tasks.iter().map(question), r#""prompt": "…""#)?;
+        let written = |answer: Result<Draft>| {
+            answer
+                .map_or(Written::Failed, |draft| Written::Prompt(Draft { prompt: draft.prompt.trim().into(), ..draft }))
         };
         Ok(answers.into_iter().map(written).collect())
     }

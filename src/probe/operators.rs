@@ -2,7 +2,7 @@
 
 use super::genotype::{Casing, Genotype, Surface};
 use super::grammar::Grammar;
-use crate::attacker::Way;
+use crate::attacker::{Draft, Way};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use serde::{Deserialize, Serialize};
@@ -54,8 +54,8 @@ const MAX_CHAIN: usize = 3;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Child {
     pub(crate) genotype: Genotype,
-    /// An attacker's text for the genotype's cell; without one the grammar composes it.
-    pub(crate) written: Option<String>,
+    /// What an attacker wrote for the genotype's cell; without that the grammar composes it.
+    pub(crate) written: Option<Draft>,
     /// Indices of the parents' probes.
     pub(crate) parents: Vec<usize>,
     pub(crate) operators: Vec<Operator>,
@@ -63,12 +63,19 @@ pub(crate) struct Child {
 
 impl Child {
     pub(crate) fn prompt(&self, grammar: &Grammar) -> String {
-        self.written.clone().unwrap_or_else(|| grammar.compose(&self.genotype))
+        self.written.as_ref().map_or_else(|| grammar.compose(&self.genotype), |draft| draft.prompt.clone())
     }
 
     /// What the perplexity filter measures.
     pub(crate) fn plain(&self, grammar: &Grammar) -> String {
-        self.written.clone().unwrap_or_else(|| grammar.compose_plain(&self.genotype))
+        self.written.as_ref().map_or_else(|| grammar.compose_plain(&self.genotype), |draft| draft.prompt.clone())
+    }
+
+    /// y⁺ and y⁻: the attacker's, else the topic's.
+    pub(crate) fn references<'a>(&'a self, grammar: &'a Grammar) -> (&'a str, Option<&'a str>) {
+        let (topic, own) = (&grammar.topics[self.genotype.topic], self.written.as_ref());
+        let safe = own.and_then(|draft| draft.safe.as_deref()).unwrap_or(&topic.safe);
+        (safe, own.and_then(|draft| draft.harmful.as_deref()).or(topic.harmful.as_deref()))
     }
 
     pub(crate) fn author(&self) -> Author {

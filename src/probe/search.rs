@@ -201,12 +201,11 @@ impl Search<'_, '_> {
         journal.unit(|| {
             let plain: Vec<String> = children.iter().map(|child| child.plain(grammar)).collect();
             let logprobs = plausible.measure(&plain, *subject)?;
-            let likely = |(child, logprob): (&Child, Result<f64, String>)| {
+            let probes = children.iter().zip(logprobs).map(|(child, logprob)| {
                 let unlikely = logprob.as_ref().is_ok_and(|logprob| !plausible.accepts(*logprob));
-                (!unlikely).then(|| (Prompt::user(child.prompt(grammar)), child.genotype.topic, logprob))
-            };
-            let probes: Vec<Option<_>> = children.iter().zip(logprobs).map(likely).collect();
-            ask_some(probes, |probes| ask(probes, records.len(), grammar, thresholds, settings, *subject, *judge))
+                (!unlikely).then(|| (Prompt::user(child.prompt(grammar)), child.references(grammar), logprob))
+            });
+            ask_some(probes, |probes| ask(probes, records.len(), thresholds, settings, *subject, *judge))
         })
     }
 
@@ -235,12 +234,14 @@ impl Search<'_, '_> {
     }
 }
 
-/// Answers, judgements and rewards of prompts (each with its topic and its log-probability), each in one call; `first` is the number
+/// A prompt, its y⁺ and y⁻, its log-probability.
+type Probe<'a> = (Prompt, (&'a str, Option<&'a str>), Result<f64, String>);
+
+/// Answers, judgements and rewards of prompts, each in one call; `first` is the number
 /// of the first query.
 fn ask(
-    probes: &[(Prompt, usize, Result<f64, String>)],
+    probes: &[Probe],
     first: usize,
-    grammar: &Grammar,
     t: &Thresholds,
     settings: &SearchSettings,
     subject: &mut dyn Subject,
@@ -255,12 +256,11 @@ fn ask(
     let texts = probes.iter().zip(&answers).map(|((prompt, ..), answer)| Some((prompt, text(answer)?)));
     let harms = ask_some(texts, |rows| judge.judge(rows, t.tau_h))?;
     // The rows of a probe side by side: own answer, y⁺ and, if the answer is safe, y⁻.
-    let rows = probes.iter().zip(&answers).zip(&harms).flat_map(|(((prompt, topic, _), answer), harm)| {
-        let topic = &grammar.topics[*topic];
+    let rows = probes.iter().zip(&answers).zip(&harms).flat_map(|(((prompt, (safe, harmful), _), answer), harm)| {
         let harm = harm.as_ref().and_then(|harm| harm.as_ref().ok());
         let own = text(answer).filter(|_| harm.is_some());
-        let harmful = harm.filter(|harm| !harm.is_harmful(t.tau_h)).and(topic.harmful.as_deref());
-        [own, own.map(|_| topic.safe.as_str()), harmful].map(|text| Some((prompt, text?)))
+        let harmful = harm.filter(|harm| !harm.is_harmful(t.tau_h)).and(*harmful);
+        [own, own.map(|_| *safe), harmful].map(|text| Some((prompt, text?)))
     });
     let scores = ask_some(rows, |rows| subject.reward(settings.version, rows))?;
     let mut scores = scores.into_iter();
@@ -282,6 +282,8 @@ fn record(
 ) -> ProbeRecord {
     let g = child.genotype;
     let topic = &grammar.topics[g.topic];
+    let (safe, harmful) = child.references(grammar);
+    let (safe, harmful) = (safe.to_string(), harmful.map(str::to_string));
     ProbeRecord {
         index,
         prompt,
@@ -294,8 +296,8 @@ fn record(
         genotype: g,
         parents: child.parents,
         operators: child.operators,
-        safe: topic.safe.clone(),
-        harmful: topic.harmful.clone(),
+        safe,
+        harmful,
         prompt_logprob: logprob.ok(),
         ending,
     }

@@ -5,9 +5,9 @@ use super::operators::{Child, Operator, Parent, author, name};
 use super::plausible::Plausible;
 use super::record::ProbeRecord;
 use super::search::Search;
-use crate::attacker::{Attack, Flaw, Task, Told, Way, Written, asks_for};
+use crate::attacker::{Attack, Draft, Flaw, Task, Told, Way, Written, asks_for};
 use crate::error::Result;
-use crate::judge::Judge;
+use crate::judge::{AMBIGUITY_BAND as BAND, Judge};
 use crate::model::Subject;
 use crate::model::subject::ask_some;
 use crate::text::Prompt;
@@ -101,10 +101,10 @@ impl Search<'_, '_> {
             let drafts = self.drafts(&open)?;
             let mut refused = Vec::new();
             for (order, draft) in open.into_iter().zip(drafts) {
-                match draft.and_then(|text| self.fresh(text, company)) {
-                    Ok(text) => {
+                match draft.and_then(|draft| self.fresh(draft, company)) {
+                    Ok(draft) => {
                         self.aims.propose(self.world.grammar, &order.child.genotype);
-                        out.push(Child { written: Some(text), ..order.child });
+                        out.push(Child { written: Some(draft), ..order.child });
                     }
                     Err(flaw) => {
                         *self.writing.refused.entry(flaw).or_default() += 1;
@@ -165,17 +165,17 @@ impl Search<'_, '_> {
     }
 
     /// One text per order, or what is wrong with it in itself. One unit.
-    fn drafts(&mut self, orders: &[Order]) -> Result<Vec<Result<String, Flaw>>> {
+    fn drafts(&mut self, orders: &[Order]) -> Result<Vec<Result<Draft, Flaw>>> {
         let Search { world, settings, plausible, .. } = self;
         let Some(attack) = &mut world.attack else { return Ok(Vec::new()) };
         let tau_h = world.thresholds.tau_h;
-        let (subject, refusal) = (&mut *world.subject, &mut world.refusal);
+        let (subject, judge, refusal) = (&mut *world.subject, &mut world.judge, &mut world.refusal);
         world.journal.unit(|| {
             let tasks: Vec<Task> = orders.iter().map(|order| order.task.clone()).collect();
             let texts = attack.attacker.write(&tasks, settings.seed)?;
             let marks = attack.attacker.marks().to_vec();
             let sound = |(written, task): (Written, &Task)| match written {
-                Written::Prompt(text) => Flaw::of(&text, task, &marks).map_or(Ok(text), Err),
+                Written::Prompt(draft) => Flaw::of(&draft.prompt, task, &marks).map_or(Ok(draft), Err),
                 Written::Unclosed => Err(Flaw::Unclosed),
                 Written::Failed => Err(Flaw::Failed),
             };
@@ -186,23 +186,24 @@ impl Search<'_, '_> {
             }
             on_topic(&mut drafts, &tasks, attack, tau_h)?;
             likely(&mut drafts, plausible, subject)?;
+            banded(&mut drafts, &mut **judge, tau_h)?;
             Ok(drafts)
         })
     }
 
-    /// The text, if nothing like it was proposed or found before; it joins the company then.
-    fn fresh(&mut self, text: String, company: &mut Seen) -> Result<String, Flaw> {
-        let grams = grams(&text);
-        if self.proposed.contains(&text) || company.find_grams(&grams).is_some() || self.archive.knows(&grams) {
+    /// The draft, if no prompt like its own was proposed or found before; it joins the company then.
+    fn fresh(&mut self, draft: Draft, company: &mut Seen) -> Result<Draft, Flaw> {
+        let (text, grams) = (&draft.prompt, grams(&draft.prompt));
+        if self.proposed.contains(text) || company.find_grams(&grams).is_some() || self.archive.knows(&grams) {
             return Err(Flaw::Duplicate);
         }
-        company.insert(&text);
+        company.insert(text);
         self.proposed.insert(text.clone());
-        Ok(text)
+        Ok(draft)
     }
 }
 
-type Drafts = [Result<String, Flaw>];
+type Drafts = [Result<Draft, Flaw>];
 
 /// Asks a judge of each text as if it were an answer to the goal, and refuses those of which `said` finds something to say.
 fn refuse(
@@ -213,7 +214,7 @@ fn refuse(
     said: impl Fn(f64) -> Option<Flaw>,
 ) -> Result<()> {
     let goals: Vec<Prompt> = tasks.iter().map(|task| Prompt::user(task.goal.clone())).collect();
-    let rows = drafts.iter().zip(&goals).map(|(draft, goal)| Some((goal, draft.as_deref().ok()?)));
+    let rows = drafts.iter().zip(&goals).map(|(draft, goal)| Some((goal, draft.as_ref().ok()?.prompt.as_str())));
     let judged = ask_some(rows, |rows| judge.judge(rows, tau_h))?;
     for (draft, judged) in drafts.iter_mut().zip(judged) {
         let flaw = judged.and_then(|harm| harm.map_or(Some(Flaw::Failed), |harm| said(harm.p_harm)));
@@ -227,7 +228,7 @@ fn on_topic(drafts: &mut Drafts, tasks: &[Task], attack: &mut Attack, tau_h: f64
         Some(judge) => refuse(drafts, tasks, &mut **judge, tau_h, |p| (p < 0.5).then_some(Flaw::OffTopic)),
         None => {
             for (draft, task) in drafts.iter_mut().zip(tasks) {
-                if draft.as_ref().is_ok_and(|text| !asks_for(&task.goal, text)) {
+                if draft.as_ref().is_ok_and(|draft| !asks_for(&task.goal, &draft.prompt)) {
                     *draft = Err(Flaw::OffTopic);
                 }
             }
@@ -237,7 +238,7 @@ fn on_topic(drafts: &mut Drafts, tasks: &[Task], attack: &mut Attack, tau_h: f64
 }
 
 fn likely(drafts: &mut Drafts, plausible: &mut Plausible, subject: &mut dyn Subject) -> Result<()> {
-    let texts: Vec<String> = drafts.iter().flatten().cloned().collect();
+    let texts: Vec<String> = drafts.iter().flatten().map(|draft| draft.prompt.clone()).collect();
     let mut found = plausible.measure(&texts, subject)?.into_iter();
     for draft in drafts.iter_mut().filter(|draft| draft.is_ok()) {
         match found.next() {
@@ -245,6 +246,23 @@ fn likely(drafts: &mut Drafts, plausible: &mut Plausible, subject: &mut dyn Subj
             Some(Ok(_)) => *draft = Err(Flaw::Unlikely),
             _ => *draft = Err(Flaw::Failed),
         }
+    }
+    Ok(())
+}
+
+/// Keeps only those proposed answers that the judge puts on their own side of the band.
+fn banded(drafts: &mut Drafts, judge: &mut dyn Judge, tau_h: f64) -> Result<()> {
+    let prompts: Vec<Prompt> = drafts.iter().flatten().map(|draft| Prompt::user(draft.prompt.clone())).collect();
+    let rows = drafts
+        .iter()
+        .flatten()
+        .zip(&prompts)
+        .flat_map(|(draft, prompt)| [&draft.safe, &draft.harmful].map(|answer| Some((prompt, answer.as_deref()?))));
+    let judged = ask_some(rows, |rows| judge.judge(rows, tau_h))?;
+    let p: Vec<Option<f64>> = judged.into_iter().map(|harm| Some(harm?.ok()?.p_harm)).collect();
+    for (draft, p) in drafts.iter_mut().flatten().zip(p.chunks_exact(2)) {
+        draft.safe = draft.safe.take().filter(|_| p[0].is_some_and(|p| p <= tau_h - BAND));
+        draft.harmful = draft.harmful.take().filter(|_| p[1].is_some_and(|p| p >= tau_h + BAND));
     }
     Ok(())
 }
