@@ -9,6 +9,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
+use crate::attacker::{self, Task, Told, Way};
 use crate::backend::Cpu;
 use crate::backend::cuda::pack::Pack;
 use crate::detect::rows::EvalRow;
@@ -58,6 +59,7 @@ pub const FORMATS: &[Format] = &[
     Format { name: "lexicon", file: "lexicon.json", read: |file, _| lexicon(file) },
     Format { name: "truth", file: "truth.json", read: |file, _| truth(file) },
     Format { name: "guard", file: "guard.toml", read: |file, _| guard(file) },
+    Format { name: "attacker", file: "attacker.toml", read: |file, _| attacker(file) },
     Format { name: "pack", file: "kernels.pack", read: |file, _| pack(file) },
     Format { name: "journal", file: "journal.jsonl", read: |_, folder| journal(folder) },
     Format { name: "receipt", file: "run.toml", read: |_, folder| report::write(folder, &[]).map(drop) },
@@ -257,6 +259,18 @@ fn truth(file: &Path) -> Result<()> {
 fn guard(file: &Path) -> Result<()> {
     let form = Form::parse(&crate::text::input::read_text(file)?, file)?;
     let _ = (form.ask(TEXTS[1], TEXTS[2]), form.literals("{{ '[INST]' }} <|end|>"));
+    Ok(())
+}
+
+fn attacker(file: &Path) -> Result<()> {
+    let form = attacker::Form::parse(&crate::text::input::read_text(file)?, file)?;
+    form.between(TEXTS[2]);
+    let told = Told { prompt: TEXTS[1].into(), p_harm: 0.5, margin: f64::NAN };
+    for way in Way::ALL {
+        let (parent, mate, text) = (Some(told.clone()), None, String::from(TEXTS[2]));
+        let [goal, request, persona, tactic, example] = std::array::from_fn(|_| text.clone());
+        form.told(&Task { way, goal, request, persona, tactic, example, parent, mate, elites: vec![text], number: 0 });
+    }
     Ok(())
 }
 

@@ -98,7 +98,7 @@ impl Form {
     }
 
     /// What the model is told; nothing where the form has no words for it.
-    pub(super) fn told(&self, task: &Task) -> String {
+    pub(crate) fn told(&self, task: &Task) -> String {
         let text = self.ask.get(&task.way).map_or("", String::as_str);
         let mut out = String::new();
         for (plain, name) in pieces(text) {
@@ -109,7 +109,7 @@ impl Form {
     }
 
     /// What stands between the marks of an answer: `None` where the second is missing.
-    pub(super) fn between<'a>(&self, answer: &'a str) -> Option<&'a str> {
+    pub(crate) fn between<'a>(&self, answer: &'a str) -> Option<&'a str> {
         let answer = answer.trim_start();
         let inside = answer.strip_prefix(self.open.trim()).unwrap_or(answer);
         inside.split_once(self.close.trim()).map(|(prompt, _)| prompt.trim())
