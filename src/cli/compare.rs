@@ -10,6 +10,7 @@ use super::device::on_device;
 use super::place::Place;
 use super::watch::Stages;
 use crate::error::Result;
+use crate::probe::ProbeResult;
 use crate::report::{self, tables};
 use crate::run::args;
 use crate::run::demo::{Extent, demo};
@@ -99,11 +100,19 @@ impl Demo {
     }
 }
 
+/// Who found what, where an attacker wrote beside the grammar.
+pub(super) fn show_authors(session: &Session, probe: &ProbeResult) {
+    if let Some(table) = &tables::authors(probe) {
+        session.say("");
+        session.table(table);
+    }
+}
+
 /// Prints the tables and writes the report.
 pub(super) fn show(session: &Session, directory: &Path, summary: &Summary) -> Result<()> {
     if let Some(probe) = &summary.probe {
         session.table(&tables::search(probe));
-        tables::authors(probe).iter().for_each(|table| session.table(table));
+        show_authors(session, probe);
         session.say("");
     }
     if let Some(rounds) = tables::rounds(summary) {

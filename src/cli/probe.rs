@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::Session;
+use super::compare::show_authors;
 use super::device::on_device;
 use super::place::Place;
 use super::watch::Stages;
@@ -27,7 +28,7 @@ impl Probe {
         self.place.run("probe", Earlier::Refuse, |dir| {
             let found = on_device!(device, |ops| probe(ops, &options, dir, &mut Stages::new(session)))?;
             session.table(&tables::search(&found));
-            tables::authors(&found).iter().for_each(|table| session.table(table));
+            show_authors(session, &found);
             session.say(&format!("\nwrote {}", dir.path().display()));
             session.result(&found)
         })
