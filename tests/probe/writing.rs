@@ -74,7 +74,16 @@ impl Judge for Words {
 /// What was found, and what the attacker was asked.
 fn attacked(grammar: &Grammar, kind: SamplerKind, habit: Habit, read: bool) -> (Found, Vec<Task>) {
     let mut journal = Journal::none();
-    attacked_in(grammar, kind, habit, read, &mut journal, &mut |_, _| Ok(())).expect("a search")
+    let (found, tasks, sampler) =
+        attacked_in(grammar, kind, habit, read, &mut journal, &mut |_, _| Ok(())).expect("a search");
+    // Every author's evidence is what the records say; what an attacker could not write counts against it.
+    let weights: Value = serde_json::from_str(&sampler.weights(grammar).to_json()).expect("JSON");
+    for (author, found) in &found.summary.writing.as_ref().expect("books").authors {
+        let [pulls, hits] = ["pulls", "hits"].map(|key| weights["authors"][author][key].as_f64().expect("evidence"));
+        assert!(hits == found.coupled as f64 && pulls >= found.queries as f64, "{author}: {hits} of {pulls}");
+        assert!(author != "grammar" || pulls == found.queries as f64);
+    }
+    (found, tasks)
 }
 
 fn attacked_in(
@@ -84,7 +93,7 @@ fn attacked_in(
     read: bool,
     journal: &mut Journal,
     progress: &mut dyn FnMut(&[ProbeRecord], usize) -> Result<()>,
-) -> Result<(Found, Vec<Task>)> {
+) -> Result<(Found, Vec<Task>, Sampler)> {
     let asked = Arc::default();
     let attacker = Box::new(Scripted { habit, asked: Arc::clone(&asked) });
     let on_topic = read.then(|| Box::new(Words("topic")) as Box<dyn Judge>);
@@ -102,7 +111,7 @@ fn attacked_in(
     let mut sampler = Sampler::new(kind, grammar);
     let found = search(&mut world, &SearchSettings::new(1000, 5, 40), &mut sampler, progress)?;
     let tasks = asked.lock().unwrap().clone();
-    Ok((found, tasks))
+    Ok((found, tasks, sampler))
 }
 
 fn wrote(prompt: &str) -> Written {
@@ -216,7 +225,7 @@ fn what_was_written_is_not_written_again() {
     };
     let (whole, asked) = attacked(&grammar, SamplerKind::Thompson, knows_more, true);
     assert!(matches!(run(300), Err(Error::Interrupted(_))));
-    let (found, rest) = run(usize::MAX).expect("a search");
+    let (found, rest, _) = run(usize::MAX).expect("a search");
     assert_eq!(found.records, whole.records);
     assert_eq!(found.summary.writing, whole.summary.writing);
     assert!(rest.len() < asked.len() && !rest.is_empty(), "{} of {} again", rest.len(), asked.len());
