@@ -98,6 +98,7 @@ const SECTIONS: [(&str, &[&str]); 7] = [
     ("compare", &["methods", "seeds", "grid", "samples", "further"]),
 ];
 const REPAIR: &str = "repair";
+const REMEDY: &str = "correct it; `ares run --example` shows every key";
 /// How a round repairs; the other keys of `[repair]` are a recipe's.
 const METHOD: &str = "method";
 /// Keys of a recipe that stand elsewhere here.
@@ -106,10 +107,7 @@ const ELSEWHERE: [&str; 2] = ["seed", "batch_tokens"];
 /// Reads a configuration. Fails on an unknown section or key, with the nearest one that there is, on a value out of its range, and
 /// where a required one is missing.
 pub(crate) fn read(path: &Path) -> Result<(Experiment, Rounds)> {
-    let wrong = |found: String| {
-        let remedy = "correct it; `ares run --example` shows every key";
-        Error::file(path, "the configuration of a loop or a comparison", remedy)(found)
-    };
+    let wrong = |found: String| Error::file(path, "the configuration of a loop or a comparison", REMEDY)(found);
     let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
     let mut table: toml::Table = toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
     let repair = match table.remove(REPAIR) {
