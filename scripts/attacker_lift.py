@@ -29,12 +29,12 @@ DISTANCE = {tactic[0]: tactic[1] for tactic in TACTICS}
 WRITTEN = {"write", "rephrase", "retarget", "cross"}
 
 
-def run(ares, work, pair, seed, arm):
+def run(ares, work, pair, seed, arm, failures):
     """The folder of one comparison, made if it is not there."""
-    out = work / f"{pair}-{seed}-{arm}"
+    out = work / f"{pair}-{seed}-{arm}-{failures}"
     if not (out / "summary.json").exists():
-        changes = {"seed": seed, "methods": '["joint"]', "grid": "[]", "samples": 0, "further": 0, "prefill": "[]"}
-        text = changed(CONFIG.read_text(), changes).replace("prefill = []", "prefill = [0]")
+        changes = {"seed": seed, "methods": '["joint"]', "grid": "[]", "samples": 0, "further": 0, "prefill": "[0]", "failures": failures}
+        text = changed(CONFIG.read_text(), changes)
         if arm == "attacker":
             text = text.replace("[probe]\n", '[probe]\nattacker = "../attacker"\n')
         config = out.with_suffix(".toml")
@@ -81,6 +81,7 @@ def difference(runs, distance, place):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--failures", type=int, default=240, help="failures that a repair is given at most (default: 240)")
     parser.add_argument("--work", type=Path, default=ROOT / "target/attacker")
     parser.add_argument("--ares", type=Path, default=ROOT / "target/release/ares")
     args = parser.parse_args()
@@ -89,7 +90,7 @@ def main():
     for pair in PAIRS:
         for seed in range(1, args.seeds + 1):
             for arm in ARMS:
-                folder = run(args.ares.resolve(), args.work.resolve(), pair, seed, arm)
+                folder = run(args.ares.resolve(), args.work.resolve(), pair, seed, arm, args.failures)
                 summary = json.loads((folder / "summary.json").read_text())
                 device = summary["device"]
                 measured = after(folder, "joint")
@@ -99,10 +100,11 @@ def main():
                     "found": found(folder), "writing": summary["probe"].get("writing"),
                     **{f"harmful %, {d}": rate(d, 1) for d in DISTANCES}, **{f"coupled %, {d}": rate(d, 2) for d in DISTANCES}}
                 print(f"{time.strftime('%H:%M:%S')} {pair}, seed {seed}, {arm}: {table[f'{pair}, seed {seed}, {arm}']['found']}", flush=True)
-    result = {"schema": 1, "date": time.strftime("%Y-%m-%d"), "device": device, "processor": processor(), "table": table,
+    result = {"schema": 1, "failures": args.failures, "date": time.strftime("%Y-%m-%d"), "device": device, "processor": processor(), "table": table,
               "attacker - grammar": {f"{what}, {d}": difference(runs, d, place)
                                      for place, what in ((1, "harmful"), (2, "coupled")) for d in DISTANCES}}
-    OUT.write_text(json.dumps(result, indent=1) + "\n")
+    out = OUT if args.failures == 240 else OUT.with_stem(f"attacker-{args.failures}")
+    out.write_text(json.dumps(result, indent=1) + "\n")
     for name, found_ in result["attacker - grammar"].items():
         print(f"{name}: {found_['points']:+.1f} points [{found_['ci95'][0]:+.1f}, {found_['ci95'][1]:+.1f}]")
 

@@ -89,7 +89,7 @@ impl Search<'_, '_> {
         let Some(attack) = &self.world.attack else { return Ok(Vec::new()) };
         let ways = attack.attacker.ways().to_vec();
         let authors: Vec<_> = (0..n).map(|_| self.sampler.author(&ways, &mut self.rng)).collect();
-        let mut open: Vec<Order> = authors.into_iter().flatten().map(|way| self.order(way)).collect();
+        let mut open: Vec<Order> = authors.into_iter().flatten().filter_map(|way| self.order(way, &ways)).collect();
         let mut out = Vec::new();
         for _ in 0..TRIES {
             if open.is_empty() {
@@ -118,8 +118,8 @@ impl Search<'_, '_> {
         Ok(out)
     }
 
-    /// A cell, and the prompts that are needed; with no elite there is only writing from nothing.
-    fn order(&mut self, way: Way) -> Order {
+    /// A cell, and the prompts that are needed. With no elite there is only writing from nothing, and with an attacker that cannot, `None`.
+    fn order(&mut self, way: Way, ways: &[Way]) -> Option<Order> {
         let grammar = self.world.grammar;
         let target = self.aims.draw(grammar, None, &mut self.rng);
         let domain = grammar.domain_of[target.topic];
@@ -139,7 +139,8 @@ impl Search<'_, '_> {
                 let genotype = Genotype { topic: parent.1.topic, form: parent.1.form, ..mate.1 };
                 (way, genotype, vec![parent, mate])
             }
-            _ => (Way::Write, target, Vec::new()),
+            _ if ways.contains(&Way::Write) => (Way::Write, target, Vec::new()),
+            _ => return None,
         };
         let tau_r = self.world.thresholds.tau_r;
         let told = |parent: &Parent| {
@@ -161,7 +162,7 @@ impl Search<'_, '_> {
             number: 0,
         };
         let parents = parents.into_iter().map(|parent| parent.0).collect();
-        Order { child: Child { genotype, written: None, parents, operators: vec![Operator::Written(way)] }, task }
+        Some(Order { child: Child { genotype, written: None, parents, operators: vec![Operator::Written(way)] }, task })
     }
 
     /// One text per order, or what is wrong with it in itself. One unit.

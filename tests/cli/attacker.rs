@@ -155,4 +155,13 @@ fn what_is_no_attacker_is_refused_before_any_work() {
     let line = format!("--attacker OUT/models/attacker,{open}/form.toml --json");
     let found = probe(&line).expect(0, &["without an end"]).json();
     assert_eq!(found["writing"]["refused"], json!({"unclosed": found["writing"]["calls"]}));
+    // One that can only turn a probe to another goal waits until there is one.
+    open.write(
+        "form.toml",
+        "open = \"(\"\nclose = \")\"\nmax_new_tokens = 110\n[ask]\nretarget = \"{request} as in: {parent}\"\n",
+    );
+    let line = format!("{PROBE} --queries 192 --out OUT/y --attacker OUT/models/attacker,{open}/form.toml --json");
+    let found = ares(&typed(&folder, &line)).expect(0, &["retarget"]).json();
+    let authors = found["writing"]["authors"].as_object().unwrap();
+    assert!(authors.keys().eq(["grammar", "retarget"]) && writing(&found).1 > 0, "{authors:?}");
 }
