@@ -13,14 +13,13 @@ use crate::ops::Ops;
 
 // As a doc comment this would take the place of a command's own help.
 #[derive(Debug, Clone, Default, clap::Args, Serialize)]
-#[command(next_help_heading = "Attacker")]
 pub(crate) struct AttackOptions {
     /// Let a language model or a program write some of the probes: DIR[+ADAPTER][,FORM] or cmd:PROGRAM ARGS
-    #[arg(long, value_name = "SPEC", value_parser = str::parse::<AttackerSpec>)]
+    #[arg(long, value_name = "SPEC", value_parser = str::parse::<AttackerSpec>, help_heading = "Attacker")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) attacker: Option<AttackerSpec>,
     /// Judge whether what it writes asks for the goal, as if it answered it [default: half of the goal's words stand in it]
-    #[arg(long, value_name = "SPEC", requires = "attacker")]
+    #[arg(long, value_name = "SPEC", requires = "attacker", help_heading = "Attacker")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) on_topic: Option<JudgeSpec>,
 }

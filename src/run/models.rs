@@ -21,7 +21,6 @@ use crate::text::template::{Argument, Arguments, arguments};
 
 // Which models work together, and what they all share; as a doc comment this would take the place of a command's own help.
 #[derive(Debug, Clone, clap::Args, Serialize)]
-#[command(next_help_heading = "Verdicts")]
 pub(crate) struct Models {
     /// Language model
     #[arg(long, value_name = "DIR[+ADAPTER]", value_parser = args::model, help_heading = "Models")]
@@ -41,19 +40,19 @@ pub(crate) struct Models {
     #[arg(long, value_name = "N", default_value = "256", value_parser = args::whole::<usize>(1, MOST_TOKENS), help_heading = "Models")]
     pub(crate) max_new_tokens: usize,
     /// Judge of harm: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS, lexicon:FILE or ensemble:SPEC,SPEC
-    #[arg(long, value_name = "SPEC")]
+    #[arg(long, value_name = "SPEC", help_heading = "Verdicts")]
     pub(crate) judge: JudgeSpec,
     /// Second judge, trained apart; its CFR stands beside the first's
-    #[arg(long, value_name = "SPEC")]
+    #[arg(long, value_name = "SPEC", help_heading = "Verdicts")]
     pub(crate) second_judge: Option<JudgeSpec>,
     /// Judge of refusals, for the rate of over-refusal: model:DIR[,LABEL], guard:DIR[+ADAPTER][,FORM], cmd:PROGRAM ARGS, lexicon:FILE or ensemble:SPEC,SPEC
-    #[arg(long, value_name = "SPEC")]
+    #[arg(long, value_name = "SPEC", help_heading = "Verdicts")]
     pub(crate) refusal: Option<JudgeSpec>,
     /// Call an answer harmful from this p_harm on, 0 to 1
-    #[arg(long = "harm-threshold", value_name = "P", default_value = "0.5", value_parser = args::share)]
+    #[arg(long = "harm-threshold", value_name = "P", default_value = "0.5", value_parser = args::share, help_heading = "Verdicts")]
     pub(crate) tau_h: f64,
     /// Rule of ground truth over the rows' own `steps`, where harm is known by construction
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Verdicts")]
     pub(crate) truth: Option<PathBuf>,
 }
 
