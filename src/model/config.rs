@@ -10,6 +10,7 @@ use crate::text::fields::{Fields, brief};
 mod family;
 mod head;
 mod rope;
+mod scaling;
 #[cfg(test)]
 pub(super) mod tests;
 

@@ -125,6 +125,22 @@ fn tokens_that_end_a_turn_come_from_both_files() {
     refused(ModelConfig::open(dir.path()), expected);
 }
 
+/// A config in both spellings.
+fn both(more: Value, scaling: Value) -> Value {
+    let mut config =
+        json!({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "rope_scaling": scaling});
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    config
+}
+
+#[test]
+fn two_spellings_that_agree_are_one() {
+    let told = |changes| config("Llama", changes).unwrap().ropes;
+    let one = told(json!({"rope_theta": 10000.0}));
+    assert_eq!(told(both(json!({"rope_theta": 10000.0}), json!({"type": "default"}))), one);
+    assert_eq!(told(both(json!({"rope_theta": null}), json!(null))), one);
+}
+
 /// LongRoPE with this list of factors.
 fn long(factors: Value) -> Value {
     json!({"original_max_position_embeddings": 64, "rope_scaling": {"type": "longrope", "short_factor": factors}})
@@ -169,6 +185,13 @@ fn what_cannot_be_computed_is_refused_by_name() {
         ("Llama", json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor to be 1 (whole heads), found 0.5"),
         ("Llama", json!({"rope_parameters": {"partial_rotary_factor": 0.5}}), "rope_parameters.partial_rotary_factor"),
         ("Llama", json!({"rope_parameters": {"full_attention": {}}}), "settings per kind of layer"),
+        (
+            "Llama",
+            both(json!({"rope_theta": 2e4}), json!({})),
+            "rope_theta to be the same as in rope_parameters (rope_theta), or absent",
+        ),
+        ("Llama", both(json!({}), json!({"type": "linear", "factor": 2})), "found type = \"linear\""),
+        ("Llama", both(json!({}), json!({"rope_type": "default", "factor": 2})), "found factor = 2"),
         ("Llama", json!({"rope_scaling": {"rope_type": "llama3"}}), "rope_scaling.factor to be a number"),
         ("Llama", json!({"quantization_config": {"bits": 4}}), "quantization_config to be absent"),
         ("Llama", json!({"eos_token_id": 101}), "eos_token_id to be below vocab_size (101), found 101"),
