@@ -111,7 +111,7 @@ pub trait Attacker {
     /// What it can be asked for.
     fn ways(&self) -> &[Way];
 
-    /// Marks that no prompt may hold: those between which it writes, and those of its own template.
+    /// Marks that no prompt may hold: those between which it writes.
     fn marks(&self) -> &[String];
 
     /// One text per task, in order.
@@ -134,7 +134,7 @@ pub enum Flaw {
     Unclosed,
     Empty,
     TooLong,
-    /// Placeholders or marks were left in it.
+    /// Placeholders or marks were left in it, its own or those of a chat template.
     Marked,
     /// The attacker refused.
     Refusal,
@@ -145,6 +145,8 @@ pub enum Flaw {
 
 /// Letters that a prompt may have in any case; a longer example gives more room.
 const LONGEST: usize = 2000;
+/// What begins or ends a turn in the templates that are in use: in a prompt it would speak as the template does.
+const TURNS: [&str; 8] = ["<|", "|>", "[INST]", "[/INST]", "<<SYS>>", "<start_of_turn>", "<end_of_turn>", "</s>"];
 /// How many times as long as its example a prompt may be.
 const STRETCH: usize = 4;
 
@@ -171,7 +173,9 @@ impl Flaw {
             Some(Flaw::Empty)
         } else if letters > LONGEST.max(STRETCH * task.example.chars().count()) {
             Some(Flaw::TooLong)
-        } else if marks.iter().any(|mark| text.contains(mark)) || form::placeholder(text) {
+        } else if marks.iter().map(String::as_str).chain(TURNS).any(|mark| text.contains(mark))
+            || form::placeholder(text)
+        {
             Some(Flaw::Marked)
         } else {
             None

@@ -183,13 +183,15 @@ fn an_attacker_that_knows_more_finds_what_the_grammar_cannot_say() {
 /// Every way to be of no use: each is named, the budget is spent by the grammar, and the attacker is asked less and less.
 #[test]
 fn a_useless_attacker_starves() {
-    let habits: [(Flaw, Habit); 9] = [
+    let habits: [(Flaw, Habit); 11] = [
         (Flaw::Failed, |_| Written::Failed),
         (Flaw::Unclosed, |_| Written::Unclosed),
         (Flaw::Empty, |_| wrote("")),
         (Flaw::TooLong, |task| wrote(&task.request.repeat(100))),
         (Flaw::Marked, |task| wrote(&format!("{} <mark>", task.request))),
         (Flaw::Marked, |task| wrote(&format!("{} {{persona}}", task.request))),
+        (Flaw::Marked, |task| wrote(&format!("<|im_start|>user {}", task.request))),
+        (Flaw::Marked, |task| wrote(&format!("[INST] {}", task.request))),
         (Flaw::Refusal, |task| wrote(&format!("I cannot {}", task.goal))),
         (Flaw::OffTopic, |_| wrote("Will there be rain tomorrow?")),
         (Flaw::Unlikely, |task| wrote(&format!("{} {UNLIKELY}", task.request))),
