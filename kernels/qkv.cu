@@ -41,6 +41,21 @@ DEVICE Pair gained(const Pair& p, const bf16* w, u32 i, u32 half, float offset) 
     return g;
 }
 
+DEVICE Pair scaled(const Pair& p, float scale) {
+    return {{p.a[0] * scale, p.a[1] * scale}, {p.b[0] * scale, p.b[1] * scale}};
+}
+
+/// The gradient of a norm's input x, from g = w * dy.
+DEVICE Pair unnormed(const Pair& g, const Pair& x, float scale, float projection) {
+    Pair d;
+#pragma unroll
+    for (u32 j = 0; j < 2; j++) {
+        d.a[j] = scale * (g.a[j] - x.a[j] * projection);
+        d.b[j] = scale * (g.b[j] - x.b[j] * projection);
+    }
+    return d;
+}
+
 DEVICE float dot(const Pair& p, const Pair& q) {
     return p.a[0] * q.a[0] + p.a[1] * q.a[1] + p.b[0] * q.b[0] + p.b[1] * q.b[1];
 }
@@ -90,12 +105,7 @@ rotate_forward(bf16* qkv, bf16* /*or null*/ raw, const RotationParams p) {
         Pair pair = load_pair(x, i, half);
         if (own.w) {
             store_pair(raw + static_cast<u64>(own.row) * p.raw_stride + own.column, i, half, pair);
-            pair = gained(pair, own.w, i, half, p.offset);
-#pragma unroll
-            for (u32 j = 0; j < 2; j++) {
-                pair.a[j] *= scale;
-                pair.b[j] *= scale;
-            }
+            pair = scaled(gained(pair, own.w, i, half, p.offset), scale);
         }
         store_pair(x, i, half, rotated(pair, own.cosine + i, own.sine + i, 1.0f));
     }
@@ -121,12 +131,7 @@ rotate_backward(bf16* dqkv, const bf16* /*or null*/ raw, const RotationParams p)
     for (u32 i = 2 * lane; i < half; i += 2 * WARP) {
         Pair d = rotated(load_pair(dy, i, half), own.cosine + i, own.sine + i, -1.0f);
         if (own.w) {
-            Pair g = gained(d, own.w, i, half, p.offset), input = load_pair(x, i, half);
-#pragma unroll
-            for (u32 j = 0; j < 2; j++) {
-                d.a[j] = scale * (g.a[j] - input.a[j] * projection);
-                d.b[j] = scale * (g.b[j] - input.b[j] * projection);
-            }
+            d = unnormed(gained(d, own.w, i, half, p.offset), load_pair(x, i, half), scale, projection);
         }
         store_pair(dy, i, half, d);
     }
@@ -181,12 +186,7 @@ rotate_wide_forward(bf16* qkv, bf16* raw, const RotationParams p) {
         for (u32 i = 2 * lane; i < half; i += 2 * WARP) {
             Pair pair = load_pair(row + own.column, i, half);
             store_pair(raw + static_cast<u64>(own.row) * p.raw_stride + own.column, i, half, pair);
-            pair = gained(pair, own.w, i, half, p.offset);
-#pragma unroll
-            for (u32 j = 0; j < 2; j++) {
-                pair.a[j] *= scale;
-                pair.b[j] *= scale;
-            }
+            pair = scaled(gained(pair, own.w, i, half, p.offset), scale);
             store_pair(row + own.column, i, half, rotated(pair, own.cosine + i, own.sine + i, 1.0f));
         }
     }
@@ -213,12 +213,7 @@ rotate_wide_backward(bf16* dqkv, const bf16* raw, const RotationParams p) {
         float projection = scale * scale * (q ? sum.q / (2 * half * p.heads) : sum.k / (2 * half * p.kv_heads));
         for (u32 i = 2 * lane; i < half; i += 2 * WARP) {
             Pair d = rotated(load_pair(dy + own.column, i, half), own.cosine + i, own.sine + i, -1.0f);
-            Pair g = gained(d, own.w, i, half, p.offset), input = load_pair(x + own.column, i, half);
-#pragma unroll
-            for (u32 j = 0; j < 2; j++) {
-                d.a[j] = scale * (g.a[j] - input.a[j] * projection);
-                d.b[j] = scale * (g.b[j] - input.b[j] * projection);
-            }
+            d = unnormed(gained(d, own.w, i, half, p.offset), load_pair(x + own.column, i, half), scale, projection);
             store_pair(dy + own.column, i, half, d);
         }
     }

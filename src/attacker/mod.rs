@@ -1,7 +1,7 @@
 //! Who writes prompts beside the grammar: a language model that is asked in a form, or a program of one's own.
 //!
-//! The grammar finds what someone wrote into it. An attacker is told a cell in plain words, or shown prompts that were asked before, and
-//! writes another one; what it writes is refused for the reasons that [`Flaw`] lists before anything is asked of the policy.
+//! The grammar finds what someone wrote into it. An attacker is given a cell in plain words, or earlier prompts, and writes a new one. A text
+//! that has one of the faults in [`Flaw`] is refused before the policy is asked.
 
 mod form;
 mod model;

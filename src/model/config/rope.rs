@@ -156,10 +156,8 @@ fn phi3(fields: &Fields, max: usize) -> Result<RopeConfig> {
     match nested.text(key)? {
         None | Some("default") => {}
         Some("longrope" | "su" | "yarn") => {
-            let original = match nested.size("original_max_position_embeddings")? {
-                Some(original) => original,
-                None => fields.size("original_max_position_embeddings")?.unwrap_or(4096),
-            };
+            // The field beside the rotation, or its default, counts whatever the rotation says: so does transformers.
+            let original = fields.size("original_max_position_embeddings")?.unwrap_or(4096);
             rope.scaling = Scaling::Long(LongScaling::read(nested, original, max)?);
         }
         Some(other) => {
@@ -246,6 +244,9 @@ impl RopeConfig {
         if turning < 2 || !turning.is_multiple_of(2) {
             let expected = format!("a share of {head_dim} channels that is even and not zero");
             return Err(fields.wrong("partial_rotary_factor", &expected, &self.share.to_string()));
+        }
+        if !self.inv_freq(head_dim).iter().all(|freq| freq.is_finite()) {
+            return Err(fields.wrong("rope_theta", "a base whose frequencies are finite", &self.theta.to_string()));
         }
         match &self.scaling {
             Scaling::Long(long) if long.factors.len() != turning / 2 => {

@@ -157,6 +157,9 @@ fn a_stretched_context_ends_where_it_is_turned_otherwise() {
     assert_eq!((context, said.as_str()), (64, "θ = 10000, LongRoPE within 64"));
     assert!((f64::from(factor) - (1.0 + 4f64.ln() / 64f64.ln()).sqrt()).abs() < 1e-6, "{factor}");
     assert_eq!((known(json!({})).0, known(json!({})).1), (256, 1.0));
+    // What stands within the rotation does not count: 4096 is the field's default.
+    let nested = json!({"type": "longrope", "short_factor": [1, 1, 1, 1], "original_max_position_embeddings": 32});
+    assert_eq!(known(json!({"max_position_embeddings": 8192, "rope_scaling": nested})).0, 4096);
     let window = |changes| config("Phi3", changes).unwrap().window(0);
     assert_eq!((window(json!({"sliding_window": null})), window(json!({}))), (None, Some(7)));
 }
@@ -228,6 +231,11 @@ fn what_cannot_be_computed_is_refused_by_name() {
         ("Granite", json!({"attention_multiplier": 1e38}), "attention_multiplier to be between 1e-6 and 1e6"),
         ("Granite", json!({"logits_scaling": "8"}), "logits_scaling to be a number above 0"),
         ("Gemma2", json!({"query_pre_attn_scalar": -1}), "query_pre_attn_scalar to be a number above 0"),
+        (
+            "Llama",
+            json!({"rope_theta": 1, "rope_scaling": {"type": "yarn", "factor": 4}}),
+            "rope_theta to be a base whose frequencies are finite, found 1",
+        ),
         ("Phi3", json!({"partial_rotary_factor": 1.5}), "partial_rotary_factor to be at most 1, found 1.5"),
         ("Phi3", json!({"partial_rotary_factor": 0.01}), "a share of 8 channels that is even and not zero, found 0.01"),
         ("Phi3", json!({"partial_rotary_factor": 0.4}), "a share of 8 channels that is even"),
