@@ -55,6 +55,9 @@ DEVICE float shuffle_xor(float value, u32 mask) { return __shfl_xor_sync(0xfffff
 DEVICE u32 shuffle_xor(u32 value, u32 mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 /// Bit i: the predicate of lane i.
 DEVICE u32 ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
+DEVICE u32 count_ones(u32 bits) { return __popc(bits); }
+/// Adds to a number in shared memory that other threads add to, too; a barrier must follow before any of them reads it.
+DEVICE void shared_add(u32& to, u32 value) { atomicAdd(&to, value); }
 
 DEVICE u32 float_bits(float value) { return __float_as_uint(value); }
 DEVICE float bits_float(u32 bits) { return __uint_as_float(bits); }

@@ -101,6 +101,12 @@ EXPORT u32 sim_ballot(u32 predicate, u32 line) noexcept {
     return warp.out[0][own];
 }
 
+/// One fiber of a block runs at a time.
+EXPORT void sim_shared_add(u32* to, u32 value) noexcept {
+    touch_added(current, to, PLACE);
+    *to += value;
+}
+
 // ---------------------------------------------------------------------------------------------------------- tensor cores
 
 typedef float Row __attribute__((vector_size(32)));

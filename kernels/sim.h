@@ -21,6 +21,7 @@ void sim_warp_barrier(u32 line) noexcept;
 u32 sim_shuffle(u32 value, u32 lane, u32 line) noexcept;
 u32 sim_shuffle_xor(u32 value, u32 mask, u32 line) noexcept;
 u32 sim_ballot(u32 predicate, u32 line) noexcept;
+void sim_shared_add(u32* to, u32 value) noexcept;
 SimFloats sim_mma(float d0, float d1, float d2, float d3, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1, u32 line) noexcept;
 SimWords sim_load_matrix(const void* row, u32 line) noexcept;
 SimWords sim_load_matrix_transposed(const void* row, u32 line) noexcept;
@@ -90,6 +91,8 @@ DEVICE float shuffle_xor(float value, u32 mask, u32 line = __builtin_LINE()) {
     return bits_float(sim_shuffle_xor(float_bits(value), mask, line));
 }
 DEVICE u32 ballot(bool predicate, u32 line = __builtin_LINE()) { return sim_ballot(predicate, line); }
+DEVICE u32 count_ones(u32 bits) { return static_cast<u32>(__builtin_popcount(bits)); }
+DEVICE void shared_add(u32& to, u32 value) { sim_shared_add(&to, value); }
 
 /// ex2.approx.ftz: subnormal results become zero.
 DEVICE float exp2_fast(float x) {

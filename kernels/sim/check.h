@@ -158,9 +158,9 @@ INLINE T unordered(T records, u32 mine, u32 block_limit, u32 warp_limit) {
     return at_least(records, block_limit) & nonzero(differs & WHO) & (nonzero(differs & SAME_WARP) | at_least(records, warp_limit));
 }
 
-[[noreturn, gnu::cold, gnu::noinline]] static void shared_race(Worker* worker, u64 offset, u64 bytes, bool writes, const void* place) {
+[[noreturn, gnu::cold, gnu::noinline]] static void shared_race(Worker* worker, u64 offset, u64 bytes, bool writes, const void* place, u32 as = ONE) {
     std::string what = access_name(writes, bytes, place);
-    u32 mine = worker->now * TIME | worker->self->thread;
+    u32 mine = worker->now * TIME | as | worker->self->thread;
     u32 block_limit = worker->block_since * TIME, warp_limit = worker->self->warp->since * TIME;
     for (u64 cell = offset / 2; cell < (offset + bytes + 1) / 2; cell++) {
         bool written = any(unordered(worker->written[cell], mine, block_limit, warp_limit));
@@ -209,6 +209,21 @@ INLINE void touch_shared(Worker* worker, u64 offset, const void* place) {
     u32 *written = worker->written + offset / 2, *read = worker->read + offset / 2;
     bool bad = record<typename Cells<BYTES>::Type, WRITES>(written, read, mine, block_limit, warp_limit);
     if (__builtin_expect(bad, 0)) shared_race(worker, offset, BYTES, WRITES, place);
+}
+
+/// An addition that others may make at the same time: they are a crowd of writers, and anything else needs a barrier between.
+static void touch_added(Worker* worker, const void* pointer, const void* place) {
+    u64 offset = reinterpret_cast<u64>(pointer) - reinterpret_cast<u64>(worker->shared);
+    if (offset >= SHARED_SPACE) fail(worker, "adds at " + where(place) + ", expected an address in shared memory");
+    if (offset + 4 > worker->launch->spec.shared) past_shared(worker, offset, 4, true, place);
+    u32 mine = worker->now * TIME | WARPS | worker->self->thread;
+    u32 block_limit = worker->block_since * TIME, warp_limit = worker->self->warp->since * TIME;
+    for (u64 cell = offset / 2; cell < offset / 2 + 2; cell++) {
+        u32& written = worker->written[cell];
+        bool other = (written & IN_FLIGHT) != WARPS && any(unordered(written, mine, block_limit, warp_limit));
+        if (other || any(unordered(worker->read[cell], mine, block_limit, warp_limit))) shared_race(worker, offset, 4, true, place, WARPS);
+        written = mine;
+    }
 }
 
 /// Marks 16 bytes of shared memory as being written by a copy under way, or as written by it now.

@@ -37,6 +37,22 @@ impl Cpu {
     }
 }
 
+/// `AMD EPYC, family 26 model 2, avx512f`: virtual machines name the make alone, and speed differs by generation. Linux says it; elsewhere
+/// it is the architecture.
+pub(crate) fn processor() -> String {
+    let about = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let value = |key: &str| {
+        let mut fields = about.lines().filter_map(|line| line.split_once(':'));
+        fields.find(|(name, _)| name.trim() == key).map(|(_, value)| value.trim().to_string())
+    };
+    let name = value("model name").unwrap_or_else(|| std::env::consts::ARCH.to_string());
+    let number =
+        value("cpu family").zip(value("model")).map(|(family, model)| format!("family {family} model {model}"));
+    let flags = value("flags").unwrap_or_default();
+    let vectors = ["avx512f", "avx2"].into_iter().find(|set| flags.split(' ').any(|flag| flag == *set));
+    [Some(name), number, vectors.map(str::to_string)].into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
 /// A frozen matrix W (N, K), packed for both directions of a product.
 pub struct CpuMatrix(Stored);
 
@@ -92,7 +108,7 @@ impl Backend for Cpu {
     const BATCH: usize = 1024;
 
     fn describe(&self) -> String {
-        format!("cpu ({} threads)", rayon::current_num_threads())
+        format!("cpu ({} threads of {})", rayon::current_num_threads(), processor())
     }
 
     fn stride<T: Element>(cols: usize) -> usize {

@@ -50,7 +50,7 @@ pub trait Backend: Sized + Clone + Send + Sync + 'static {
     /// of a GPU at work.
     const BATCH: usize;
 
-    /// What the user reads: `cpu (2 threads)`.
+    /// What the user reads: `cpu (2 threads of AMD EPYC, family 26 model 2, avx512f)`.
     fn describe(&self) -> String;
 
     /// Elements from one row of a tensor of `T` to the next; at least `cols`.

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::backend::Cuda;
 use crate::backend::cuda::compiler::KernelOptions;
 use crate::backend::cuda::device::{GpuDriver, driver_present};
 use crate::backend::cuda::driver::Arch;
 use crate::backend::cuda::sim::SimDriver;
+use crate::backend::{Backend, Cpu, Cuda};
 use crate::error::Result;
 
 /// `--device` as typed.
@@ -22,7 +22,7 @@ pub(crate) enum DeviceSpec {
 /// A device that can be used: opened.
 #[derive(Clone)]
 pub(crate) enum Device {
-    Cpu { threads: usize },
+    Cpu,
     Cuda(Cuda),
 }
 
@@ -30,7 +30,7 @@ pub(crate) enum Device {
 macro_rules! on_device {
     ($device:expr, |$ops:ident| $work:expr) => {
         match $device {
-            $crate::cli::device::Device::Cpu { .. } => {
+            $crate::cli::device::Device::Cpu => {
                 let $ops = &$crate::backend::Cpu::new();
                 $work
             }
@@ -47,7 +47,7 @@ pub(crate) use on_device;
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Device::Cpu { threads } => write!(f, "cpu ({threads} threads)"),
+            Device::Cpu => f.write_str(&Cpu::new().describe()),
             Device::Cuda(cuda) => f.write_str(&cuda.info().name),
         }
     }
@@ -74,7 +74,7 @@ impl DeviceSpec {
     /// The device, and for `auto` the reason why this one.
     pub(crate) fn resolve(self, options: KernelOptions) -> Result<(Device, String)> {
         join_pool();
-        let cpu = Device::Cpu { threads: rayon::current_num_threads() };
+        let cpu = Device::Cpu;
         match self {
             DeviceSpec::Auto if !driver_present() => Ok((cpu, "no CUDA driver found".to_string())),
             DeviceSpec::Auto => Ok(match GpuDriver::open(0, options) {

@@ -4,6 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::Session;
+use crate::backend::cpu::processor;
 use crate::backend::cuda::cache::cache_path;
 use crate::backend::cuda::device::{devices, driver_version};
 use crate::backend::cuda::nvrtc::Nvrtc;
@@ -29,7 +30,7 @@ impl Doctor {
         let rates = ceilings::cpu_rates();
         let (version, cores) = (env!("CARGO_PKG_VERSION"), std::thread::available_parallelism().map_or(1, usize::from));
         let system = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
-        let cpu = first_value("/proc/cpuinfo", "model name");
+        let cpu = processor();
         let memory = ["MemTotal", "MemAvailable"].map(memory);
         let (bandwidth, matrix) = (rates.copy_bytes_per_s / 1e9, rates.matrix_flops_per_s / 1e9);
         let driver = driver.map(|driver| driver.to_string());
@@ -63,7 +64,7 @@ impl Doctor {
         let mut rows = vec![
             ("ares", version.to_string()),
             ("system", system),
-            ("cpu", cpu.unwrap_or_else(unknown)),
+            ("cpu", cpu),
             ("cores", cores.to_string()),
             ("memory", format!("{}, {} free", gib(memory[0]), gib(memory[1]))),
             ("memory bandwidth", format!("{bandwidth:.1} GB/s (copy, read + write)")),

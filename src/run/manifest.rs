@@ -25,7 +25,7 @@ pub(crate) struct Manifest {
     pub(crate) command: String,
     /// Seconds since 1970, UTC.
     pub(crate) started: u64,
-    /// As a person reads it: `cpu (2 threads)`.
+    /// As a person reads it: `cpu (2 threads of …)`.
     pub(crate) device: String,
     pub(crate) seeds: Vec<u64>,
     /// What was typed after the program's name, without `--out`, and in which folder: enough to go on with the run.

@@ -176,6 +176,42 @@ fn follows<B: Ops>(ops: &B, logits: &[f32], draws: u64, key: fn(u64) -> (u64, u3
     }
 }
 
+/// Over more ids than one per thread, with equal weights on both sides of the border, in several warps' ids.
+#[test]
+fn the_first_of_equals_are_kept() {
+    let mut ties = random(5, 3001, 1.0);
+    [2990, 17].into_iter().for_each(|id| ties[id] = 5.0);
+    [5, 1000, 2047, 2999].into_iter().for_each(|id| ties[id] = 4.0);
+    let (flat, steep) = (vec![0.25; 3001], (0..3001).map(|id| (id * 7 % 3001) as f32 * -0.03).collect());
+    // Near each other, so that a sum that is not exact ends elsewhere: half of the mass is 20 of these 40, and a little.
+    let mut near = vec![-40.0; 3001];
+    (0..40).for_each(|i| near[73 * i + 5] = -0.0015 * i as f32);
+    let keep = |top_k, top_p| SampleSpec { top_k, top_p, ..FREE };
+    let cases = [
+        (&ties, keep(4, 1.0)),
+        (&ties, keep(4, 0.6)),
+        (&ties, keep(0, 0.05)),
+        (&flat, keep(3, 1.0)),
+        (&flat, keep(0, 0.001)),
+        (&flat, keep(3, 0.5)),
+        (&steep, keep(5, 1.0)),
+        (&steep, keep(1, 1.0)),
+        (&steep, keep(0, 0.2)),
+        (&steep, keep(2900, 0.1)),
+        (&near, keep(0, 0.5076)),
+        (&near, keep(0, 0.5074)),
+    ];
+    let keys: Vec<_> = (0..200).map(|i| (i, 0)).collect();
+    let Some(device) = device() else { return };
+    for (logits, spec) in cases {
+        let kept = naive::distribution(logits, spec);
+        let drawn = Case::of(logits, &keys, spec).draw(&device);
+        let stray = drawn.iter().find(|token| kept.iter().all(|(id, _)| id != *token));
+        let missed = kept.iter().find(|(id, p)| *p > 0.04 && !drawn.contains(id));
+        assert_eq!((stray, missed), (None, None), "{spec:?} keeps {kept:?}");
+    }
+}
+
 #[test]
 fn both_halves_of_the_seed_count() {
     let (logits, keys) = (random(4, 97, 0.6), (0..70).map(|i| (i, 0)).collect::<Vec<_>>());

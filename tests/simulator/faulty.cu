@@ -207,3 +207,36 @@ KERNEL shift_too_far(float* y, const float* x, u32 n) {
 KERNEL division_by_zero(float* y, const float* x, u32 n) {
     y[threadIdx.x] = x[threadIdx.x % (n - 64)];  // FAULT
 }
+
+// Additions of several threads have no order; what reads them needs one.
+// EXPECT of shared memory, which; wrote: expected a barrier | read: expected a barrier
+KERNEL sum_read_too_early(float* y, const float* x, u32 n) {
+    u32& sum = shared_memory<u32>();
+    if (threadIdx.x == 0) sum = 0;
+    block_barrier();
+    shared_add(sum, static_cast<u32>(x[threadIdx.x % n]));  // FAULT
+    y[threadIdx.x] = static_cast<float>(sum);  // FAULT
+}
+
+// Zeroed by one thread while another adds.
+// EXPECT of shared memory, which; wrote: expected a barrier | read: expected a barrier
+KERNEL sum_zeroed_too_late(float* y, const float* x, u32 n) {
+    u32& sum = shared_memory<u32>();
+    if (threadIdx.x == 0) sum = n;  // FAULT
+    shared_add(sum, 1);  // FAULT
+    block_barrier();
+    y[threadIdx.x] = x[threadIdx.x] + static_cast<float>(sum);
+}
+
+// EXPECT of shared memory, which; wrote: expected a barrier | read: expected a barrier
+KERNEL sum_read_beside_additions(float* y, const float* x, u32 n) {
+    u32& sum = shared_memory<u32>();
+    if (threadIdx.x == 0) y[n - 1] = static_cast<float>(sum);  // FAULT
+    if (threadIdx.x != 0) shared_add(sum, static_cast<u32>(x[threadIdx.x]));  // FAULT
+}
+
+// EXPECT adds at; expected an address in shared memory
+KERNEL sum_in_a_tensor(float* y, const float* x, u32 n) {
+    y[threadIdx.x] = x[threadIdx.x % n];
+    shared_add(*reinterpret_cast<u32*>(y), 1);  // FAULT
+}

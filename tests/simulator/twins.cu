@@ -26,6 +26,17 @@ KERNEL exchanges(u32* y, const u32* x, const u32* lanes) {
     y[3 * WARP + i] = float_bits(shuffle(bits_float(value), lanes[i])) ^ float_bits(shuffle_xor(bits_float(value), 5));
 }
 
+/// What all lanes add up in one of four numbers, and how many ones each lane's own number holds.
+KERNEL additions(u32* y, const u32* x) {
+    u32(&sums)[4] = shared_memory<u32[4]>();
+    if (threadIdx.x < 4) sums[threadIdx.x] = 0;
+    block_barrier();
+    shared_add(sums[threadIdx.x % 4], x[threadIdx.x]);
+    block_barrier();
+    y[threadIdx.x] = sums[threadIdx.x % 4];
+    y[WARP + threadIdx.x] = count_ones(x[threadIdx.x]);
+}
+
 /// Registers as they are: a (4, 32), b (2, 32), c and d (4, 32).
 KERNEL product(float* d, const u32* a, const u32* b, const float* c) {
     u32 lane = threadIdx.x, ra[4], rb[2];

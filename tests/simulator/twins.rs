@@ -79,6 +79,16 @@ fn exchanges_within_a_warp() {
     }
 }
 
+#[test]
+fn additions_to_shared_memory() {
+    let x: Vec<u32> = scrambled(32, 5);
+    let Some(found) = run::<u32>("additions", 64, &[&x], false) else { return };
+    for i in 0..32 {
+        let sum = (i % 4..32).step_by(4).fold(0u32, |sum, j| sum.wrapping_add(x[j]));
+        assert_eq!((found[i], found[32 + i]), (sum, x[i].count_ones()), "lane {i}");
+    }
+}
+
 /// PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type": element i of a lane's a, b, c lies at these
 /// (row, column), with group = lane / 4 and inner = lane % 4.
 mod fragment {

@@ -112,7 +112,7 @@ impl Bench {
     ) -> Result<()> {
         let info = match device {
             Device::Cuda(cuda) => cuda.info().clone(),
-            Device::Cpu { .. } => DeviceInfo::h200(),
+            Device::Cpu => DeviceInfo::h200(),
         };
         let counter = Counter::new(info.clone());
         let ops = &Cuda::new(counter.clone());

@@ -7,9 +7,10 @@ use crate::error::Result;
 use crate::ops::Cost;
 use crate::ops::product::cuda::logits;
 
-const THREADS: u32 = 256;
-/// A double and a count per thread, a float per warp, and the token, at the double's alignment.
-const SHARED: u32 = (12 * THREADS + 4 * (THREADS / 32) + 4).next_multiple_of(8);
+/// As many as a digit of the weights has values.
+const THREADS: u32 = 1024;
+/// A double, a bin and a word per thread, a double and a float per warp, a double and the border, at the double's alignment.
+const SHARED: u32 = ((8 + 12 + 4) * THREADS + (8 + 4) * (THREADS / 32) + 8 + 12).next_multiple_of(8);
 const DEFINES: &[Define] = &[("THREADS", THREADS as u64), ("SHARED_BYTES", SHARED as u64)];
 
 pub(crate) fn builds() -> Vec<Build> {
