@@ -84,6 +84,11 @@ pub trait Backend: Sized + Clone + Send + Sync + 'static {
     /// A frozen matrix from row-major f32 values (`rows * cols` of them, concatenated parts one below the other).
     fn weight(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<Self::Weight>;
 
+    /// Rows that a step of `rows` is filled up to where steps are replayed: of few different sizes, as each must be recorded.
+    fn replayed_rows(rows: usize) -> usize {
+        rows
+    }
+
     /// Runs `record`, or replays what an earlier call with the same `graph` recorded. All that changes between calls must lie
     /// in device memory. The closure may run more than once on the first call (plainly, then captured).
     fn replay(&self, graph: &mut Self::Graph, record: impl FnMut() -> Result<()>) -> Result<()>;

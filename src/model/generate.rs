@@ -44,7 +44,7 @@ pub struct Generator<B: Ops> {
     next: Indices<B>,       // (S, 1)
     history: History<B>,
     prefill: SlotTable<B>,
-    /// One captured step per number of active slots, for one call of `generate`.
+    /// One captured step per number of rows, for one call of `generate`.
     graphs: BTreeMap<usize, B::Graph>,
     slots: usize,
     /// Positions that a sequence may reach.
@@ -189,31 +189,36 @@ impl<B: Ops> Call<'_, B> {
     fn decode(&mut self) -> Result<Vec<Vec<u32>>> {
         let Call { model: Transformer { ops, config, .. }, ws, generator, requests, decoding, active, results, .. } =
             self;
-        let (count, column) = (active.len(), |f: fn(&Active) -> u32| active.iter().map(f).collect::<Vec<u32>>());
-        let ids: Vec<u64> = active.iter().map(|a| requests[a.request].id).collect();
-        generator.table.slots.set(ops, &column(|a| a.slot), generator.slots)?;
+        // Idle slots fill the step up; what they write is overwritten by whoever comes next.
+        let rows = B::replayed_rows(active.len()).min(generator.slots);
+        let idle = self.free[..rows - active.len()].iter().map(|&slot| (slot, 0, 0, 0));
+        let at_work = active.iter().map(|a| (a.slot, a.token, a.position, requests[a.request].id));
+        let columns: Vec<(u32, u32, u32, u64)> = at_work.chain(idle).collect();
+        let column = |f: fn(&(u32, u32, u32, u64)) -> u32| columns.iter().map(f).collect::<Vec<u32>>();
+        let ids: Vec<u64> = columns.iter().map(|column| column.3).collect();
+        generator.table.slots.set(ops, &column(|c| c.0), generator.slots)?;
         let length = generator.length.min(config.max_position_embeddings);
-        generator.table.positions.set(ops, &column(|a| a.position), length)?;
-        generator.keys.set(ops, &ids, &column(|a| a.position + 1))?;
-        generator.logits.set_rows(count)?;
-        generator.next.set(ops, &vec![0; count], config.vocab_size + 1)?;
-        generator.history.clear(ops, count)?;
-        ws.batch.tokens.set(ops, &column(|a| a.token), config.vocab_size)?;
-        ws.set_rows(count, count)?;
+        generator.table.positions.set(ops, &column(|c| c.2), length)?;
+        generator.keys.set(ops, &ids, &column(|c| c.2 + 1))?;
+        generator.logits.set_rows(rows)?;
+        generator.next.set(ops, &vec![0; rows], config.vocab_size + 1)?;
+        generator.history.clear(ops, rows)?;
+        ws.batch.tokens.set(ops, &column(|c| c.1), config.vocab_size)?;
+        ws.set_rows(rows, rows)?;
         let wanted = |a: &Active| decoding.max_new_tokens - results[a.request].tokens.len();
         let most = active.iter().map(wanted).max().unwrap_or_default();
         let furthest = active.iter().map(|a| a.position as usize).max().unwrap_or_default();
         let steps = B::BURST.min(most).min(generator.length.saturating_sub(furthest)).max(1);
         for _ in 0..steps {
-            self.step()?;
+            self.step(rows)?;
         }
         let history = self.generator.history.tokens.read(ops)?;
         Ok(history.chunks_exact(B::BURST).map(|row| row[..steps].to_vec()).collect())
     }
 
-    /// One token for every active slot, left on the device. Everything that changes between steps lies in device memory, and
+    /// One token for every row, left on the device. Everything that changes between steps lies in device memory, and
     /// buffers end where they began, so the step can be replayed.
-    fn step(&mut self) -> Result<()> {
+    fn step(&mut self, rows: usize) -> Result<()> {
         let (Transformer { ops, embed, blocks, norm, config, .. }, w) = (self.model, self.model.lm_weight()?);
         let Workspace { batch, saved, scratch, stream: Stream { out, .. }, head, .. } = &mut *self.ws;
         let Generator { caches, table, keys, logits, next, history, graphs, .. } = &mut *self.generator;
@@ -221,7 +226,7 @@ impl<B: Ops> Call<'_, B> {
         let Decoding { temperature, top_k, top_p, seed, .. } = *self.decoding;
         // As good as greedy; its inverse is finite.
         let temperature = if temperature > 0.0 { temperature.max(1e-30) } else { 0.0 };
-        ops.replay(graphs.entry(self.active.len()).or_default(), || {
+        ops.replay(graphs.entry(rows).or_default(), || {
             ops.embed(&mut s.x, &batch.tokens, embed, config.embedding_scale)?;
             for (l, (block, cache)) in blocks.iter().zip(&mut *caches).enumerate() {
                 let (lora, rope) = (self.adapter.map(|a| &a.blocks[l]), self.model.rope(l));
@@ -267,5 +272,34 @@ impl<B: Ops> Call<'_, B> {
             if over(result, &at) { self.free.push(at.slot) } else { self.active.push(at) }
         }
         before - self.active.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::backend::Cuda;
+    use crate::backend::cuda::counter::Counter;
+    use crate::backend::cuda::driver::DeviceInfo;
+    use crate::model::{BlankWeights, RandomWeights};
+
+    /// Sixty-four answers that end one after the other: a step of each power of two is recorded, no other.
+    #[test]
+    fn few_different_steps_are_recorded() {
+        let mut config = ModelConfig::open(Path::new("models/framing/policy")).unwrap();
+        config.max_position_embeddings = 512;
+        let counter = Counter::new(DeviceInfo::h200());
+        let ops = Cuda::new(counter.clone());
+        let model = Transformer::load(&ops, config.clone(), &BlankWeights(RandomWeights::new(&config, 0))).unwrap();
+        let mut generator = Generator::new(&ops, &config, 64, 512, 512).unwrap();
+        let mut ws = Workspace::new(&ops, &config, 0, 512, false).unwrap();
+        let requests: Vec<_> =
+            (0..64).map(|i| Continue { tokens: vec![1; 8 * i as usize + 1], forced: 8 * i as usize, id: i }).collect();
+        let decoding = Decoding { ignore_eos: true, ..Decoding::greedy(504) };
+        let done = model.generate(&mut ws, &mut generator, &requests, None, &decoding, |_| Ok(())).unwrap();
+        assert!(done.iter().all(|done| done.tokens.len() == 504));
+        assert_eq!(counter.counts().captures, 7);
     }
 }
