@@ -151,7 +151,7 @@ KERNEL __launch_bounds__(WARPS* WARP, FORWARD_BLOCKS) attention_forward(const At
     if (first >= tile.end) return;
 #pragma unroll
     for (u32 h = 0; h < H; h++) {
-        float total[2] = {row_sum(sum[h][0]), row_sum(sum[h][1])}, factor[2] = {1.0f / total[0], 1.0f / total[1]};
+        float total[2] = {row_sum(sum[h][0]), row_sum(sum[h][1])}, factor[2] = {reciprocal(total[0]), reciprocal(total[1])};
         if (h >= have) continue;
         u64 row = static_cast<u64>(first) * heads + head + h;
         store_rows<WIDE>(p.o + row * HEAD_DIM, heads * HEAD_DIM, tile.end - first, HEAD_DIM, y[h], factor);

@@ -146,6 +146,6 @@ decode_combine(bf16* o, const float* partial, const DecodeParams p) {
     for (u32 column = threadIdx.x % WARP; column < HEAD_DIM; column += WARP) {
         float y = 0.0f;
         for (u32 s = begin; s < end; s++) y += partial[(first + s) * HEAD_DIM + column] * exp2_fast(tops[2 * s] - top);
-        o[static_cast<u64>(index) * HEAD_DIM + column] = to_bf16(y / sum);
+        o[static_cast<u64>(index) * HEAD_DIM + column] = to_bf16(y * reciprocal(sum));
     }
 }

@@ -69,6 +69,13 @@ DEVICE float exp2_fast(float x) {
     return y;
 }
 
+/// 1/x, 1 ulp, subnormal numbers flushed. A division rounds exactly, for ten instructions and a branch.
+DEVICE float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /// Round to nearest even; NaN stays NaN.
 DEVICE bf16 to_bf16(float value) {
     bf16 result;

@@ -16,7 +16,7 @@ struct Curve {
     float value, slope;
 };
 
-DEVICE float sigmoid(float x) { return 1.0f / (1.0f + exp2_fast(-x * LOG2_E)); }
+DEVICE float sigmoid(float x) { return reciprocal(1.0f + exp2_fast(-x * LOG2_E)); }
 
 DEVICE Curve activation(float g) {
     if (GELU) {
@@ -31,8 +31,7 @@ DEVICE Curve activation(float g) {
 
 KERNEL __launch_bounds__(THREADS)
 activate_forward(bf16* act, const bf16* gate_up, u32 rows, u32 f, u32 act_stride, u32 stride) {
-    u64 index = static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x;
-    u32 width = f / VECTOR, row = index / width, at = index % width * VECTOR;
+    u32 index = blockIdx.x * THREADS + threadIdx.x, width = f / VECTOR, row = index / width, at = index % width * VECTOR;
     if (row >= rows) return;
     const bf16* from = gate_up + static_cast<u64>(row) * stride + at;
     Values gate = *reinterpret_cast<const Values*>(from), up = {}, out;
@@ -47,8 +46,7 @@ activate_forward(bf16* act, const bf16* gate_up, u32 rows, u32 f, u32 act_stride
 
 KERNEL __launch_bounds__(THREADS)
 activate_backward(bf16* gate_up, const bf16* dact, u32 rows, u32 f, u32 act_stride, u32 stride) {
-    u64 index = static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x;
-    u32 width = f / VECTOR, row = index / width, at = index % width * VECTOR;
+    u32 index = blockIdx.x * THREADS + threadIdx.x, width = f / VECTOR, row = index / width, at = index % width * VECTOR;
     if (row >= rows) return;
     bf16* both = gate_up + static_cast<u64>(row) * stride + at;
     Values gate = *reinterpret_cast<const Values*>(both), up = {};

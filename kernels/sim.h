@@ -100,6 +100,14 @@ DEVICE float exp2_fast(float x) {
     return y < bits_float(0x00800000u) ? 0.0f : y;  // NaN is not less
 }
 
+/// rcp.approx.ftz: subnormal numbers count as zero, on either side.
+DEVICE float reciprocal(float x) {
+    u32 sign = float_bits(x) & 0x80000000u;
+    if ((float_bits(x) & 0x7f800000u) == 0) return bits_float(sign | 0x7f800000u);
+    float y = 1.0f / x;
+    return (float_bits(y) & 0x7f800000u) == 0 ? bits_float(sign) : y;
+}
+
 /// cvt.rn.bf16.f32: to nearest, ties to even; any NaN becomes 0x7fff.
 DEVICE u32 sim_bf16_bits(float value) {
     u32 bits = float_bits(value);

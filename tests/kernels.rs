@@ -13,6 +13,7 @@ use ares::backend::cuda::kernels::{NORM, SOURCES};
 use ares::backend::cuda::source::Source;
 use ares::backend::cuda::usage::parse;
 use ares::ops::builds;
+use rayon::prelude::*;
 use serde_json::Value;
 
 /// A compiler that keeps what it makes in `folder`, if this machine has one.
@@ -48,6 +49,78 @@ fn all_fit_every_architecture() {
         }
         assert!(kernels.len() >= builds);
     }
+}
+
+/// Kernels whose products tensor cores carry out, with operands from shared memory.
+const TENSOR: [&str; 8] = [
+    "attention_backward_keys",
+    "attention_backward_queries",
+    "attention_forward",
+    "decode_attention",
+    "lm_head_kl_logits",
+    "lm_head_logits",
+    "lora_partial",
+    "product",
+];
+/// Kernels that divide, or take roots, exactly: once for a row, once for what memory takes longer to bring, or to cap a score. Rare
+/// numbers then go through a function; in anybody else's inner loop it was not meant.
+const DIVIDING: [&str; 12] = [
+    "adamw",
+    "decode_combine",
+    "gradient_norm",
+    "layer_norm_",
+    "lm_head_combine",
+    "lm_head_gradient",
+    "lm_head_kl_logits",
+    "lm_head_logits",
+    "norm_",
+    "rotate_",
+    "sample_draw",
+    "sample_greedy",
+];
+
+/// By NVIDIA's disassembler, where ARES_NVDISASM names it.
+#[test]
+fn the_code_holds_what_was_meant() {
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+    let (Some(compiler), Some(disassembler)) = (compiler(&kept), std::env::var_os("ARES_NVDISASM")) else {
+        return println!("skipped: ARES_NVDISASM names no nvdisasm (pip install nvidia-cuda-nvdisasm)");
+    };
+    let builds = builds();
+    let work: Vec<_> =
+        [Arch::Sm80, Arch::Sm90a].into_iter().flat_map(|arch| builds.iter().map(move |build| (arch, build))).collect();
+    work.par_iter().for_each(|(arch, build)| {
+        let image = compiler.compile(build.source, &build.defines, *arch).unwrap().1.image;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&file, image).unwrap();
+        let output = Command::new(&disassembler).arg("-c").arg(file.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let sections: Vec<&str> = text.split("\n.text.").skip(1).collect();
+        assert_eq!(sections.len(), build.source.kernels.len(), "{arch} {}", build.source.file);
+        for code in sections {
+            let kernel = code.split(':').next().unwrap();
+            let holds = |name: &str| {
+                code.lines().any(|line| {
+                    let words = line.split_once("*/").map_or("", |(_, words)| words).split_whitespace();
+                    words
+                        .skip_while(|word| word.starts_with('@'))
+                        .next()
+                        .is_some_and(|word| word.split('.').next() == Some(name))
+                })
+            };
+            let place = format!("{arch} {kernel} {:?}", build.defines);
+            assert!(!holds("LDL") && !holds("STL"), "{place}: local memory");
+            let tensor = TENSOR.contains(&kernel);
+            for (name, expected) in [("LDSM", tensor), ("LDGSTS", tensor), ("HMMA", tensor || kernel == "mma_rate")] {
+                assert_eq!(holds(name), expected, "{place}: {name}");
+            }
+            let divides = ["_div_", "_rcp_", "_sqrt_", "_rem_"].iter().any(|name| code.contains(name));
+            let caps = build.defines.contains(&("SOFTCAP", 1));
+            assert!(!divides || caps || DIVIDING.iter().any(|known| kernel.starts_with(known)), "{place}: divides");
+            assert_eq!(holds("ATOMS"), kernel == "sample_draw", "{place}: additions to shared memory");
+        }
+    });
 }
 
 #[test]
@@ -92,6 +165,59 @@ fn spills_and_local_memory_are_seen() {
         let usages = parse(&cubin.log);
         assert!(usages.len() == 2 && usages[0].spills > 0 && usages[1].stack >= 256, "{arch} {usages:?}");
         assert!(usages.iter().all(|usage| !usage.is_clean()));
+    }
+}
+
+/// A kernel around products of a warpgroup, a and b being descriptors of matrices that nobody looks at.
+macro_rules! hopper {
+    ($body:literal) => {
+        Source {
+            file: "hopper.cu",
+            text: concat!(
+                r#"#define FENCE asm volatile("wgmma.fence.sync.aligned;" ::: "memory")
+                #define MULTIPLY asm volatile("{.reg .pred p; setp.ne.b32 p, 1, 0; wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 " \
+                    "{%0, %1, %2, %3}, %4, %5, p, 1, 1, 0, 0;}" : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(a), "l"(b))
+                #define WAIT asm volatile("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;" ::: "memory")
+                typedef unsigned long long u64;
+                __device__ __noinline__ void called(float (&d)[4], u64 a, u64 b) { MULTIPLY; }
+                extern "C" __global__ void __launch_bounds__(128) kernel(float* y, u64 a, u64 b, int n) {
+                    float d[4] = {0, 0, 0, 0};"#,
+                $body,
+                "for (int i = 0; i < 4; i++) y[threadIdx.x * 4 + i] = d[i];
+                }"
+            ),
+            kernels: &["kernel"],
+        }
+    };
+}
+
+/// What the assembler does of itself to Hopper's products, and a kernel that it leaves as it is.
+#[test]
+fn advice_of_the_assembler_is_seen() {
+    static SOURCES: [(Source, &[&str]); 5] = [
+        (hopper!("FENCE; MULTIPLY; WAIT;"), &[]),
+        (hopper!("FENCE; called(d, a, b); WAIT;"), &["C7510"]),
+        (hopper!("FENCE; MULTIPLY; d[0] += y[0]; MULTIPLY; WAIT;"), &["C7511", "C7517"]),
+        (hopper!("for (int i = 0; i < n; i++, a += 2) MULTIPLY; WAIT;"), &["C7515", "C7519"]),
+        (
+            Source {
+                file: "unbounded.cu",
+                text: r#"extern "C" __global__ void kernel(float* y) {
+                    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+                    y[threadIdx.x] = 1.0f;
+                }"#,
+                kernels: &["kernel"],
+            },
+            &["C7508"],
+        ),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let Some(compiler) = compiler(folder.path()) else { return };
+    for (source, codes) in &SOURCES {
+        let usages = parse(&compiler.compile(source, &[], Arch::Sm90a).unwrap().1.log);
+        let advice = usages[0].advice.join(" ");
+        assert_eq!((usages.len(), usages[0].is_clean()), (1, codes.is_empty()), "{advice}");
+        assert!(codes.iter().all(|code| advice.contains(code)), "expected {codes:?}, found {advice}");
     }
 }
 

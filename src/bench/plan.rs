@@ -11,6 +11,7 @@ use crate::backend::Cuda;
 use crate::backend::cuda::counter::Counter;
 use crate::error::Result;
 use crate::model::Transformer;
+use crate::ops::ceilings::Rates;
 
 /// One task's.
 #[derive(Debug, Serialize)]
@@ -26,7 +27,7 @@ pub(crate) struct Plan {
     /// Sequences of launches that were recorded, and how often they were replayed.
     pub(crate) captures: u64,
     pub(crate) replays: u64,
-    /// Launches, FLOPs and bytes by kernel; what only the device knows is counted at its least.
+    /// Launches, FLOPs and bytes by kernel, and how long these take at least; what only the device knows is counted at its least.
     pub(crate) kernels: Vec<KernelShare>,
 }
 
@@ -35,6 +36,8 @@ pub(crate) struct Planner<'a> {
     pub(crate) counter: &'a Arc<Counter>,
     pub(crate) ops: &'a Cuda,
     pub(crate) load: &'a Workload,
+    /// For the floors.
+    pub(crate) rates: Option<Rates>,
 }
 
 impl Planner<'_> {
@@ -85,7 +88,7 @@ impl Planner<'_> {
         self.counter.begin();
         let tokens = run(&mut work, 1)?;
         let counts = self.counter.counts();
-        let kernels = KernelShare::of(&profiled(self.ops, || run(&mut work, 2).map(drop))?, None);
+        let kernels = KernelShare::of(&profiled(self.ops, || run(&mut work, 2).map(drop))?, self.rates.as_ref());
         let launches = counts.launches.values().sum();
         let (captures, replays) = (counts.captures, counts.replays);
         Ok(Plan { task, parts: held.parts, peak_bytes, tokens, launches, captures, replays, kernels })

@@ -30,7 +30,7 @@ pub(crate) struct Kernels {
     /// Compile for these: sm_80, sm_90a, sm_100, sm_120
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     arch: Vec<Arch>,
-    /// Fail if a kernel spills, uses local memory, or fits a multiprocessor less often than its plan relies on
+    /// Fail if a kernel spills, uses local memory, is changed by the assembler, or fits a multiprocessor less often than its plan relies on
     #[arg(long, requires = "arch")]
     check: bool,
     /// Write all compiled code into one file, for machines without libnvrtc (--kernels FILE)
@@ -155,7 +155,8 @@ impl Compilation {
         }
         Err(Error::Data {
             what: "kernels".to_string(),
-            expected: "no spills, no local memory, and as many blocks on a multiprocessor as planned".to_string(),
+            expected: "no spills, no local memory, no advice of the assembler, and as many blocks on a multiprocessor as planned"
+                .to_string(),
             found: faults.join("; "),
             remedy: "change the kernels named".to_string(),
         })
@@ -166,7 +167,8 @@ fn fault(line: &Line) -> Option<String> {
     let Line { arch, constants, usage, blocks, blocks_planned, .. } = line;
     let place = format!("{arch} {} ({constants})", usage.kernel);
     if !usage.is_clean() {
-        return Some(format!("{place}: {} bytes of spills, {} of stack", usage.spills, usage.stack));
+        let advice = usage.advice.iter().map(|advice| format!(", {advice}")).collect::<String>();
+        return Some(format!("{place}: {} bytes of spills, {} of stack{advice}", usage.spills, usage.stack));
     }
     (blocks < blocks_planned).then(|| format!("{place}: {blocks} blocks, planned {blocks_planned}"))
 }

@@ -17,6 +17,11 @@ KERNEL powers(float* y, const float* x, u32 n) {
     if (i < n) y[i] = exp2_fast(x[i]);
 }
 
+KERNEL reciprocals(float* y, const float* x, u32 n) {
+    u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = reciprocal(x[i]);
+}
+
 /// y: shuffle from `lanes[i]`, shuffle by xor with 5, ballot of odd values; each 32 long.
 KERNEL exchanges(u32* y, const u32* x, const u32* lanes) {
     u32 i = threadIdx.x, value = x[i];

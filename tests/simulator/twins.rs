@@ -64,6 +64,24 @@ fn powers_of_two() {
     }
 }
 
+/// rcp.approx.ftz: 1 ulp; subnormal numbers count as zero.
+#[test]
+fn reciprocals() {
+    let mut x: Vec<f32> = (-1000..1000).map(|i| 1.013_f32.powi(i) * if i % 2 == 0 { 1e13 } else { -1e-13 }).collect();
+    x.extend([f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 0.0, -0.0, 1e-40, -1e-40, f32::MAX, -3e38]);
+    let Some(found) = run::<f32>("reciprocals", x.len(), &[&bits(&x)], true) else { return };
+    for (&x, found) in x.iter().zip(found) {
+        let flushed = if x.is_subnormal() { 0.0_f32.copysign(x) } else { x };
+        let exact = 1.0 / f64::from(flushed);
+        if exact.is_nan() || exact.is_infinite() || exact.abs() < f64::from(f32::MIN_POSITIVE) {
+            let expected = if (exact as f32).is_subnormal() { 0.0_f32.copysign(x) } else { exact as f32 };
+            assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(), "1/{x}: {found}");
+        } else {
+            assert!((f64::from(found) / exact - 1.0).abs() <= f64::from(f32::EPSILON), "1/{x}: {found} {exact}");
+        }
+    }
+}
+
 #[test]
 fn exchanges_within_a_warp() {
     let x: Vec<u32> = scrambled(32, 3).iter().map(|v| v & 0x7f7f_ffff).collect(); // no NaN, whose bits a float may lose

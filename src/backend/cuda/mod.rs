@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use half::bf16;
+use rayon::prelude::*;
 
 pub(crate) use buffer::DeviceBuffer;
 pub(crate) use usage::Build;
@@ -228,12 +229,12 @@ impl Backend for Cuda {
     }
 
     fn activations(&self, values: &[f32]) -> Vec<bf16> {
-        values.iter().map(|&value| bf16::from_f32(value)).collect()
+        values.par_iter().map(|&value| bf16::from_f32(value)).collect()
     }
 
     fn weight(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<Tensor<Cuda>> {
         let rounded = self.activations(&values);
-        if let Some(at) = rounded.iter().position(|value| !value.is_finite()) {
+        if let Some(at) = rounded.par_iter().position_first(|value| !value.is_finite()) {
             return Err(Error::NotFinite {
                 what: "a weight rounded to bf16".into(),
                 found: values[at].to_string(),

@@ -15,12 +15,16 @@ pub struct Usage {
     pub stack: u32,
     /// Bytes that a thread writes and reads again because registers ran out.
     pub spills: u32,
+    /// What the assembler did otherwise than the kernel says, as it says it: products of a warpgroup one after the other (C7510, C7511,
+    /// C7515), waits and arrivals added (C7517, C7519), registers not given over (C7508).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub advice: Vec<String>,
 }
 
 impl Usage {
-    /// Everything of a thread lies in registers.
+    /// Everything of a thread lies in registers, and the assembler left the kernel as it is.
     pub fn is_clean(&self) -> bool {
-        self.stack == 0 && self.spills == 0
+        self.stack == 0 && self.spills == 0 && self.advice.is_empty()
     }
 
     /// Blocks of `budget` that fit one multiprocessor of `arch` at once; 0 if not even one does.
@@ -100,6 +104,15 @@ pub fn parse(log: &str) -> Vec<Usage> {
         usage.shared = usage.shared.max(said(" bytes smem"));
     }
     found.sort_by(|a, b| a.kernel.cmp(&b.kernel));
+    // Advice stands before all reports, and may name a function that was not inlined, or none: then it is everybody's.
+    for line in log.lines().filter(|line| line.contains("(C7")) {
+        let named = |usage: &Usage| line.contains(&format!("function '{}'", usage.kernel));
+        let all = !found.iter().any(named);
+        found
+            .iter_mut()
+            .filter(|usage| all || named(usage))
+            .for_each(|usage| usage.advice.push(line.trim().to_string()));
+    }
     found
 }
 
@@ -125,11 +138,17 @@ ptxas info    : Used 255 registers, used 0 barriers, 272 bytes cumulative stack 
 
     #[test]
     fn the_report_is_read() {
-        let f = Usage { kernel: "f".into(), registers: 255, shared: 0, stack: 272, spills: 24 };
-        let g = Usage { kernel: "g".into(), registers: 12, shared: 256, stack: 0, spills: 0 };
+        let f = Usage { kernel: "f".into(), registers: 255, shared: 0, stack: 272, spills: 24, advice: Vec::new() };
+        let g = Usage { kernel: "g".into(), registers: 12, shared: 256, stack: 0, spills: 0, advice: Vec::new() };
         assert!(!f.is_clean() && g.is_clean());
         assert_eq!(parse(LOG), [f, g]);
         assert_eq!(parse("anything else"), []);
+        let advice = "ptxas info    : (C7519) warpgroup.arrive is injected in around line 54 in function";
+        for (whose, expected) in [("'g'", [0, 1]), ("'inner'", [1, 1])] {
+            let found = parse(&format!("{advice} {whose}\n{LOG}"));
+            assert_eq!([found[0].advice.len(), found[1].advice.len()], expected, "{whose}");
+            assert!(!found[1].is_clean());
+        }
     }
 
     #[test]

@@ -110,17 +110,20 @@ pub(crate) fn plan_tables(plan: &Plan, device: &DeviceInfo) -> [Table; 2] {
     let mut row = |name: &str, bytes| held.row(vec![name.into(), gb(bytes).into(), share(bytes).into()]);
     plan.parts.iter().for_each(|(name, bytes)| row(name, *bytes));
     row("at once", plan.peak_bytes);
-    let columns: [Column<&KernelShare>; 4] = [
+    let columns: [Column<&KernelShare>; 5] = [
         ("kernel", Left, &|k| k.kernel.into()),
         ("launches", Right, &|k| k.launches.to_string().into()),
         ("FLOPs", Right, &|k| count((k.flops > 0).then_some(k.flops as f64)).into()),
         ("bytes", Right, &|k| count((k.bytes > 0).then_some(k.bytes as f64)).into()),
+        ("floor ms", Right, &|k| number(k.floor_ms, 3).into()),
     ];
     let mut kernels: Vec<&KernelShare> = plan.kernels.iter().collect();
     kernels.sort_by_key(|kernel| std::cmp::Reverse(kernel.launches));
     let mut launched = Table::of(kernels, &columns);
     let replayed = format!("all, {} recorded, {} replayed", plan.captures, plan.replays);
-    launched.row(vec![replayed.into(), plan.launches.to_string().into()]);
+    let floor = plan.kernels.iter().filter_map(|kernel| kernel.floor_ms).reduce(|a, b| a + b);
+    let (launches, blank) = (plan.launches.to_string().into(), || "".into());
+    launched.row(vec![replayed.into(), launches, blank(), blank(), number(floor, 3).into()]);
     [held, launched]
 }
 

@@ -21,6 +21,7 @@ use crate::bench::plan::Planner;
 use crate::bench::{self, Timing, Workload};
 use crate::error::{Error, Result};
 use crate::ops::Measured;
+use crate::ops::ceilings::Rates;
 use crate::report::Table;
 use crate::run::Suite;
 
@@ -110,13 +111,13 @@ impl Bench {
         reward: &Subject,
         load: &Workload,
     ) -> Result<()> {
-        let info = match device {
-            Device::Cuda(cuda) => cuda.info().clone(),
-            Device::Cpu => DeviceInfo::h200(),
+        let (info, rates) = match device {
+            Device::Cuda(cuda) => (cuda.info().clone(), cuda.rates()?),
+            Device::Cpu => (DeviceInfo::h200(), Some(Rates::H200)),
         };
         let counter = Counter::new(info.clone());
         let ops = &Cuda::new(counter.clone());
-        let planner = Planner { counter: &counter, ops, load };
+        let planner = Planner { counter: &counter, ops, load, rates };
         let wants = |tasks: &[Task]| self.tasks.iter().any(|task| tasks.contains(task));
         if wants(&[Task::Ops, Task::Load]) {
             let why = "--plan: expected step, score, generate or decode, whose bytes and launches are counted";
@@ -140,6 +141,12 @@ impl Bench {
             session.say(&format!(
                 "{}: {most:.1} GB do not fit into the {memory:.1} GB of {}: lower --batch-tokens, --sequences or --length",
                 plan.task, info.name
+            ));
+        }
+        if let Some(Rates { matrix_flops_per_s, copy_bytes_per_s }) = rates {
+            let (tera, bytes) = (matrix_flops_per_s / 1e12, copy_bytes_per_s / 1e12);
+            session.say(&format!(
+                "floors: {tera:.0} TFLOP/s, {bytes:.1} TB/s, each kernel bound by one of them; nothing was timed"
             ));
         }
         let tables: Vec<Table> = plans.iter().flat_map(|plan| plan_tables(plan, &info)).collect();

@@ -3,6 +3,7 @@ use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
+use crate::ops::expect;
 
 const THREADS: u32 = 256;
 
@@ -30,17 +31,18 @@ pub(crate) fn builds() -> Vec<Build> {
 }
 
 /// Defines and geometry for `rows` × `f` activations.
-fn launch(rows: usize, f: usize, spec: GateUpSpec) -> ([Define; 5], LaunchConfig) {
+fn launch(rows: usize, f: usize, spec: GateUpSpec) -> Result<([Define; 5], LaunchConfig)> {
     // 16-byte accesses where the width allows, since `up` begins `f` elements after `gate`.
     let vector = if f.is_multiple_of(8) { 8 } else { 1 };
-    let blocks = (rows * (f / vector)).div_ceil(THREADS as usize) as u32;
-    (defines(vector, spec), LaunchConfig::linear(blocks, THREADS))
+    let blocks = (rows * (f / vector)).div_ceil(THREADS as usize);
+    expect("activate", "threads that 32 bits count", blocks <= (u32::MAX / THREADS) as usize, true)?;
+    Ok((defines(vector, spec), LaunchConfig::linear(blocks as u32, THREADS)))
 }
 
 impl GateUp for Cuda {
     fn activate(&self, act: &mut Tensor<Self>, gate_up: &Tensor<Self>, spec: GateUpSpec) -> Result<()> {
         let (rows, f) = check(act, gate_up, spec)?;
-        let (defines, config) = launch(rows, f, spec);
+        let (defines, config) = launch(rows, f, spec)?;
         let (act_stride, stride) = (act.stride(), gate_up.stride());
         self.charge(|| activate_costs(rows as u64, f as u64, spec, 2)[0]);
         let (act, gate_up) = (&mut act.buffer, &gate_up.buffer);
@@ -50,7 +52,7 @@ impl GateUp for Cuda {
 
     fn activate_backward(&self, gate_up: &mut Tensor<Self>, dact: &Tensor<Self>, spec: GateUpSpec) -> Result<()> {
         let (rows, f) = check(dact, gate_up, spec)?;
-        let (defines, config) = launch(rows, f, spec);
+        let (defines, config) = launch(rows, f, spec)?;
         let (act_stride, stride) = (dact.stride(), gate_up.stride());
         self.charge(|| activate_costs(rows as u64, f as u64, spec, 2)[1]);
         let (gate_up, dact) = (&mut gate_up.buffer, &dact.buffer);

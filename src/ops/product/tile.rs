@@ -235,3 +235,51 @@ unsafe fn add_up<S: Simd, const M: usize, const V: usize, const T: bool>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pulp::Scalar;
+    #[cfg(target_arch = "x86_64")]
+    use pulp::x86::{V3, V4};
+
+    use super::*;
+    use crate::backend::cpu::{Halves, Packed};
+
+    /// Whatever this processor would choose: vectors of one number, of eight and of sixteen, on shapes that end within a vector, a tile
+    /// and a panel. Small whole numbers: f32 sums are exact.
+    #[test]
+    fn vectors_of_every_width_give_the_plain_product() {
+        for (rows, depth, cols) in [(1, 1, 1), (7, 5, 47), (8, 48, 48), (13, 150, 49), (19, 530, 131)] {
+            let numbers = |n: usize| (0..n).map(|i| (i * 37 % 19) as f32 - 9.0).collect::<Vec<f32>>();
+            let (left, w) = (numbers(rows * depth), numbers(cols * depth));
+            let (packed, halves) = (Packed::new(&w, (depth, cols), (1, depth)), Halves::packed(&w, (depth, cols)));
+            let dot = |i: usize, j: usize| (0..depth).map(|k| left[i * depth + k] * w[j * depth + k]).sum::<f32>();
+            let plain: Vec<f32> = (0..rows * cols).map(|at| dot(at / cols, at % cols)).collect();
+            for (right, accumulate) in
+                [Right::Whole(&packed), Right::Halves(&halves)].into_iter().flat_map(|r| [(r, false), (r, true)])
+            {
+                let found = |run: &dyn Fn(Task)| {
+                    let mut out = vec![2.0; rows * cols];
+                    let panels = 0..cols.div_ceil(PANEL);
+                    run(Task {
+                        out: out.as_mut_ptr(),
+                        stride: cols,
+                        left: (&left, depth),
+                        right,
+                        rows,
+                        panels,
+                        accumulate,
+                    });
+                    out.iter().map(|sum| if accumulate { sum - 2.0 } else { *sum }).collect::<Vec<f32>>()
+                };
+                let mut widths = vec![found(&|task| Scalar::new().vectorize(task))];
+                #[cfg(target_arch = "x86_64")]
+                {
+                    widths.extend(V3::try_new().map(|simd| found(&|task| simd.vectorize(task))));
+                    widths.extend(V4::try_new().map(|simd| found(&|task| simd.vectorize(task))));
+                }
+                widths.iter().for_each(|found| assert!(*found == plain, "{rows} x {depth} x {cols}, {accumulate}"));
+            }
+        }
+    }
+}
