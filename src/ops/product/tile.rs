@@ -272,11 +272,11 @@ mod tests {
                     });
                     out.iter().map(|sum| if accumulate { sum - 2.0 } else { *sum }).collect::<Vec<f32>>()
                 };
-                let mut widths = vec![found(&|task| Scalar::new().vectorize(task))];
+                let mut widths = vec![found(&|task| Simd::vectorize(Scalar::new(), task))];
                 #[cfg(target_arch = "x86_64")]
                 {
-                    widths.extend(V3::try_new().map(|simd| found(&|task| simd.vectorize(task))));
-                    widths.extend(V4::try_new().map(|simd| found(&|task| simd.vectorize(task))));
+                    widths.extend(V3::try_new().map(|simd| found(&|task| Simd::vectorize(simd, task))));
+                    widths.extend(V4::try_new().map(|simd| found(&|task| Simd::vectorize(simd, task))));
                 }
                 widths.iter().for_each(|found| assert!(*found == plain, "{rows} x {depth} x {cols}, {accumulate}"));
             }
