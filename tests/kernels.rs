@@ -102,11 +102,8 @@ fn the_code_holds_what_was_meant() {
             let kernel = code.split(':').next().unwrap();
             let holds = |name: &str| {
                 code.lines().any(|line| {
-                    let words = line.split_once("*/").map_or("", |(_, words)| words).split_whitespace();
-                    words
-                        .skip_while(|word| word.starts_with('@'))
-                        .next()
-                        .is_some_and(|word| word.split('.').next() == Some(name))
+                    let mut words = line.split_once("*/").map_or("", |(_, words)| words).split_whitespace();
+                    words.find(|word| !word.starts_with('@')).is_some_and(|word| word.split('.').next() == Some(name))
                 })
             };
             let place = format!("{arch} {kernel} {:?}", build.defines);
