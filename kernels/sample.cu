@@ -92,7 +92,8 @@ DEVICE Border border_of(Shared& shared, const float* weights, u32 vocab, bool ma
         double unit = static_cast<double>(bits_float(start + 1)) - bits_float(start), before;
         double sum = bin.count * static_cast<double>(bits_float(start)) + unit * (bin.low + static_cast<double>(BINS) * bin.high);
         double all = ordered_sum(shared, mass ? sum : bin.count, before);
-        if (mass && shift == 2 * DIGIT) goal *= all;
+        // Of no share at all the first is kept.
+        if (mass && shift == 2 * DIGIT) goal = goal > 0.0 ? goal * all : 1e-300;
         bool reached = bin.count > 0 && above + before < goal;
         u32 last = static_cast<u32>(block_maximum<WARPS>(reached ? threadIdx.x + 1.0f : 0.0f, shared.floats));
         // Where nothing has weight, all of it is zero and kept.

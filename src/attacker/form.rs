@@ -97,7 +97,7 @@ impl Form {
         self.ask.keys().copied().collect()
     }
 
-    /// What the model is told; empty where the form does not say how to ask for this.
+    /// The instruction for the model; empty where the form has none for this way.
     pub(crate) fn told(&self, task: &Task) -> String {
         let text = self.ask.get(&task.way).map_or("", String::as_str);
         let mut out = String::new();

@@ -307,7 +307,7 @@ impl Shard {
                 .par_extend(bytes.par_chunks_exact(2).map(|b| f32::from_bits(u32::from_le_bytes([0, 0, b[0], b[1]])))),
             // In pieces that fit the cache: `half` converts slices with the CPU's own instruction, single values without.
             Dtype::F16 => bytes.chunks(8192).for_each(|piece| {
-                let halves: Vec<f16> = words(piece).map(f16::from_bits).collect();
+                let halves: Vec<f16> = piece.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
                 let from = out.len();
                 out.resize(from + halves.len(), 0.0);
                 halves.convert_to_f32_slice(&mut out[from..]);
@@ -373,10 +373,6 @@ pub(crate) fn promised(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
 /// `model.layers.7.…` is of layer 7.
 fn layer_of(name: &str) -> Option<usize> {
     name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
-}
-
-fn words(bytes: &[u8]) -> impl Iterator<Item = u16> {
-    bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]))
 }
 
 pub(super) fn wrong(file: &Path, tensor: &str, expected: &str, found: &str) -> Error {

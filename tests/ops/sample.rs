@@ -200,6 +200,7 @@ fn the_first_of_equals_are_kept() {
         (&steep, keep(2900, 0.1)),
         (&near, keep(0, 0.5076)),
         (&near, keep(0, 0.5074)),
+        (&flat, keep(0, 0.0)),
     ];
     let keys: Vec<_> = (0..200).map(|i| (i, 0)).collect();
     let Some(device) = device() else { return };
