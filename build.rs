@@ -61,8 +61,10 @@ fn kernels(root: &Path, out: &Path) -> Result<(), String> {
         let body = text(file)?;
         let signatures = source::signatures(file, &body)?;
         let stem = file.trim_end_matches(".cu");
-        if !root.join("src/ops").join(stem).is_dir() {
-            return Err(format!("kernels/{file}: expected its partner src/ops/{stem}/, found none"));
+        // `product90.cu` is `product` on sm_90a.
+        let op = stem.trim_end_matches(|c: char| c.is_ascii_digit());
+        if !root.join("src/ops").join(op).is_dir() {
+            return Err(format!("kernels/{file}: expected its partner src/ops/{op}/, found none"));
         }
         let inlined = source::inline(file, &body, &mut Vec::new(), &text)? + &source::trampolines(&signatures);
         let upper = stem.to_uppercase();

@@ -25,7 +25,7 @@ struct alignas(16) float4x {
     float v[4];
 };
 
-constexpr u32 WARP = 32;
+constexpr u32 WARP = 32, WARPGROUP = 128;
 
 #ifdef ARES_SIM
 #include "sim.h"
@@ -37,7 +37,7 @@ constexpr u32 WARP = 32;
 /// The block's dynamic shared memory as a kernel's struct.
 template <typename Shared>
 DEVICE Shared& shared_memory() {
-    extern __shared__ __align__(128) unsigned char shared_bytes[];
+    extern __shared__ __align__(1024) unsigned char shared_bytes[];
     return *reinterpret_cast<Shared*>(shared_bytes);
 }
 

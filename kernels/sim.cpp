@@ -23,12 +23,16 @@
 #include "device.cuh"
 #include "sim/fiber.h"
 #include "sim/memory.h"
+#include "sim/clock.h"
 #include "sim/block.h"
 #include "sim/check.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #define PLACE __builtin_return_address(0)
 #include "sim/hooks.h"
+#include "sim/barrier.h"
+#include "sim/box.h"
+#include "sim/warpgroup.h"
 
 // ------------------------------------------------------------------------------------------------------ what a kernel asks
 
@@ -56,6 +60,8 @@ EXPORT void sim_block_barrier(u32 line) noexcept {
     if (++worker->at_barrier < worker->launch->threads) return park(worker, self, BLOCK_BARRIER, line, PLACE);
     worker->at_barrier = 0;
     worker->block_since = tick(worker);
+    // All know all: nobody needs a clock.
+    if (worker->asynchronous) forget_clocks(worker);
     wake(worker, 0, worker->launch->threads);
 }
 
@@ -64,6 +70,7 @@ EXPORT void sim_warp_barrier(u32 line) noexcept {
     Warp& warp = *worker->self->warp;
     if (gather(worker, warp, WARP_BARRIER, line, PLACE)) {
         warp.since = tick(worker);
+        if (worker->asynchronous) share_clocks(worker, warp);
         disperse(worker, warp);
     }
 }
@@ -108,8 +115,6 @@ EXPORT void sim_shared_add(u32* to, u32 value) noexcept {
 }
 
 // ---------------------------------------------------------------------------------------------------------- tensor cores
-
-typedef float Row __attribute__((vector_size(32)));
 
 /// The PTX ISA's m16n8k16: with g = lane / 4 and t = lane % 4,
 ///   a0 = A[g][2t, 2t+1]  a1 = A[g+8][2t, 2t+1]  a2 = A[g][2t+8, 2t+9]  a3 = A[g+8][2t+8, 2t+9]
@@ -175,7 +180,12 @@ static void fetch_rows(Worker* worker, const Warp& warp, u16 (&rows)[WARP][8], c
             continue;
         }
         worker->self = lanes + i;
-        if (fits) shared_race(worker, offset, 16, false, place);
+        if (fits) {
+            settle_shared(worker, offset, 16, false, place);
+            memcpy(rows[i], warp.rows[i], 16);
+            worker->self = self;
+            continue;
+        }
         fail(worker, "loads a matrix at " + where(place) + text(", expected 16 aligned bytes of the launch's %u of shared memory, ", size) +
                          (offset < SHARED_SPACE ? text("found offset %llu", offset) : "found another address"));
     }

@@ -76,7 +76,7 @@ fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
     let key = pack::key(ROWS.file, ROWS.text, DEFINES, Arch::Sm90a);
     std::fs::write(&path, pack::encode(&[(key, cubin)])).unwrap();
     let sync = std::env::var("FAKE_SYNC").is_ok_and(|value| value == "1");
-    GpuDriver::open(ordinal, KernelOptions { nvrtc: None, kernels: Some(path), sync })
+    GpuDriver::open(ordinal, KernelOptions { nvrtc: None, kernels: Some(path), sync, tier: None })
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_driver_older_than_the_compiler_is_refused() {
 }
 
 fn with_nvrtc() -> Result<String> {
-    GpuDriver::open(0, KernelOptions { nvrtc: None, kernels: None, sync: false }.or_environment())?;
+    GpuDriver::open(0, KernelOptions::default().or_environment())?;
     Ok("opened".into())
 }
 

@@ -9,6 +9,8 @@ mod harness;
 
 #[path = "simulator/faults.rs"]
 mod faults;
+#[path = "simulator/hopper.rs"]
+mod hopper;
 #[path = "simulator/sound.rs"]
 mod sound;
 #[path = "simulator/twins.rs"]

@@ -7,10 +7,38 @@ constexpr u64 STACK_STRIDE = STACK + 4096 + 576;
 constexpr u64 SHARED_SPACE = 256 * 1024;
 constexpr u64 CANARY = 0x5ca1ab1e0ddba11eull;
 
+/// Eight columns of one row.
+typedef float Row __attribute__((vector_size(32)));
+
 /// What a thread or a warp stands at.
-enum Call : u32 { RUNNING, BLOCK_BARRIER, WARP_BARRIER, SHUFFLE, SHUFFLE_XOR, BALLOT, MMA, LOAD_MATRIX, LOAD_MATRIX_TRANSPOSED };
-static const char* const CALL_NAMES[] = {"running", "block_barrier", "warp_barrier", "shuffle", "shuffle_xor", "ballot",
-                                         "mma_16x8x16", "load_matrix_x4", "load_matrix_x4_transposed"};
+enum Call : u32 {
+    RUNNING,
+    BLOCK_BARRIER,
+    WARP_BARRIER,
+    SHUFFLE,
+    SHUFFLE_XOR,
+    BALLOT,
+    MMA,
+    LOAD_MATRIX,
+    LOAD_MATRIX_TRANSPOSED,
+    PHASE,
+    PRODUCT,
+    PRODUCTS_WAIT,
+};
+static const char* const CALL_NAMES[] = {"running",       "block_barrier",  "warp_barrier",
+                                         "shuffle",       "shuffle_xor",    "ballot",
+                                         "mma_16x8x16",   "load_matrix_x4", "load_matrix_x4_transposed",
+                                         "barrier_wait",  "warpgroup_multiply", "warpgroup_wait"};
+
+/// A product of a warpgroup, of which this is a warp's part (warpgroup.h).
+struct Product {
+    u64 a, b;  // descriptors
+    u32 half;  // accumulators of a lane
+    bool add, across;
+    u32 group;           // committed groups before its own
+    float* d[WARP];      // each lane's accumulators
+    bool reads[256];     // which KiB of shared memory
+};
 
 struct Warp {
     u32 arrived;  // lanes that stand at the collective
@@ -23,6 +51,10 @@ struct Warp {
     alignas(64) u32 out[4][WARP];
     alignas(64) float sum[4][WARP];
     const void* rows[WARP];
+    float* sums[WARP];
+    std::vector<Product> products;  // under way, of which the first `computed` have their results
+    size_t computed;
+    u32 issued;  // products in all
 };
 
 /// 16 bytes on their way into shared memory.
@@ -31,6 +63,14 @@ struct Copy {
     const void* global;
     u32 group;  // committed groups before its own
     bool valid;
+};
+
+/// A box on its way from shared memory into a tensor.
+struct Store {
+    const u64* map;
+    int row, col;
+    u32 offset;
+    bool done;
 };
 
 struct Fiber {
@@ -43,6 +83,12 @@ struct Fiber {
     const void* place;
     u32 groups;  // groups of asynchronous copies closed
     std::vector<Copy> copies;
+    Clock* clock;         // null: knows of others what the block's and the warp's barriers tell
+    u32 waits_for;        // the barrier, at PHASE
+    u32 fences[8];        // times of its last fences between the proxies
+    u32 product_groups;   // groups of products closed
+    u64 dirty_low, dirty_high;  // what of its stack was written since its last warpgroup_fence
+    std::vector<Store> stores;
 };
 
 /// A launch as the caller describes it.
@@ -67,6 +113,32 @@ struct Launch {
     std::string message;  // of the first fault
 };
 
+/// A barrier in shared memory (barrier.h).
+struct SimBarrier {
+    u32 offset, arrivals;
+    u32 maker, made;  // who made it, and when
+    u32 phase;        // phases that are over
+    u32 pending;      // arrivals that this one still waits for
+    long long bytes;  // expected and not yet there
+    Clock* joining;   // what those that arrived knew
+    Clock* told;      // what the last phase's end tells
+    Clock *from, *to; // the last thread's clock that was told, and what it became
+};
+
+/// A box on its way into shared memory (box.h).
+struct Box {
+    u64 map[6];
+    int row, col;
+    u32 offset, bytes, barrier, thread;
+};
+
+/// What one call of warpgroup_multiply was, for the warps that come to it later.
+struct Issue {
+    u64 a, b;
+    u32 half, line;
+    bool add, across;
+};
+
 /// What runs blocks, one at a time, on one operating system thread.
 struct Worker {
     Fiber* self;
@@ -74,7 +146,7 @@ struct Worker {
     u32 *written, *read;  // records of shared memory (check.h)
     Launch* launch;
     u32 stamp;
-    u32 now = 1, block_since = 1;
+    u32 now = 1, block_since = 1, born = 1;
     unsigned char* stacks;
     Context home;
     SimIndex block;
@@ -86,6 +158,11 @@ struct Worker {
     u32 ready[MAX_THREADS];
     Fiber fibers[MAX_THREADS];
     Warp warps[MAX_THREADS / WARP];
+    std::vector<SimBarrier> barriers;
+    std::vector<Box> boxes;
+    std::vector<Issue> issues[MAX_THREADS / WARP / 4];
+    bool asynchronous;  // whether anything below was ever not 0 in this block
+    u32 reading[SHARED_SPACE / 1024][MAX_THREADS / WARP];  // when a warp's products or stores last read this KiB
 };
 
 #ifdef __ELF__
@@ -159,19 +236,27 @@ static std::string name(const char* kind, const SimIndex& index) {
 
 static std::string thread_name(const Fiber& fiber) { return name("thread", fiber.index); }
 
-/// Notes the first fault and leaves the block for good: its fibers are never resumed.
-[[noreturn, gnu::cold, gnu::noinline]] static void fail(Worker* worker, const std::string& what) {
+/// The launch has failed; the first fault is kept.
+static void note(Worker* worker, const std::string& what) {
     Launch& launch = *worker->launch;
     {
         std::lock_guard<std::mutex> guard(launch.lock);
-        if (launch.message.empty()) {
-            launch.message = name("block", worker->block) + ", " + thread_name(*worker->self) + " " + what;
-        }
+        if (launch.message.empty()) launch.message = name("block", worker->block) + ", " + what;
     }
     launch.failed = true;
+}
+
+/// Notes a fault and leaves the block for good: its fibers are never resumed.
+[[noreturn, gnu::cold, gnu::noinline]] static void fail(Worker* worker, const std::string& what) {
+    note(worker, thread_name(*worker->self) + " " + what);
     Context nobody;
     context_switch(nobody, worker->home);
     __builtin_unreachable();
+}
+
+/// What a barrier's phase still waits for.
+static std::string missing(const SimBarrier& barrier) {
+    return text("%u more arrivals and %lld more bytes at the barrier at offset %u", barrier.pending, barrier.bytes, barrier.offset);
 }
 
 /// Nobody can go on: says where one of each kind waits.
@@ -184,6 +269,7 @@ static std::string thread_name(const Fiber& fiber) { return name("thread", fiber
         if (first && fiber.call == first->call && fiber.line == first->line) continue;
         if (!found.empty()) found += ", ";
         found += thread_name(fiber) + " waits at " + CALL_NAMES[fiber.call] + ", " + where(fiber.place);
+        if (fiber.call == PHASE) found += " for " + missing(worker->barriers[fiber.waits_for]);
         if (first) break;
         first = &fiber;
     }
@@ -194,11 +280,19 @@ static std::string thread_name(const Fiber& fiber) { return name("thread", fiber
 
 static u32 tick(Worker* worker);
 static void forget_copy(Worker* worker, const Copy& copy);
+static void land_box(Worker* worker, size_t which);
+static void begin_asynchronous(Worker* worker);
+static void end_asynchronous(Worker* worker);
 
 static void resume(Worker* worker, Fiber* from) {
-    if (worker->ready_count == 0) deadlock(worker);
+    // Boxes land as late as is legal: when nobody can go on without them.
+    while (worker->ready_count == 0) {
+        if (worker->boxes.empty()) deadlock(worker);
+        land_box(worker, 0);
+    }
     Fiber* next = &worker->fibers[worker->ready[--worker->ready_count]];
     worker->self = next;
+    if (next == from) return;
     context_switch(from->context, next->context);
 }
 
@@ -283,7 +377,7 @@ static void run_block(Worker* worker, u64 number) {
     const SimLaunch& spec = launch.spec;
     worker->block = index_of(number, spec.grid);
     worker->stamp = launch.limit ? launch.stamp + 1 + static_cast<u32>(number) : 0;
-    worker->block_since = tick(worker);
+    worker->born = worker->block_since = tick(worker);
     worker->random = spec.seed * 0x2545f4914f6cdd1dull + number;
     worker->ready_count = worker->at_barrier = worker->left = 0;
     memset(worker->shared, 0xff, spec.shared);  // NaN in bf16 and in f32
@@ -292,23 +386,24 @@ static void run_block(Worker* worker, u64 number) {
         fiber.warp = &worker->warps[t / WARP];
         fiber.thread = t, fiber.lane = t % WARP;
         fiber.index = index_of(t, spec.block);
-        fiber.call = RUNNING, fiber.groups = 0;
+        fiber.call = RUNNING, fiber.groups = fiber.product_groups = 0;
         fiber.copies.clear();
+        fiber.dirty_low = ~0ull, fiber.dirty_high = 0;
         unsigned char* low = worker->stacks + t * STACK_STRIDE;
         memcpy(low, &CANARY, sizeof CANARY);
         context_make(fiber.context, low + 64, low + STACK, fiber_entry);
         if (fiber.lane == 0) fiber.warp->arrived = fiber.warp->gone = 0, fiber.warp->since = worker->now;
     }
+    begin_asynchronous(worker);
     if (launch.threads % WARP) worker->warps[launch.threads / WARP].gone = ~0u << launch.threads % WARP;
     worker->self = &worker->fibers[0];
     wake(worker, 0, launch.threads);
     context_switch(worker->home, worker->self->context);
+    end_asynchronous(worker);
     for (u32 t = 0; t < launch.threads; t++) {
         for (const Copy& copy : worker->fibers[t].copies) forget_copy(worker, copy);
         if (memcmp(worker->stacks + t * STACK_STRIDE, &CANARY, sizeof CANARY) != 0) {
-            std::lock_guard<std::mutex> guard(launch.lock);
-            launch.message = thread_name(worker->fibers[t]) + text(" needs more than %llu bytes of stack", STACK);
-            launch.failed = true;
+            note(worker, thread_name(worker->fibers[t]) + text(" needs more than %llu bytes of stack", STACK));
         }
     }
 }

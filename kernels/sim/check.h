@@ -10,6 +10,7 @@
 // Time is a counter of the block's barriers, whether of a warp or of all. A record older than the last block barrier is
 // ordered before everything that follows; one of the own warp, if it is older than the warp's last barrier. Two accesses
 // without order, one of them writing, are a race. `now` never falls back between blocks, so nothing need be cleared.
+// Where those two are not enough, what threads told each other at barriers of shared memory decides (clock.h).
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -158,17 +159,40 @@ INLINE T unordered(T records, u32 mine, u32 block_limit, u32 warp_limit) {
     return at_least(records, block_limit) & nonzero(differs & WHO) & (nonzero(differs & SAME_WARP) | at_least(records, warp_limit));
 }
 
+/// Whether what the record tells is ordered before what the running thread does now.
+static bool ordered(const Worker* worker, u32 record) {
+    const Fiber* self = worker->self;
+    u32 time = record / TIME, kind = record & IN_FLIGHT, who = record & 1023;
+    if (kind == IN_FLIGHT) return false;
+    if (time < worker->block_since || (kind == ONE && who == self->thread)) return true;
+    if (kind == WARPS) return false;  // whom of all: the block's barrier alone orders them
+    if (who / WARP == self->thread / WARP && time < self->warp->since) return true;
+    if (!self->clock) return false;
+    u32 first = kind == ONE ? who : who / WARP * WARP, end = kind == ONE ? who + 1 : first + WARP;
+    for (u32 party = first; party < end; party++) {
+        if (party != self->thread && time >= self->clock->seen[party]) return false;
+    }
+    return true;
+}
+
 [[noreturn, gnu::cold, gnu::noinline]] static void shared_race(Worker* worker, u64 offset, u64 bytes, bool writes, const void* place, u32 as = ONE) {
     std::string what = access_name(writes, bytes, place);
     u32 mine = worker->now * TIME | as | worker->self->thread;
     u32 block_limit = worker->block_since * TIME, warp_limit = worker->self->warp->since * TIME;
     for (u64 cell = offset / 2; cell < (offset + bytes + 1) / 2; cell++) {
-        bool written = any(unordered(worker->written[cell], mine, block_limit, warp_limit));
-        bool read = writes && any(unordered(worker->read[cell], mine, block_limit, warp_limit));
+        auto bad = [&](u32 record) {
+            return any(unordered(record, mine, block_limit, warp_limit)) && (as != ONE || !ordered(worker, record));
+        };
+        bool written = bad(worker->written[cell]), read = writes && bad(worker->read[cell]);
         if (!written && !read) continue;
-        u32 record = written ? worker->written[cell] : worker->read[cell], kind = record & IN_FLIGHT;
-        std::string other = thread_name(worker->fibers[record & 1023]);
+        u32 record = written ? worker->written[cell] : worker->read[cell], kind = record & IN_FLIGHT, who = record & 1023;
         what += text("offset %llu of shared memory, which ", cell * 2);
+        if (who >= FIRST_BARRIER) fail(worker, what + "a box was loaded into: expected barrier_wait at its barrier in between");
+        std::string other = thread_name(worker->fibers[who]);
+        for (const Box& box : worker->boxes) {
+            if (cell * 2 - box.offset >= box.bytes) continue;
+            fail(worker, what + "a box that " + other + " loads is still writing: expected barrier_wait at its barrier in between");
+        }
         if (kind == IN_FLIGHT) {
             fail(worker, what + "an asynchronous copy of " + other + " is still writing: expected copy_async_wait and a barrier in between");
         }
@@ -200,6 +224,27 @@ INLINE bool record(u32* written, u32* read, u32 mine, u32 block_limit, u32 warp_
     return false;
 }
 
+/// An access that has no order by the barriers of block and warp with all others: has it one by what threads told each other?
+[[gnu::noinline]] static void settle_shared(Worker* worker, u64 offset, u64 bytes, bool writes, const void* place) {
+    u32 mine = worker->now * TIME | worker->self->thread;
+    u64 end = (offset + bytes + 1) / 2;
+    for (u64 cell = offset / 2; cell < end; cell++) {
+        if (!ordered(worker, worker->written[cell]) || (writes && !ordered(worker, worker->read[cell]))) {
+            shared_race(worker, offset, bytes, writes, place);
+        }
+    }
+    for (u64 cell = offset / 2; cell < end; cell++) {
+        u32& read = worker->read[cell];
+        if (writes) {
+            worker->written[cell] = mine;
+        } else {
+            read = ordered(worker, read) ? mine : ((read ^ mine) & SAME_WARP ? WARPS : LANES) | mine;
+        }
+    }
+}
+
+static void check_readers(Worker* worker, u64 offset, const void* place);
+
 template <u32 BYTES, bool WRITES>
 INLINE void touch_shared(Worker* worker, u64 offset, const void* place) {
     if (__builtin_expect(offset + BYTES > worker->launch->spec.shared, 0)) past_shared(worker, offset, BYTES, WRITES, place);
@@ -208,7 +253,8 @@ INLINE void touch_shared(Worker* worker, u64 offset, const void* place) {
     u32 block_limit = worker->block_since * TIME, warp_limit = self->warp->since * TIME;
     u32 *written = worker->written + offset / 2, *read = worker->read + offset / 2;
     bool bad = record<typename Cells<BYTES>::Type, WRITES>(written, read, mine, block_limit, warp_limit);
-    if (__builtin_expect(bad, 0)) shared_race(worker, offset, BYTES, WRITES, place);
+    if (__builtin_expect(bad, 0)) settle_shared(worker, offset, BYTES, WRITES, place);
+    if (WRITES && __builtin_expect(worker->asynchronous, 0)) check_readers(worker, offset, place);
 }
 
 /// An addition that others may make at the same time: they are a crowd of writers, and anything else needs a barrier between.
@@ -239,6 +285,8 @@ static void forget_copy(Worker* worker, const Copy& copy) {
     memset(worker->written + offset / 2, 0, 8 * sizeof(u32));
 }
 
+static void forget_clocks(Worker* worker);
+
 /// A barrier's end: what follows it is later than what came before.
 INLINE u32 tick(Worker* worker) {
     if (__builtin_expect(++worker->now < LAST_TIME - 1, 1)) return worker->now;
@@ -246,7 +294,8 @@ INLINE u32 tick(Worker* worker) {
     memset(worker->written, 0, SHARED_SPACE / 2 * sizeof(u32));
     memset(worker->read, 0, SHARED_SPACE / 2 * sizeof(u32));
     for (Warp& warp : worker->warps) warp.since = 1;
-    worker->block_since = 1;
+    worker->born = worker->block_since = 1;
+    forget_clocks(worker);
     return worker->now = 1;
 }
 
@@ -272,6 +321,20 @@ static void touch_other(Worker* worker, const void* pointer, u64 bytes, bool wri
     fail(worker, access_name(writes, bytes, place) + text("address 0x%llx: neither a tensor nor shared memory", reinterpret_cast<u64>(p)));
 }
 
+/// A local array whose address is known to others: the accumulators of products under way are not to be touched.
+INLINE void touch_stack(Worker* worker, u64 address, u64 bytes, bool writes, const void* place) {
+    Fiber* self = worker->self;
+    if (writes) {
+        if (address < self->dirty_low) self->dirty_low = address;
+        if (address + bytes > self->dirty_high) self->dirty_high = address + bytes;
+    }
+    for (const Product& product : self->warp->products) {
+        u64 low = reinterpret_cast<u64>(product.d[self->lane]);
+        if (address + bytes <= low || address >= low + product.half * sizeof(float)) continue;
+        fail(worker, access_name(writes, bytes, place) + "an accumulator of a product under way: expected warpgroup_wait in between");
+    }
+}
+
 template <u32 BYTES, bool WRITES>
 INLINE void touch(const void* pointer, const void* place) {
     Worker* worker = current;
@@ -280,7 +343,9 @@ INLINE void touch(const void* pointer, const void* place) {
     offset = reinterpret_cast<u64>(pointer) - reinterpret_cast<u64>(worker->shared);
     if (offset < SHARED_SPACE) return touch_shared<BYTES, WRITES>(worker, offset, place);
     const unsigned char* stack = worker->stacks + worker->self->thread * STACK_STRIDE;
-    if (static_cast<u64>(static_cast<const unsigned char*>(pointer) - stack) < STACK - BYTES) return;
+    if (static_cast<u64>(static_cast<const unsigned char*>(pointer) - stack) < STACK - BYTES) {
+        return touch_stack(worker, reinterpret_cast<u64>(pointer), BYTES, WRITES, place);
+    }
     touch_other(worker, pointer, BYTES, WRITES, place);
 }
 

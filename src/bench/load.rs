@@ -71,7 +71,8 @@ pub(crate) fn kernels(cuda: &Cuda, options: KernelOptions) -> Result<Option<Kern
     if cuda.info().is_simulated() {
         return Ok(None);
     }
-    let (builds, arch) = (builds(), cuda.info().arch);
+    let arch = cuda.info().arch;
+    let builds: Vec<_> = builds().into_iter().filter(|build| build.serves(arch)).collect();
     let compiler = Compiler::new(options, driver_version(), Cache::user()?)?;
     builds.par_iter().try_for_each(|build| compiler.compile(build.source, &build.defines, arch).map(drop))?;
     let begin = Instant::now();

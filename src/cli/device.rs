@@ -77,8 +77,10 @@ impl DeviceSpec {
         let cpu = Device::Cpu;
         match self {
             DeviceSpec::Auto if !driver_present() => Ok((cpu, "no CUDA driver found".to_string())),
-            DeviceSpec::Auto => Ok(match GpuDriver::open(0, options) {
-                Ok(driver) => (Device::Cuda(Cuda::new(driver)), "the first GPU".to_string()),
+            DeviceSpec::Auto => Ok(match GpuDriver::open(0, options.clone()) {
+                Ok(driver) => {
+                    (Device::Cuda(Cuda::with_tier(driver, options.tier.as_deref())?), "the first GPU".to_string())
+                }
                 Err(error) => (cpu, format!("the GPU cannot be used: {error}")),
             }),
             named => Ok((named.cuda(options)?.map_or(cpu, Device::Cuda), "as asked".to_string())),
@@ -87,11 +89,12 @@ impl DeviceSpec {
 
     /// The GPU or simulator that was named, if one was.
     pub(crate) fn cuda(self, options: KernelOptions) -> Result<Option<Cuda>> {
-        Ok(match self {
-            DeviceSpec::Cuda(n) => Some(Cuda::new(GpuDriver::open(n, options)?)),
-            DeviceSpec::Sim(arch) => Some(Cuda::new(SimDriver::open(arch, &options, None)?)),
-            DeviceSpec::Auto | DeviceSpec::Cpu => None,
-        })
+        let driver = match self {
+            DeviceSpec::Cuda(n) => GpuDriver::open(n, options.clone())?,
+            DeviceSpec::Sim(arch) => SimDriver::open(arch, &options, None)?,
+            DeviceSpec::Auto | DeviceSpec::Cpu => return Ok(None),
+        };
+        Cuda::with_tier(driver, options.tier.as_deref()).map(Some)
     }
 }
 
@@ -105,6 +108,23 @@ fn join_pool() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tier_that_the_device_has_not_is_refused() {
+        let open = |arch, tier: Option<&str>| {
+            let options = KernelOptions { tier: tier.map(str::to_string), ..KernelOptions::default() };
+            DeviceSpec::Sim(arch).cuda(options)
+        };
+        let Ok(plain) = open(Arch::Sm90a, None) else { return };
+        assert_eq!(plain.unwrap().info().name, "sim:sm_90a");
+        assert_eq!(open(Arch::Sm90a, Some("sm_90a")).unwrap().unwrap().info().name, "sim:sm_90a, tier sm_90a");
+        for (arch, tier) in
+            [(Arch::Sm80, "sm_90a"), (Arch::Sm100, "sm_90a"), (Arch::Sm90a, "sm_100"), (Arch::Sm90a, "hopper")]
+        {
+            let expected = format!("expected sm_80, or sm_90a on a device of sm_90a, found {tier} on sim:{arch}");
+            crate::error::refused(open(arch, Some(tier)), &expected);
+        }
+    }
 
     #[test]
     fn what_may_be_typed() {

@@ -71,8 +71,11 @@ impl Kernels {
         let compiler = Compiler::new(session.kernels(), None, Cache::user()?)?;
         compiler.check()?;
         let builds = builds();
-        let work: Vec<(Arch, &Build)> =
-            self.arch.iter().flat_map(|&arch| builds.iter().map(move |build| (arch, build))).collect();
+        let work: Vec<(Arch, &Build)> = self
+            .arch
+            .iter()
+            .flat_map(|&arch| builds.iter().filter(move |build| build.serves(arch)).map(move |build| (arch, build)))
+            .collect();
         let bar = session.progress("compiling kernels", work.len() as u64);
         let compile = |&(arch, build): &(Arch, &Build)| {
             let compiled = compile(&compiler, build, arch);

@@ -37,6 +37,9 @@ pub(crate) struct Session {
     /// The CUDA compiler library libnvrtc, or its folder [environment: ARES_NVRTC]
     #[arg(long, global = true, value_name = "PATH")]
     nvrtc: Option<PathBuf>,
+    /// Kernels of a later architecture where there are such: sm_80, or sm_90a on Hopper [default: sm_80] [environment: ARES_TIER]
+    #[arg(long, global = true, value_name = "ARCH")]
+    tier: Option<String>,
     /// Wait after each GPU kernel, so that a fault names it [environment: ARES_SYNC=1]
     #[arg(long, global = true)]
     sync: bool,
@@ -55,8 +58,9 @@ impl Session {
 
     /// Where kernels come from.
     pub(crate) fn kernels(&self) -> KernelOptions {
-        let Session { kernels, nvrtc, sync, .. } = self;
-        KernelOptions { nvrtc: nvrtc.clone(), kernels: kernels.clone(), sync: *sync }.or_environment()
+        let Session { kernels, nvrtc, sync, tier, .. } = self;
+        KernelOptions { nvrtc: nvrtc.clone(), kernels: kernels.clone(), sync: *sync, tier: tier.clone() }
+            .or_environment()
     }
 
     /// The device, usable. `auto` says which one it chose.
@@ -64,6 +68,9 @@ impl Session {
         let (device, why) = self.device.resolve(self.kernels())?;
         if self.device == DeviceSpec::Auto {
             self.say(&format!("device: {device} ({why})"));
+        }
+        if let Device::Cuda(cuda) = &device {
+            self.detail(&format!("kernels: {}", cuda.served_by()));
         }
         Ok(device)
     }

@@ -252,10 +252,12 @@ pub fn bits(values: &[f32]) -> Vec<u32> {
 
 /// The device under test, a stream of its own for each test; `None` where it cannot be had, and the reason is printed.
 pub fn device() -> Option<Cuda> {
-    driver().map(Cuda::new)
+    let tier = std::env::var("ARES_TIER").ok();
+    driver().map(|driver| Cuda::with_tier(driver, tier.as_deref()).expect("a tier"))
 }
 
-/// The simulator; with ARES_PARITY_DEVICE=sim:ARCH as that architecture plans its launches, with ARES_PARITY_DEVICE=cuda a GPU.
+/// The simulator; with ARES_PARITY_DEVICE=sim:ARCH as that architecture plans its launches, with ARES_PARITY_DEVICE=cuda a GPU; with ARES_TIER=sm_90a by
+/// that tier's kernels where there are such.
 /// ARES_REQUIRE_GPU=1 and ARES_REQUIRE_SIM=1 turn a skip into a failure.
 pub fn driver() -> Option<Arc<dyn Driver>> {
     let default = if std::env::var_os("ARES_REQUIRE_GPU").is_some() { "cuda" } else { "sim" };

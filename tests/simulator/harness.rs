@@ -52,11 +52,22 @@ pub fn launch(
     config: LaunchConfig,
     args: &[u64],
 ) -> Result<()> {
+    let args: Vec<&[u8]> = args.iter().map(bytemuck::bytes_of).collect();
+    launch_bytes(driver, source, kernel, config, &args)
+}
+
+/// With arguments that are not all words.
+pub fn launch_bytes(
+    driver: &Arc<dyn Driver>,
+    source: &'static Source,
+    kernel: &str,
+    config: LaunchConfig,
+    args: &[&[u8]],
+) -> Result<()> {
     let name = source.kernels.iter().find(|k| **k == kernel).expect("a kernel of this file");
     let function = driver.load(source, &[], name)?;
-    let args: Vec<&[u8]> = args.iter().map(bytemuck::bytes_of).collect();
     // SAFETY: memory is the simulator's, which looks at every access.
-    unsafe { driver.launch(function, config, &args) }
+    unsafe { driver.launch(function, config, args) }
 }
 
 /// Different numbers, in no order.

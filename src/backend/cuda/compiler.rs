@@ -23,6 +23,8 @@ pub struct KernelOptions {
     pub kernels: Option<PathBuf>,
     /// Wait after each launch, so that a fault names its kernel (`--sync`, `ARES_SYNC`).
     pub sync: bool,
+    /// The architecture whose kernels are used where an operation has its own (`--tier`, `ARES_TIER`).
+    pub tier: Option<String>,
 }
 
 impl KernelOptions {
@@ -33,6 +35,7 @@ impl KernelOptions {
             nvrtc: self.nvrtc.or_else(|| set("ARES_NVRTC").map(PathBuf::from)),
             kernels: self.kernels.or_else(|| set("ARES_KERNELS").map(PathBuf::from)),
             sync: self.sync || set("ARES_SYNC").is_some_and(|value| value != "0"),
+            tier: self.tier.or_else(|| set("ARES_TIER").map(|tier| tier.to_string_lossy().into_owned())),
         }
     }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
-use super::driver::{Captured, Define, DeviceInfo, Driver, Event, Function, LaunchConfig};
+use super::driver::{Captured, Define, DeviceInfo, Driver, Event, Function, LaunchConfig, MapSpec, TensorMap};
 use super::lock;
 use super::source::Source;
 use crate::error::Result;
@@ -94,6 +94,12 @@ impl Driver for Counter {
 
     fn load(&self, _source: &'static Source, _defines: &[Define], kernel: &'static str) -> Result<Function> {
         Ok(Function { handle: 0, name: kernel })
+    }
+
+    fn tensor_map(&self, spec: &MapSpec) -> Result<TensorMap> {
+        // Its addresses are none: rules about them do not hold.
+        MapSpec { address: 256, ..*spec }.check()?;
+        Ok(TensorMap { words: [0; 16] })
     }
 
     unsafe fn launch(&self, function: Function, _config: LaunchConfig, _args: &[&[u8]]) -> Result<()> {

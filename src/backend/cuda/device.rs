@@ -20,7 +20,7 @@ use self::fault::{Trail, describe};
 use self::staging::Ring;
 use super::cache::Cache;
 use super::compiler::{Compiler, KernelOptions};
-use super::driver::{Captured, Define, DeviceInfo, Driver, Event, Function, LaunchConfig};
+use super::driver::{Captured, Define, DeviceInfo, Driver, Event, Function, LaunchConfig, MapSpec, TensorMap};
 use super::lock;
 use super::source::Source;
 use crate::error::{Error, Result};
@@ -261,6 +261,32 @@ impl Driver for GpuDriver {
             self.allow_shared(function).map(|()| function)
         })?;
         Ok(Function { handle: function as u64, name: kernel })
+    }
+
+    fn tensor_map(&self, spec: &MapSpec) -> Result<TensorMap> {
+        spec.check()?;
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        let (shape, strides) = ([spec.cols as u64, spec.rows as u64], [2 * spec.stride as u64]);
+        let (part, steps) = ([MapSpec::BOX_COLS, spec.box_rows], [1u32, 1]);
+        // SAFETY: every array is as long as two dimensions ask for; the driver keeps none of them.
+        self.with(&format!("describe {} to the copy engine", spec.what), || unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                2,
+                spec.address as *mut c_void,
+                shape.as_ptr(),
+                strides.as_ptr(),
+                part.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+            .result()
+        })?;
+        Ok(TensorMap { words: map.opaque })
     }
 
     unsafe fn launch(&self, function: Function, config: LaunchConfig, args: &[&[u8]]) -> Result<()> {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 use super::source::Source;
 
@@ -110,6 +110,62 @@ impl LaunchConfig {
     }
 }
 
+/// A matrix of bf16 in device memory as the copy engine of sm_90a sees it (TMA), and the box that one copy moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapSpec {
+    /// Whose, in messages.
+    pub what: &'static str,
+    pub address: u64,
+    pub rows: usize,
+    pub cols: usize,
+    /// Elements from row to row.
+    pub stride: usize,
+    pub box_rows: u32,
+}
+
+impl MapSpec {
+    /// Columns of every box: what 128 bytes hold, which is the widest that can be permuted in shared memory.
+    pub(crate) const BOX_COLS: u32 = 64;
+
+    /// The one place that knows what the copy engine can do; both drivers ask it.
+    pub(crate) fn check(&self) -> Result<()> {
+        let MapSpec { what, address, rows, cols, stride, box_rows } = *self;
+        let bytes = 2 * stride as u64;
+        let rules = [
+            (
+                "an address that is a multiple of 16",
+                address != 0 && address.is_multiple_of(16),
+                format!("{address:#x}"),
+            ),
+            ("1 to 2^32 rows", rows > 0 && rows as u64 <= 1 << 32, rows.to_string()),
+            ("1 to 2^32 columns", cols > 0 && cols as u64 <= 1 << 32, cols.to_string()),
+            (
+                "rows a multiple of 16 bytes apart, less than 2^40",
+                bytes.is_multiple_of(16) && bytes < 1 << 40,
+                format!("{bytes} bytes"),
+            ),
+            ("rows no nearer than they are long", stride >= cols, format!("{cols} columns, {stride} apart")),
+            ("a box of 1 to 256 rows", (1..=256).contains(&box_rows), box_rows.to_string()),
+        ];
+        let Some((rule, _, found)) = rules.into_iter().find(|(_, holds, _)| !holds) else { return Ok(()) };
+        Err(Error::Shape { op: "tensor map", expected: format!("{rule} for {what}"), found })
+    }
+}
+
+/// A [`MapSpec`] as the device reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct TensorMap {
+    pub(crate) words: [u64; 16],
+}
+
+impl TensorMap {
+    /// As a kernel's argument.
+    pub fn bytes(&self) -> &[u8] {
+        bytemuck::bytes_of(&self.words)
+    }
+}
+
 /// A loaded kernel: the maker's own handle, and the name for messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Function {
@@ -154,6 +210,9 @@ pub trait Driver: Send + Sync {
 
     /// Compiles (or finds in the cache) and loads one kernel of a source; modules are kept by (source, defines).
     fn load(&self, source: &'static Source, defines: &[Define], kernel: &'static str) -> Result<Function>;
+
+    /// What a kernel takes to have boxes of a matrix copied. It names memory as an address does: whoever launches with it keeps that alive.
+    fn tensor_map(&self, spec: &MapSpec) -> Result<TensorMap>;
 
     /// Each argument as it lies in memory: an address, a number or a struct, aligned as its type.
     ///

@@ -3,7 +3,7 @@
 use bytemuck::bytes_of;
 use half::bf16;
 
-use super::driver::{Define, LaunchConfig};
+use super::driver::{Define, LaunchConfig, TensorMap};
 use super::source::Source;
 use super::{Cuda, DeviceBuffer};
 use crate::error::{Error, Result};

@@ -34,7 +34,7 @@ use rayon::prelude::*;
 pub(crate) use buffer::DeviceBuffer;
 pub(crate) use usage::Build;
 
-use self::driver::{Captured, Define, DeviceInfo, Driver, Function, LaunchConfig};
+use self::driver::{Arch, Captured, Define, DeviceInfo, Driver, Function, LaunchConfig};
 use self::profile::Profile;
 use self::source::Source;
 use super::cost::Cost;
@@ -50,6 +50,8 @@ pub struct Cuda {
 struct State {
     driver: Arc<dyn Driver>,
     info: DeviceInfo,
+    /// Whose instructions kernels may use that have a form for it.
+    tier: Arch,
     /// Loaded kernels by a hash of name and defines, which stand beside it in full.
     functions: Mutex<HashMap<u64, (Vec<Define>, Function)>>,
     /// Partial sums of kernels that split their work; grown to the largest that was asked for.
@@ -78,6 +80,7 @@ impl Cuda {
     pub fn planned_for(info: DeviceInfo, driver: Arc<dyn Driver>) -> Cuda {
         let state = State {
             info,
+            tier: Arch::Sm80,
             functions: Mutex::default(),
             scratch: Mutex::new(DeviceBuffer::empty(&driver)),
             table: Mutex::new(DeviceBuffer::empty(&driver)),
@@ -86,6 +89,43 @@ impl Cuda {
             driver,
         };
         Cuda { state: Arc::new(state) }
+    }
+
+    /// With the kernels of its own architecture where an operation has such: until they have been measured they must be asked for.
+    pub fn with_tier(driver: Arc<dyn Driver>, tier: Option<&str>) -> Result<Cuda> {
+        let mut info = driver.info().clone();
+        let tier = match tier {
+            None | Some("sm_80") => Arch::Sm80,
+            Some("sm_90a") if info.arch == Arch::Sm90a => Arch::Sm90a,
+            Some(found) => {
+                let what = format!(
+                    "--tier: expected sm_80, or sm_90a on a device of sm_90a, found {found} on {} ({})",
+                    info.name, info.arch
+                );
+                return Err(Error::Usage(format!("{what}; leave it out, and kernels are those of sm_80")));
+            }
+        };
+        if tier != Arch::Sm80 {
+            info.name += &format!(", tier {tier}");
+        }
+        let mut cuda = Cuda::planned_for(info, driver);
+        // Nobody else has it yet.
+        if let Some(state) = Arc::get_mut(&mut cuda.state) {
+            state.tier = tier;
+        }
+        Ok(cuda)
+    }
+
+    pub(crate) fn tier(&self) -> Arch {
+        self.state.tier
+    }
+
+    /// Which architecture's kernels carry out what.
+    pub(crate) fn served_by(&self) -> &'static str {
+        match self.state.tier {
+            Arch::Sm90a => "matrix products with aligned operands those of sm_90a, all others those of sm_80",
+            _ => "those of sm_80",
+        }
     }
 
     pub(crate) fn info(&self) -> &DeviceInfo {

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use self::runtime::{Module, Runtime};
 use super::compiler::KernelOptions;
-use super::driver::{Arch, Captured, Define, DeviceInfo, Driver, Event, Function, LaunchConfig};
+use super::driver::{Arch, Captured, Define, DeviceInfo, Driver, Event, Function, LaunchConfig, MapSpec, TensorMap};
 use super::lock;
 use super::source::Source;
 use crate::error::{Error, Result};
@@ -182,6 +182,17 @@ impl Driver for SimDriver {
         let mut state = lock(&self.state);
         state.functions.push((module, entry));
         Ok(Function { handle: state.functions.len() as u64 - 1, name: kernel })
+    }
+
+    /// As kernels/sim/box.h reads it.
+    fn tensor_map(&self, spec: &MapSpec) -> Result<TensorMap> {
+        spec.check()?;
+        let mut words = [0; 16];
+        let stride = 2 * spec.stride as u64;
+        let known =
+            [spec.address, spec.cols as u64, spec.rows as u64, stride, MapSpec::BOX_COLS.into(), spec.box_rows.into()];
+        words[..known.len()].copy_from_slice(&known);
+        Ok(TensorMap { words })
     }
 
     unsafe fn launch(&self, function: Function, config: LaunchConfig, args: &[&[u8]]) -> Result<()> {

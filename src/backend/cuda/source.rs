@@ -41,6 +41,8 @@ enum Kind {
     /// `const P`, a struct of the same file. `const __grid_constant__ P` is read too, but then the compiler no longer knows that the
     /// pointers in it point to global memory, and every access becomes a generic one.
     Struct(Signature),
+    /// `const __grid_constant__ TensorMap`: the copy engine reads it where the launch put it.
+    Map,
 }
 
 /// C++ name and Rust name of what a pointer may point to.
@@ -119,6 +121,9 @@ fn signature(text: &str, file: &str) -> Result<Signature, String> {
 }
 
 fn parameter(text: &str, file: &str) -> Result<Parameter, String> {
+    if let Some(name) = text.strip_prefix("const __grid_constant__ TensorMap ") {
+        return Ok(Parameter { name: name.trim().into(), kind: Kind::Map });
+    }
     let of_struct = text.strip_prefix("const ").map(|rest| rest.strip_prefix("__grid_constant__ ").unwrap_or(rest));
     let of_struct = of_struct.filter(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()));
     let Some(of_struct) = of_struct else { return field(text) };
@@ -170,6 +175,7 @@ impl Kind {
             Kind::Pointer { element, mutable, .. } => format!("{}{}*", if *mutable { "" } else { "const " }, element.0),
             Kind::Number(number) => number.0.into(),
             Kind::Struct(params) => params.name.clone(),
+            Kind::Map => "TensorMap".into(),
         }
     }
 
@@ -179,6 +185,7 @@ impl Kind {
             Kind::Pointer { .. } => 8,
             Kind::Number(number) => number.2,
             Kind::Struct(params) => params.layout().1,
+            Kind::Map => 128,
         }
     }
 
@@ -192,6 +199,7 @@ impl Kind {
             }
             Kind::Number(number) => number.1.into(),
             Kind::Struct(params) => format!("&{}", params.name),
+            Kind::Map => "&TensorMap".into(),
         }
     }
 
@@ -203,6 +211,7 @@ impl Kind {
             Kind::Number(("u32", ..)) => format!("narrow({name:?}, {value})?"),
             Kind::Number(_) => value.into(),
             Kind::Struct(_) => format!("{value}.words()?"),
+            Kind::Map => format!("{value}.words"),
         }
     }
 }

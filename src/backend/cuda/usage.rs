@@ -69,13 +69,24 @@ pub struct Build {
     pub defines: Vec<Define>,
     /// One for each kernel of the file.
     pub budgets: Vec<Budget>,
+    /// The architecture whose instructions it uses, where others have none of them.
+    only: Option<Arch>,
 }
 
 impl Build {
     /// All kernels of `source` with blocks of `threads`, without dynamic shared memory, at least one block at a time.
     pub(crate) fn new(source: &'static Source, defines: &[Define], threads: u32) -> Build {
         let budget = |&kernel| Budget { kernel, threads, shared: 0, blocks: 1 };
-        Build { source, defines: defines.to_vec(), budgets: source.kernels.iter().map(budget).collect() }
+        Build { source, defines: defines.to_vec(), budgets: source.kernels.iter().map(budget).collect(), only: None }
+    }
+
+    /// For this architecture alone.
+    pub(crate) fn only(self, arch: Arch) -> Build {
+        Build { only: Some(arch), ..self }
+    }
+
+    pub fn serves(&self, arch: Arch) -> bool {
+        self.only.is_none_or(|only| only == arch)
     }
 
     /// Another launch for one of the kernels. A name that the file lacks changes nothing; `tests/kernels.rs` finds it out by

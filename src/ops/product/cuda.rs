@@ -1,8 +1,11 @@
-//! Matrix products on a GPU: which tile, how many stages, in which order; `kernels/product.cu` does the rest.
+//! Matrix products on a GPU: which tile, how many stages, in which order; `kernels/product.cu` does the rest. On Hopper, where it is
+//! asked for, `hopper.rs` and `kernels/product90.cu`.
+
+mod hopper;
 
 use half::bf16;
 
-use crate::backend::cuda::driver::{Define, DeviceInfo, LaunchConfig};
+use crate::backend::cuda::driver::{Arch, Define, DeviceInfo, LaunchConfig};
 use crate::backend::cuda::kernels::{self, ProductParams};
 use crate::backend::cuda::{Build, DeviceBuffer};
 use crate::backend::{Cuda, Tensor};
@@ -105,6 +108,7 @@ pub(crate) fn builds() -> Vec<Build> {
             }
         }
     }
+    builds.extend(hopper::builds());
     builds
 }
 
@@ -212,6 +216,14 @@ pub(crate) enum Output<'a> {
 }
 
 impl<'a> Output<'a> {
+    /// Bytes of a result.
+    fn element(&self) -> u64 {
+        match self {
+            Output::Rounded { .. } => 2,
+            Output::Wide(_) => 4,
+        }
+    }
+
     pub(crate) fn of(tensor: &'a mut Tensor<Cuda>) -> Output<'a> {
         let stride = tensor.stride();
         Output::Rounded { buffer: &mut tensor.buffer, first: 0, stride }
@@ -231,7 +243,7 @@ impl<'a> Product<'a> {
     }
 
     /// Every operand lies inside its buffer.
-    fn check(&self, op: &'static str) -> Result<()> {
+    fn check(&self, op: &'static str, y: &Output) -> Result<()> {
         let [m, n, k] = self.shape;
         let (w_rows, w_cols) = if self.layout == Layout::Along { (n, k) } else { (k, n) };
         within(op, "x", self.x, m, k)?;
@@ -243,6 +255,19 @@ impl<'a> Product<'a> {
         }
         if let Some(bias) = self.bias {
             expect(op, "bias", bias.shape(), (1, n))?;
+        }
+        let stride = match y {
+            Output::Rounded { buffer, first, stride } => {
+                within(op, "y", Operand { buffer, first: *first, stride: *stride }, m, n)?;
+                *stride
+            }
+            Output::Wide(buffer) => {
+                expect(op, "y holds its results", buffer.len() >= m * n, true)?;
+                n
+            }
+        };
+        if let Some(residual) = self.residual {
+            expect(op, "residual", (residual.shape(), residual.stride()), ((m, n), stride))?;
         }
         Ok(())
     }
@@ -257,30 +282,26 @@ impl<'a> Product<'a> {
 
     /// Overwrites `y`.
     pub(crate) fn run(&self, cuda: &Cuda, op: &'static str, y: Output) -> Result<()> {
-        self.launch(cuda, op, y, plan(self.shape, cuda.info()))
+        self.check(op, &y)?;
+        if cuda.tier() == Arch::Sm90a && hopper::serves(self, &y) {
+            cuda.charge(|| self.cost(y.element()));
+            return hopper::launch(self, cuda, y, hopper::plan(self.shape, cuda.info()));
+        }
+        self.launch(cuda, y, plan(self.shape, cuda.info()))
     }
 
-    fn launch(&self, cuda: &Cuda, op: &'static str, y: Output, plan: Plan) -> Result<()> {
-        self.check(op)?;
+    /// All operands were checked.
+    fn launch(&self, cuda: &Cuda, y: Output, plan: Plan) -> Result<()> {
         let [m, n, k] = self.shape;
+        cuda.charge(|| self.cost(y.element()));
         let (y, wide, first, stride) = match y {
-            Output::Rounded { buffer, first, stride } => {
-                within(op, "y", Operand { buffer, first, stride }, m, n)?;
-                (Some(buffer), None, first, stride)
-            }
-            Output::Wide(buffer) => {
-                expect(op, "y holds its results", buffer.len() >= m * n, true)?;
-                (None, Some(buffer), 0, n)
-            }
+            Output::Rounded { buffer, first, stride } => (Some(buffer), None, first, stride),
+            Output::Wide(buffer) => (None, Some(buffer), 0, n),
         };
-        if let Some(residual) = self.residual {
-            expect(op, "residual", (residual.shape(), residual.stride()), ((m, n), stride))?;
-        }
         let defines = plan.defines(self.layout, self.ragged(first));
         let config = LaunchConfig::linear(plan.blocks, plan.tile.threads()).with_shared(plan.shared());
         let Product { x, w, extension, bias, residual, .. } = *self;
         let (rank, ends) = extension.map_or((0, [n, n]), |e| (e.rank, e.ends));
-        cuda.charge(|| self.cost(if wide.is_some() { 4 } else { 2 }));
         let params = ProductParams {
             y,
             wide,

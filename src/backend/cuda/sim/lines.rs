@@ -28,12 +28,12 @@ fn place(object: &Path, offset: u64) -> Option<String> {
     frames(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// From the innermost inlined frame to the kernel's own; the simulator's header is nobody's line.
+/// From the innermost inlined frame to the kernel's own; the simulator's headers are nobody's line.
 fn frames(text: &str) -> Option<String> {
     let frame = |line: &str| {
         let place = &line[line.rfind("kernels/")?..];
         let place = place.split(' ').next().unwrap_or(place);
-        let known = !place.starts_with("kernels/sim.h:") && !place.ends_with(":?") && !place.ends_with(":0");
+        let known = !place.starts_with("kernels/sim") && !place.ends_with(":?") && !place.ends_with(":0");
         known.then(|| place.to_string())
     };
     let mut found: Vec<String> = text.lines().filter_map(frame).collect();

@@ -44,8 +44,21 @@ fn matrix(cuda: &Cuda, seed: usize, rows: usize, cols: usize) -> Tensor<Cuda> {
     Tensor::from_host(cuda, rows, cols, &cuda.activations(&numbers(seed, rows * cols))).unwrap()
 }
 
+fn every_way(cuda: &Cuda, layout: Layout, shape: [usize; 3], rank: usize, tile: Tile) -> (Vec<f32>, Vec<f32>) {
+    every_way_of(cuda, layout, shape, rank, |product, y| {
+        product.launch(cuda, y, raster(tile, product.shape, cuda.info()))
+    })
+    .unwrap()
+}
+
 /// y of (m, n) and of its rows 3.. alone, with an adapter of two parts, bias and residual.
-fn every_way(cuda: &Cuda, layout: Layout, [m, n, k]: [usize; 3], rank: usize, tile: Tile) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn every_way_of(
+    cuda: &Cuda,
+    layout: Layout,
+    [m, n, k]: [usize; 3],
+    rank: usize,
+    launch: impl Fn(&Product, Output) -> Result<()>,
+) -> Result<(Vec<f32>, Vec<f32>)> {
     let across = layout == Layout::Across;
     let (width, ends) = if across { (rank, [n, n]) } else { (2 * rank, [n / 3, n]) };
     let (x, xa, residual) = (matrix(cuda, 1, m, k), matrix(cuda, 2, m, width), matrix(cuda, 3, m, n));
@@ -58,12 +71,13 @@ fn every_way(cuda: &Cuda, layout: Layout, [m, n, k]: [usize; 3], rank: usize, ti
         let rows = product.shape[0];
         let unwritten = vec![f32::NAN; rows * n];
         let mut y = Tensor::from_host(cuda, rows, n, &cuda.activations(&unwritten)).unwrap();
-        product.launch(cuda, "test", Output::of(&mut y), raster(tile, product.shape, cuda.info())).unwrap();
-        y.read(cuda).unwrap().into_iter().map(bf16::to_f32).collect::<Vec<f32>>()
+        product.check("test", &Output::of(&mut y)).unwrap();
+        launch(product, Output::of(&mut y))?;
+        Ok(y.read(cuda)?.into_iter().map(bf16::to_f32).collect::<Vec<f32>>())
     };
     let x_alone = Operand::of(&x).from(3 * x.stride());
     let plain = Product::new(layout, [m - 3, n, k], x_alone, Operand::of(&w));
-    (run(&whole), run(&Product { bias: Some(&bias), ..plain }))
+    Ok((run(&whole)?, run(&Product { bias: Some(&bias), ..plain })?))
 }
 
 #[test]

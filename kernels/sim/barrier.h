@@ -1,0 +1,183 @@
+// Barriers in shared memory: phases, and what threads tell each other through them.
+
+/// Every thread knows what the block's barrier told it, and no more.
+static void forget_clocks(Worker* worker) {
+    for (u32 t = 0; t < worker->launch->threads; t++) hold(worker->fibers[t].clock, nullptr);
+    for (SimBarrier& barrier : worker->barriers) {
+        for (Clock** clock : {&barrier.joining, &barrier.told, &barrier.from, &barrier.to}) hold(*clock, nullptr);
+    }
+}
+
+/// At a barrier of the warp each lane learns what the others know.
+static void share_clocks(Worker* worker, Warp& warp) {
+    Fiber* lanes = worker->self - worker->self->lane;
+    Clock* all = lanes[0].clock;
+    bool same = true;
+    for (u32 i = 1; i < WARP; i++) same &= lanes[i].clock == all;
+    if (same) return;
+    all = new Clock;
+    for (u32 i = 0; i < WARP; i++) {
+        if (lanes[i].clock) all->learn(*lanes[i].clock);
+    }
+    for (u32 i = 0; i < WARP; i++) hold(lanes[i].clock, all);
+}
+
+static void begin_asynchronous(Worker* worker) {
+    for (u32 t = 0; t < worker->launch->threads; t++) memset(worker->fibers[t].fences, 0, sizeof worker->fibers[t].fences);
+    worker->asynchronous = false;
+}
+
+/// Forgets what is under way, which none may be.
+static void end_asynchronous(Worker* worker) {
+    if (!worker->asynchronous) return;
+    for (const SimBarrier& barrier : worker->barriers) {
+        if (barrier.pending == barrier.arrivals && barrier.bytes == 0) continue;
+        note(worker, "ends while a phase waits for " + missing(barrier));
+    }
+    for (const Box& box : worker->boxes) {
+        note(worker, "ends while a box that " + thread_name(worker->fibers[box.thread]) + " loads is under way");
+        memset(worker->written + box.offset / 2, 0, box.bytes / 2 * sizeof(u32));
+    }
+    for (u32 t = 0; t < worker->launch->threads; t++) {
+        Fiber& fiber = worker->fibers[t];
+        if (!fiber.stores.empty()) note(worker, "ends while a box that " + thread_name(fiber) + " stores is being read: expected store_wait");
+        fiber.stores.clear();
+        if (fiber.lane) continue;
+        Warp& warp = *fiber.warp;
+        if (!warp.products.empty()) note(worker, "ends while products of " + thread_name(fiber) + "'s warp are under way");
+        if (warp.issued != worker->issues[t / WARPGROUP].size()) {
+            note(worker, text("ends after %u products of ", warp.issued) + thread_name(fiber) +
+                             text("'s warp, expected the %zu of its warpgroup", worker->issues[t / WARPGROUP].size()));
+        }
+        warp.products.clear();
+        warp.computed = warp.issued = 0;
+    }
+    forget_clocks(worker);
+    worker->barriers.clear();
+    worker->boxes.clear();
+    for (auto& issues : worker->issues) issues.clear();
+    memset(worker->reading, 0, sizeof worker->reading);
+}
+
+static void fence(Worker* worker) {
+    Fiber* self = worker->self;
+    memmove(self->fences + 1, self->fences, sizeof self->fences - sizeof(u32));
+    self->fences[0] = tick(worker);
+}
+
+/// Whether copy engine and tensor cores see what `record` wrote: by a fence of its writer, after it and ordered before now.
+static bool fenced(const Worker* worker, u32 record) {
+    u32 time = record / TIME, who = record & 1023;
+    if (who >= FIRST_BARRIER || time < worker->born) return true;
+    for (u32 fence : worker->fibers[who].fences) {
+        if (time < fence && ordered(worker, (fence - 1) * TIME | who)) return true;
+    }
+    return false;
+}
+
+static u32 shared_offset(Worker* worker, const void* pointer) {
+    return static_cast<u32>(static_cast<const unsigned char*>(pointer) - worker->shared);
+}
+
+/// The barrier at this address, made before.
+static SimBarrier& find_barrier(Worker* worker, const void* pointer, bool engine, const char* call, const void* place) {
+    for (SimBarrier& barrier : worker->barriers) {
+        if (barrier.offset != shared_offset(worker, pointer)) continue;
+        u32 record = barrier.made * TIME | barrier.maker;
+        if (!ordered(worker, record)) fail(worker, text("calls %s at ", call) + where(place) + ", expected a barrier of the block after barrier_init");
+        if (engine && !fenced(worker, record)) fail(worker, text("calls %s at ", call) + where(place) + ", expected barrier_ready after barrier_init");
+        return barrier;
+    }
+    fail(worker, text("calls %s at ", call) + where(place) + ", expected barrier_init before");
+}
+
+static u32 number(const Worker* worker, const SimBarrier& barrier) { return static_cast<u32>(&barrier - worker->barriers.data()); }
+
+static Clock& joining(SimBarrier& barrier) {
+    if (!barrier.joining) hold(barrier.joining, new Clock);
+    return *barrier.joining;
+}
+
+/// Ends the phase if all has come; those that wait for it can go on.
+static void end_phase(Worker* worker, SimBarrier& barrier) {
+    if (barrier.pending || barrier.bytes) return;
+    barrier.pending = barrier.arrivals;
+    barrier.phase++;
+    hold(barrier.told, barrier.joining);
+    hold(barrier.joining, nullptr);
+    hold(barrier.from, nullptr), hold(barrier.to, nullptr);
+    u32 begin = worker->ready_count;
+    for (u32 t = worker->launch->threads; t-- > 0;) {
+        const Fiber& fiber = worker->fibers[t];
+        if (fiber.call == PHASE && fiber.waits_for == number(worker, barrier)) worker->ready[worker->ready_count++] = t;
+    }
+    if (worker->launch->spec.seed == 0) return;
+    for (u32 i = worker->ready_count; i-- > begin + 1;) {
+        std::swap(worker->ready[i], worker->ready[begin + draw(worker->random) % (i - begin + 1)]);
+    }
+}
+
+EXPORT void sim_barrier_init(void* at, u32 arrivals) noexcept {
+    Worker* worker = current;
+    touch<8, true>(at, PLACE);
+    u32 offset = shared_offset(worker, at);
+    if (offset >= SHARED_SPACE || arrivals == 0 || worker->launch->threads > FIRST_BARRIER || worker->barriers.size() == MAX_BARRIERS) {
+        fail(worker, "makes a barrier at " + where(PLACE) + text(", expected one of at most %u in shared memory, and arrivals", MAX_BARRIERS));
+    }
+    worker->asynchronous = true;
+    for (const SimBarrier& known : worker->barriers) {
+        if (known.offset == offset) fail(worker, "makes a barrier at " + where(PLACE) + " where one is");
+    }
+    worker->barriers.push_back(SimBarrier{offset, arrivals, worker->self->thread, worker->now, 0, arrivals, 0, nullptr, nullptr, nullptr, nullptr});
+}
+
+EXPORT void sim_fence_async() noexcept { fence(current); }
+
+static void arrive(Worker* worker, SimBarrier& barrier, const char* call, const void* place) {
+    Fiber* self = worker->self;
+    if (barrier.pending == 0) {
+        fail(worker, text("calls %s at ", call) + where(place) + text(", expected %u arrivals in a phase, found one more", barrier.arrivals));
+    }
+    // What it did until now, and what it knows; of its warp's others what the warp's barrier told.
+    Clock& told = joining(barrier);
+    if (self->clock) told.learn(*self->clock);
+    for (u32 i = 0; i < WARP; i++) told.learn(self->thread - self->lane + i, self->warp->since);
+    told.learn(self->thread, tick(worker));
+    barrier.pending--;
+    end_phase(worker, barrier);
+}
+
+EXPORT void sim_barrier_arrive(void* at) noexcept {
+    Worker* worker = current;
+    arrive(worker, find_barrier(worker, at, false, "barrier_arrive", PLACE), "barrier_arrive", PLACE);
+}
+
+EXPORT void sim_barrier_expect(void* at, u32 bytes) noexcept {
+    Worker* worker = current;
+    SimBarrier& barrier = find_barrier(worker, at, false, "barrier_expect", PLACE);
+    barrier.bytes += bytes;
+    arrive(worker, barrier, "barrier_expect", PLACE);
+}
+
+EXPORT void sim_barrier_wait(void* at, u32 parity) noexcept {
+    Worker* worker = current;
+    Fiber* self = worker->self;
+    SimBarrier& barrier = find_barrier(worker, at, false, "barrier_wait", PLACE);
+    if (worker->launch->spec.seed && !worker->boxes.empty() && draw(worker->random) % 4 == 0) {
+        land_box(worker, draw(worker->random) % worker->boxes.size());  // out of order, too
+    }
+    self->waits_for = number(worker, barrier);
+    while (barrier.phase % 2 == parity % 2) park(worker, self, PHASE, 0, PLACE);
+    if (!barrier.told || barrier.told == self->clock) return;
+    // Threads that knew the same, of which there are many, know the same again.
+    if (!barrier.to || barrier.from != self->clock) {
+        Clock* both = barrier.told;
+        if (self->clock) {
+            both = new Clock(*self->clock);
+            both->holders = 0;
+            both->learn(*barrier.told);
+        }
+        hold(barrier.from, self->clock), hold(barrier.to, both);
+    }
+    hold(self->clock, barrier.to);
+}

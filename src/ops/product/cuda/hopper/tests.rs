@@ -1,0 +1,248 @@
+//! Every tile on the simulator: the bits of the sm_80 tiles, which sum in the same order. And that faults of the kernel are seen.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::*;
+use crate::backend::cuda::compiler::KernelOptions;
+use crate::backend::cuda::sim::SimDriver;
+use crate::ops::product::cuda::tests::every_way_of;
+
+type Rows = (Vec<f32>, Vec<f32>);
+
+const SHAPE: [usize; 3] = [150, 136, 200];
+
+fn device(options: &KernelOptions, seed: u64) -> Option<Cuda> {
+    let required = std::env::var_os("ARES_REQUIRE_SIM").is_some();
+    match SimDriver::open(Arch::Sm90a, options, Some(seed)) {
+        Ok(driver) => Some(Cuda::new(driver)),
+        Err(error) => {
+            assert!(!required, "{error}");
+            None
+        }
+    }
+}
+
+fn by_first_architecture(cuda: &Cuda, layout: Layout, shape: [usize; 3], rank: usize) -> Rows {
+    every_way_of(cuda, layout, shape, rank, |product, y| {
+        product.launch(cuda, y, super::super::plan(product.shape, cuda.info()))
+    })
+    .unwrap()
+}
+
+/// `blocks` of threads share the tiles.
+fn by_tile(cuda: &Cuda, layout: Layout, shape: [usize; 3], rank: usize, tile: Tile90, blocks: u32) -> Result<Rows> {
+    every_way_of(cuda, layout, shape, rank, |product, y| {
+        assert!(serves(product, &y));
+        let [m, n, _] = product.shape;
+        let tiles = (m.div_ceil(tile.block_m() as usize) * n.div_ceil(tile.block_n as usize)) as u32;
+        launch(product, cuda, y, Plan90 { tile, tiles, blocks: blocks.min(tiles), raster: 2 })
+    })
+}
+
+#[test]
+fn every_tile_gives_the_bits_of_the_first_architecture() {
+    for seed in [0, 1, 2] {
+        let Some(cuda) = device(&KernelOptions::default().or_environment(), seed) else { return };
+        for (layout, shape, rank) in [
+            (Layout::Along, SHAPE, 8),
+            (Layout::Along, [300, 264, 72], 40),
+            (Layout::Along, [64, 64, 64], 16),
+            (Layout::Across, SHAPE, 8),
+            (Layout::Across, [300, 264, 72], 40),
+        ] {
+            let expected = by_first_architecture(&cuda, layout, shape, rank);
+            for tile in Tile90::ALL {
+                let found = by_tile(&cuda, layout, shape, rank, tile, 1 + seed as u32).unwrap();
+                assert_eq!(found, expected, "{layout:?} {shape:?} {tile:?} seed {seed}");
+            }
+        }
+    }
+}
+
+/// A change of a file of kernels that makes it wrong, what the simulator says of it ("" where only the numbers show it), and what
+/// the line that it names holds ("" where none is to blame).
+struct Plant {
+    name: &'static str,
+    file: &'static str,
+    change: [&'static str; 2],
+    message: &'static str,
+    line: &'static str,
+}
+
+const PLANTS: &[Plant] = &[
+    Plant {
+        name: "the wrong parity",
+        file: "product90.cu",
+        change: ["turn.parity ^ 1)", "turn.parity)"],
+        message: "in a deadlock: thread (0,0,0) waits at barrier_wait",
+        line: "shared.empty[turn.stage]",
+    },
+    Plant {
+        name: "one arrival too few empties a stage",
+        file: "product90.cu",
+        change: ["shared.empty[s], READERS", "shared.empty[s], READERS - 1"],
+        message: "still read: expected warpgroup_wait or store_wait",
+        line: "load_",
+    },
+    Plant {
+        name: "one arrival too many",
+        file: "product90.cu",
+        change: ["shared.empty[s], READERS", "shared.empty[s], READERS + 1"],
+        message: "for 1 more arrivals and 0 more bytes",
+        line: "shared.empty[turn.stage]",
+    },
+    Plant {
+        name: "bytes short",
+        file: "product90.cu",
+        change: ["sizeof(Stage));", "sizeof(Stage) - 16);"],
+        message: "in a deadlock",
+        line: "barrier_wait(shared.",
+    },
+    Plant {
+        name: "a stage released before it was read",
+        file: "product90.cu",
+        change: ["    warpgroup_wait<1>();\n", ""],
+        message: "still read: expected warpgroup_wait or store_wait",
+        line: "load_",
+    },
+    Plant {
+        name: "no fence between the proxies",
+        file: "product90.cu",
+        change: ["    fence_async();\n", ""],
+        message: "wrote: expected its fence_async, and then a barrier",
+        line: "store_box(y, ",
+    },
+    Plant {
+        name: "the fence after the barrier",
+        file: "product90.cu",
+        change: ["    fence_async();\n    warp_barrier();\n", "    warp_barrier();\n    fence_async();\n"],
+        message: "wrote: expected its fence_async, and then a barrier",
+        line: "store_box(y, ",
+    },
+    Plant {
+        name: "no fence of the accumulators",
+        file: "product90.cu",
+        change: ["    warpgroup_fence();\n", ""],
+        message: "expected warpgroup_fence after its accumulator was written",
+        line: "warpgroup_multiply<W_ACROSS>(",
+    },
+    Plant {
+        name: "accumulators read too early",
+        file: "product90.cu",
+        change: ["        warpgroup_wait<0>();\n", ""],
+        message: "an accumulator of a product under way: expected warpgroup_wait",
+        line: "sums[",
+    },
+    Plant {
+        name: "stage read before it has come",
+        file: "product90.cu",
+        change: ["    barrier_wait(shared.full[turn.stage], turn.parity);\n", ""],
+        message: "loads is still writing: expected barrier_wait",
+        line: "warpgroup_multiply<W_ACROSS>(",
+    },
+    Plant {
+        name: "one lane waits for all",
+        file: "product90.cu",
+        change: ["    barrier_wait(shared.full", "    if (threadIdx.x % WARP == 0) barrier_wait(shared.full"],
+        message: "which a box was loaded into: expected barrier_wait",
+        line: "warpgroup_multiply<W_ACROSS>(",
+    },
+    Plant {
+        name: "one lane stores what others may not have written",
+        file: "product90.cu",
+        change: ["    fence_async();\n    warp_barrier();\n", "    fence_async();\n"],
+        message: "wrote: expected a barrier in between",
+        line: "store_box(y, ",
+    },
+    Plant {
+        name: "results overwritten while they are stored",
+        file: "product90.cu",
+        change: ["    if (lane == 0) store_wait();\n    warp_barrier();\n", "    warp_barrier();\n"],
+        message: "still read: expected warpgroup_wait or store_wait",
+        line: "= to_bf16x2(",
+    },
+    Plant {
+        name: "a block ends while results are stored",
+        file: "product90.cu",
+        change: ["    if (lane == 0) store_wait();\n}", "}"],
+        message: "ends while a box that thread (128,0,0) stores is being read: expected store_wait",
+        line: "",
+    },
+    Plant {
+        name: "barriers that the copy engine does not know",
+        file: "product90.cu",
+        change: ["        barrier_ready();\n", ""],
+        message: "expected barrier_ready after barrier_init",
+        line: "load_",
+    },
+    Plant {
+        name: "barriers used before they are made",
+        file: "product90.cu",
+        change: ["        barrier_ready();\n    }\n    block_barrier();\n", "        barrier_ready();\n    }\n"],
+        message: "expected a barrier of the block after barrier_init",
+        line: "barrier_wait(shared.full",
+    },
+    Plant {
+        name: "leading and stride swapped",
+        file: "product90.cu",
+        change: ["BLOCK_K * 128, ATOM)", "ATOM, BLOCK_K * 128)"],
+        message: "",
+        line: "",
+    },
+    Plant {
+        name: "across with the steps of along",
+        file: "product90.cu",
+        change: ["b + step * 2 * ATOM", "b + step * 32"],
+        message: "",
+        line: "",
+    },
+    Plant {
+        name: "permuted by the next row",
+        file: "hopper.cuh",
+        change: ["^ row % 8)", "^ (row + 1) % 8)"],
+        message: "",
+        line: "",
+    },
+];
+
+/// What is right stays green over twenty orders, what is wrong is red and named at its line.
+#[test]
+fn planted_faults_are_found() {
+    let tile = Tile90 { consumers: 2, block_n: 128 };
+    let Some(cuda) = device(&KernelOptions::default(), 0) else { return };
+    let layouts = [Layout::Across, Layout::Along];
+    let expected = layouts.map(|layout| by_first_architecture(&cuda, layout, SHAPE, 8));
+    for seed in 0..20 {
+        let cuda = device(&KernelOptions::default(), seed).unwrap();
+        assert_eq!(by_tile(&cuda, layouts[0], SHAPE, 8, tile, 2).unwrap(), expected[0], "seed {seed}");
+    }
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    for Plant { name, file, change: [from, to], message, line } in PLANTS {
+        let folder = tempfile::tempdir().unwrap();
+        let copied = Command::new("cp").args(["-R", "."]).arg(folder.path()).current_dir(&kernels).status();
+        assert!(copied.unwrap().success());
+        let path = folder.path().join(file);
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text.matches(from).count(), 1, "{name}: {from:?} in {file}");
+        fs::write(&path, text.replace(from, to)).unwrap();
+        let options = KernelOptions { kernels: Some(folder.path().into()), ..KernelOptions::default() };
+        let cuda = device(&options, 0).unwrap();
+        let found = by_tile(&cuda, layouts[0], SHAPE, 8, tile, 1);
+        let Err(error) = found else {
+            assert!(message.is_empty() && found.unwrap() != expected[0], "{name}: nothing was found");
+            continue;
+        };
+        let error = error.to_string();
+        println!("{name}: {error}");
+        assert!(!message.is_empty() && error.contains(message), "{name}: expected {message:?} in\n{error}");
+        let text = fs::read_to_string(&path).unwrap();
+        let named =
+            |(i, text): (usize, &str)| text.contains(line) && error.contains(&format!("kernels/{file}:{}", i + 1));
+        assert!(
+            line.is_empty() || text.lines().enumerate().any(named),
+            "{name}: expected a line with {line:?} in\n{error}"
+        );
+    }
+}

@@ -1,0 +1,51 @@
+// Single instructions of hopper.cuh, for their twins' tests.
+#include "hopper.cuh"
+
+struct Shared {
+    u32 words[4 * 256 * 8];
+    Barrier barrier;
+};
+
+/// What a box looks like in shared memory; of `words` words.
+KERNEL load_one(u32* y, const __grid_constant__ TensorMap x, u32 row, u32 col, u32 words) {
+    Shared& shared = shared_memory<Shared>();
+    if (threadIdx.x == 0) {
+        barrier_init(shared.barrier, 1);
+        barrier_ready();
+        barrier_expect(shared.barrier, words * 4);
+        load_box(shared.words, x, static_cast<int>(row), static_cast<int>(col), shared.barrier);
+    }
+    block_barrier();
+    barrier_wait(shared.barrier, 0);
+    for (u32 i = threadIdx.x; i < words; i += blockDim.x) y[i] = shared.words[i];
+}
+
+/// Writes a box that lies so in shared memory.
+KERNEL store_one(const __grid_constant__ TensorMap y, const u32* x, u32 row, u32 col, u32 words) {
+    Shared& shared = shared_memory<Shared>();
+    for (u32 i = threadIdx.x; i < words; i += blockDim.x) shared.words[i] = x[i];
+    fence_async();
+    block_barrier();
+    if (threadIdx.x != 0) return;
+    store_box(y, static_cast<int>(row), static_cast<int>(col), shared.words);
+    store_wait();
+}
+
+/// d = d + a·b of a warpgroup, N = 128: operands by `words` words of shared memory and two descriptors, d by thread.
+KERNEL multiply_one(float* d, const u32* x, u64 a, u64 b, u32 across, u32 words) {
+    Shared& shared = shared_memory<Shared>();
+    for (u32 i = threadIdx.x; i < words; i += blockDim.x) shared.words[i] = x[i];
+    fence_async();
+    block_barrier();
+    float sums[64];
+    for (u32 i = 0; i < 64; i++) sums[i] = d[threadIdx.x * 64 + i];
+    warpgroup_fence();
+    if (across != 0) {
+        warpgroup_multiply<true>(sums, a, b, true);
+    } else {
+        warpgroup_multiply<false>(sums, a, b, true);
+    }
+    warpgroup_commit();
+    warpgroup_wait<0>();
+    for (u32 i = 0; i < 64; i++) d[threadIdx.x * 64 + i] = sums[i];
+}

@@ -1,0 +1,181 @@
+//! The twins of `kernels/hopper.cuh` against the PTX ISA's layouts, written down once more here.
+
+use ares::backend::cuda::driver::{LaunchConfig, MapSpec};
+use half::bf16;
+
+use crate::harness::{SEEDS, device, download, launch_bytes, scrambled, source, upload};
+
+/// Shared memory of every kernel of `hopper.cu`.
+const SHARED: u32 = 4 * 4 * 256 * 8 + 8;
+const BOX_COLS: usize = 64;
+
+fn config(threads: u32) -> LaunchConfig {
+    LaunchConfig::linear(1, threads).with_shared(SHARED)
+}
+
+fn halves(words: &[u32]) -> Vec<u16> {
+    bytemuck::cast_slice(words).to_vec()
+}
+
+/// "128B swizzle": bits 4 to 6 of a byte's address, exclusive or bits 7 to 9. In elements of two bytes.
+fn swizzled(element: usize) -> usize {
+    element ^ (element >> 6 & 7) << 3
+}
+
+/// Boxes inside of a matrix, over each of its edges, and outside.
+#[test]
+fn boxes_lie_permuted_and_are_zero_outside() {
+    let (rows, cols, stride) = (37usize, 72usize, 80usize);
+    for seed in SEEDS {
+        let Some(driver) = device(seed) else { return };
+        let matrix = halves(&scrambled(rows * stride / 2, 3));
+        let x = upload(&driver, bytemuck::cast_slice::<u16, u32>(&matrix));
+        for box_rows in [1usize, 8, 24] {
+            let spec = MapSpec { what: "x", address: x, rows, cols, stride, box_rows: box_rows as u32 };
+            let map = driver.tensor_map(&spec).unwrap();
+            for (row, col) in [(0i32, 0i32), (5, 8), (30, 16), (-3, 64), (2, -64), (40, 0)] {
+                let count = box_rows * BOX_COLS / 2;
+                let words = count as u32;
+                let y = upload(&driver, &vec![7u32; count]);
+                let args: [&[u8]; 5] = [
+                    bytemuck::bytes_of(&y),
+                    map.bytes(),
+                    bytemuck::bytes_of(&row),
+                    bytemuck::bytes_of(&col),
+                    bytemuck::bytes_of(&words),
+                ];
+                launch_bytes(&driver, source("simulator/hopper.cu"), "load_one", config(32), &args).unwrap();
+                let found = halves(&download::<u32>(&driver, y, count));
+                let inside = |r: i32, c: i32| (0..rows as i32).contains(&r) && (0..cols as i32).contains(&c);
+                let at = |r: i32, c: i32| if inside(r, c) { matrix[r as usize * stride + c as usize] } else { 0 };
+                for i in 0..box_rows * BOX_COLS {
+                    let (r, c) = ((i / BOX_COLS) as i32, (i % BOX_COLS) as i32);
+                    assert_eq!(
+                        found[swizzled(i)],
+                        at(row + r, col + c),
+                        "seed {seed}, box at ({row}, {col}), element {i}"
+                    );
+                }
+                // The same box back into a matrix of its own: what lies outside is left out.
+                let y = upload(&driver, &vec![u32::MAX; rows * stride / 2]);
+                let back = driver.tensor_map(&MapSpec { what: "y", address: y, ..spec }).unwrap();
+                let image = upload(&driver, bytemuck::cast_slice::<u16, u32>(&found));
+                let args: [&[u8]; 5] = [
+                    back.bytes(),
+                    bytemuck::bytes_of(&image),
+                    bytemuck::bytes_of(&row),
+                    bytemuck::bytes_of(&col),
+                    bytemuck::bytes_of(&words),
+                ];
+                launch_bytes(&driver, source("simulator/hopper.cu"), "store_one", config(32), &args).unwrap();
+                let found = halves(&download::<u32>(&driver, y, rows * stride / 2));
+                for i in 0..rows * stride {
+                    let (r, c) = ((i / stride) as i32, (i % stride) as i32);
+                    let part =
+                        (row..row + box_rows as i32).contains(&r) && (col..col + 64).contains(&c) && inside(r, c);
+                    assert_eq!(
+                        found[i],
+                        if part { matrix[i] } else { u16::MAX },
+                        "seed {seed}, box at ({row}, {col}), ({r}, {c})"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// PTX ISA, matrix descriptor: addresses, leading and stride byte offsets without their low four bits; 1 << 62 is the 128-byte swizzle.
+fn descriptor(start: usize, leading: usize, stride: usize) -> u64 {
+    1 << 62 | (stride as u64 >> 4) << 32 | (leading as u64 >> 4) << 16 | start as u64 >> 4
+}
+
+/// PTX ISA, canonical layouts with a 128-byte swizzle, T = 8 elements of 16 bits. Along k: ((8, n), (T, 2)) with strides ((8T, SBO), (1,
+/// T)); across: ((T, 8, n), (8, k)) with strides ((1, T, LBO), (8T, SBO)). Elements from the beginning, before the swizzle.
+fn along(outer: usize, k: usize, stride: usize) -> usize {
+    outer % 8 * 64 + outer / 8 * (stride / 2) + k
+}
+
+fn across(outer: usize, k: usize, leading: usize, stride: usize) -> usize {
+    outer % 64 + outer / 64 * (leading / 2) + k % 8 * 64 + k / 8 * (stride / 2)
+}
+
+#[test]
+fn products_of_a_warpgroup() {
+    const N: usize = 128;
+    // Small eighths: every product and sum is exact, so that each element must be right to the bit.
+    let small = |len: usize, seed: u32| scrambled(len, seed).into_iter().map(|v| (v % 127) as f32 / 8.0 - 7.5);
+    let a: Vec<bf16> = small(64 * 16, 1).map(bf16::from_f32).collect();
+    let b: Vec<bf16> = small(N * 16, 2).map(bf16::from_f32).collect(); // (n, k)
+    let d: Vec<f32> = small(64 * N, 3).collect();
+    // Element i of thread t: PTX ISA, "wgmma .m64nNk16 register fragment layout for matrix D".
+    let place = |t: usize, i: usize| (t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8, i / 4 * 8 + t % 4 * 2 + i % 2);
+    let start: Vec<f32> = (0..128 * 64).map(|i| place(i / 64, i % 64)).map(|(row, col)| d[row * N + col]).collect();
+    // The third step of 16 along k of a, the second of b; strides that are not those of the other.
+    let (a_first, a_stride) = (64, 1024);
+    for (is_across, b_first, leading, stride) in [(false, 32, 0, 1024), (true, 2048, 8192, 1024), (true, 0, 4096, 2048)]
+    {
+        let mut image = vec![0x7fc0u16; 4 * 256 * 8 * 2];
+        let b_begin = 8192;
+        for row in 0..64 {
+            (0..16).for_each(|k| image[swizzled(a_first / 2 + along(row, k, a_stride))] = a[row * 16 + k].to_bits());
+        }
+        for col in 0..N {
+            for k in 0..16 {
+                let at = if is_across { across(col, k, leading, stride) } else { along(col, k, stride) };
+                image[swizzled((b_begin + b_first) / 2 + at)] = b[col * 16 + k].to_bits();
+            }
+        }
+        for seed in SEEDS {
+            let Some(driver) = device(seed) else { return };
+            let (y, x) = (upload(&driver, &start), upload(&driver, bytemuck::cast_slice::<u16, u32>(&image)));
+            let left = descriptor(a_first, 0, a_stride);
+            let right = descriptor(b_begin + b_first, leading, stride);
+            let (turned, words) = (u32::from(is_across), image.len() as u32 / 2);
+            let args: [&[u8]; 6] = [
+                bytemuck::bytes_of(&y),
+                bytemuck::bytes_of(&x),
+                bytemuck::bytes_of(&left),
+                bytemuck::bytes_of(&right),
+                bytemuck::bytes_of(&turned),
+                bytemuck::bytes_of(&words),
+            ];
+            launch_bytes(&driver, source("simulator/hopper.cu"), "multiply_one", config(128), &args).unwrap();
+            let found = download::<f32>(&driver, y, 128 * 64);
+            for (i, &found) in found.iter().enumerate() {
+                let (row, col) = place(i / 64, i % 64);
+                let sum: f32 = (0..16).map(|k| a[row * 16 + k].to_f32() * b[col * 16 + k].to_f32()).sum();
+                assert_eq!(
+                    found,
+                    sum + d[row * N + col],
+                    "across {is_across}, leading {leading}, seed {seed}: D[{row}][{col}]"
+                );
+            }
+        }
+    }
+}
+
+/// The one validator that both drivers ask.
+#[test]
+fn a_map_that_the_copy_engine_cannot_have_is_refused() {
+    let Some(driver) = device(0) else { return };
+    let good = MapSpec { what: "w", address: 4096, rows: 10, cols: 64, stride: 64, box_rows: 8 };
+    driver.tensor_map(&good).unwrap();
+    for (spec, rule) in [
+        (MapSpec { address: 4104, ..good }, "expected an address that is a multiple of 16 for w, found 0x1008"),
+        (MapSpec { rows: 0, ..good }, "expected 1 to 2^32 rows for w, found 0"),
+        (MapSpec { cols: 0, ..good }, "expected 1 to 2^32 columns for w, found 0"),
+        (
+            MapSpec { stride: 68, ..good },
+            "expected rows a multiple of 16 bytes apart, less than 2^40 for w, found 136 bytes",
+        ),
+        (
+            MapSpec { stride: 56, ..good },
+            "expected rows no nearer than they are long for w, found 64 columns, 56 apart",
+        ),
+        (MapSpec { box_rows: 257, ..good }, "expected a box of 1 to 256 rows for w, found 257"),
+        (MapSpec { box_rows: 0, ..good }, "expected a box of 1 to 256 rows for w, found 0"),
+    ] {
+        let message = driver.tensor_map(&spec).unwrap_err().to_string();
+        assert!(message.contains(rule), "{message}");
+    }
+}
