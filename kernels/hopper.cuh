@@ -36,6 +36,19 @@ struct alignas(64) TensorMap {
     u64 words[16];
 };
 
+/// This block's number in its cluster: blocks that run at the same time and reach each other's shared memory.
+DEVICE u32 cluster_rank() {
+    u32 rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+/// All threads of the cluster; orders their accesses to shared memory.
+DEVICE void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
 /// By one thread, before barrier_ready and a barrier of the block.
 DEVICE void barrier_init(Barrier& barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
@@ -55,6 +68,14 @@ DEVICE void barrier_arrive(Barrier& barrier) {
 /// Arrives, and says how many bytes the copy engine will bring in this phase.
 DEVICE void barrier_expect(Barrier& barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)), "r"(bytes) : "memory");
+}
+
+/// The same at this barrier's counterpart in block `rank` of the cluster.
+DEVICE void barrier_arrive_at(Barrier& barrier, u32 rank) {
+    asm volatile("{.reg .b32 at; mapa.shared::cluster.u32 at, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [at];}" ::"r"(
+                     shared_address(&barrier)),
+                 "r"(rank)
+                 : "memory");
 }
 
 /// Until the phase of this parity is over.
@@ -78,6 +99,16 @@ DEVICE void load_box(void* shared, const TensorMap& map, int row, int col, Barri
                      shared_address(shared)),
                  "l"(&map), "r"(shared_address(&barrier)), "r"(col), "r"(row)
                  : "memory");
+}
+
+/// The same to this place of every block of the cluster, each of whose barriers counts the bytes.
+template <u32 Blocks>
+DEVICE void load_box_for_all(void* shared, const TensorMap& map, int row, int col, Barrier& barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(
+            shared_address(shared)),
+        "l"(&map), "r"(shared_address(&barrier)), "r"(col), "r"(row), "h"(static_cast<u16>((1u << Blocks) - 1))
+        : "memory");
 }
 
 /// Starts copying a box from shared memory; what lies outside of the matrix is left out. By one thread.

@@ -2,7 +2,8 @@
 //
 // One warpgroup's first thread (the producer) lets the copy engine bring blocks of BLOCK_K along k into STAGES stages; each of the
 // others (the consumers) multiplies its 64 rows of the tile by all BLOCK_N columns. `full` says that a stage has come, `empty` that
-// every consumer's warp has read it. A block of threads takes one tile after the other, so that the next one's operands are on
+// every consumer's warp has read it. The blocks of a cluster have tiles below each other, of the same columns: each brings its part
+// of the right operand for all of them, and may do so when all have read what was there. A block of threads takes one tile after the other, so that the next one's operands are on
 // their way while results are stored. LoRA's blocks follow those of k: one for each part that the tile meets, of which the
 // RANK_STEPS steps that hold anything are multiplied.
 #include "hopper.cuh"
@@ -10,8 +11,8 @@
 constexpr u32 BLOCK_M = 64 * CONSUMERS, BLOCK_K = BOX_COLS, STEPS = BLOCK_K / 16;
 constexpr u32 THREADS = WARPGROUP * (1 + CONSUMERS);
 constexpr u32 WARP_ROWS = 16;
-/// Arrivals that empty a stage: one of each consumer's warp.
-constexpr u32 READERS = CONSUMERS * WARPGROUP / WARP;
+/// Consumers' warps of a block, and of its cluster: each of them empties a stage.
+constexpr u32 WARPS = CONSUMERS * WARPGROUP / WARP, READERS = WARPS * CLUSTER;
 
 struct Stage {
     bf16 a[BLOCK_M * BLOCK_K];
@@ -20,7 +21,7 @@ struct Stage {
 
 struct Shared {
     Stage stages[STAGES];
-    bf16 out[READERS][WARP_ROWS * BLOCK_N];  // each warp's rows, in boxes
+    bf16 out[WARPS][WARP_ROWS * BLOCK_N];  // each warp's rows, in boxes
     Barrier full[STAGES], empty[STAGES];
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "cuda.rs counts the same bytes");
@@ -40,15 +41,18 @@ struct Place {
     u32 row, col, part, parts;
 };
 
+DEVICE u32 rank_of_block() { return CLUSTER == 1 ? 0 : cluster_rank(); }
+
 DEVICE u32 part_of(const Product90Params& p, u32 n) { return (n >= p.end_0) + (n >= p.end_1); }
 DEVICE u32 part_begin(const Product90Params& p, u32 part) { return part == 0 ? 0 : part == 1 ? p.end_0 : p.end_1; }
 
-DEVICE u32 tiles_down(const Product90Params& p) { return (p.m + BLOCK_M - 1) / BLOCK_M; }
+/// In tiles of a whole cluster.
+DEVICE u32 tiles_down(const Product90Params& p) { return (p.m + CLUSTER * BLOCK_M - 1) / (CLUSTER * BLOCK_M); }
 DEVICE u32 tiles_right(const Product90Params& p) { return (p.n + BLOCK_N - 1) / BLOCK_N; }
 
 DEVICE Place place_of(const Product90Params& p, u32 tile) {
     u32 stripe = p.raster * tiles_right(p), top = tile / stripe * p.raster, height = minimum(p.raster, tiles_down(p) - top);
-    u32 row = (top + tile % stripe % height) * BLOCK_M, col = tile % stripe / height * BLOCK_N;
+    u32 row = ((top + tile % stripe % height) * CLUSTER + rank_of_block()) * BLOCK_M, col = tile % stripe / height * BLOCK_N;
     u32 part = W_ACROSS ? 0 : part_of(p, col);
     u32 parts = p.rank == 0 ? 0 : W_ACROSS ? 1 : part_of(p, minimum(col + BLOCK_N, p.n) - 1) - part + 1;
     return Place{row, col, part, parts};
@@ -64,13 +68,24 @@ DEVICE void advance(Turn& turn) {
     if (turn.stage == STAGES) turn.stage = 0, turn.parity ^= 1;
 }
 
-/// A block of the right operand: rows `first` and columns `k` on of w or b as it lies along k, or across.
-DEVICE void load_right(Stage& stage, const TensorMap& map, int first, int k, Barrier& full) {
-    if constexpr (W_ACROSS) {
-#pragma unroll
-        for (u32 i = 0; i < BLOCK_N / BOX_COLS; i++) load_box(stage.b + i * BOX_COLS * BLOCK_K, map, k, first + static_cast<int>(i * BOX_COLS), full);
+/// For all blocks of the cluster.
+DEVICE void load_shared(bf16* to, const TensorMap& map, int row, int col, Barrier& full) {
+    if constexpr (CLUSTER == 1) {
+        load_box(to, map, row, col, full);
     } else {
-        load_box(stage.b, map, first, k, full);
+        load_box_for_all<CLUSTER>(to, map, row, col, full);
+    }
+}
+
+/// This block's part of a block of the right operand, from n = `first` and k on. Along: of its rows; across: of each box's.
+DEVICE void load_right(Stage& stage, const TensorMap& map, int first, int k, Barrier& full) {
+    constexpr u32 ROWS = (W_ACROSS ? BLOCK_K : BLOCK_N) / CLUSTER, BOXES = W_ACROSS ? BLOCK_N / BOX_COLS : 1;
+    u32 skip = rank_of_block() * ROWS;
+#pragma unroll
+    for (u32 i = 0; i < BOXES; i++) {
+        bf16* to = stage.b + (i * BLOCK_K + skip) * BOX_COLS;
+        int n = first + static_cast<int>(W_ACROSS ? i * BOX_COLS : skip), at = k + static_cast<int>(W_ACROSS ? skip : 0);
+        load_shared(to, map, W_ACROSS ? at : n, W_ACROSS ? n : at, full);
     }
 }
 
@@ -81,9 +96,24 @@ DEVICE Stage& next_stage(Shared& shared, const Turn& turn) {
     return shared.stages[turn.stage];
 }
 
-/// This warp reads the stage no more.
+/// This warp reads the stage no more: whoever fills it is told.
 DEVICE void release(Shared& shared, u32 stage) {
-    if (threadIdx.x % WARP == 0) barrier_arrive(shared.empty[stage]);
+    u32 lane = threadIdx.x % WARP;
+    if (lane >= CLUSTER) return;
+    if constexpr (CLUSTER == 1) {
+        barrier_arrive(shared.empty[stage]);
+    } else {
+        barrier_arrive_at(shared.empty[stage], lane);
+    }
+}
+
+/// All threads that reach this block's shared memory.
+DEVICE void all_barrier() {
+    if constexpr (CLUSTER == 1) {
+        block_barrier();
+    } else {
+        cluster_barrier();
+    }
 }
 
 /// Starts the products of one block, and waits for those of the one before it, whose stage is then free.
@@ -164,46 +194,51 @@ KERNEL __launch_bounds__(THREADS, 1)
         }
         barrier_ready();
     }
-    block_barrier();
+    all_barrier();
+    u32 first = blockIdx.x / CLUSTER, step = gridDim.x / CLUSTER;
     u32 tiles = tiles_down(p) * tiles_right(p), blocks = (p.k + BLOCK_K - 1) / BLOCK_K;
     Turn turn = {0, 0};
     if (threadIdx.x < WARPGROUP) {
         if constexpr (CONSUMERS == 2) registers_down_to<40>();
-        if (threadIdx.x != 0) return;
-        for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        if (threadIdx.x == 0) {
+            for (u32 tile = first; tile < tiles; tile += step) {
+                Place at = place_of(p, tile);
+                int row = static_cast<int>(at.row), col = static_cast<int>(at.col);
+                for (u32 block = 0; block < blocks; block++, advance(turn)) {
+                    Stage& stage = next_stage(shared, turn);
+                    load_box(stage.a, x, row, static_cast<int>(block * BLOCK_K), shared.full[turn.stage]);
+                    load_right(stage, w, col, static_cast<int>(block * BLOCK_K), shared.full[turn.stage]);
+                }
+                for (u32 part = at.part; part < at.part + at.parts; part++, advance(turn)) {
+                    Stage& stage = next_stage(shared, turn);
+                    const TensorMap& b = part == 0 ? b_0 : part == 1 ? b_1 : b_2;
+                    load_box(stage.a, xa, row, static_cast<int>(part * p.rank), shared.full[turn.stage]);
+                    load_right(stage, b, col - static_cast<int>(part_begin(p, part)), 0, shared.full[turn.stage]);
+                }
+            }
+        }
+        warp_barrier();
+    } else {
+        if constexpr (CONSUMERS == 2) registers_up_to<232>();
+        u32 reader = threadIdx.x / WARP - WARPGROUP / WARP, lane = threadIdx.x % WARP;
+        for (u32 tile = first; tile < tiles; tile += step) {
             Place at = place_of(p, tile);
-            for (u32 block = 0; block < blocks; block++, advance(turn)) {
-                Stage& stage = next_stage(shared, turn);
-                Barrier& full = shared.full[turn.stage];
-                load_box(stage.a, x, static_cast<int>(at.row), static_cast<int>(block * BLOCK_K), full);
-                load_right(stage, w, static_cast<int>(at.col), static_cast<int>(block * BLOCK_K), full);
-            }
-            for (u32 part = at.part; part < at.part + at.parts; part++, advance(turn)) {
-                Stage& stage = next_stage(shared, turn);
-                Barrier& full = shared.full[turn.stage];
-                const TensorMap& b = part == 0 ? b_0 : part == 1 ? b_1 : b_2;
-                load_box(stage.a, xa, static_cast<int>(at.row), static_cast<int>(part * p.rank), full);
-                load_right(stage, b, static_cast<int>(at.col) - static_cast<int>(part_begin(p, part)), 0, full);
+            float sums[BLOCK_N / 2];
+            for (u32 block = 0; block < blocks; block++) multiply_block<STEPS>(sums, shared, turn, reader / 4, block == 0);
+            for (u32 part = 0; part < at.parts; part++) multiply_block<RANK_STEPS>(sums, shared, turn, reader / 4, false);
+            warpgroup_wait<0>();
+            release(shared, turn.stage == 0 ? STAGES - 1 : turn.stage - 1);
+            u32 row = at.row + reader * WARP_ROWS;
+            add_terms(sums, p, row + lane / 4, at.col + lane % 4 * 2);
+            if (p.wide != nullptr) {
+                store_wide(sums, p, row + lane / 4, at.col + lane % 4 * 2);
+            } else {
+                store_rounded(sums, shared.out[reader], y, p, row, at.col);
             }
         }
-        return;
+        if (lane == 0) store_wait();
+        warp_barrier();
     }
-    if constexpr (CONSUMERS == 2) registers_up_to<232>();
-    u32 reader = threadIdx.x / WARP - WARPGROUP / WARP, lane = threadIdx.x % WARP;
-    for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        Place at = place_of(p, tile);
-        float sums[BLOCK_N / 2];
-        for (u32 block = 0; block < blocks; block++) multiply_block<STEPS>(sums, shared, turn, reader / 4, block == 0);
-        for (u32 part = 0; part < at.parts; part++) multiply_block<RANK_STEPS>(sums, shared, turn, reader / 4, false);
-        warpgroup_wait<0>();
-        release(shared, turn.stage == 0 ? STAGES - 1 : turn.stage - 1);
-        u32 row = at.row + reader * WARP_ROWS;
-        add_terms(sums, p, row + lane / 4, at.col + lane % 4 * 2);
-        if (p.wide != nullptr) {
-            store_wide(sums, p, row + lane / 4, at.col + lane % 4 * 2);
-        } else {
-            store_rounded(sums, shared.out[reader], y, p, row, at.col);
-        }
-    }
-    if (lane == 0) store_wait();
+    // Nobody's shared memory goes before the last of the cluster has told it of its last stage.
+    if constexpr (CLUSTER > 1) cluster_barrier();
 }

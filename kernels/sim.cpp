@@ -1,7 +1,7 @@
 // The simulator: runs a kernel's threads as fibers on the CPU and carries out what they do together. Compiled once into a
 // shared library; kernels, compiled with sim.h, find these functions in it.
 //
-// A block runs on one operating system thread from its first fiber to its last; blocks are taken from a counter by as many
+// A block, or cluster of them, runs on one operating system thread from its first fiber to its last; they are taken from a counter by as many
 // workers as the caller has threads. A fiber runs until it waits: for its warp at a collective, for its block at a barrier.
 // The last to arrive does the work for all and wakes them.
 #include <dlfcn.h>
@@ -39,30 +39,30 @@
 EXPORT u32 sim_special(u32 which) noexcept {
     const Worker& worker = *current;
     const SimLaunch& spec = worker.launch->spec;
-    const u32* groups[] = {&worker.self->index.x, &worker.block.x, spec.block, spec.grid};
+    const u32* groups[] = {&worker.self->index.x, &worker.self->block->index.x, spec.block, spec.grid};
     return groups[which / 3][which % 3];
 }
 
-EXPORT unsigned char* sim_shared() noexcept { return current->shared; }
+EXPORT unsigned char* sim_shared() noexcept { return current->shared + current->self->block->window; }
 
 EXPORT void sim_block_barrier(u32 line) noexcept {
     Worker* worker = current;
     Fiber* self = worker->self;
-    if (worker->left) {
+    Block& block = *self->block;
+    if (block.left) {
         fail(worker, "calls block_barrier at " + where(PLACE) + ", expected all threads of its block, found that " +
-                         text("%u have left the kernel", worker->left));
+                         text("%u have left the kernel", block.left));
     }
-    if (worker->at_barrier && worker->barrier_line != line) {
+    if (block.at_barrier && block.barrier_line != line) {
         fail(worker, "calls block_barrier at " + where(PLACE) + ", expected its whole block at one call, found others at " +
-                         where(worker->barrier_place));
+                         where(block.barrier_place));
     }
-    worker->barrier_line = line, worker->barrier_place = PLACE;
-    if (++worker->at_barrier < worker->launch->threads) return park(worker, self, BLOCK_BARRIER, line, PLACE);
-    worker->at_barrier = 0;
-    worker->block_since = tick(worker);
-    // All know all: nobody needs a clock.
-    if (worker->asynchronous) forget_clocks(worker);
-    wake(worker, 0, worker->launch->threads);
+    block.barrier_line = line, block.barrier_place = PLACE;
+    if (++block.at_barrier < worker->launch->threads) return park(worker, self, BLOCK_BARRIER, line, PLACE);
+    block.at_barrier = 0;
+    block.since = tick(worker);
+    if (worker->asynchronous) share_block_clocks(worker, block);
+    wake(worker, block.first, worker->launch->threads);
 }
 
 EXPORT void sim_warp_barrier(u32 line) noexcept {
@@ -171,10 +171,10 @@ static void fetch_rows(Worker* worker, const Warp& warp, u16 (&rows)[WARP][8], c
     Fiber* self = worker->self;
     Fiber* lanes = self - self->lane;
     u32 size = worker->launch->spec.shared, first = worker->now * TIME | lanes->thread;
-    u32 block_limit = worker->block_since * TIME, warp_limit = warp.since * TIME;
+    u32 block_limit = self->block->since * TIME, warp_limit = warp.since * TIME;
     for (u32 i = 0; i < WARP; i++) {
         u64 offset = reinterpret_cast<u64>(warp.rows[i]) - reinterpret_cast<u64>(worker->shared);
-        bool fits = offset % 16 == 0 && offset + 16 <= size;
+        bool fits = offset % 16 == 0 && offset - self->block->window + 16 <= size;
         if (fits && !record<Cells<16>::Type, false>(worker->written + offset / 2, worker->read + offset / 2, first + i, block_limit, warp_limit)) {
             memcpy(rows[i], warp.rows[i], 16);
             continue;
@@ -187,7 +187,7 @@ static void fetch_rows(Worker* worker, const Warp& warp, u16 (&rows)[WARP][8], c
             continue;
         }
         fail(worker, "loads a matrix at " + where(place) + text(", expected 16 aligned bytes of the launch's %u of shared memory, ", size) +
-                         (offset < SHARED_SPACE ? text("found offset %llu", offset) : "found another address"));
+                         (offset < SHARED_ALL ? text("found offset %llu", offset % SHARED_SPACE) : "found another address"));
     }
 }
 
@@ -231,7 +231,7 @@ EXPORT void sim_copy_async(void* shared, const void* global, u32 valid) noexcept
     Fiber* self = worker->self;
     u64 offset = static_cast<u64>(static_cast<unsigned char*>(shared) - worker->shared);
     u64 from = static_cast<u64>(static_cast<const unsigned char*>(global) - arena.base);
-    if (offset >= SHARED_SPACE || offset % 16 || from >= ARENA || from % 16) {
+    if (offset >= SHARED_ALL || offset % 16 || from >= ARENA || from % 16) {
         fail(worker, "starts a copy at " + where(PLACE) + ", expected 16 aligned bytes of a tensor and of shared memory, found " +
                          text("addresses %p and %p", global, shared));
     }
@@ -270,6 +270,7 @@ EXPORT void* sim_begin(const SimLaunch* spec) noexcept {
     if (!launch) return nullptr;
     launch->spec = *spec;
     launch->threads = spec->block[0] * spec->block[1] * spec->block[2];
+    launch->fibers = launch->threads * spec->cluster;
     launch->blocks = static_cast<u64>(spec->grid[0]) * spec->grid[1] * spec->grid[2];
     std::lock_guard<std::mutex> guard(arena.lock);
     launch->stamp = take_stamps(launch->blocks);
@@ -291,8 +292,8 @@ EXPORT void sim_work(void* handle) noexcept {
     Worker* outer = current;
     current = worker;
     worker->launch = launch;
-    for (u64 block; !launch->failed && (block = launch->next++) < launch->blocks;) {
-        run_block(worker, block_order(*launch, block));
+    for (u64 cluster; !launch->failed && (cluster = launch->next++) < launch->blocks / launch->spec.cluster;) {
+        run_cluster(worker, cluster_order(*launch, cluster));
     }
     current = outer;
     give_worker(worker);

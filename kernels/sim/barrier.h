@@ -1,8 +1,10 @@
 // Barriers in shared memory: phases, and what threads tell each other through them.
 
+static u32 number(const Worker* worker, const SimBarrier& barrier) { return static_cast<u32>(&barrier - worker->barriers.data()); }
+
 /// Every thread knows what the block's barrier told it, and no more.
 static void forget_clocks(Worker* worker) {
-    for (u32 t = 0; t < worker->launch->threads; t++) hold(worker->fibers[t].clock, nullptr);
+    for (u32 t = 0; t < worker->launch->fibers; t++) hold(worker->fibers[t].clock, nullptr);
     for (SimBarrier& barrier : worker->barriers) {
         for (Clock** clock : {&barrier.joining, &barrier.told, &barrier.from, &barrier.to}) hold(*clock, nullptr);
     }
@@ -22,8 +24,23 @@ static void share_clocks(Worker* worker, Warp& warp) {
     for (u32 i = 0; i < WARP; i++) hold(lanes[i].clock, all);
 }
 
+/// At a barrier of the block, too. What it did itself before all of it know without a clock; of a cluster's others it must be told.
+static void share_block_clocks(Worker* worker, Block& block) {
+    if (worker->launch->spec.cluster == 1) return forget_clocks(worker);
+    Clock* all = new Clock;
+    Fiber* fibers = worker->fibers + block.first;
+    for (u32 t = 0; t < worker->launch->threads; t++) {
+        if (fibers[t].clock && (t == 0 || fibers[t].clock != fibers[t - 1].clock)) all->learn(*fibers[t].clock);
+        all->learn(block.first + t, block.since);
+    }
+    for (const SimBarrier& barrier : worker->barriers) {
+        if (barrier.offset / SHARED_SPACE == block.rank) all->learn(FIRST_BARRIER + number(worker, barrier), block.since);
+    }
+    for (u32 t = 0; t < worker->launch->threads; t++) hold(fibers[t].clock, all);
+}
+
 static void begin_asynchronous(Worker* worker) {
-    for (u32 t = 0; t < worker->launch->threads; t++) memset(worker->fibers[t].fences, 0, sizeof worker->fibers[t].fences);
+    for (u32 t = 0; t < worker->launch->fibers; t++) memset(worker->fibers[t].fences, 0, sizeof worker->fibers[t].fences);
     worker->asynchronous = false;
 }
 
@@ -32,14 +49,16 @@ static void end_asynchronous(Worker* worker) {
     if (!worker->asynchronous) return;
     for (const SimBarrier& barrier : worker->barriers) {
         if (barrier.pending == barrier.arrivals && barrier.bytes == 0) continue;
+        worker->self = &worker->fibers[worker->blocks[barrier.offset / SHARED_SPACE].first];
         note(worker, "ends while a phase waits for " + missing(barrier));
     }
     for (const Box& box : worker->boxes) {
         note(worker, "ends while a box that " + thread_name(worker->fibers[box.thread]) + " loads is under way");
         memset(worker->written + box.offset / 2, 0, box.bytes / 2 * sizeof(u32));
     }
-    for (u32 t = 0; t < worker->launch->threads; t++) {
+    for (u32 t = 0; t < worker->launch->fibers; t++) {
         Fiber& fiber = worker->fibers[t];
+        worker->self = &fiber;
         if (!fiber.stores.empty()) note(worker, "ends while a box that " + thread_name(fiber) + " stores is being read: expected store_wait");
         fiber.stores.clear();
         if (fiber.lane) continue;
@@ -75,23 +94,27 @@ static bool fenced(const Worker* worker, u32 record) {
     return false;
 }
 
+/// Through the cluster.
 static u32 shared_offset(Worker* worker, const void* pointer) {
     return static_cast<u32>(static_cast<const unsigned char*>(pointer) - worker->shared);
 }
 
-/// The barrier at this address, made before.
-static SimBarrier& find_barrier(Worker* worker, const void* pointer, bool engine, const char* call, const void* place) {
+/// The barrier at this address of block `rank`, made before.
+static SimBarrier& find_barrier(Worker* worker, const void* pointer, u32 rank, bool engine, const char* call, const void* place) {
+    if (rank >= worker->launch->spec.cluster) fail(worker, text("calls %s at ", call) + where(place) + text(", expected one of %u blocks, found %u", worker->launch->spec.cluster, rank));
+    Block& owner = worker->blocks[rank];
+    if (owner.left == worker->launch->threads) fail(worker, text("calls %s at ", call) + where(place) + ", expected a block that is there, found that " + name("block", owner.index) + " has left the kernel");
     for (SimBarrier& barrier : worker->barriers) {
-        if (barrier.offset != shared_offset(worker, pointer)) continue;
+        if (barrier.offset != shared_offset(worker, pointer) - worker->self->block->window + owner.window) continue;
         u32 record = barrier.made * TIME | barrier.maker;
         if (!ordered(worker, record)) fail(worker, text("calls %s at ", call) + where(place) + ", expected a barrier of the block after barrier_init");
         if (engine && !fenced(worker, record)) fail(worker, text("calls %s at ", call) + where(place) + ", expected barrier_ready after barrier_init");
         return barrier;
     }
-    fail(worker, text("calls %s at ", call) + where(place) + ", expected barrier_init before");
+    fail(worker, text("calls %s at ", call) + where(place) + ", expected a barrier of the block after barrier_init");
 }
 
-static u32 number(const Worker* worker, const SimBarrier& barrier) { return static_cast<u32>(&barrier - worker->barriers.data()); }
+static u32 own_rank(const Worker* worker) { return worker->self->block->rank; }
 
 static Clock& joining(SimBarrier& barrier) {
     if (!barrier.joining) hold(barrier.joining, new Clock);
@@ -107,7 +130,7 @@ static void end_phase(Worker* worker, SimBarrier& barrier) {
     hold(barrier.joining, nullptr);
     hold(barrier.from, nullptr), hold(barrier.to, nullptr);
     u32 begin = worker->ready_count;
-    for (u32 t = worker->launch->threads; t-- > 0;) {
+    for (u32 t = worker->launch->fibers; t-- > 0;) {
         const Fiber& fiber = worker->fibers[t];
         if (fiber.call == PHASE && fiber.waits_for == number(worker, barrier)) worker->ready[worker->ready_count++] = t;
     }
@@ -121,7 +144,7 @@ EXPORT void sim_barrier_init(void* at, u32 arrivals) noexcept {
     Worker* worker = current;
     touch<8, true>(at, PLACE);
     u32 offset = shared_offset(worker, at);
-    if (offset >= SHARED_SPACE || arrivals == 0 || worker->launch->threads > FIRST_BARRIER || worker->barriers.size() == MAX_BARRIERS) {
+    if (offset >= SHARED_ALL || arrivals == 0 || worker->launch->fibers > FIRST_BARRIER || worker->barriers.size() == MAX_BARRIERS) {
         fail(worker, "makes a barrier at " + where(PLACE) + text(", expected one of at most %u in shared memory, and arrivals", MAX_BARRIERS));
     }
     worker->asynchronous = true;
@@ -149,12 +172,33 @@ static void arrive(Worker* worker, SimBarrier& barrier, const char* call, const 
 
 EXPORT void sim_barrier_arrive(void* at) noexcept {
     Worker* worker = current;
-    arrive(worker, find_barrier(worker, at, false, "barrier_arrive", PLACE), "barrier_arrive", PLACE);
+    arrive(worker, find_barrier(worker, at, own_rank(worker), false, "barrier_arrive", PLACE), "barrier_arrive", PLACE);
+}
+
+EXPORT void sim_barrier_arrive_at(void* at, u32 rank) noexcept {
+    Worker* worker = current;
+    arrive(worker, find_barrier(worker, at, rank, false, "barrier_arrive_at", PLACE), "barrier_arrive_at", PLACE);
+}
+
+EXPORT u32 sim_cluster_rank() noexcept { return own_rank(current); }
+
+EXPORT void sim_cluster_barrier(u32 line) noexcept {
+    Worker* worker = current;
+    Fiber* self = worker->self;
+    if (worker->left) {
+        fail(worker, "calls cluster_barrier at " + where(PLACE) + text(", expected all threads of its cluster, found that %u have left the kernel", worker->left));
+    }
+    if (++worker->at_barrier < worker->launch->fibers) return park(worker, self, CLUSTER_BARRIER, line, PLACE);
+    worker->at_barrier = 0;
+    worker->since = tick(worker);
+    for (Block& block : worker->blocks) block.since = worker->since;
+    forget_clocks(worker);
+    wake(worker, 0, worker->launch->fibers);
 }
 
 EXPORT void sim_barrier_expect(void* at, u32 bytes) noexcept {
     Worker* worker = current;
-    SimBarrier& barrier = find_barrier(worker, at, false, "barrier_expect", PLACE);
+    SimBarrier& barrier = find_barrier(worker, at, own_rank(worker), false, "barrier_expect", PLACE);
     barrier.bytes += bytes;
     arrive(worker, barrier, "barrier_expect", PLACE);
 }
@@ -162,7 +206,7 @@ EXPORT void sim_barrier_expect(void* at, u32 bytes) noexcept {
 EXPORT void sim_barrier_wait(void* at, u32 parity) noexcept {
     Worker* worker = current;
     Fiber* self = worker->self;
-    SimBarrier& barrier = find_barrier(worker, at, false, "barrier_wait", PLACE);
+    SimBarrier& barrier = find_barrier(worker, at, own_rank(worker), false, "barrier_wait", PLACE);
     if (worker->launch->spec.seed && !worker->boxes.empty() && draw(worker->random) % 4 == 0) {
         land_box(worker, draw(worker->random) % worker->boxes.size());  // out of order, too
     }

@@ -1,10 +1,13 @@
-// One thread block: its fibers, its warps, whose turn it is.
+// One thread block, or the few of a cluster: their fibers, their warps, whose turn it is.
 
 constexpr u32 MAX_THREADS = 1024;
 constexpr u64 STACK = 64 * 1024;
 // Not a power of two: the tops of stacks would all fall into the same cache sets.
 constexpr u64 STACK_STRIDE = STACK + 4096 + 576;
+/// Of a block; those of a cluster lie one after the other.
 constexpr u64 SHARED_SPACE = 256 * 1024;
+constexpr u32 MAX_CLUSTER = 4;
+constexpr u64 SHARED_ALL = SHARED_SPACE * MAX_CLUSTER;
 constexpr u64 CANARY = 0x5ca1ab1e0ddba11eull;
 
 /// Eight columns of one row.
@@ -14,6 +17,7 @@ typedef float Row __attribute__((vector_size(32)));
 enum Call : u32 {
     RUNNING,
     BLOCK_BARRIER,
+    CLUSTER_BARRIER,
     WARP_BARRIER,
     SHUFFLE,
     SHUFFLE_XOR,
@@ -25,10 +29,9 @@ enum Call : u32 {
     PRODUCT,
     PRODUCTS_WAIT,
 };
-static const char* const CALL_NAMES[] = {"running",       "block_barrier",  "warp_barrier",
-                                         "shuffle",       "shuffle_xor",    "ballot",
-                                         "mma_16x8x16",   "load_matrix_x4", "load_matrix_x4_transposed",
-                                         "barrier_wait",  "warpgroup_multiply", "warpgroup_wait"};
+static const char* const CALL_NAMES[] = {
+    "running",     "block_barrier",  "cluster_barrier",           "warp_barrier", "shuffle",            "shuffle_xor",    "ballot",
+    "mma_16x8x16", "load_matrix_x4", "load_matrix_x4_transposed", "barrier_wait", "warpgroup_multiply", "warpgroup_wait"};
 
 /// A product of a warpgroup, of which this is a warp's part (warpgroup.h).
 struct Product {
@@ -73,10 +76,23 @@ struct Store {
     bool done;
 };
 
+struct Block {
+    SimIndex index;
+    u32 rank;          // in its cluster
+    u32 first;         // thread
+    u32 stamp;         // for global memory (check.h)
+    u32 since;         // time of its last barrier
+    u64 window;        // where its shared memory begins
+    u32 at_barrier, left;
+    u32 barrier_line;
+    const void* barrier_place;
+};
+
 struct Fiber {
     Context context;
     Warp* warp;
-    u32 thread, lane;
+    Block* block;
+    u32 thread, lane;  // counted through the cluster
     SimIndex index;
     Call call;  // what it waits at
     u32 line;
@@ -98,13 +114,14 @@ struct SimLaunch {
     const char* kernel;
     u64 seed;
     u32 grid[3], block[3];
-    u32 words;   // of args
-    u32 shared;  // bytes
+    u32 words;    // of args
+    u32 shared;   // bytes
+    u32 cluster;  // blocks
 };
 
 struct Launch {
     SimLaunch spec;
-    u32 threads;
+    u32 threads, fibers;  // of a block, and of a cluster
     u32 stamp, limit;  // of its blocks: stamp + 1 + number, up to stamp + limit; the stamp itself stands for several
     u64 blocks;
     std::atomic<u64> next{0};
@@ -145,16 +162,14 @@ struct Worker {
     unsigned char* shared;
     u32 *written, *read;  // records of shared memory (check.h)
     Launch* launch;
-    u32 stamp;
-    u32 now = 1, block_since = 1, born = 1;
+    u32 now = 1;
+    u32 since = 1, born = 1;  // times of the cluster's last barrier, and of its beginning
     unsigned char* stacks;
     Context home;
-    SimIndex block;
     u64 random;
     u32 ready_count;
-    u32 at_barrier, left;
-    u32 barrier_line;
-    const void* barrier_place;
+    u32 at_barrier, left;  // of the cluster
+    Block blocks[MAX_CLUSTER];
     u32 ready[MAX_THREADS];
     Fiber fibers[MAX_THREADS];
     Warp warps[MAX_THREADS / WARP];
@@ -162,7 +177,7 @@ struct Worker {
     std::vector<Box> boxes;
     std::vector<Issue> issues[MAX_THREADS / WARP / 4];
     bool asynchronous;  // whether anything below was ever not 0 in this block
-    u32 reading[SHARED_SPACE / 1024][MAX_THREADS / WARP];  // when a warp's products or stores last read this KiB
+    u32 reading[SHARED_ALL / 1024][MAX_THREADS / WARP];  // when a warp's products or stores last read this KiB
 };
 
 #ifdef __ELF__
@@ -187,9 +202,9 @@ static Worker* take_worker() {
     Worker* worker = new (std::nothrow) Worker();
     if (!worker) return nullptr;
     worker->stacks = map_memory(MAX_THREADS * STACK_STRIDE);
-    worker->shared = map_memory(SHARED_SPACE);
-    worker->written = reinterpret_cast<u32*>(map_memory(SHARED_SPACE / 2 * sizeof(u32)));
-    worker->read = reinterpret_cast<u32*>(map_memory(SHARED_SPACE / 2 * sizeof(u32)));
+    worker->shared = map_memory(SHARED_ALL);
+    worker->written = reinterpret_cast<u32*>(map_memory(SHARED_ALL / 2 * sizeof(u32)));
+    worker->read = reinterpret_cast<u32*>(map_memory(SHARED_ALL / 2 * sizeof(u32)));
     return worker->stacks && worker->shared && worker->written && worker->read ? worker : nullptr;
 }
 
@@ -234,14 +249,18 @@ static std::string name(const char* kind, const SimIndex& index) {
     return text("%s (%u,%u,%u)", kind, index.x, index.y, index.z);
 }
 
-static std::string thread_name(const Fiber& fiber) { return name("thread", fiber.index); }
+/// With its block where that is not the running thread's.
+static std::string thread_name(const Fiber& fiber) {
+    std::string own = name("thread", fiber.index);
+    return fiber.block == current->self->block ? own : own + " of " + name("block", fiber.block->index);
+}
 
 /// The launch has failed; the first fault is kept.
 static void note(Worker* worker, const std::string& what) {
     Launch& launch = *worker->launch;
     {
         std::lock_guard<std::mutex> guard(launch.lock);
-        if (launch.message.empty()) launch.message = name("block", worker->block) + ", " + what;
+        if (launch.message.empty()) launch.message = name("block", worker->self->block->index) + ", " + what;
     }
     launch.failed = true;
 }
@@ -263,10 +282,10 @@ static std::string missing(const SimBarrier& barrier) {
 [[noreturn, gnu::cold, gnu::noinline]] static void deadlock(Worker* worker) {
     std::string found;
     const Fiber* first = nullptr;
-    for (u32 i = 0; i < worker->launch->threads; i++) {
+    for (u32 i = 0; i < worker->launch->fibers; i++) {
         const Fiber& fiber = worker->fibers[i];
         if (fiber.call == RUNNING) continue;  // it has left
-        if (first && fiber.call == first->call && fiber.line == first->line) continue;
+        if (first && fiber.call == first->call && fiber.place == first->place) continue;
         if (!found.empty()) found += ", ";
         found += thread_name(fiber) + " waits at " + CALL_NAMES[fiber.call] + ", " + where(fiber.place);
         if (fiber.call == PHASE) found += " for " + missing(worker->barriers[fiber.waits_for]);
@@ -349,43 +368,48 @@ static void fiber_entry() {
     if (warp.arrived) {
         fail(worker, text("leaves the kernel while others of its warp wait at %s, ", CALL_NAMES[warp.call]) + where(warp.place));
     }
-    if (worker->at_barrier) {
-        for (u32 i = 0; i < worker->launch->threads; i++) {
+    if (self->block->at_barrier || worker->at_barrier) {
+        for (u32 i = 0; i < worker->launch->fibers; i++) {
             const Fiber& other = worker->fibers[i];
-            if (other.call == BLOCK_BARRIER) {
-                fail(worker, "leaves the kernel while " + thread_name(other) + " waits at block_barrier, " + where(other.place));
+            if ((other.call == BLOCK_BARRIER && other.block == self->block) || other.call == CLUSTER_BARRIER) {
+                fail(worker, "leaves the kernel while " + thread_name(other) + text(" waits at %s, ", CALL_NAMES[other.call]) + where(other.place));
             }
         }
     }
     warp.gone |= 1u << self->lane;
+    self->block->left++;
     worker->left++;
-    if (worker->left == worker->launch->threads) context_switch(self->context, worker->home);
+    if (worker->left == worker->launch->fibers) context_switch(self->context, worker->home);
     resume(worker, self);
 }
 
-/// With a seed blocks run backwards or forwards, beginning anywhere.
-static u64 block_order(const Launch& launch, u64 turn) {
-    u64 seed = launch.spec.seed;
+/// With a seed clusters run backwards or forwards, beginning anywhere.
+static u64 cluster_order(const Launch& launch, u64 turn) {
+    u64 seed = launch.spec.seed, clusters = launch.blocks / launch.spec.cluster;
     if (seed == 0) return turn;
-    u64 start = draw(seed) % launch.blocks, direction = draw(seed) % 2;
-    u64 number = (turn + start) % launch.blocks;
-    return direction ? launch.blocks - 1 - number : number;
+    u64 start = draw(seed) % clusters, direction = draw(seed) % 2;
+    u64 number = (turn + start) % clusters;
+    return direction ? clusters - 1 - number : number;
 }
 
-static void run_block(Worker* worker, u64 number) {
+static void run_cluster(Worker* worker, u64 number) {
     Launch& launch = *worker->launch;
     const SimLaunch& spec = launch.spec;
-    worker->block = index_of(number, spec.grid);
-    worker->stamp = launch.limit ? launch.stamp + 1 + static_cast<u32>(number) : 0;
-    worker->born = worker->block_since = tick(worker);
+    worker->born = worker->since = tick(worker);
     worker->random = spec.seed * 0x2545f4914f6cdd1dull + number;
     worker->ready_count = worker->at_barrier = worker->left = 0;
-    memset(worker->shared, 0xff, spec.shared);  // NaN in bf16 and in f32
-    for (u32 t = 0; t < launch.threads; t++) {
+    for (u32 rank = 0; rank < spec.cluster; rank++) {
+        u64 which = number * spec.cluster + rank;
+        u32 stamp = launch.limit ? launch.stamp + 1 + static_cast<u32>(which) : 0;
+        worker->blocks[rank] = Block{index_of(which, spec.grid), rank, rank * launch.threads, stamp, worker->now, rank * SHARED_SPACE, 0, 0, 0, nullptr};
+        memset(worker->shared + rank * SHARED_SPACE, 0xff, spec.shared);  // NaN in bf16 and in f32
+    }
+    for (u32 t = 0; t < launch.fibers; t++) {
         Fiber& fiber = worker->fibers[t];
+        fiber.block = &worker->blocks[t / launch.threads];
         fiber.warp = &worker->warps[t / WARP];
         fiber.thread = t, fiber.lane = t % WARP;
-        fiber.index = index_of(t, spec.block);
+        fiber.index = index_of(t % launch.threads, spec.block);
         fiber.call = RUNNING, fiber.groups = fiber.product_groups = 0;
         fiber.copies.clear();
         fiber.dirty_low = ~0ull, fiber.dirty_high = 0;
@@ -397,10 +421,10 @@ static void run_block(Worker* worker, u64 number) {
     begin_asynchronous(worker);
     if (launch.threads % WARP) worker->warps[launch.threads / WARP].gone = ~0u << launch.threads % WARP;
     worker->self = &worker->fibers[0];
-    wake(worker, 0, launch.threads);
+    wake(worker, 0, launch.fibers);
     context_switch(worker->home, worker->self->context);
     end_asynchronous(worker);
-    for (u32 t = 0; t < launch.threads; t++) {
+    for (u32 t = 0; t < launch.fibers; t++) {
         for (const Copy& copy : worker->fibers[t].copies) forget_copy(worker, copy);
         if (memcmp(worker->stacks + t * STACK_STRIDE, &CANARY, sizeof CANARY) != 0) {
             note(worker, thread_name(worker->fibers[t]) + text(" needs more than %llu bytes of stack", STACK));

@@ -35,21 +35,22 @@ static void touch_box(Worker* worker, const u64* map, int row, int col, const vo
 
 /// Where a box lies in shared memory, looked at.
 static u32 box_at(Worker* worker, const void* shared, const u64* map, const char* call, const void* place) {
-    u64 offset = reinterpret_cast<u64>(shared) - reinterpret_cast<u64>(worker->shared), bytes = map[5] * ROW_BYTES;
+    u64 window = worker->self->block->window, bytes = map[5] * ROW_BYTES;
+    u64 offset = reinterpret_cast<u64>(shared) - reinterpret_cast<u64>(worker->shared) - window;
     if (map[4] * 2 != ROW_BYTES) fail(worker, text("calls %s at ", call) + where(place) + ", expected a map of Driver::tensor_map");
     if (offset % ROW_BYTES || offset + bytes > worker->launch->spec.shared) {
         fail(worker, text("calls %s at ", call) + where(place) + text(", expected %llu bytes of shared memory from a multiple of 128 on, found offset %llu", bytes, offset));
     }
-    return static_cast<u32>(offset);
+    return static_cast<u32>(offset + window);
 }
 
 /// A write to this KiB of shared memory: nobody's products and stores may be reading it without an order.
 static void check_readers(Worker* worker, u64 offset, const void* place) {
     const Fiber* self = worker->self;
     const u32* readers = worker->reading[offset / 1024];
-    for (u32 w = 0; w < (worker->launch->threads + WARP - 1) / WARP; w++) {
+    for (u32 w = 0; w < (worker->launch->fibers + WARP - 1) / WARP; w++) {
         u32 time = readers[w];
-        if (time < worker->block_since) continue;
+        if (time == 0 || time < floor_of(worker, w * WARP)) continue;
         if (time < LAST_TIME) {
             if (w == self->thread / WARP) continue;
             // Each lane saw the products' end: whichever told of it will do.
@@ -57,23 +58,41 @@ static void check_readers(Worker* worker, u64 offset, const void* place) {
             for (u32 i = 0; self->clock && i < WARP; i++) told |= time < self->clock->seen[w * WARP + i];
             if (told) continue;
         }
-        fail(worker, "writes at " + where(place) + text(", offset %llu of shared memory, which products or stores of ", offset) +
+        fail(worker, "writes at " + where(place) + text(", offset %llu of shared memory, which products or stores of ", offset % SHARED_SPACE) +
                          thread_name(worker->fibers[w * WARP]) + "'s warp " +
                          (time < LAST_TIME ? "read: expected a barrier after its warpgroup_wait in between" : "still read: expected warpgroup_wait or store_wait, and a barrier, in between"));
     }
 }
 
-EXPORT void sim_load_box(void* shared, const u64* map, int row, int col, void* barrier_at) noexcept {
-    Worker* worker = current;
-    SimBarrier& barrier = find_barrier(worker, barrier_at, true, "load_box", PLACE);
-    u32 offset = box_at(worker, shared, map, "load_box", PLACE), bytes = static_cast<u32>(map[5] * ROW_BYTES);
-    touch_box<false>(worker, map, row, col, PLACE);
-    for (u32 at = offset; at < offset + bytes; at += 16) touch_shared<16, true>(worker, at, PLACE);
+/// To the same place of block `rank` and its barrier there.
+static void load_to(Worker* worker, void* shared, const u64* map, int row, int col, void* barrier_at, u32 rank, const char* call, const void* place) {
+    SimBarrier& barrier = find_barrier(worker, barrier_at, rank, true, call, place);
+    u32 own = static_cast<u32>(worker->self->block->window), bytes = static_cast<u32>(map[5] * ROW_BYTES);
+    u32 offset = box_at(worker, shared, map, call, place) - own + static_cast<u32>(worker->blocks[rank].window);
+    u32 written = 0, read = 0;
+    for (u32 cell = offset / 2; cell < (offset + bytes) / 2; cell++) {
+        if (cell % 512 == 0 || cell == offset / 2) check_readers(worker, cell * 2, place);
+        if (worker->written[cell] == written && worker->read[cell] == read) continue;  // as the cell before
+        written = worker->written[cell], read = worker->read[cell];
+        if (!ordered(worker, written) || !ordered(worker, read)) shared_race(worker, cell * 2, 2, true, place);
+    }
     for (u32 cell = offset / 2; cell < (offset + bytes) / 2; cell++) worker->written[cell] = LAST_TIME * TIME | IN_FLIGHT | worker->self->thread;
     Box box = {{}, row, col, offset, bytes, number(worker, barrier), worker->self->thread};
     memcpy(box.map, map, sizeof box.map);
     worker->boxes.push_back(box);
     if (worker->launch->spec.seed && draw(worker->random) % 4 == 0) land_box(worker, worker->boxes.size() - 1);  // at once
+}
+
+EXPORT void sim_load_box(void* shared, const u64* map, int row, int col, void* barrier) noexcept {
+    Worker* worker = current;
+    touch_box<false>(worker, map, row, col, PLACE);
+    load_to(worker, shared, map, row, col, barrier, own_rank(worker), "load_box", PLACE);
+}
+
+EXPORT void sim_load_box_for_all(void* shared, const u64* map, int row, int col, void* barrier, u32 blocks) noexcept {
+    Worker* worker = current;
+    touch_box<false>(worker, map, row, col, PLACE);
+    for (u32 rank = 0; rank < blocks; rank++) load_to(worker, shared, map, row, col, barrier, rank, "load_box_for_all", PLACE);
 }
 
 /// A box arrives: its bytes, and the news of them at its barrier.
@@ -103,7 +122,7 @@ static void engine_reads(Worker* worker, u64 offset, const char* what, const voi
         last = written[i];
         if (!ordered(worker, last)) shared_race(worker, offset, 16, false, place);
         if (fenced(worker, last)) continue;
-        fail(worker, text("%s at ", what) + where(place) + text(", offset %llu of shared memory, which ", offset + 2 * i) + thread_name(worker->fibers[last & 1023]) +
+        fail(worker, text("%s at ", what) + where(place) + text(", offset %llu of shared memory, which ", (offset + 2 * i) % SHARED_SPACE) + thread_name(worker->fibers[last & 1023]) +
                          " wrote: expected its fence_async, and then a barrier, in between");
     }
 }

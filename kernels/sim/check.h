@@ -108,7 +108,7 @@ static std::string region_name(const SimLaunch& spec, u64 start, const Region& r
         const u32 stamps[] = {arena.written[cell], arena.read[cell]};
         for (u32 i = 0; i < (writes ? 2 : 1); i++) {
             u32 block = stamps[i] - launch.stamp;
-            if (block > launch.limit || stamps[i] == worker->stamp) continue;
+            if (block > launch.limit || stamps[i] == worker->self->block->stamp) continue;
             what += block == 0 ? "which several blocks" : "which " + name("block", index_of(block - 1, launch.spec.grid));
             what += i == 0 ? " of this launch wrote: " : " of this launch read: ";
             std::lock_guard<std::mutex> guard(arena.lock);
@@ -146,7 +146,7 @@ INLINE void touch_global(Worker* worker, u64 offset, const void* place) {
         out_of_bounds(worker, offset, BYTES, WRITES, place);
     }
     u32 *written = arena.written + offset / 2, *read = arena.read + offset / 2;
-    bool bad = stamp<typename Cells<BYTES>::Type, WRITES>(written, read, launch.stamp, launch.limit, worker->stamp);
+    bool bad = stamp<typename Cells<BYTES>::Type, WRITES>(written, read, launch.stamp, launch.limit, worker->self->block->stamp);
     if (__builtin_expect(bad, 0)) global_race(worker, offset, BYTES, WRITES, place);
 }
 
@@ -159,12 +159,22 @@ INLINE T unordered(T records, u32 mine, u32 block_limit, u32 warp_limit) {
     return at_least(records, block_limit) & nonzero(differs & WHO) & (nonzero(differs & SAME_WARP) | at_least(records, warp_limit));
 }
 
+/// From when on the running thread need be told what this party did: the last barrier of the block that both are of, else of the
+/// cluster.
+static u32 floor_of(const Worker* worker, u32 party) {
+    const Fiber* self = worker->self;
+    u32 window = party < FIRST_BARRIER ? 0 : static_cast<u32>(worker->barriers[party - FIRST_BARRIER].offset / SHARED_SPACE);
+    const Block* block = party < FIRST_BARRIER ? worker->fibers[party].block : &worker->blocks[window];
+    return block == self->block ? block->since : worker->since;
+}
+
 /// Whether what the record tells is ordered before what the running thread does now.
 static bool ordered(const Worker* worker, u32 record) {
     const Fiber* self = worker->self;
     u32 time = record / TIME, kind = record & IN_FLIGHT, who = record & 1023;
     if (kind == IN_FLIGHT) return false;
-    if (time < worker->block_since || (kind == ONE && who == self->thread)) return true;
+    if (time < worker->born || (kind == ONE && who == self->thread)) return true;
+    if (time < floor_of(worker, who)) return true;
     if (kind == WARPS) return false;  // whom of all: the block's barrier alone orders them
     if (who / WARP == self->thread / WARP && time < self->warp->since) return true;
     if (!self->clock) return false;
@@ -178,15 +188,15 @@ static bool ordered(const Worker* worker, u32 record) {
 [[noreturn, gnu::cold, gnu::noinline]] static void shared_race(Worker* worker, u64 offset, u64 bytes, bool writes, const void* place, u32 as = ONE) {
     std::string what = access_name(writes, bytes, place);
     u32 mine = worker->now * TIME | as | worker->self->thread;
-    u32 block_limit = worker->block_since * TIME, warp_limit = worker->self->warp->since * TIME;
+    u32 block_limit = worker->self->block->since * TIME, warp_limit = worker->self->warp->since * TIME;
     for (u64 cell = offset / 2; cell < (offset + bytes + 1) / 2; cell++) {
         auto bad = [&](u32 record) {
-            return any(unordered(record, mine, block_limit, warp_limit)) && (as != ONE || !ordered(worker, record));
+            return as == ONE ? !ordered(worker, record) : any(unordered(record, mine, block_limit, warp_limit));
         };
         bool written = bad(worker->written[cell]), read = writes && bad(worker->read[cell]);
         if (!written && !read) continue;
         u32 record = written ? worker->written[cell] : worker->read[cell], kind = record & IN_FLIGHT, who = record & 1023;
-        what += text("offset %llu of shared memory, which ", cell * 2);
+        what += text("offset %llu of shared memory, which ", cell * 2 % SHARED_SPACE);
         if (who >= FIRST_BARRIER) fail(worker, what + "a box was loaded into: expected barrier_wait at its barrier in between");
         std::string other = thread_name(worker->fibers[who]);
         for (const Box& box : worker->boxes) {
@@ -203,7 +213,7 @@ static bool ordered(const Worker* worker, u32 record) {
 }
 
 [[noreturn, gnu::cold, gnu::noinline]] static void past_shared(Worker* worker, u64 offset, u64 bytes, bool writes, const void* place) {
-    fail(worker, access_name(writes, bytes, place) + text("offset %llu of shared memory, expected the %u bytes of the launch", offset,
+    fail(worker, access_name(writes, bytes, place) + text("offset %llu of shared memory, expected the %u bytes of the launch", offset % SHARED_SPACE,
                                                           worker->launch->spec.shared));
 }
 
@@ -247,10 +257,10 @@ static void check_readers(Worker* worker, u64 offset, const void* place);
 
 template <u32 BYTES, bool WRITES>
 INLINE void touch_shared(Worker* worker, u64 offset, const void* place) {
-    if (__builtin_expect(offset + BYTES > worker->launch->spec.shared, 0)) past_shared(worker, offset, BYTES, WRITES, place);
     const Fiber* self = worker->self;
+    if (__builtin_expect(offset - self->block->window + BYTES > worker->launch->spec.shared, 0)) past_shared(worker, offset, BYTES, WRITES, place);
     u32 mine = worker->now * TIME | self->thread;
-    u32 block_limit = worker->block_since * TIME, warp_limit = self->warp->since * TIME;
+    u32 block_limit = self->block->since * TIME, warp_limit = self->warp->since * TIME;
     u32 *written = worker->written + offset / 2, *read = worker->read + offset / 2;
     bool bad = record<typename Cells<BYTES>::Type, WRITES>(written, read, mine, block_limit, warp_limit);
     if (__builtin_expect(bad, 0)) settle_shared(worker, offset, BYTES, WRITES, place);
@@ -260,10 +270,10 @@ INLINE void touch_shared(Worker* worker, u64 offset, const void* place) {
 /// An addition that others may make at the same time: they are a crowd of writers, and anything else needs a barrier between.
 static void touch_added(Worker* worker, const void* pointer, const void* place) {
     u64 offset = reinterpret_cast<u64>(pointer) - reinterpret_cast<u64>(worker->shared);
-    if (offset >= SHARED_SPACE) fail(worker, "adds at " + where(place) + ", expected an address in shared memory");
-    if (offset + 4 > worker->launch->spec.shared) past_shared(worker, offset, 4, true, place);
+    if (offset >= SHARED_ALL) fail(worker, "adds at " + where(place) + ", expected an address in shared memory");
+    if (offset - worker->self->block->window + 4 > worker->launch->spec.shared) past_shared(worker, offset, 4, true, place);
     u32 mine = worker->now * TIME | WARPS | worker->self->thread;
-    u32 block_limit = worker->block_since * TIME, warp_limit = worker->self->warp->since * TIME;
+    u32 block_limit = worker->self->block->since * TIME, warp_limit = worker->self->warp->since * TIME;
     for (u64 cell = offset / 2; cell < offset / 2 + 2; cell++) {
         u32& written = worker->written[cell];
         bool other = (written & IN_FLIGHT) != WARPS && any(unordered(written, mine, block_limit, warp_limit));
@@ -291,10 +301,11 @@ static void forget_clocks(Worker* worker);
 INLINE u32 tick(Worker* worker) {
     if (__builtin_expect(++worker->now < LAST_TIME - 1, 1)) return worker->now;
     // Time is used up: forget all of it. (An order that was missing across this moment goes unseen.)
-    memset(worker->written, 0, SHARED_SPACE / 2 * sizeof(u32));
-    memset(worker->read, 0, SHARED_SPACE / 2 * sizeof(u32));
+    memset(worker->written, 0, SHARED_ALL / 2 * sizeof(u32));
+    memset(worker->read, 0, SHARED_ALL / 2 * sizeof(u32));
     for (Warp& warp : worker->warps) warp.since = 1;
-    worker->born = worker->block_since = 1;
+    for (Block& block : worker->blocks) block.since = 1;
+    worker->born = worker->since = 1;
     forget_clocks(worker);
     return worker->now = 1;
 }
@@ -312,7 +323,7 @@ static void touch_other(Worker* worker, const void* pointer, u64 bytes, bool wri
     Dl_info kernel, owner;
     bool known = dladdr(reinterpret_cast<void*>(spec.entry), &kernel) && dladdr(pointer, &owner);
     if (!writes && known && kernel.dli_fbase == owner.dli_fbase) return;
-    for (u32 t = 0; t < worker->launch->threads; t++) {
+    for (u32 t = 0; t < worker->launch->fibers; t++) {
         stack = worker->stacks + t * STACK_STRIDE;
         if (p >= stack && p < stack + STACK) {
             fail(worker, access_name(writes, bytes, place) + "a variable of " + thread_name(worker->fibers[t]));
@@ -341,7 +352,7 @@ INLINE void touch(const void* pointer, const void* place) {
     u64 offset = reinterpret_cast<u64>(pointer) - reinterpret_cast<u64>(arena.base);
     if (offset < ARENA) return touch_global<BYTES, WRITES>(worker, offset, place);
     offset = reinterpret_cast<u64>(pointer) - reinterpret_cast<u64>(worker->shared);
-    if (offset < SHARED_SPACE) return touch_shared<BYTES, WRITES>(worker, offset, place);
+    if (offset < SHARED_ALL) return touch_shared<BYTES, WRITES>(worker, offset, place);
     const unsigned char* stack = worker->stacks + worker->self->thread * STACK_STRIDE;
     if (static_cast<u64>(static_cast<const unsigned char*>(pointer) - stack) < STACK - BYTES) {
         return touch_stack(worker, reinterpret_cast<u64>(pointer), BYTES, WRITES, place);

@@ -8,10 +8,14 @@ struct TensorMap {
 extern "C" {
 void sim_barrier_init(void* barrier, u32 arrivals) noexcept;
 void sim_barrier_arrive(void* barrier) noexcept;
+void sim_barrier_arrive_at(void* barrier, u32 rank) noexcept;
+u32 sim_cluster_rank() noexcept __attribute__((const));
+void sim_cluster_barrier(u32 line) noexcept;
 void sim_barrier_expect(void* barrier, u32 bytes) noexcept;
 void sim_barrier_wait(void* barrier, u32 parity) noexcept;
 void sim_fence_async() noexcept;
 void sim_load_box(void* shared, const u64* map, int row, int col, void* barrier) noexcept;
+void sim_load_box_for_all(void* shared, const u64* map, int row, int col, void* barrier, u32 blocks) noexcept;
 void sim_store_box(const u64* map, int row, int col, const void* shared) noexcept;
 void sim_store_wait() noexcept;
 void sim_multiply(float* d, u32 half, u64 a, u64 b, u32 add, u32 across, u32 line) noexcept;
@@ -27,12 +31,19 @@ DEVICE u32 shared_address(const void* pointer) {
 DEVICE void barrier_init(Barrier& barrier, u32 arrivals) { sim_barrier_init(&barrier, arrivals); }
 DEVICE void barrier_ready() { sim_fence_async(); }
 DEVICE void barrier_arrive(Barrier& barrier) { sim_barrier_arrive(&barrier); }
+DEVICE void barrier_arrive_at(Barrier& barrier, u32 rank) { sim_barrier_arrive_at(&barrier, rank); }
+DEVICE u32 cluster_rank() { return sim_cluster_rank(); }
+DEVICE void cluster_barrier(u32 line = __builtin_LINE()) { sim_cluster_barrier(line); }
 DEVICE void barrier_expect(Barrier& barrier, u32 bytes) { sim_barrier_expect(&barrier, bytes); }
 DEVICE void barrier_wait(Barrier& barrier, u32 parity) { sim_barrier_wait(&barrier, parity); }
 DEVICE void fence_async() { sim_fence_async(); }
 
 DEVICE void load_box(void* shared, const TensorMap& map, int row, int col, Barrier& barrier) {
     sim_load_box(shared, map.words, row, col, &barrier);
+}
+template <u32 Blocks>
+DEVICE void load_box_for_all(void* shared, const TensorMap& map, int row, int col, Barrier& barrier) {
+    sim_load_box_for_all(shared, map.words, row, col, &barrier, Blocks);
 }
 DEVICE void store_box(const TensorMap& map, int row, int col, const void* shared) { sim_store_box(map.words, row, col, shared); }
 DEVICE void store_wait() { sim_store_wait(); }

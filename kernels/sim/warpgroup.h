@@ -36,7 +36,7 @@ static void compute(Worker* worker, Product& product, u32 warp_row) {
     Row b[16][32];  // 256 columns
     auto value = [&](u64 at, u64 i) {
         u16 bits;
-        memcpy(&bits, worker->shared + at + 2 * i, 2);
+        memcpy(&bits, worker->shared + worker->self->block->window + at + 2 * i, 2);
         return low_float(bits);
     };
     chunks(product.a, false, warp_row, 16, [&](u64 row, u64 k, u64 at) {
@@ -73,6 +73,7 @@ static void compute_up_to(Worker* worker, Warp& warp, size_t count) {
 /// One warp's part of a product begins: operands are looked at in its name.
 static void begin_product(Worker* worker, Warp& warp, Product& product, const void* place) {
     u32 size = worker->launch->spec.shared, w = worker->self->thread / WARP;
+    u64 window = worker->self->block->window;
     auto look = [&](u64 descriptor, bool across, u64 first, u64 count, const char* side) {
         Operand operand = decode(descriptor);
         if (!operand.fits) {
@@ -82,7 +83,7 @@ static void begin_product(Worker* worker, Warp& warp, Product& product, const vo
             if (at + 16 > size) {
                 fail(worker, text("multiplies at %s, %s at offset %llu of shared memory, expected the %u bytes of the launch", where(place).c_str(), side, at, size));
             }
-            engine_reads(worker, at, "multiplies", place);
+            engine_reads(worker, window + at, "multiplies", place);
             product.reads[at / 1024] = true;
         });
     };
@@ -97,7 +98,7 @@ static void begin_product(Worker* worker, Warp& warp, Product& product, const vo
     }
     worker->self = self;
     for (u32 kib = 0; kib < 256; kib++) {
-        if (product.reads[kib]) worker->reading[kib][w] = LAST_TIME;
+        if (product.reads[kib]) worker->reading[window / 1024 + kib][w] = LAST_TIME;
     }
     warp.products.push_back(product);
 }
@@ -140,10 +141,11 @@ EXPORT void sim_products_wait(u32 pending, u32 line) noexcept {
     while (over < warp.products.size() && warp.products[over].group + pending < self->product_groups) over++;
     if (warp.computed < over) compute_up_to(worker, warp, over);
     u32 now = worker->now, w = self->thread / WARP;
+    u64 first = self->block->window / 1024;
     tick(worker);
     for (size_t i = 0; i < warp.products.size(); i++) {
         for (u32 kib = 0; kib < 256; kib++) {
-            if (warp.products[i].reads[kib]) worker->reading[kib][w] = i < over ? now : LAST_TIME;
+            if (warp.products[i].reads[kib]) worker->reading[first + kib][w] = i < over ? now : LAST_TIME;
         }
     }
     warp.products.erase(warp.products.begin(), warp.products.begin() + static_cast<long>(over));

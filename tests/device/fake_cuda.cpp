@@ -127,9 +127,15 @@ int cuModuleGetFunction(void** function, void*, const char* name) {
 }
 int cuFuncGetAttribute(int* value, int, void*) { *value = 16; return 0; }
 int cuFuncSetAttribute(void*, int attribute, int value) { return attribute == 8 && value == 232448 - 16 ? 0 : 1; }
-int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned, unsigned, unsigned shared, void*,
-                   void** words, void**) {
-    if (x == 0 || y != 1 || z != 1 || bx == 0 || shared > 232448) return 1;
+struct Config {
+    unsigned x, y, z, bx, by, bz, shared;
+    void* stream;
+    void* attributes;
+    unsigned count;
+};
+int cuLaunchKernelEx(const Config* config, void* function, void** words, void**) {
+    unsigned x = config->x;
+    if (x == 0 || config->y != 1 || config->z != 1 || config->bx == 0 || config->shared > 232448 || config->count > 1) return 1;
     std::string name = (const char*)function;
     if (setting("fault", "") == name) return submit([] { broken = 700; });
     if (name != "gather") return submit([] {});

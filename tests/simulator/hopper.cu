@@ -3,7 +3,7 @@
 
 struct Shared {
     u32 words[4 * 256 * 8];
-    Barrier barrier;
+    Barrier barrier, second;
 };
 
 /// What a box looks like in shared memory; of `words` words.
@@ -48,4 +48,28 @@ KERNEL multiply_one(float* d, const u32* x, u64 a, u64 b, u32 across, u32 words)
     warpgroup_commit();
     warpgroup_wait<0>();
     for (u32 i = 0; i < 64; i++) d[threadIdx.x * 64 + i] = sums[i];
+}
+
+/// A warp tells the next one what its lanes wrote: through one lane, by all of them, and back.
+KERNEL relay(u32* y, const u32* x) {
+    Shared& shared = shared_memory<Shared>();
+    Barrier* barriers = &shared.barrier;
+    u32 t = threadIdx.x, lane = t % WARP;
+    if (t == 0) {
+        barrier_init(barriers[0], 1);
+        barrier_init(barriers[1], WARP);
+    }
+    block_barrier();
+    for (u32 turn = 0; turn < 3; turn++) {
+        if (t < WARP) {
+            shared.words[lane] = x[lane] + turn;
+            warp_barrier();  // BEFORE
+            if (lane == 0) barrier_arrive(barriers[0]);
+            barrier_wait(barriers[1], turn % 2);
+        } else {
+            barrier_wait(barriers[0], turn % 2);  // WAIT
+            y[turn * WARP + lane] = shared.words[(lane + 1) % WARP];
+            barrier_arrive(barriers[1]);  // BACK
+        }
+    }
 }

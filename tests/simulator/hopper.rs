@@ -1,12 +1,13 @@
 //! The twins of `kernels/hopper.cuh` against the PTX ISA's layouts, written down once more here.
 
 use ares::backend::cuda::driver::{LaunchConfig, MapSpec};
+use ares::backend::cuda::source::Source;
 use half::bf16;
 
 use crate::harness::{SEEDS, device, download, launch_bytes, scrambled, source, upload};
 
 /// Shared memory of every kernel of `hopper.cu`.
-const SHARED: u32 = 4 * 4 * 256 * 8 + 8;
+const SHARED: u32 = 4 * 4 * 256 * 8 + 16;
 const BOX_COLS: usize = 64;
 
 fn config(threads: u32) -> LaunchConfig {
@@ -177,5 +178,37 @@ fn a_map_that_the_copy_engine_cannot_have_is_refused() {
     ] {
         let message = driver.tensor_map(&spec).unwrap_err().to_string();
         assert!(message.contains(rule), "{message}");
+    }
+}
+
+/// What threads tell each other through barriers; and each of its steps left out.
+#[test]
+fn one_warp_tells_another() {
+    let sound = source("simulator/hopper.cu");
+    let x = scrambled(32, 7);
+    let run = |source: &'static Source, seed| {
+        let driver = device(seed)?;
+        let (y, x) = (upload(&driver, &[7u32; 96]), upload(&driver, &x));
+        let args: [&[u8]; 2] = [bytemuck::bytes_of(&y), bytemuck::bytes_of(&x)];
+        let done = launch_bytes(&driver, source, "relay", config(64), &args);
+        Some(done.map(|()| download::<u32>(&driver, y, 96)))
+    };
+    for seed in 0..20 {
+        let Some(found) = run(sound, seed) else { return };
+        let expected: Vec<u32> = (0..96).map(|i| x[(i % 32 + 1) % 32].wrapping_add(i as u32 / 32)).collect();
+        assert_eq!(found.unwrap(), expected, "seed {seed}");
+    }
+    for (line, to, message) in [
+        ("            warp_barrier();  // BEFORE\n", "\n", "wrote: expected a barrier in between"),
+        ("            barrier_wait(barriers[0], turn % 2);  // WAIT\n", "\n", "expected a barrier in between"),
+        ("            barrier_arrive(barriers[1]);  // BACK\n", "\n", "for 32 more arrivals and 0 more bytes"),
+        ("barrier_init(barriers[1], WARP)", "barrier_init(barriers[1], 1)", "in a deadlock"),
+        ("barrier_init(barriers[0], 1)", "barrier_init(barriers[0], 2)", "for 1 more arrivals and 0 more bytes"),
+    ] {
+        assert_eq!(sound.text.matches(line).count(), 1, "{line}");
+        let text = sound.text.replace(line, to).leak();
+        let faulty = Box::leak(Box::new(Source { text, file: "hopper.cu", kernels: sound.kernels }));
+        let error = run(faulty, 0).unwrap().unwrap_err().to_string();
+        assert!(error.contains(message), "without {line:?}: expected {message:?} in\n{error}");
     }
 }

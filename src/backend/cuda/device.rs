@@ -293,10 +293,28 @@ impl Driver for GpuDriver {
         let Function { handle, name } = function;
         let mut args: Vec<*mut c_void> = args.iter().map(|bytes| bytes.as_ptr().cast_mut().cast()).collect();
         let ([x, y, z], [bx, by, bz]) = (config.grid, config.block);
-        // SAFETY: the handle came from `load`; the driver only reads the arguments; the rest is the caller's promise.
+        let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: config.cluster, y: 1, z: 1 };
+        let mut attributes = [sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { clusterDim: cluster },
+        }];
+        let launch = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: bx,
+            blockDimY: by,
+            blockDimZ: bz,
+            sharedMemBytes: config.shared,
+            hStream: self.stream,
+            attrs: attributes.as_mut_ptr(),
+            // Devices before sm_90 know no clusters, not even of one block.
+            numAttrs: u32::from(config.cluster > 1),
+        };
+        // SAFETY: the handle came from `load`; the driver only reads configuration and arguments; the rest is the caller's promise.
         let launched = self.context.bind().and_then(|()| unsafe {
-            let function = handle as sys::CUfunction;
-            result::launch_kernel(function, (x, y, z), (bx, by, bz), config.shared, self.stream, &mut args)
+            sys::cuLaunchKernelEx(&launch, handle as sys::CUfunction, args.as_mut_ptr(), std::ptr::null_mut()).result()
         });
         launched.map_err(|error| self.fault(&format!("launch {name} with {config:?}"), error))?;
         if let Some(capture) = &mut *lock(&self.capture) {

@@ -97,12 +97,18 @@ pub struct LaunchConfig {
     pub(crate) block: [u32; 3],
     /// Dynamic shared memory, bytes.
     pub(crate) shared: u32,
+    /// Blocks in a row that run at the same time and reach each other's shared memory; 1 without.
+    pub(crate) cluster: u32,
 }
 
 impl LaunchConfig {
     /// A row of blocks, each a row of threads.
     pub fn linear(blocks: u32, threads: u32) -> LaunchConfig {
-        LaunchConfig { grid: [blocks, 1, 1], block: [threads, 1, 1], shared: 0 }
+        LaunchConfig { grid: [blocks, 1, 1], block: [threads, 1, 1], shared: 0, cluster: 1 }
+    }
+
+    pub fn with_cluster(self, blocks: u32) -> LaunchConfig {
+        LaunchConfig { cluster: blocks, ..self }
     }
 
     pub fn with_shared(self, bytes: u32) -> LaunchConfig {

@@ -22,6 +22,8 @@ use crate::error::{Error, Result};
 
 /// Threads of a block, at most.
 const MAX_THREADS: u64 = 1024;
+/// Blocks of a cluster, at most: of kernels/sim/block.h, too.
+const MAX_CLUSTER: u64 = 4;
 /// Bytes of device memory: `ARENA` of kernels/sim/memory.h.
 const MEMORY: u64 = 64 << 30;
 
@@ -83,7 +85,13 @@ impl SimDriver {
         if threads == 0 || config.grid.contains(&0) {
             return Err(misuse("blocks and threads", &format!("{config:?}")));
         }
+        if config.cluster == 0 || config.grid[0] % config.cluster != 0 || (config.cluster > 1 && threads % 32 != 0) {
+            return Err(misuse("whole clusters of whole warps", &format!("{config:?}")));
+        }
+        let most = if self.info.arch >= Arch::Sm90a { MAX_CLUSTER } else { 1 };
         let limits = [
+            ("blocks in a cluster", config.cluster.into(), most),
+            ("threads in a cluster", threads * u64::from(config.cluster), MAX_THREADS),
             ("threads in a block", threads, MAX_THREADS),
             ("bytes of shared memory", config.shared.into(), self.info.shared_per_block.into()),
             ("blocks in this direction", config.grid[1].into(), 65_535),

@@ -40,8 +40,18 @@ impl Tile90 {
         CONSUMER_ROWS * self.consumers
     }
 
+    /// Blocks that have tiles below each other and share what they load of the right operand.
+    fn cluster(self) -> u32 {
+        self.consumers
+    }
+
     fn threads(self) -> u32 {
         128 * (1 + self.consumers)
+    }
+
+    /// Of m × n results, in tiles of a cluster: down and to the right.
+    pub(crate) fn tiles(self, m: usize, n: usize) -> [u32; 2] {
+        [m.div_ceil((self.block_m() * self.cluster()) as usize) as u32, n.div_ceil(self.block_n as usize) as u32]
     }
 
     fn stage(self) -> u32 {
@@ -66,6 +76,7 @@ impl Tile90 {
         let numbers = [
             ("BLOCK_N", self.block_n),
             ("CONSUMERS", self.consumers),
+            ("CLUSTER", self.cluster()),
             ("STAGES", self.stages()),
             ("SHARED_BYTES", self.shared()),
             ("W_ACROSS", u32::from(layout == Layout::Across)),
@@ -78,9 +89,9 @@ impl Tile90 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Plan90 {
     pub(crate) tile: Tile90,
-    pub(crate) tiles: u32,
-    pub(crate) blocks: u32,
-    /// Tiles that are walked downwards before the next to the right.
+    /// Of as many blocks as `tile.cluster()`; each takes tiles as long as there are some.
+    pub(crate) clusters: u32,
+    /// A cluster's tiles that are walked downwards before the next to the right.
     pub(crate) raster: u32,
 }
 
@@ -92,14 +103,17 @@ pub(crate) fn plan([m, n, _]: [usize; 3], info: &DeviceInfo) -> Plan90 {
         n if n % 192 == 0 => 192,
         _ => 128,
     };
-    let right = n.div_ceil(block_n as usize);
-    let down = |consumers: u32| m.div_ceil((CONSUMER_ROWS * consumers) as usize);
+    let [large, small] = [2, 1].map(|consumers| Tile90 { consumers, block_n });
     // With few rows it is better that all multiprocessors have some.
-    let consumers = if down(2) * right < info.multiprocessors as usize { 1 } else { 2 };
-    let tiles = (down(consumers) * right) as u32;
-    // Along the longer way first: of the other operand all is then in use at a time.
-    let raster = if right < 9 { 1 } else { 16.min(down(consumers)).max(1) } as u32;
-    Plan90 { tile: Tile90 { consumers, block_n }, tiles, blocks: tiles.min(info.multiprocessors), raster }
+    let tile = if large.tiles(m, n)[0] * large.tiles(m, n)[1] * large.cluster() < info.multiprocessors {
+        small
+    } else {
+        large
+    };
+    let [down, right] = tile.tiles(m, n);
+    // Where all columns fit side by side their part of the right operand stays in use; else about a square is at work.
+    let raster = if right < 9 { 1 } else { 8.min(down).max(1) };
+    Plan90 { tile, clusters: (down * right).min(info.multiprocessors / tile.cluster()), raster }
 }
 
 /// All tiles, both ways, with an adapter of rank 16 at most.
@@ -135,9 +149,9 @@ pub(super) fn launch(product: &Product, cuda: &Cuda, y: Output, plan: Plan90) ->
         cuda.charge(Default::default);
         return Ok(());
     }
-    let Plan90 { tile, blocks, raster, .. } = plan;
+    let Plan90 { tile, clusters, raster } = plan;
     let (block_m, across) = (tile.block_m(), layout == Layout::Across);
-    let right_rows = if across { BLOCK_K } else { tile.block_n };
+    let right_rows = if across { BLOCK_K } else { tile.block_n } / tile.cluster();
     let map = |what, buffer: &DeviceBuffer<bf16>, first: usize, stride: usize, rows, cols, box_rows| {
         let address = buffer.address() + 2 * first as u64;
         cuda.driver().tensor_map(&MapSpec { what, address, rows, cols, stride, box_rows })
@@ -164,7 +178,8 @@ pub(super) fn launch(product: &Product, cuda: &Cuda, y: Output, plan: Plan90) ->
             }
         }
     }
-    let config = LaunchConfig::linear(blocks, tile.threads()).with_shared(tile.shared());
+    let config = LaunchConfig::linear(clusters * tile.cluster(), tile.threads());
+    let config = config.with_shared(tile.shared()).with_cluster(tile.cluster());
     let params = Product90Params {
         wide,
         bias: bias.map(|bias| &bias.buffer),

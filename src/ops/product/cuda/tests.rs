@@ -40,7 +40,7 @@ fn numbers(seed: usize, len: usize) -> Vec<f32> {
     (0..len).map(|i| bf16::from_f32(((i * 7919 + seed * 104_729) % 1013) as f32 / 506.0 - 1.0).to_f32()).collect()
 }
 
-fn matrix(cuda: &Cuda, seed: usize, rows: usize, cols: usize) -> Tensor<Cuda> {
+pub(super) fn matrix(cuda: &Cuda, seed: usize, rows: usize, cols: usize) -> Tensor<Cuda> {
     Tensor::from_host(cuda, rows, cols, &cuda.activations(&numbers(seed, rows * cols))).unwrap()
 }
 

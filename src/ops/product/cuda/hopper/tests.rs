@@ -5,9 +5,11 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
+use crate::backend::Tensor;
 use crate::backend::cuda::compiler::KernelOptions;
 use crate::backend::cuda::sim::SimDriver;
-use crate::ops::product::cuda::tests::every_way_of;
+use crate::ops::product::cuda::Operand;
+use crate::ops::product::cuda::tests::{every_way_of, matrix};
 
 type Rows = (Vec<f32>, Vec<f32>);
 
@@ -31,13 +33,12 @@ fn by_first_architecture(cuda: &Cuda, layout: Layout, shape: [usize; 3], rank: u
     .unwrap()
 }
 
-/// `blocks` of threads share the tiles.
-fn by_tile(cuda: &Cuda, layout: Layout, shape: [usize; 3], rank: usize, tile: Tile90, blocks: u32) -> Result<Rows> {
+/// `clusters` share the tiles.
+fn by_tile(cuda: &Cuda, layout: Layout, shape: [usize; 3], rank: usize, tile: Tile90, clusters: u32) -> Result<Rows> {
     every_way_of(cuda, layout, shape, rank, |product, y| {
         assert!(serves(product, &y));
-        let [m, n, _] = product.shape;
-        let tiles = (m.div_ceil(tile.block_m() as usize) * n.div_ceil(tile.block_n as usize)) as u32;
-        launch(product, cuda, y, Plan90 { tile, tiles, blocks: blocks.min(tiles), raster: 2 })
+        let tiles: u32 = tile.tiles(product.shape[0], product.shape[1]).iter().product();
+        launch(product, cuda, y, Plan90 { tile, clusters: clusters.min(tiles), raster: 2 })
     })
 }
 
@@ -61,6 +62,70 @@ fn every_tile_gives_the_bits_of_the_first_architecture() {
     }
 }
 
+/// Nothing that changes a row's sums follows the number of rows.
+#[test]
+fn the_plan_spreads_few_rows_and_shares_many() {
+    let h200 = &DeviceInfo::h200();
+    for (n, block_n) in [(2048, 256), (1536, 256), (17920, 256), (1152, 192), (896, 128), (151_936, 256), (64, 128)] {
+        for m in [1, 64, 300, 16384] {
+            let Plan90 { tile, clusters, raster } = plan([m, n, 1536], h200);
+            assert_eq!(tile.block_n, block_n, "{m} x {n}");
+            assert!(clusters >= 1 && clusters * tile.cluster() <= 132 && (1..=8).contains(&raster), "{m} x {n}");
+        }
+    }
+    assert_eq!(plan([16384, 1536, 1536], h200).tile.consumers, 2);
+    assert_eq!(plan([64, 1536, 1536], h200).tile.consumers, 1);
+    for tile in Tile90::ALL {
+        assert!(tile.shared() <= SHARED && tile.stages() >= 3, "{tile:?}");
+    }
+}
+
+/// Rows from one to several tiles, no part of an adapter to three, what is added and what is not, rounded and in f32: the bits of the
+/// sm_80 tiles, in which a row's do not depend on how many there are.
+#[test]
+fn every_height_tail_and_epilogue() {
+    let Some(cuda) = device(&KernelOptions::default().or_environment(), 0) else { return };
+    let (n, k, rank) = (264, 136, 16);
+    for (layout, parts) in [Layout::Along, Layout::Across].into_iter().flat_map(|l| (0..4).map(move |parts| (l, parts)))
+    {
+        let across = layout == Layout::Across;
+        if across && parts > 1 {
+            continue;
+        }
+        let ends = [if parts > 1 { 72 } else { n }, if parts > 2 { 200 } else { n }];
+        let (w, b) = if across { ((k, n), (rank, n)) } else { ((n, k), (n, rank)) };
+        let (w, b, bias) = (matrix(&cuda, 1, w.0, w.1), matrix(&cuda, 2, b.0, b.1), matrix(&cuda, 3, 1, n));
+        for m in [1, 63, 129, 300] {
+            let (x, xa) = (matrix(&cuda, 4, m, k), matrix(&cuda, 5, m, rank * parts.max(1)));
+            let residual = matrix(&cuda, 6, m, n);
+            let product = Product {
+                extension: (parts > 0).then_some(Extension { xa: &xa, b: &b, rank, ends }),
+                bias: (parts != 1).then_some(&bias),
+                residual: (parts > 0).then_some(&residual),
+                ..Product::new(layout, [m, n, k], Operand::of(&x), Operand::of(&w))
+            };
+            let rounded = |run: &dyn Fn(Output) -> Result<()>| {
+                let mut y = matrix(&cuda, 7, m, n);
+                run(Output::of(&mut y)).unwrap();
+                y.read(&cuda).unwrap()
+            };
+            let wide = |run: &dyn Fn(Output) -> Result<()>| {
+                let mut y = Tensor::<Cuda, f32>::from_host(&cuda, m, n, &vec![f32::NAN; m * n]).unwrap();
+                run(Output::Wide(&mut y.buffer)).unwrap();
+                y.read(&cuda).unwrap().into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+            };
+            let first = |y: Output| product.launch(&cuda, y, super::super::plan([m, n, k], cuda.info()));
+            let (expected, expected_wide) = (rounded(&first), wide(&first));
+            for tile in Tile90::ALL {
+                let clusters = tile.tiles(m, n).iter().product::<u32>().min(3);
+                let own = |y: Output| launch(&product, &cuda, y, Plan90 { tile, clusters, raster: 8 });
+                assert_eq!(rounded(&own), expected, "{layout:?}, {m} rows, {parts} parts, {tile:?}");
+                assert_eq!(wide(&own), expected_wide, "{layout:?}, {m} rows, {parts} parts, {tile:?}, f32");
+            }
+        }
+    }
+}
+
 /// A change of a file of kernels that makes it wrong, what the simulator says of it ("" where only the numbers show it), and what
 /// the line that it names holds ("" where none is to blame).
 struct Plant {
@@ -76,7 +141,7 @@ const PLANTS: &[Plant] = &[
         name: "the wrong parity",
         file: "product90.cu",
         change: ["turn.parity ^ 1)", "turn.parity)"],
-        message: "in a deadlock: thread (0,0,0) waits at barrier_wait",
+        message: "for 16 more arrivals and 0 more bytes",
         line: "shared.empty[turn.stage]",
     },
     Plant {
@@ -166,7 +231,7 @@ const PLANTS: &[Plant] = &[
     Plant {
         name: "a block ends while results are stored",
         file: "product90.cu",
-        change: ["    if (lane == 0) store_wait();\n}", "}"],
+        change: ["        if (lane == 0) store_wait();\n        warp_barrier();\n", ""],
         message: "ends while a box that thread (128,0,0) stores is being read: expected store_wait",
         line: "",
     },
@@ -180,9 +245,40 @@ const PLANTS: &[Plant] = &[
     Plant {
         name: "barriers used before they are made",
         file: "product90.cu",
-        change: ["        barrier_ready();\n    }\n    block_barrier();\n", "        barrier_ready();\n    }\n"],
+        change: ["        barrier_ready();\n    }\n    all_barrier();\n", "        barrier_ready();\n    }\n"],
         message: "expected a barrier of the block after barrier_init",
-        line: "barrier_wait(shared.full",
+        line: "load_",
+    },
+    Plant {
+        name: "barriers that the block alone waits for",
+        file: "product90.cu",
+        change: ["        cluster_barrier();\n    }\n}", "        block_barrier();\n    }\n}"],
+        message: "expected a barrier of the block after barrier_init",
+        line: "load_box_for_all<CLUSTER>(",
+    },
+    Plant {
+        name: "the other block gone",
+        file: "product90.cu",
+        change: ["    if constexpr (CLUSTER > 1) cluster_barrier();\n", ""],
+        message: "expected a block that is there, found that block (",
+        line: "barrier_arrive_at(",
+    },
+    Plant {
+        name: "one block alone is told",
+        file: "product90.cu",
+        change: [
+            "barrier_arrive_at(shared.empty[stage], lane)",
+            "barrier_arrive_at(shared.empty[stage], cluster_rank())",
+        ],
+        message: "of block (1,0,0)'s warp still read",
+        line: "load_",
+    },
+    Plant {
+        name: "both blocks load the same part",
+        file: "product90.cu",
+        change: ["u32 skip = rank_of_block() * ROWS;", "u32 skip = 0;"],
+        message: "loads is still writing: expected barrier_wait",
+        line: "load_box_for_all<CLUSTER>(",
     },
     Plant {
         name: "leading and stride swapped",
