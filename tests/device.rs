@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use ares::Result;
 use ares::backend::cuda::compiler::KernelOptions;
 use ares::backend::cuda::device::GpuDriver;
-use ares::backend::cuda::driver::{Arch, Define, Driver, Function, LaunchConfig};
+use ares::backend::cuda::driver::{Arch, Define, Driver, Function, LaunchConfig, MapSpec};
 use ares::backend::cuda::kernels::ROWS;
 use ares::backend::cuda::nvrtc::Cubin;
 use ares::backend::cuda::pack;
@@ -37,11 +37,12 @@ fn fake() -> Option<&'static PathBuf> {
 type Case = fn() -> Result<String>;
 
 /// What runs under the fake.
-const CASES: [(&str, Case); 6] = [
+const CASES: [(&str, Case); 7] = [
     ("the second device", the_second_device),
     ("with NVRTC", with_nvrtc),
     ("copies", copies),
     ("kernels", kernels),
+    ("a box", a_box),
     ("out of memory", out_of_memory),
     ("a fault", a_fault),
 ];
@@ -232,6 +233,28 @@ fn kernels() -> Result<String> {
     };
     assert!(refused.unwrap_err().to_string().contains("cannot launch gather"), "the device is named");
     Ok("ran".into())
+}
+
+#[test]
+fn maps_and_clusters_reach_the_driver() {
+    finds("a box", "", false, &["copied"]);
+}
+
+fn a_box() -> Result<String> {
+    let driver = open(0)?;
+    let (rows, cols, stride) = (5usize, 24usize, 32usize);
+    let (x, y) = (upload(&driver, &Vec::from_iter(0..80u32)), upload(&driver, &[7u32; 80]));
+    let spec = MapSpec { what: "x", address: x, rows, cols, stride, box_rows: 3 };
+    let (from, to) = (driver.tensor_map(&spec)?, driver.tensor_map(&MapSpec { what: "y", address: y, ..spec })?);
+    let refused = driver.tensor_map(&MapSpec { address: x + 8, ..spec }).unwrap_err().to_string();
+    assert!(refused.contains("expected an address that is a multiple of 16 for x"), "{refused}");
+    let function = driver.load(&ROWS, DEFINES, "copy_box")?;
+    // SAFETY: the first three rows of both.
+    unsafe { driver.launch(function, LaunchConfig::linear(4, 128).with_cluster(2), &[to.bytes(), from.bytes()])? };
+    let found = download::<u32>(&driver, y, 80);
+    let copied = |i: usize| i / 16 < 3 && i % 16 < 12;
+    assert!((0..80).all(|i| found[i] == if copied(i) { i as u32 } else { 7 }), "{found:?}");
+    Ok("copied".into())
 }
 
 #[test]

@@ -6,13 +6,13 @@ mod joint;
 #[path = "ops/toolkit.rs"]
 mod toolkit;
 
-use ares::backend::Cpu;
+use ares::backend::{Cpu, Cuda};
 use ares::model::generate::{Continue, Generator};
 use ares::model::{AdapterGrad, AnswerTokens, Batch, Decoding, Heads, Workspace};
 use ares::ops::Ops;
 
 use joint::{Golden, Gradients, Opened};
-use toolkit::device;
+use toolkit::{device, hopper};
 
 const FOLDERS: &[&str] = &[
     "llama", "llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "smollm3", "granite", "phi3", "olmo2",
@@ -115,24 +115,29 @@ fn models_of_every_family() {
 fn a_whole_joint_step() {
     let Some(device) = device() else { return };
     for variant in ["npo", "sum-kl", "unlikelihood"] {
-        let golden = Golden::open(variant);
-        let [found, rounded, exact] =
-            [golden.step(&device, 4096), golden.step(&Cpu::rounded(), 4096), golden.step(&Cpu::new(), 4096)];
-        let [f, r, e] = [&found, &rounded, &exact].map(terms);
-        for i in 0..f.len() {
-            // One number has one error, which may happen to be nothing: half a percent of its size is added.
-            let limit = APART * (r[i] - e[i]).abs() + 0.005 * e[i].abs() + 1e-3;
-            assert!(
-                (f[i] - r[i]).abs() <= limit,
-                "{variant}, term {i}: expected {}, found {}, f32 {}",
-                r[i],
-                f[i],
-                e[i]
-            );
-        }
-        for (i, (side, found)) in found.gradients.iter().enumerate() {
-            gradients(&format!("{variant}, {side}"), found, &rounded.gradients[i].1, &exact.gradients[i].1);
-        }
+        same_step(variant, &device, &Golden::open(variant));
+    }
+}
+
+/// Of models whose products its tiles serve.
+#[test]
+fn a_whole_joint_step_on_the_tier_of_hopper() {
+    let Some(device) = hopper() else { return };
+    same_step("the suite's", &device, &Golden::open("npo").of_the_suite());
+}
+
+fn same_step(what: &str, device: &Cuda, golden: &Golden) {
+    let [found, rounded, exact] =
+        [golden.step(device, 4096), golden.step(&Cpu::rounded(), 4096), golden.step(&Cpu::new(), 4096)];
+    let [f, r, e] = [&found, &rounded, &exact].map(terms);
+    for i in 0..f.len() {
+        // One number has one error, which may happen to be nothing: half a percent of its size is added.
+        let limit = APART * (r[i] - e[i]).abs() + 0.005 * e[i].abs() + 1e-3;
+        let near = (f[i] - r[i]).abs() <= limit;
+        assert!(near, "{what}, term {i}: expected {}, found {}, f32 {}", r[i], f[i], e[i]);
+    }
+    for (i, (side, found)) in found.gradients.iter().enumerate() {
+        gradients(&format!("{what}, {side}"), found, &rounded.gradients[i].1, &exact.gradients[i].1);
     }
 }
 

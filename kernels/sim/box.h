@@ -27,8 +27,9 @@ static void touch_box(Worker* worker, const u64* map, int row, int col, const vo
         for (u64 c = 0; c < map[4] / 8; c++) {
             Piece at = piece(map, row + static_cast<long long>(i), col + static_cast<long long>(c * 8));
             u64 offset = at.from - reinterpret_cast<u64>(arena.base);
-            if (at.bytes == 16) touch_global<16, WRITES>(worker, offset, place);
-            for (u64 b = 0; at.bytes < 16 && b < at.bytes; b += 2) touch_global<2, WRITES>(worker, offset + b, place);
+            bool whole = at.bytes == 16 && offset % 16 == 0;  // a box may begin at any column
+            if (whole) touch_global<16, WRITES>(worker, offset, place);
+            for (u64 b = 0; !whole && b < at.bytes; b += 2) touch_global<2, WRITES>(worker, offset + b, place);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ares::judge::Thresholds;
-use ares::model::{Adapter, AdapterGrad, HostTensor, Transformer, Workspace};
+use ares::model::{Adapter, AdapterGrad, AdapterInit, HostTensor, Transformer, Workspace};
 use ares::ops::Ops;
 use ares::repair::objective::coupling;
 use ares::repair::policy_step::{PolicyItem, PolicyTerms, policy_step};
@@ -76,7 +76,7 @@ pub fn tests() -> PathBuf {
 
 pub type Gradients = BTreeMap<String, HostTensor>;
 
-/// A folder of `tests/golden`: a model with its adapter.
+/// A folder of `tests/golden`: a model with its adapter; one without gets a random one.
 pub struct Opened<B: Ops> {
     pub dir: PathBuf,
     pub model: Transformer<B>,
@@ -87,7 +87,9 @@ impl<B: Ops> Opened<B> {
     pub fn new(ops: &B, name: &str) -> Self {
         let dir = tests().join("golden").join(name);
         let model = Transformer::open(ops, &dir).unwrap();
-        let adapter = model.open_adapter(&dir.join("adapter")).unwrap();
+        let random = || model.new_adapter(12, 24.0, AdapterInit::Random { seed: 3 });
+        let adapter = dir.join("adapter");
+        let adapter = if adapter.is_dir() { model.open_adapter(&adapter) } else { random() }.unwrap();
         Opened { dir, model, adapter }
     }
 
@@ -184,6 +186,12 @@ impl Golden {
     pub fn open(variant: &str) -> Golden {
         let file = tests().join(format!("golden-joint/{variant}.json"));
         serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+    }
+
+    /// The same objective on the weakened suite's models, which are four times as wide.
+    pub fn of_the_suite(self) -> Golden {
+        let [policy, reward] = ["policy", "reward"].map(|side| format!("../../models/framing/{side}"));
+        Golden { policy, reward, ..self }
     }
 
     /// The step at `batch_tokens` rows at a time: small, it runs in several pieces.

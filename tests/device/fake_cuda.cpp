@@ -1,5 +1,6 @@
 // A CUDA driver without a GPU, for tests/device.rs: memory is the host's, and whatever may be late is as late as is legal:
-// a queued copy happens when somebody waits for it. One kernel is known, `gather` of kernels/rows.cu.
+// a queued copy happens when somebody waits for it. Two kernels are known: `gather` of kernels/rows.cu, and
+// `copy_box`, in clusters of two, which copies the first box of one tensor map to that of another.
 //
 // FAKE_CUDA holds words like `version=12040 count=2 capability=90 memory=1000000 fault=gather init=100`.
 #include <cstdint>
@@ -127,18 +128,48 @@ int cuModuleGetFunction(void** function, void*, const char* name) {
 }
 int cuFuncGetAttribute(int* value, int, void*) { *value = 16; return 0; }
 int cuFuncSetAttribute(void*, int attribute, int value) { return attribute == 8 && value == 232448 - 16 ? 0 : 1; }
+struct Attribute {
+    int id;
+    char pad[4];
+    unsigned value[16];
+};
 struct Config {
     unsigned x, y, z, bx, by, bz, shared;
     void* stream;
-    void* attributes;
+    Attribute* attributes;
     unsigned count;
 };
+// What a map says, in its 128 bytes.
+struct Map {
+    uint64_t address, cols, rows, stride;
+    uint32_t box[2], nothing[22];
+};
+static_assert(sizeof(Map) == 128, "as the driver's");
+int cuTensorMapEncodeTiled(Map* map, int type, unsigned rank, void* address, const uint64_t* shape, const uint64_t* strides, const uint32_t* box,
+                           const uint32_t* steps, int interleave, int swizzle, int, int fill) {
+    bool fits = (uint64_t)map % 64 == 0 && type == 9 && rank == 2 && steps[0] == 1 && steps[1] == 1 && !interleave && swizzle == 3 && !fill;
+    if (!current || !fits || (uint64_t)address % 16 || strides[0] % 16) return 1;
+    *map = Map{(uint64_t)address, shape[0], shape[1], strides[0], {box[0], box[1]}, {}};
+    return 0;
+}
 int cuLaunchKernelEx(const Config* config, void* function, void** words, void**) {
     unsigned x = config->x;
     if (x == 0 || config->y != 1 || config->z != 1 || config->bx == 0 || config->shared > 232448 || config->count > 1) return 1;
     std::string name = (const char*)function;
     if (setting("fault", "") == name) return submit([] { broken = 700; });
-    if (name != "gather") return submit([] {});
+    if (name == "copy_box") {
+        // Read at once, all 128 bytes of each, as the driver does.
+        Map to = *(Map*)words[0], from = *(Map*)words[1];
+        const Attribute* cluster = config->attributes;
+        if (config->count != 1 || cluster->id != 4 || cluster->value[0] != 2 || cluster->value[1] != 1 || cluster->value[2] != 1) return 1;
+        return submit([=] {
+            for (unsigned r = 0; r < from.box[1] && r < from.rows && r < to.rows; r++) {
+                uint64_t cols = from.cols < to.cols ? from.cols : to.cols;
+                std::memcpy((char*)to.address + r * to.stride, (char*)from.address + r * from.stride, 2 * (cols < from.box[0] ? cols : from.box[0]));
+            }
+        });
+    }
+    if (name != "gather" || config->count != 0) return submit([] {});
     uint16_t *to = *(uint16_t**)words[0], *from = *(uint16_t**)words[1];
     uint32_t *rows = *(uint32_t**)words[2], stride = *(uint32_t*)words[3];
     return submit([=] {

@@ -253,14 +253,25 @@ pub fn bits(values: &[f32]) -> Vec<u32> {
 /// The device under test, a stream of its own for each test; `None` where it cannot be had, and the reason is printed.
 pub fn device() -> Option<Cuda> {
     let tier = std::env::var("ARES_TIER").ok();
-    driver().map(|driver| Cuda::with_tier(driver, tier.as_deref()).expect("a tier"))
+    driver_or("sim").map(|driver| Cuda::with_tier(driver, tier.as_deref()).expect("a tier"))
+}
+
+/// The same on sm_90a with that architecture's own kernels; `None` on a GPU of another.
+#[allow(dead_code)] // not every test that includes this file has such
+pub fn hopper() -> Option<Cuda> {
+    let driver = driver_or("sim:sm_90a").filter(|driver| driver.info().arch == Arch::Sm90a)?;
+    Some(Cuda::with_tier(driver, Some("sm_90a")).expect("a tier"))
 }
 
 /// The simulator; with ARES_PARITY_DEVICE=sim:ARCH as that architecture plans its launches, with ARES_PARITY_DEVICE=cuda a GPU; with ARES_TIER=sm_90a by
 /// that tier's kernels where there are such.
 /// ARES_REQUIRE_GPU=1 and ARES_REQUIRE_SIM=1 turn a skip into a failure.
 pub fn driver() -> Option<Arc<dyn Driver>> {
-    let default = if std::env::var_os("ARES_REQUIRE_GPU").is_some() { "cuda" } else { "sim" };
+    driver_or("sim")
+}
+
+fn driver_or(simulator: &str) -> Option<Arc<dyn Driver>> {
+    let default = if std::env::var_os("ARES_REQUIRE_GPU").is_some() { "cuda" } else { simulator };
     let wanted = std::env::var("ARES_PARITY_DEVICE").unwrap_or_else(|_| default.to_string());
     let options = KernelOptions::default().or_environment();
     let driver = match wanted.as_str() {

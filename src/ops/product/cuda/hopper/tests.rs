@@ -85,7 +85,7 @@ fn the_plan_spreads_few_rows_and_shares_many() {
 #[test]
 fn every_height_tail_and_epilogue() {
     let Some(cuda) = device(&KernelOptions::default().or_environment(), 0) else { return };
-    let (n, k, rank) = (264, 136, 16);
+    let (n, k, rank) = (264, 136, 12);
     for (layout, parts) in [Layout::Along, Layout::Across].into_iter().flat_map(|l| (0..4).map(move |parts| (l, parts)))
     {
         let across = layout == Layout::Across;
