@@ -47,6 +47,11 @@ BENCHES = [
     ("step-1.5b-0.5b-16k", "qwen2.5-1.5b", "qwen2.5-0.5b", "step --tokens 16384 --length 1024"),
     # Contexts of 256 and 1024 in the mean; a step's milliseconds are 64000 / (tokens a second).
     ("decode-1.5b-64-at-256", "qwen2.5-1.5b", "qwen2.5-0.5b", "decode --sequences 64 --length 220 --new-tokens 72"),
+    # Every tile beside its prediction, and the step by the tier of Hopper.
+    ("products-1.5b-16k", "qwen2.5-1.5b", "qwen2.5-0.5b", "products --tokens 16384"),
+    ("products-0.5b-16k", "qwen2.5-0.5b", "qwen2.5-0.5b", "products --tokens 16384"),
+    ("products-8b-16k", "llama-3.1-8b", "llama-3.1-8b", "products --tokens 16384"),
+    ("step-1.5b-0.5b-16k-tier", "qwen2.5-1.5b", "qwen2.5-0.5b", "step --unshared --tokens 16384 --length 1024 --tier sm_90a"),
     ("decode-1.5b-64-at-1024", "qwen2.5-1.5b", "qwen2.5-0.5b", "decode --sequences 64 --length 988 --new-tokens 72"),
     ("score-8b-32k", "qwen2.5-0.5b", "llama-3.1-8b", "score --tokens 32768 --length 1024 --batch-tokens 32768"),
     ("step-8b-8b-16k", "llama-3.1-8b", "llama-3.1-8b", "step --tokens 16384 --length 1024"),
@@ -59,10 +64,11 @@ PARTS = ("doctor", "kernels", "tests", "ceilings", "bench", "counters", "baselin
 # Parts and benchmarks of a call in order of worth, and the seconds after which it begins nothing more.
 CALLS = {
     "A": (("doctor", "tests", "bench", "ceilings", "counters", "kernels"), 480,
-          ("step-1.5b-0.5b-16k-unshared", "step-1.5b-0.5b-16k", "decode-1.5b-64-at-256", "score-8b-32k", "ops-1.5b-16k")),
+          ("products-1.5b-16k", "step-1.5b-0.5b-16k-unshared", "step-1.5b-0.5b-16k-tier", "decode-1.5b-64-at-256", "score-8b-32k",
+           "ops-1.5b-16k")),
     "B": (("baseline", "ceilings"), 480, ()),
     "C": (("bench", "sanitizer", "kernels"), 540,
-          ("step-8b-8b-16k", "decode-1.5b-64-at-1024", "ops-8b-16k", "load")),
+          ("products-0.5b-16k", "products-8b-16k", "step-1.5b-0.5b-16k", "step-8b-8b-16k", "decode-1.5b-64-at-1024", "ops-8b-16k", "load")),
 }
 # Shapes at which a rehearsal runs, and how much.
 TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -235,10 +241,15 @@ class Check:
         return {"arch": arch, "cold": self.json(*words), "warm_seconds": self.command(*words).get("seconds")}
 
     def tests(self) -> dict:
+        """By the kernels of every architecture, then, on Hopper, by its own."""
+        hopper = self.args.rehearse or str(self.result.get("gpu", {}).get("compute_cap", "")).startswith("9")
         found = {}
-        for name, program in self.args.test:
+        for name, program, tier in [(*test, tier) for tier in ("sm_80", "sm_90a")[:1 + hopper] for test in self.args.test]:
+            self.environment["ARES_TIER"] = tier
+            name = f"{name}-{tier}"
             # One thread: kernels are timed and captured on one device.
             run = self.command(program, "--test-threads=1", "--show-output", *OUTSIDE)
+            del self.environment["ARES_TIER"]
             text = run.get("stdout", "")
             counts = re.search(r"(\d+) passed; (\d+) failed; (\d+) ignored", text)
             found[name] = {

@@ -16,6 +16,8 @@ while read -r name program; do
 done <<< "$programs"
 strip "$pack"/bin/*
 cp -r tests/golden tests/golden-joint "$pack/tests/"
+mkdir -p "$pack/models"
+cp -r models/framing "$pack/models/"
 cp models/framing/policy/tokenizer*.json models/framing/policy/special_tokens_map.json "$pack/tokenizer/"
 cp -r scripts/gpu_check.py scripts/baseline_hf.py scripts/random_workload.py scripts/hf_baseline "$pack/"
 rm -rf "$pack/hf_baseline/__pycache__"

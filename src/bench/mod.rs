@@ -4,6 +4,7 @@ mod list;
 pub(crate) mod load;
 pub mod ops;
 pub(crate) mod plan;
+pub(crate) mod products;
 mod timing;
 
 use std::time::Instant;

@@ -61,7 +61,7 @@ pub(crate) fn ops<B: Measured>(
 }
 
 /// As many runs as last some milliseconds: what a read costs is then little beside them.
-fn runs_between_reads(seconds: f64) -> usize {
+pub(super) fn runs_between_reads(seconds: f64) -> usize {
     const ENOUGH: f64 = 5e-3;
     (ENOUGH / seconds.max(1e-9)).ceil().clamp(1.0, 1000.0) as usize
 }

@@ -41,12 +41,13 @@ impl Doctor {
         let carried = pack::carried()?;
         let compiler = Toolchain::find().ok().map(|toolchain| toolchain.version);
         let ceilings = measured.filter(|_| cuda.as_ref().is_some_and(|cuda| !cuda.info().is_simulated()));
+        let served = cuda.as_ref().map(|cuda| cuda.served_by().to_string());
         let device = cuda.map(|cuda| cuda.info().name.clone());
         // What cannot be known here is null; `device` and `ceilings` are those of a GPU that was named.
         let found = json!({
             "version": version, "system": system, "cpu": cpu, "cores": cores, "memory_bytes": memory[0],
             "memory_free_bytes": memory[1], "bandwidth_gb_s": bandwidth, "matrix_gflop_s": matrix, "cuda_driver": driver,
-            "gpus": gpus, "gpu_fault": gpu_fault, "nvrtc": nvrtc, "nvrtc_fault": nvrtc_fault, "kernels_carried": carried, "device": device,
+            "gpus": gpus, "gpu_fault": gpu_fault, "nvrtc": nvrtc, "nvrtc_fault": nvrtc_fault, "kernels_carried": carried, "device": device, "served_by": served,
             "ceilings": ceilings, "compiler": compiler, "cache": cache, "cache_exists": cache.is_dir(),
         });
         let unknown = || "unknown".to_string();
@@ -80,6 +81,7 @@ impl Doctor {
             ("cache", format!("{}{made}", cache.display())),
         ];
         rows.extend(device.map(|device| ("runs kernels", device)));
+        rows.extend(served.map(|served| ("kernels are", served)));
         rows.extend(ceilings.iter().flat_map(limits));
         let mut table = Table::new(&[("what", Align::Left), ("found", Align::Left)]);
         rows.into_iter().for_each(|(what, found)| table.row(vec![what.into(), found.into()]));

@@ -224,3 +224,31 @@ fn a_plan_that_does_not_fit_says_so() {
     assert!(!ares(&format!("{line} 64")).expect(0, &[]).stderr.contains("do not fit"));
     ares("bench ops --plan").expect(2, &["expected step, score, generate or decode", "found ops or load"]);
 }
+
+/// Of the suite's models, whose products Hopper's tiles serve.
+#[test]
+fn products_are_run_by_every_tile_and_predicted_without_a_device() {
+    let products = |found: &Value| found["products"].as_array().unwrap().clone();
+    let load = "--tokens 96 --rank 4 --warmup 0 --repeats 1 --json";
+    let outcome = ares(&format!("bench products --device sim:sm_90a {load}"));
+    if outcome.code == Some(1) && outcome.stderr.contains("C++ compiler") {
+        assert!(std::env::var_os("ARES_REQUIRE_SIM").is_none(), "{}", outcome.stderr);
+        return;
+    }
+    let measured = products(&outcome.expect(0, &[]).json());
+    let plan = ares(&format!("bench products --plan --device cpu {load}")).expect(0, &[]).json();
+    let predicted = products(&plan);
+    assert_eq!((measured.len(), predicted.len()), (8 * 10, 8 * 10));
+    for (found, predicted) in measured.iter().zip(&predicted) {
+        assert!(positive(&found["seconds"]["median"]), "{found}");
+        for name in ["product", "shape", "way", "flops", "planned", "predicted_seconds"] {
+            assert_eq!(found[name], predicted[name], "{name}");
+        }
+        let hopper = found["way"].as_str().unwrap().starts_with("sm_90a");
+        assert_eq!(positive(&found["predicted_seconds"]), hopper, "{found}");
+    }
+    let planned = measured.iter().filter(|found| found["planned"] == true).count();
+    assert_eq!(planned, 8 * 2, "one tile of each architecture for each product");
+    ares(&format!("bench products --device cpu {load}")).expect(2, &["expected a GPU", "--plan predicts"]);
+    ares("bench score --device sim:sm_80 --tier sm_90a").expect(2, &["--tier", "found sm_90a on sim:sm_80"]);
+}

@@ -33,12 +33,16 @@ pub fn path(file: &str) -> PathBuf {
 
 /// The same, as `build.rs` embeds those of `kernels/`.
 pub fn source(name: &str) -> &'static Source {
-    let file = name.rsplit('/').next().expect("a name");
+    let body = fs::read_to_string(path(name)).expect("readable");
+    source_of(name.rsplit('/').next().expect("a name"), &body)
+}
+
+/// Of a text.
+pub fn source_of(file: &str, body: &str) -> &'static Source {
     let read = |path: PathBuf| fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()));
-    let body = read(path(name)).expect("readable");
     let header = |header: &str| read(path("../kernels").join(header));
-    let inlined = inline(file, &body, &mut Vec::new(), &header).expect("headers");
-    let found = signatures(file, &body).expect("kernels");
+    let inlined = inline(file, body, &mut Vec::new(), &header).expect("headers");
+    let found = signatures(file, body).expect("kernels");
     let kernels: Vec<&'static str> = found.iter().map(|s| &*s.name.clone().leak()).collect();
     let text = inlined + &trampolines(&found);
     Box::leak(Box::new(Source { file: file.to_string().leak(), text: text.leak(), kernels: kernels.leak() }))

@@ -4,7 +4,7 @@ use ares::backend::cuda::driver::{LaunchConfig, MapSpec};
 use ares::backend::cuda::source::Source;
 use half::bf16;
 
-use crate::harness::{SEEDS, device, download, launch_bytes, scrambled, source, upload};
+use crate::harness::{SEEDS, device, download, launch_bytes, path, scrambled, source, source_of, upload};
 
 /// Shared memory of every kernel of `hopper.cu`.
 const SHARED: u32 = 4 * 4 * 256 * 8 + 16;
@@ -210,5 +210,35 @@ fn one_warp_tells_another() {
         let faulty = Box::leak(Box::new(Source { text, file: "hopper.cu", kernels: sound.kernels }));
         let error = run(faulty, 0).unwrap().unwrap_err().to_string();
         assert!(error.contains(message), "without {line:?}: expected {message:?} in\n{error}");
+    }
+}
+
+/// The guide's own example, as a reader would copy it.
+#[test]
+fn the_guides_example_is_right() {
+    let guide = std::fs::read_to_string(path("../src/backend/cuda/guide.md")).expect("readable");
+    let example = guide.split("```cuda\n").find(|part| part.contains(" small(")).expect("the example");
+    let source = source_of("small.cu", example.split("```").next().unwrap());
+    let (n, k) = (128usize, 320usize);
+    let small = |len: usize, seed: u32| scrambled(len, seed).into_iter().map(|v| (v % 127) as f32 / 8.0 - 7.5);
+    let [a, b] = [(64, 1), (n, 2)].map(|(rows, seed)| small(rows * k, seed).map(bf16::from_f32).collect::<Vec<bf16>>());
+    let address = |driver: &_, values: &[bf16]| upload(driver, bytemuck::cast_slice::<bf16, u16>(values));
+    for seed in 0..20 {
+        let Some(driver) = device(seed) else { return };
+        let y = upload(&driver, &vec![f32::NAN; 64 * n]);
+        let map = |what, address, rows, box_rows| {
+            driver.tensor_map(&MapSpec { what, address, rows, cols: k, stride: k, box_rows }).unwrap()
+        };
+        let (left, right) = (map("a", address(&driver, &a), 64, 64), map("b", address(&driver, &b), n, 128));
+        let blocks = k as u32;
+        let args: [&[u8]; 4] = [bytemuck::bytes_of(&y), left.bytes(), right.bytes(), bytemuck::bytes_of(&blocks)];
+        let config = LaunchConfig::linear(1, 256).with_shared(2 * (64 + 128) * 128 + 32);
+        launch_bytes(&driver, source, "small", config, &args).unwrap();
+        let found = download::<f32>(&driver, y, 64 * n);
+        for (i, &found) in found.iter().enumerate() {
+            let (row, col) = (i / n, i % n);
+            let sum: f32 = (0..k).map(|j| a[row * k + j].to_f32() * b[col * k + j].to_f32()).sum();
+            assert_eq!(found, sum, "seed {seed}: y[{row}][{col}]");
+        }
     }
 }

@@ -10,6 +10,7 @@ use crate::backend::cuda::driver::DeviceInfo;
 use crate::bench::load::{CheckpointLoad, KernelLoad};
 use crate::bench::ops::OpTiming;
 use crate::bench::plan::Plan;
+use crate::bench::products::ProductTiming;
 use crate::bench::{KernelShare, Spread, Timing, Workload};
 use crate::error::{Error, Result};
 use crate::ops::Rates;
@@ -31,6 +32,8 @@ pub(crate) struct Findings {
     pub(crate) tasks: Vec<Timing>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) ops: Vec<OpTiming>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) products: Vec<ProductTiming>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) load: Option<Load>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -58,7 +61,8 @@ impl Findings {
     pub(crate) fn tables(&self) -> Vec<Table> {
         let tasks = (!self.tasks.is_empty()).then(|| self.task_table());
         let ops = (!self.ops.is_empty()).then(|| op_table(&self.ops));
-        tasks.into_iter().chain(ops).chain(self.load.as_ref().map(load_table)).collect()
+        let products = (!self.products.is_empty()).then(|| product_table(&self.products));
+        tasks.into_iter().chain(ops).chain(products).chain(self.load.as_ref().map(load_table)).collect()
     }
 
     fn task_table(&self) -> Table {
@@ -152,6 +156,23 @@ fn op_table(ops: &[OpTiming]) -> Table {
         ("of floor %", Right, &|op| percent(op.timed.share_of_floor).into()),
     ];
     Table::of(ops, &columns)
+}
+
+/// Each product's ways, those marked that its architectures' plans take.
+pub(crate) fn product_table(products: &[ProductTiming]) -> Table {
+    let measured = |p: &ProductTiming| p.seconds.map(|seconds| seconds.median);
+    let rate = |seconds: Option<f64>, p: &ProductTiming| count(seconds.map(|seconds| p.flops as f64 / seconds)).into();
+    let columns: [Column<&ProductTiming>; 8] = [
+        ("product", Left, &|p| p.product.into()),
+        ("m × n × k", Left, &|p| p.shape.map(|n| n.to_string()).join(" × ").into()),
+        ("tile", Left, &|p| p.way.clone().into()),
+        ("planned", Left, &|p| if p.planned { "yes" } else { "" }.into()),
+        ("predicted ms", Right, &|p| p.predicted_seconds.map_or(String::new(), ms).into()),
+        ("FLOP/s so", Right, &|p| rate(p.predicted_seconds, p)),
+        ("median ms", Right, &|p| measured(p).map_or(String::new(), ms).into()),
+        ("FLOP/s", Right, &|p| rate(measured(p), p)),
+    ];
+    Table::of(products, &columns).without_empty_columns()
 }
 
 fn load_table(load: &Load) -> Table {

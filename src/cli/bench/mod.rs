@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use self::findings::{Baseline, Findings, Load, plan_tables};
+use self::findings::{Baseline, Findings, Load, plan_tables, product_table};
 use self::subject::Subject;
 use super::Session;
 use super::device::{Device, on_device};
@@ -18,6 +18,7 @@ use crate::backend::cuda::driver::DeviceInfo;
 use crate::bench::load::KernelLoad;
 use crate::bench::ops::OpTiming;
 use crate::bench::plan::Planner;
+use crate::bench::products::ProductTiming;
 use crate::bench::{self, Timing, Workload};
 use crate::error::{Error, Result};
 use crate::ops::Measured;
@@ -63,6 +64,8 @@ enum Task {
     Decode,
     /// Each operation alone, at the policy's shapes
     Ops,
+    /// Each matrix product of a layer by every tile that the GPU has, beside its prediction
+    Products,
     /// Opening checkpoints, uploading them, loading compiled kernels
     Load,
 }
@@ -86,11 +89,22 @@ impl Bench {
         if self.plan {
             return self.count(session, &device, &policy, &reward, &workload);
         }
+        let products = match &device {
+            _ if !self.tasks.contains(&Task::Products) => Vec::new(),
+            Device::Cuda(cuda) => {
+                let say = |name: &str| session.detail(&format!("timing {name}"));
+                bench::products::time(cuda, &policy.config, &workload, say)?
+            }
+            Device::Cpu => {
+                let what = "products: expected a GPU or the simulator, found the CPU";
+                return Err(Error::Usage(format!("{what}; --plan predicts them without one")));
+            }
+        };
         let kernels = match &device {
             Device::Cuda(cuda) if self.tasks.contains(&Task::Load) => bench::load::kernels(cuda, session.kernels())?,
             _ => None,
         };
-        let timer = Timer { session, tasks: &self.tasks, policy, reward, workload, kernels };
+        let timer = Timer { session, tasks: &self.tasks, policy, reward, workload, kernels, products };
         let mut findings = on_device!(device, |ops| timer.findings(ops))?;
         if let Some(baseline) = baseline {
             findings.beside = findings.tasks.iter().filter_map(|t| baseline.beside(t)).collect();
@@ -116,7 +130,7 @@ impl Bench {
             Device::Cpu => (DeviceInfo::h200(), Some(Rates::H200)),
         };
         let counter = Counter::new(info.clone());
-        let ops = &Cuda::new(counter.clone());
+        let ops = &Cuda::with_tier(counter.clone(), session.kernels().tier.as_deref())?;
         let planner = Planner { counter: &counter, ops, load, rates };
         let wants = |tasks: &[Task]| self.tasks.iter().any(|task| tasks.contains(task));
         if wants(&[Task::Ops, Task::Load]) {
@@ -149,10 +163,15 @@ impl Bench {
                 "floors: {tera:.0} TFLOP/s, {bytes:.1} TB/s, each kernel bound by one of them; nothing was timed"
             ));
         }
-        let tables: Vec<Table> = plans.iter().flat_map(|plan| plan_tables(plan, &info)).collect();
+        let mut tables: Vec<Table> = plans.iter().flat_map(|plan| plan_tables(plan, &info)).collect();
+        let products = match wants(&[Task::Products]) {
+            true => bench::products::predict(&info, &policy.config, load),
+            false => Vec::new(),
+        };
+        tables.extend((!products.is_empty()).then(|| product_table(&products)));
         let (policy, reward) = (policy.name(), reward.name());
         let found = json!({ "device": info.name, "memory": info.memory, "policy": policy, "reward": reward,
-                            "workload": load, "plans": plans });
+                            "workload": load, "plans": plans, "products": products });
         session.inform_all(&tables, &found)
     }
 
@@ -176,6 +195,7 @@ struct Timer<'a> {
     reward: Subject,
     workload: Workload,
     kernels: Option<KernelLoad>,
+    products: Vec<ProductTiming>,
 }
 
 impl Timer<'_> {
@@ -198,6 +218,7 @@ impl Timer<'_> {
             ceilings,
             tasks,
             ops: single,
+            products: self.products.clone(),
             load,
             beside: Vec::new(),
         })

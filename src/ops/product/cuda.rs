@@ -2,6 +2,9 @@
 //! asked for, `hopper.rs` and `kernels/product90.cu`.
 
 mod hopper;
+mod way;
+
+pub(crate) use way::Way;
 
 use half::bf16;
 

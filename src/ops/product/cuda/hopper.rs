@@ -36,8 +36,21 @@ impl Tile90 {
         Tile90 { consumers: 1, block_n: 128 },
     ];
 
+    pub(crate) fn block(self) -> [u32; 2] {
+        [self.block_m(), self.block_n]
+    }
+
     fn block_m(self) -> u32 {
         CONSUMER_ROWS * self.consumers
+    }
+
+    /// Clock cycles of a product: its waves, each as long as its tensor cores take at 97 % of what they can (4096 additions and
+    /// multiplications per cycle and multiprocessor), and what is not hidden of a tile's results.
+    pub(super) fn cycles(self, [m, n, k]: [usize; 3], rank: usize, info: &DeviceInfo) -> f64 {
+        let steps = (k.div_ceil(16) + rank.div_ceil(16)) as f64;
+        let tile = f64::from(self.block_m() * self.block_n) / 128.0 * steps / 0.97 + 700.0;
+        let blocks = self.tiles(m, n).iter().product::<u32>() * self.cluster();
+        f64::from(blocks.div_ceil(info.multiprocessors)) * tile
     }
 
     /// Blocks that have tiles below each other and share what they load of the right operand.
@@ -110,10 +123,16 @@ pub(crate) fn plan([m, n, _]: [usize; 3], info: &DeviceInfo) -> Plan90 {
     } else {
         large
     };
-    let [down, right] = tile.tiles(m, n);
-    // Where all columns fit side by side their part of the right operand stays in use; else about a square is at work.
-    let raster = if right < 9 { 1 } else { 8.min(down).max(1) };
-    Plan90 { tile, clusters: (down * right).min(info.multiprocessors / tile.cluster()), raster }
+    Plan90::of(tile, [m, n, 0], info)
+}
+
+impl Plan90 {
+    pub(super) fn of(tile: Tile90, [m, n, _]: [usize; 3], info: &DeviceInfo) -> Plan90 {
+        let [down, right] = tile.tiles(m, n);
+        // Where all columns fit side by side their part of the right operand stays in use; else about a square is at work.
+        let raster = if right < 9 { 1 } else { 8.min(down).max(1) };
+        Plan90 { tile, clusters: (down * right).min(info.multiprocessors / tile.cluster()), raster }
+    }
 }
 
 /// All tiles, both ways, with an adapter of rank 16 at most.
