@@ -49,6 +49,13 @@ DEVICE void cluster_barrier() {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+/// Of this multiprocessor, modulo 2^32.
+DEVICE u32 clock_cycles() {
+    u32 now;
+    asm volatile("mov.u32 %0, %%clock;" : "=r"(now)::"memory");
+    return now;
+}
+
 /// By one thread, before barrier_ready and a barrier of the block.
 DEVICE void barrier_init(Barrier& barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");

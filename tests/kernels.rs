@@ -111,17 +111,20 @@ fn the_code_holds_what_was_meant() {
             let place = format!("{arch} {kernel} {:?}", build.defines);
             assert!(!holds("LDL") && !holds("STL"), "{place}: local memory");
             let tensor = TENSOR.contains(&kernel);
-            let hopper = kernel == "product90";
+            let hopper = ["product90", "wgmma_rate"].contains(&kernel);
+            let boxes = ["product90", "box_rate"].contains(&kernel);
             for (name, expected) in [
                 ("LDSM", tensor),
                 ("LDGSTS", tensor),
                 ("HMMA", tensor || kernel == "mma_rate"),
                 ("HGMMA", hopper),
-                ("UTMALDG", hopper),
-                ("UTMASTG", hopper),
+                ("UTMALDG", boxes),
+                ("UTMASTG", kernel == "product90"),
             ] {
                 assert_eq!(holds(name), expected, "{place}: {name}");
             }
+            let pairs = boxes && build.defines.contains(&("CLUSTER", 2));
+            assert_eq!(code.contains("UTMALDG.2D.MULTICAST"), pairs, "{place}: boxes for two blocks at once");
             let columns = build.defines.iter().find(|(name, _)| hopper && *name == "BLOCK_N");
             let whole = columns.is_none_or(|(_, n)| code.contains(&format!("HGMMA.64x{n}x16.F32.BF16")));
             assert!(whole, "{place}: products of all columns at once");

@@ -28,6 +28,8 @@ DEVICE u32 shared_address(const void* pointer) {
     return static_cast<u32>(reinterpret_cast<u64>(pointer) - reinterpret_cast<u64>(sim_shared()));
 }
 
+/// There is no clock here.
+DEVICE u32 clock_cycles() { return 0; }
 DEVICE void barrier_init(Barrier& barrier, u32 arrivals) { sim_barrier_init(&barrier, arrivals); }
 DEVICE void barrier_ready() { sim_fence_async(); }
 DEVICE void barrier_arrive(Barrier& barrier) { sim_barrier_arrive(&barrier); }

@@ -90,13 +90,25 @@ impl Doctor {
 }
 
 /// What a GPU can do at best.
-fn limits(found: &Ceilings) -> [(&'static str, String); 3] {
-    let Ceilings { copy_bytes_per_s, mma_flops_per_s, launch_us, replayed_launch_us } = found;
-    [
+fn limits(found: &Ceilings) -> Vec<(&'static str, String)> {
+    let Ceilings { copy_bytes_per_s, mma_flops_per_s, launch_us, replayed_launch_us, hopper } = found;
+    let mut limits = vec![
         ("device copy", format!("{:.0} GB/s (read + write)", copy_bytes_per_s / 1e9)),
         ("mma.sync", format!("{:.1} TFLOP/s (bf16, random operands)", mma_flops_per_s / 1e12)),
         ("launch", format!("{launch_us:.2} µs, replayed {replayed_launch_us:.2} µs")),
-    ]
+    ];
+    for rate in hopper.iter().flat_map(|hopper| &hopper.products) {
+        let (tera, side) = (rate.flops_per_s / 1e12, if rate.across { "across" } else { "along" });
+        limits.push(("wgmma", format!("{tera:.1} TFLOP/s (64 × {} × 16, {side}), {:.1} cycles", rate.n, rate.cycles)));
+    }
+    for rate in hopper.iter().flat_map(|hopper| &hopper.boxes) {
+        let tera = rate.bytes_per_s / 1e12;
+        limits.push((
+            "boxes from L2",
+            format!("{tera:.2} TB/s by {}, {:.1} bytes per cycle", rate.cluster, rate.bytes_per_cycle),
+        ));
+    }
+    limits
 }
 
 /// The text after the colon of the first line that begins with `key`.

@@ -85,7 +85,10 @@ impl SimDriver {
         if threads == 0 || config.grid.contains(&0) {
             return Err(misuse("blocks and threads", &format!("{config:?}")));
         }
-        if config.cluster == 0 || config.grid[0] % config.cluster != 0 || (config.cluster > 1 && threads % 32 != 0) {
+        if config.cluster == 0
+            || !config.grid[0].is_multiple_of(config.cluster)
+            || (config.cluster > 1 && !threads.is_multiple_of(32))
+        {
             return Err(misuse("whole clusters of whole warps", &format!("{config:?}")));
         }
         let most = if self.info.arch >= Arch::Sm90a { MAX_CLUSTER } else { 1 };

@@ -1,4 +1,8 @@
+mod hopper;
+
 use serde::Serialize;
+
+use self::hopper::Hopper;
 
 use super::{Measured, Rates};
 use crate::backend::cost::KernelRun;
@@ -13,7 +17,7 @@ const DEFINES: &[Define] = &[("THREADS", THREADS as u64)];
 const FLOPS_PER_STEP: u64 = 16 * 2 * 16 * 8 * 16;
 
 /// The best of several runs, each after one to warm up.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Ceilings {
     /// Bytes per second of a copy in device memory, those read and those written counted each.
     pub(crate) copy_bytes_per_s: f64,
@@ -23,6 +27,8 @@ pub(crate) struct Ceilings {
     pub(crate) launch_us: f64,
     /// The same, replayed from a captured sequence.
     pub(crate) replayed_launch_us: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hopper: Option<Hopper>,
 }
 
 /// How much to do: enough for a GPU to be timed, little enough for the simulator to finish.
@@ -36,11 +42,17 @@ struct Size {
 }
 
 pub(crate) fn builds() -> Vec<Build> {
-    vec![Build::new(&kernels::CEILINGS, DEFINES, THREADS).with("mma_rate", THREADS, 0, 2).with("nothing", 32, 0, 1)]
+    let all =
+        Build::new(&kernels::CEILINGS, DEFINES, THREADS).with("mma_rate", THREADS, 0, 2).with("nothing", 32, 0, 1);
+    std::iter::once(all).chain(hopper::builds()).collect()
 }
 
 /// Runs some tenths of a second on a GPU. On the simulator the figures mean nothing; that it ends shows that kernels run.
 pub(crate) fn measure(cuda: &Cuda) -> Result<Ceilings> {
+    Ok(Ceilings { hopper: hopper::measure(cuda)?, ..every_device(cuda)? })
+}
+
+fn every_device(cuda: &Cuda) -> Result<Ceilings> {
     let info = cuda.info();
     let size = if info.is_simulated() {
         Size { floats: 1 << 12, copy_blocks: 2, mma_blocks: 2, steps: 2, launches: 4, repeats: 1 }
@@ -73,6 +85,7 @@ pub(crate) fn measure(cuda: &Cuda) -> Result<Ceilings> {
         mma_flops_per_s: mma_flops as f64 / multiplied,
         launch_us: launch_us(launched),
         replayed_launch_us: launch_us(replayed),
+        hopper: None,
     })
 }
 
@@ -81,7 +94,7 @@ impl Measured for Cuda {
         if self.info().is_simulated() {
             return Ok(None);
         }
-        let Ceilings { mma_flops_per_s, copy_bytes_per_s, .. } = measure(self)?;
+        let Ceilings { mma_flops_per_s, copy_bytes_per_s, .. } = every_device(self)?;
         Ok(Some(Rates { matrix_flops_per_s: mma_flops_per_s, copy_bytes_per_s }))
     }
 
