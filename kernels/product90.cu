@@ -22,15 +22,15 @@ struct Stage {
 struct Shared {
     Stage stages[STAGES];
     bf16 out[WARPS][WARP_ROWS * BLOCK_N];  // each warp's rows, in boxes
-    Barrier full[STAGES], empty[STAGES];
+    Barrier full[STAGES], empty[STAGES], added[WARPS];
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "cuda.rs counts the same bytes");
 
 struct Product90Params {
-    float* /*or null*/ wide;           // in place of y: f32, rows n apart
+    float* /*or null*/ wide;  // in place of y: f32, rows n apart
     const bf16* /*or null*/ bias;
-    const bf16* /*or null*/ residual;  // rows y_stride apart
-    u32 m, n, k, y_stride;
+    u32 residual;  // 1 where such is added, never to `wide`
+    u32 m, n, k;
     u32 rank;          // 0 without LoRA
     u32 end_0, end_1;  // where parts end
     u32 raster;        // tiles walked downwards before the next to the right
@@ -135,21 +135,26 @@ DEVICE void multiply_block(float (&sums)[BLOCK_N / 2], Shared& shared, Turn& tur
     advance(turn);
 }
 
-/// + bias + residual, where there are such. `row` is this thread's first.
-DEVICE void add_terms(float (&sums)[BLOCK_N / 2], const Product90Params& p, u32 row, u32 col) {
+/// `col` is this thread's first.
+DEVICE void add_bias(float (&sums)[BLOCK_N / 2], const Product90Params& p, u32 col) {
+    if (p.bias == nullptr) return;
 #pragma unroll
-    for (u32 j = 0; j < BLOCK_N / 8; j++) {
-        u32 c = col + 8 * j;
-        if (c >= p.n) continue;
-        u32 pair = p.bias != nullptr ? *reinterpret_cast<const u32*>(p.bias + c) : 0;
+    for (u32 i = 0; i < BLOCK_N / 2; i += 4) {
+        u32 c = col + i * 2;
+        u32 pair = c < p.n ? *reinterpret_cast<const u32*>(p.bias + c) : 0;
+        sums[i] += low_float(pair), sums[i + 1] += high_float(pair);
+        sums[i + 2] += low_float(pair), sums[i + 3] += high_float(pair);
+    }
+}
+
+/// Lets this warp's rows of what is added to the results come to where these will be put: while they are summed.
+DEVICE void load_residual(bf16 (&out)[WARP_ROWS * BLOCK_N], const TensorMap& residual, u32 row, u32 col, Barrier& come) {
+    if (threadIdx.x % WARP != 0) return;
+    store_wait();
+    barrier_expect(come, sizeof(out));
 #pragma unroll
-        for (u32 half = 0; half < 2; half++) {
-            u32 r = row + half * 8;
-            u32 old = p.residual != nullptr && r < p.m ? *reinterpret_cast<const u32*>(p.residual + static_cast<u64>(r) * p.y_stride + c) : 0;
-            sums[4 * j + 2 * half] += low_float(pair), sums[4 * j + 2 * half + 1] += high_float(pair);
-            if (p.residual == nullptr) continue;
-            sums[4 * j + 2 * half] += low_float(old), sums[4 * j + 2 * half + 1] += high_float(old);
-        }
+    for (u32 box = 0; box < BLOCK_N / BOX_COLS; box++) {
+        load_box(out + box * WARP_ROWS * BOX_COLS, residual, static_cast<int>(row), static_cast<int>(col + box * BOX_COLS), come);
     }
 }
 
@@ -161,16 +166,21 @@ DEVICE void store_wide(const float (&sums)[BLOCK_N / 2], const Product90Params& 
     }
 }
 
-/// Rounds a warp's rows and lets the copy engine write them, by way of `out`. It may still be reading the last tile's there.
+/// Rounds a warp's rows and lets the copy engine write them, by way of `out`. It may still be reading the last tile's there; or what is to
+/// be added lies there, each number where its sum goes.
 DEVICE void store_rounded(const float (&sums)[BLOCK_N / 2], bf16 (&out)[WARP_ROWS * BLOCK_N], const TensorMap& y, const Product90Params& p,
                           u32 row, u32 col) {
     u32 lane = threadIdx.x % WARP;
-    if (lane == 0) store_wait();
-    warp_barrier();
+    if (p.residual == 0) {
+        if (lane == 0) store_wait();
+        warp_barrier();
+    }
 #pragma unroll
     for (u32 i = 0; i < BLOCK_N / 2; i += 2) {
         u32 r = lane / 4 + i % 4 / 2 * 8, c = i / 4 * 8 % BOX_COLS + lane % 4 * 2, box = i / 4 * 8 / BOX_COLS;
-        *reinterpret_cast<u32*>(out + box * WARP_ROWS * BOX_COLS + box_offset(r, c)) = to_bf16x2(sums[i], sums[i + 1]);
+        u32* at = reinterpret_cast<u32*>(out + box * WARP_ROWS * BOX_COLS + box_offset(r, c));
+        u32 old = p.residual != 0 ? *at : 0;
+        *at = to_bf16x2(sums[i] + low_float(old), sums[i + 1] + high_float(old));
     }
     fence_async();
     warp_barrier();
@@ -184,7 +194,7 @@ DEVICE void store_rounded(const float (&sums)[BLOCK_N / 2], bf16 (&out)[WARP_ROW
 
 KERNEL __launch_bounds__(THREADS, 1)
     product90(const __grid_constant__ TensorMap y, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
-              const __grid_constant__ TensorMap xa, const __grid_constant__ TensorMap b_0, const __grid_constant__ TensorMap b_1,
+              const __grid_constant__ TensorMap residual, const __grid_constant__ TensorMap xa, const __grid_constant__ TensorMap b_0, const __grid_constant__ TensorMap b_1,
               const __grid_constant__ TensorMap b_2, const Product90Params p) {
     Shared& shared = shared_memory<Shared>();
     if (threadIdx.x == 0) {
@@ -192,6 +202,7 @@ KERNEL __launch_bounds__(THREADS, 1)
             barrier_init(shared.full[s], 1);
             barrier_init(shared.empty[s], READERS);
         }
+        for (u32 reader = 0; reader < WARPS; reader++) barrier_init(shared.added[reader], 1);
         barrier_ready();
     }
     all_barrier();
@@ -220,18 +231,20 @@ KERNEL __launch_bounds__(THREADS, 1)
         warp_barrier();
     } else {
         if constexpr (CONSUMERS == 2) registers_up_to<232>();
-        u32 reader = threadIdx.x / WARP - WARPGROUP / WARP, lane = threadIdx.x % WARP;
+        u32 reader = threadIdx.x / WARP - WARPGROUP / WARP, lane = threadIdx.x % WARP, parity = 0;
         for (u32 tile = first; tile < tiles; tile += step) {
             Place at = place_of(p, tile);
+            u32 row = at.row + reader * WARP_ROWS, col = at.col + lane % 4 * 2;
+            if (p.residual != 0) load_residual(shared.out[reader], residual, row, at.col, shared.added[reader]);
             float sums[BLOCK_N / 2];
             for (u32 block = 0; block < blocks; block++) multiply_block<STEPS>(sums, shared, turn, reader / 4, block == 0);
             for (u32 part = 0; part < at.parts; part++) multiply_block<RANK_STEPS>(sums, shared, turn, reader / 4, false);
             warpgroup_wait<0>();
             release(shared, turn.stage == 0 ? STAGES - 1 : turn.stage - 1);
-            u32 row = at.row + reader * WARP_ROWS;
-            add_terms(sums, p, row + lane / 4, at.col + lane % 4 * 2);
+            add_bias(sums, p, col);
+            if (p.residual != 0) barrier_wait(shared.added[reader], parity), parity ^= 1;
             if (p.wide != nullptr) {
-                store_wide(sums, p, row + lane / 4, at.col + lane % 4 * 2);
+                store_wide(sums, p, row + lane / 4, col);
             } else {
                 store_rounded(sums, shared.out[reader], y, p, row, at.col);
             }

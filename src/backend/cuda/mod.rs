@@ -25,7 +25,7 @@ pub mod usage;
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use half::bf16;
@@ -52,6 +52,8 @@ struct State {
     info: DeviceInfo,
     /// Whose instructions kernels may use that have a form for it.
     tier: Arch,
+    /// While a sequence is made that will be replayed: see `tier`.
+    replayed: AtomicBool,
     /// Loaded kernels by a hash of name and defines, which stand beside it in full.
     functions: Mutex<HashMap<u64, (Vec<Define>, Function)>>,
     /// Partial sums of kernels that split their work; grown to the largest that was asked for.
@@ -81,6 +83,7 @@ impl Cuda {
         let state = State {
             info,
             tier: Arch::Sm80,
+            replayed: AtomicBool::new(false),
             functions: Mutex::default(),
             scratch: Mutex::new(DeviceBuffer::empty(&driver)),
             table: Mutex::new(DeviceBuffer::empty(&driver)),
@@ -116,14 +119,19 @@ impl Cuda {
         Ok(cuda)
     }
 
+    /// What is replayed is a step of generation. It has few rows, and its products wait for weights, which the small tiles of sm_80 draw
+    /// through all multiprocessors at once; those of sm_90a are few and large. As a step is always a step, a row's bits still do not
+    /// depend on how many there are.
     pub(crate) fn tier(&self) -> Arch {
-        self.state.tier
+        if self.state.replayed.load(Ordering::Relaxed) { Arch::Sm80 } else { self.state.tier }
     }
 
     /// Which architecture's kernels carry out what.
     pub(crate) fn served_by(&self) -> &'static str {
         match self.state.tier {
-            Arch::Sm90a => "matrix products with aligned operands those of sm_90a, all others those of sm_80",
+            Arch::Sm90a => {
+                "those of sm_80; of sm_90a for products with aligned operands of 64 and more columns and terms, but for steps of generation"
+            }
             _ => "those of sm_80",
         }
     }
@@ -291,6 +299,12 @@ impl Backend for Cuda {
 
     fn replay(&self, graph: &mut Self::Graph, mut record: impl FnMut() -> Result<()>) -> Result<()> {
         let driver = &self.state.driver;
+        let mut record = || {
+            self.state.replayed.store(true, Ordering::Relaxed);
+            let recorded = record();
+            self.state.replayed.store(false, Ordering::Relaxed);
+            recorded
+        };
         if self.profile().is_on() {
             // A captured sequence is one launch: its kernels would not be seen.
             return record();
@@ -308,5 +322,27 @@ impl Backend for Cuda {
         let captured = unsafe { driver.clone().capture_end() };
         // Half a step must not be replayed.
         recorded.and_then(|()| captured.map(|captured| *graph = Some((moves(), captured))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counter::Counter;
+    use super::*;
+
+    #[test]
+    fn a_step_of_generation_is_of_the_first_tier() {
+        let cuda = Cuda::with_tier(Counter::new(DeviceInfo::h200()), Some("sm_90a")).unwrap();
+        let mut seen = Vec::new();
+        let mut graph = <Cuda as Backend>::Graph::default();
+        cuda.replay(&mut graph, || {
+            seen.push(cuda.tier());
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!((seen, cuda.tier()), (vec![Arch::Sm80; 2], Arch::Sm90a), "run plainly, then captured");
+        let fault = || Err(Error::Usage("stop".into()));
+        assert!(cuda.replay(&mut <Cuda as Backend>::Graph::default(), fault).is_err());
+        assert_eq!(cuda.tier(), Arch::Sm90a);
     }
 }

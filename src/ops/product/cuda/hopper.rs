@@ -77,10 +77,10 @@ impl Tile90 {
     }
 
     fn results(self) -> u32 {
-        2 * self.block_m() * self.block_n
+        2 * self.block_m() * self.block_n + 8 * self.block_m() / WARP_ROWS
     }
 
-    /// The stages, the results, and two barriers per stage.
+    /// The stages with two barriers each, the results, and a barrier for each warp that computes them.
     pub(crate) fn shared(self) -> u32 {
         self.stages() * (self.stage() + 16) + self.results()
     }
@@ -153,6 +153,7 @@ pub(super) fn serves(product: &Product, y: &Output) -> bool {
     let [_, n, k] = product.shape;
     let (first, stride) = match y {
         Output::Rounded { first, stride, .. } => (*first, *stride),
+        Output::Wide(_) if product.residual.is_some() => return false,
         Output::Wide(_) => (0, 0),
     };
     let (rank, xa_stride, b_stride) = product.extension.map_or((0, 0, 0), |e| (e.rank, e.xa.stride(), e.b.stride()));
@@ -178,9 +179,13 @@ pub(super) fn launch(product: &Product, cuda: &Cuda, y: Output, plan: Plan90) ->
     let x_map = map("x", x.buffer, x.first, x.stride, m, k, block_m)?;
     let (w_rows, w_cols) = if across { (k, n) } else { (n, k) };
     let w_map = map("w", w.buffer, w.first, w.stride, w_rows, w_cols, right_rows)?;
-    let (y_map, wide, y_stride) = match y {
-        Output::Rounded { buffer, first, stride } => (map("y", buffer, first, stride, m, n, WARP_ROWS)?, None, stride),
-        Output::Wide(buffer) => (x_map, Some(buffer), n),
+    let (y_map, wide) = match y {
+        Output::Rounded { buffer, first, stride } => (map("y", buffer, first, stride, m, n, WARP_ROWS)?, None),
+        Output::Wide(buffer) => (x_map, Some(buffer)),
+    };
+    let residual_map = match residual {
+        Some(residual) => map("residual", &residual.buffer, 0, residual.stride(), m, n, WARP_ROWS)?,
+        None => x_map,
     };
     let (mut xa_map, mut b_maps, mut rank, mut ends) = (x_map, [w_map; 3], 0, [n, n]);
     if let Some(Extension { xa, b, rank: own, ends: own_ends }) = extension {
@@ -202,11 +207,10 @@ pub(super) fn launch(product: &Product, cuda: &Cuda, y: Output, plan: Plan90) ->
     let params = Product90Params {
         wide,
         bias: bias.map(|bias| &bias.buffer),
-        residual: residual.map(|residual| &residual.buffer),
+        residual: residual.is_some().into(),
         m,
         n,
         k,
-        y_stride,
         rank,
         end_0: ends[0],
         end_1: ends[1],
@@ -222,6 +226,7 @@ pub(super) fn launch(product: &Product, cuda: &Cuda, y: Output, plan: Plan90) ->
             &y_map,
             &x_map,
             &w_map,
+            &residual_map,
             &xa_map,
             b_0,
             b_1,
