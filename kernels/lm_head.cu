@@ -121,6 +121,7 @@ struct HeadParams {
     float* /*or null*/ kl;
     u32 first, rows;  // the chunk's among all
     u32 vocab, cols, tiles;
+    u32 tile_shift;  // a tile of `stats` is 2^this columns wide
     u32 chunk_stride, h_stride, w_stride;
     float softcap;  // 0: none
 };
@@ -223,7 +224,7 @@ KERNEL __launch_bounds__(THREADS) lm_head_gradient(const HeadParams p) {
     const float* maxima = p.stats + static_cast<u64>(blockIdx.x) * p.tiles * 2;
     float slope = cap_slope(p.stats[static_cast<u64>(2) * p.rows * p.tiles + blockIdx.x], p.softcap);
     for (u32 i = threadIdx.x; i < p.chunk_stride / CHUNK; i += THREADS) {
-        float scale = -exp_fast(maxima[i * CHUNK / BLOCK_N * 2] - p.lse[row]);
+        float scale = -exp_fast(maxima[(i * CHUNK >> p.tile_shift) * 2] - p.lse[row]);
         bf16x8 part = mine[i];
 #pragma unroll
         for (u32 j = 0; j < CHUNK; j++) {

@@ -111,15 +111,15 @@ fn the_code_holds_what_was_meant() {
             let place = format!("{arch} {kernel} {:?}", build.defines);
             assert!(!holds("LDL") && !holds("STL"), "{place}: local memory");
             let tensor = TENSOR.contains(&kernel);
-            let hopper = ["product90", "wgmma_rate"].contains(&kernel);
-            let boxes = ["product90", "box_rate"].contains(&kernel);
+            let hopper = ["product90", "lm_head90_logits", "wgmma_rate"].contains(&kernel);
+            let boxes = ["product90", "lm_head90_logits", "box_rate"].contains(&kernel);
             for (name, expected) in [
                 ("LDSM", tensor),
                 ("LDGSTS", tensor),
                 ("HMMA", tensor || kernel == "mma_rate"),
                 ("HGMMA", hopper),
                 ("UTMALDG", boxes),
-                ("UTMASTG", kernel == "product90"),
+                ("UTMASTG", ["product90", "lm_head90_logits"].contains(&kernel)),
             ] {
                 assert_eq!(holds(name), expected, "{place}: {name}");
             }

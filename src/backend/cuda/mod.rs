@@ -130,7 +130,7 @@ impl Cuda {
     pub(crate) fn served_by(&self) -> &'static str {
         match self.state.tier {
             Arch::Sm90a => {
-                "those of sm_80; of sm_90a for products with aligned operands of 64 and more columns and terms, but for steps of generation"
+                "those of sm_80; of sm_90a for products and the head with aligned operands of 64 and more columns and terms, but for steps of generation"
             }
             _ => "those of sm_80",
         }

@@ -1,3 +1,5 @@
+mod hopper;
+
 use super::{LmHead, LmHeadForward, LmHeadKl, check_forward, check_kl};
 use crate::backend::cuda::driver::{Define, DeviceInfo, LaunchConfig};
 use crate::backend::cuda::kernels::{self, HeadParams};
@@ -33,6 +35,7 @@ pub(crate) fn builds() -> Vec<Build> {
             builds.push(build.with("lm_head_kl_logits", threads, shared, blocks));
         }
     }
+    builds.extend(hopper::builds());
     builds
 }
 
@@ -46,21 +49,27 @@ fn shared(tile: Tile, stages: u32) -> u32 {
 struct Launch {
     defines: Vec<Define>,
     steps: [(Kernel, LaunchConfig, Cost); 3],
-    /// Tiles of columns.
+    /// Tiles of columns, and how many each has: a power of two.
     tiles: usize,
+    columns: u32,
     /// Floats of scratch.
     scratch: usize,
 }
 
 impl Launch {
     /// For one model's logits or two, with which every row stands in the tile twice.
-    fn new(rows: usize, models: usize, [vocab, cols]: [usize; 2], info: &DeviceInfo) -> Launch {
+    fn new(rows: usize, models: usize, sizes: [usize; 2], info: &DeviceInfo) -> Launch {
+        Launch::of_columns(COLUMNS, rows, models, sizes, info)
+    }
+
+    /// With statistics of tiles of so many columns.
+    fn of_columns(columns: u32, rows: usize, models: usize, [vocab, cols]: [usize; 2], info: &DeviceInfo) -> Launch {
         let height = models * rows;
         let tile = fastest(&HEAD_TILES, [height, vocab, cols], info).0;
         let stages = tile.stages(info.shared_per_block);
         let (threads, shared) = (tile.threads(), shared(tile, stages));
-        let tiles = vocab.div_ceil(COLUMNS as usize);
-        let blocks = height.div_ceil(tile.block[0] as usize) * tiles;
+        let tiles = vocab.div_ceil(columns as usize);
+        let blocks = height.div_ceil(tile.block[0] as usize) * vocab.div_ceil(COLUMNS as usize);
         let ragged = !(vocab.is_multiple_of(8) && cols.is_multiple_of(8));
         let (kernels, stats) = if models == 1 { (ONE_MODEL, STATS) } else { (TWO_MODELS, KL_STATS) };
         let [logits, combine, gradient] = costs([rows, vocab, cols, tiles, stats, models]);
@@ -70,7 +79,13 @@ impl Launch {
             (kernels[1], LaunchConfig::linear((rows as u32).div_ceil(threads / 32), threads), combine),
             (kernels[2], LaunchConfig::linear(rows as u32, threads), gradient),
         ];
-        Launch { defines: tile.defines(stages, shared, ragged), steps, tiles, scratch: rows * (tiles * stats + models) }
+        Launch {
+            defines: tile.defines(stages, shared, ragged),
+            steps,
+            tiles,
+            columns,
+            scratch: rows * (tiles * stats + models),
+        }
     }
 
     /// Of rows first..first + count; what one or two models need besides is null.
@@ -101,18 +116,19 @@ impl Launch {
             vocab: w.rows(),
             cols: w.cols(),
             tiles: self.tiles,
+            tile_shift: self.columns.ilog2() as usize,
             h_stride: h.stride(),
             w_stride: w.stride(),
             softcap: 0.0,
         }
     }
 
-    /// All steps, or all but the gradient.
+    /// The steps from `begin` on, or all of these but the gradient.
     ///
     /// # Safety
     /// Those of `kernels`.
-    unsafe fn run(&self, cuda: &Cuda, params: &HeadParams, gradient: bool) -> Result<()> {
-        for (kernel, config, cost) in &self.steps[..if gradient { 3 } else { 2 }] {
+    unsafe fn run(&self, cuda: &Cuda, params: &HeadParams, begin: usize, gradient: bool) -> Result<()> {
+        for (kernel, config, cost) in &self.steps[begin..if gradient { 3 } else { 2 }] {
             cuda.charge(|| *cost);
             // SAFETY: the caller's promise.
             unsafe { kernel(cuda, &self.defines, *config, params)? };
@@ -171,11 +187,13 @@ impl LmHead for Cuda {
         let [rows, vocab, cols] = check_forward(&operands)?;
         let LmHeadForward { out, mut dh, chunk, h, targets, w, softcap } = operands;
         let size = chunk_rows(rows, chunk.capacity(), vocab, cols, self.info());
+        let on_hopper = hopper::serves(self, h, w, softcap);
+        let columns = if on_hopper { hopper::COLUMNS } else { COLUMNS };
         for first in (0..rows).step_by(size) {
             let count = size.min(rows - first);
-            let launch = Launch::new(count, 1, [vocab, cols], self.info());
+            let launch = Launch::of_columns(columns, count, 1, [vocab, cols], self.info());
             let mut scratch = self.scratch(launch.scratch)?;
-            let params = HeadParams {
+            let mut params = HeadParams {
                 targets: Some(&targets.buffer),
                 logprob: Some(&mut out.logprob.buffer),
                 lse: Some(&mut out.lse.buffer),
@@ -185,7 +203,12 @@ impl LmHead for Cuda {
             };
             // SAFETY: `check_forward` proved h, W, targets and outputs; `count` rows fit the chunk, and the
             // scratch was sized for them.
-            unsafe { launch.run(self, &params, dh.is_some())? };
+            unsafe {
+                if on_hopper {
+                    hopper::logits(self, &launch, &mut params, [h, w], &targets.buffer)?;
+                }
+                launch.run(self, &params, usize::from(on_hopper), dh.is_some())?;
+            }
             if let Some(dh) = &mut dh {
                 back(self, dh, chunk, w, first, count)?;
             }
@@ -209,7 +232,7 @@ impl LmHead for Cuda {
                 ..launch.params(chunk, &mut scratch, h, w, first, count)
             };
             // SAFETY: as in `lm_head_forward`; h0 has h's shape and chunk0 chunk's stride.
-            unsafe { launch.run(self, &params, true)? };
+            unsafe { launch.run(self, &params, 0, true)? };
             back(self, dh, chunk, w, first, count)?;
         }
         Ok(())

@@ -4,6 +4,7 @@
 mod hopper;
 mod way;
 
+pub(crate) use hopper::{Plan90, Tile90};
 pub(crate) use way::Way;
 
 use half::bf16;

@@ -13,7 +13,6 @@ use crate::error::Result;
 const BLOCK_K: u32 = MapSpec::BOX_COLS;
 /// Rows of a consumer, a warpgroup of threads, and of each of its four warps.
 const CONSUMER_ROWS: u32 = 64;
-const WARP_ROWS: u32 = 16;
 /// Of a block, bytes.
 const SHARED: u32 = 227 << 10;
 /// LoRA's columns that one block along k holds.
@@ -27,6 +26,7 @@ pub(crate) struct Tile90 {
 }
 
 impl Tile90 {
+    pub(crate) const WARP_ROWS: u32 = 16;
     pub(crate) const ALL: [Tile90; 6] = [
         Tile90 { consumers: 2, block_n: 256 },
         Tile90 { consumers: 2, block_n: 192 },
@@ -54,11 +54,11 @@ impl Tile90 {
     }
 
     /// Blocks that have tiles below each other and share what they load of the right operand.
-    fn cluster(self) -> u32 {
+    pub(crate) fn cluster(self) -> u32 {
         self.consumers
     }
 
-    fn threads(self) -> u32 {
+    pub(crate) fn threads(self) -> u32 {
         128 * (1 + self.consumers)
     }
 
@@ -77,7 +77,7 @@ impl Tile90 {
     }
 
     fn results(self) -> u32 {
-        2 * self.block_m() * self.block_n + 8 * self.block_m() / WARP_ROWS
+        2 * self.block_m() * self.block_n + 8 * self.block_m() / Tile90::WARP_ROWS
     }
 
     /// The stages with two barriers each, the results, and a barrier for each warp that computes them.
@@ -85,7 +85,7 @@ impl Tile90 {
         self.stages() * (self.stage() + 16) + self.results()
     }
 
-    fn defines(self, layout: Layout, rank: usize) -> Vec<Define> {
+    pub(crate) fn defines(self, layout: Layout, rank: usize) -> Vec<Define> {
         let numbers = [
             ("BLOCK_N", self.block_n),
             ("CONSUMERS", self.consumers),
@@ -116,17 +116,22 @@ pub(crate) fn plan([m, n, _]: [usize; 3], info: &DeviceInfo) -> Plan90 {
         n if n % 192 == 0 => 192,
         _ => 128,
     };
-    let [large, small] = [2, 1].map(|consumers| Tile90 { consumers, block_n });
-    // With few rows it is better that all multiprocessors have some.
-    let tile = if large.tiles(m, n)[0] * large.tiles(m, n)[1] * large.cluster() < info.multiprocessors {
-        small
-    } else {
-        large
-    };
-    Plan90::of(tile, [m, n, 0], info)
+    Plan90::of_columns(block_n, [m, n, 0], info)
 }
 
 impl Plan90 {
+    /// The columns of a tile are given.
+    pub(crate) fn of_columns(block_n: u32, [m, n, k]: [usize; 3], info: &DeviceInfo) -> Plan90 {
+        let [large, small] = [2, 1].map(|consumers| Tile90 { consumers, block_n });
+        // With few rows it is better that all multiprocessors have some.
+        let tile = if large.tiles(m, n)[0] * large.tiles(m, n)[1] * large.cluster() < info.multiprocessors {
+            small
+        } else {
+            large
+        };
+        Plan90::of(tile, [m, n, k], info)
+    }
+
     pub(super) fn of(tile: Tile90, [m, n, _]: [usize; 3], info: &DeviceInfo) -> Plan90 {
         let [down, right] = tile.tiles(m, n);
         // Where all columns fit side by side their part of the right operand stays in use; else about a square is at work.
@@ -180,11 +185,11 @@ pub(super) fn launch(product: &Product, cuda: &Cuda, y: Output, plan: Plan90) ->
     let (w_rows, w_cols) = if across { (k, n) } else { (n, k) };
     let w_map = map("w", w.buffer, w.first, w.stride, w_rows, w_cols, right_rows)?;
     let (y_map, wide) = match y {
-        Output::Rounded { buffer, first, stride } => (map("y", buffer, first, stride, m, n, WARP_ROWS)?, None),
+        Output::Rounded { buffer, first, stride } => (map("y", buffer, first, stride, m, n, Tile90::WARP_ROWS)?, None),
         Output::Wide(buffer) => (x_map, Some(buffer)),
     };
     let residual_map = match residual {
-        Some(residual) => map("residual", &residual.buffer, 0, residual.stride(), m, n, WARP_ROWS)?,
+        Some(residual) => map("residual", &residual.buffer, 0, residual.stride(), m, n, Tile90::WARP_ROWS)?,
         None => x_map,
     };
     let (mut xa_map, mut b_maps, mut rank, mut ends) = (x_map, [w_map; 3], 0, [n, n]);
