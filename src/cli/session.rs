@@ -38,7 +38,7 @@ pub(crate) struct Session {
     #[arg(long, global = true, value_name = "PATH")]
     nvrtc: Option<PathBuf>,
     /// Kernels of a later architecture where there are such: sm_80, or sm_90a on Hopper [default: sm_80] [environment: ARES_TIER]
-    #[arg(long, global = true, value_name = "ARCH")]
+    #[arg(long, global = true, value_name = "ARCH", value_parser = ["sm_80", "sm_90a"])]
     tier: Option<String>,
     /// Wait after each GPU kernel, so that a fault names it [environment: ARES_SYNC=1]
     #[arg(long, global = true)]
