@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that a machine with a GPU needs to check ARES, in one folder: binaries, the tests' data, the scripts, and the wheels that
-# the framework's machine may lack.
+# the framework's machine may lack; and the same as one archive, a third as large.
 #     scripts/gpu_pack.sh [FOLDER]        then there: python3 FOLDER/gpu_check.py --call A --out A.json
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,4 +26,5 @@ python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$p
 if [ -n "${ARES_NVRTC:-}" ]; then
     target/release/ares kernels --arch sm_90a --pack "$pack/kernels.pack"
 fi
-du -sh "$pack"
+tar -C "$(dirname "$pack")" -cJf "$pack.tar.xz" "$(basename "$pack")"
+du -sh "$pack" "$pack.tar.xz"
