@@ -87,7 +87,7 @@ static void fence(Worker* worker) {
 /// Whether copy engine and tensor cores see what `record` wrote: by a fence of its writer, after it and ordered before now.
 static bool fenced(const Worker* worker, u32 record) {
     u32 time = record / TIME, who = record & 1023;
-    if (who >= FIRST_BARRIER || time < worker->born) return true;
+    if (time < worker->born || is_barrier(worker, who)) return true;
     for (u32 fence : worker->fibers[who].fences) {
         if (time < fence && ordered(worker, (fence - 1) * TIME | who)) return true;
     }

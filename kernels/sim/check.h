@@ -159,12 +159,15 @@ INLINE T unordered(T records, u32 mine, u32 block_limit, u32 warp_limit) {
     return at_least(records, block_limit) & nonzero(differs & WHO) & (nonzero(differs & SAME_WARP) | at_least(records, warp_limit));
 }
 
+/// Blocks without barriers may have as many threads as there are parties.
+static bool is_barrier(const Worker* worker, u32 party) { return party >= FIRST_BARRIER && !worker->barriers.empty(); }
+
 /// From when on the running thread need be told what this party did: the last barrier of the block that both are of, else of the
 /// cluster.
 static u32 floor_of(const Worker* worker, u32 party) {
     const Fiber* self = worker->self;
-    u32 window = party < FIRST_BARRIER ? 0 : static_cast<u32>(worker->barriers[party - FIRST_BARRIER].offset / SHARED_SPACE);
-    const Block* block = party < FIRST_BARRIER ? worker->fibers[party].block : &worker->blocks[window];
+    const Block* block = is_barrier(worker, party) ? &worker->blocks[worker->barriers[party - FIRST_BARRIER].offset / SHARED_SPACE]
+                                                   : worker->fibers[party].block;
     return block == self->block ? block->since : worker->since;
 }
 
@@ -197,7 +200,7 @@ static bool ordered(const Worker* worker, u32 record) {
         if (!written && !read) continue;
         u32 record = written ? worker->written[cell] : worker->read[cell], kind = record & IN_FLIGHT, who = record & 1023;
         what += text("offset %llu of shared memory, which ", cell * 2 % SHARED_SPACE);
-        if (who >= FIRST_BARRIER) fail(worker, what + "a box was loaded into: expected barrier_wait at its barrier in between");
+        if (is_barrier(worker, who)) fail(worker, what + "a box was loaded into: expected barrier_wait at its barrier in between");
         std::string other = thread_name(worker->fibers[who]);
         for (const Box& box : worker->boxes) {
             if (cell * 2 - box.offset >= box.bytes) continue;

@@ -242,3 +242,18 @@ fn the_guides_example_is_right() {
         }
     }
 }
+
+#[test]
+fn the_last_threads_of_a_large_block_are_no_barriers() {
+    for seed in SEEDS {
+        let Some(driver) = device(seed) else { return };
+        let y = upload(&driver, &[0u32; 1024]);
+        let args: [&[u8]; 1] = [bytemuck::bytes_of(&y)];
+        let done = launch_bytes(&driver, source("simulator/hopper.cu"), "crowd", config(1024), &args);
+        let error = done.unwrap_err().to_string();
+        assert!(
+            error.contains("expected a barrier in between") && error.contains("which thread ("),
+            "seed {seed}: {error}"
+        );
+    }
+}
