@@ -10,6 +10,16 @@ static void forget_clocks(Worker* worker) {
     }
 }
 
+/// Time begins anew: what was told is over, and what was made or read was so at its beginning.
+static void forget_times(Worker* worker) {
+    forget_clocks(worker);
+    for (SimBarrier& barrier : worker->barriers) barrier.made = 0;
+    for (u32 t = 0; t < worker->launch->fibers; t++) memset(worker->fibers[t].fences, 0, sizeof worker->fibers[t].fences);
+    for (auto& readers : worker->reading) {
+        for (u32& time : readers) time = time == LAST_TIME ? LAST_TIME : 0;
+    }
+}
+
 /// At a barrier of the warp each lane learns what the others know.
 static void share_clocks(Worker* worker, Warp& warp) {
     Fiber* lanes = worker->self - worker->self->lane;
@@ -131,8 +141,10 @@ static void end_phase(Worker* worker, SimBarrier& barrier) {
     hold(barrier.from, nullptr), hold(barrier.to, nullptr);
     u32 begin = worker->ready_count;
     for (u32 t = worker->launch->fibers; t-- > 0;) {
-        const Fiber& fiber = worker->fibers[t];
-        if (fiber.call == PHASE && fiber.waits_for == number(worker, barrier)) worker->ready[worker->ready_count++] = t;
+        Fiber& fiber = worker->fibers[t];
+        if (fiber.call != PHASE || fiber.waits_for != number(worker, barrier)) continue;
+        fiber.call = RUNNING;  // once, should another phase end before its turn comes
+        worker->ready[worker->ready_count++] = t;
     }
     if (worker->launch->spec.seed == 0) return;
     for (u32 i = worker->ready_count; i-- > begin + 1;) {
@@ -162,10 +174,11 @@ static void arrive(Worker* worker, SimBarrier& barrier, const char* call, const 
         fail(worker, text("calls %s at ", call) + where(place) + text(", expected %u arrivals in a phase, found one more", barrier.arrivals));
     }
     // What it did until now, and what it knows; of its warp's others what the warp's barrier told.
+    u32 now = tick(worker);
     Clock& told = joining(barrier);
     if (self->clock) told.learn(*self->clock);
     for (u32 i = 0; i < WARP; i++) told.learn(self->thread - self->lane + i, self->warp->since);
-    told.learn(self->thread, tick(worker));
+    told.learn(self->thread, now);
     barrier.pending--;
     end_phase(worker, barrier);
 }

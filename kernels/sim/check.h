@@ -298,7 +298,7 @@ static void forget_copy(Worker* worker, const Copy& copy) {
     memset(worker->written + offset / 2, 0, 8 * sizeof(u32));
 }
 
-static void forget_clocks(Worker* worker);
+static void forget_times(Worker* worker);
 
 /// A barrier's end: what follows it is later than what came before.
 INLINE u32 tick(Worker* worker) {
@@ -309,7 +309,7 @@ INLINE u32 tick(Worker* worker) {
     for (Warp& warp : worker->warps) warp.since = 1;
     for (Block& block : worker->blocks) block.since = 1;
     worker->born = worker->since = 1;
-    forget_clocks(worker);
+    forget_times(worker);
     return worker->now = 1;
 }
 

@@ -51,7 +51,7 @@ KERNEL multiply_one(float* d, const u32* x, u64 a, u64 b, u32 across, u32 words)
 }
 
 /// A warp tells the next one what its lanes wrote: through one lane, by all of them, and back.
-KERNEL relay(u32* y, const u32* x) {
+KERNEL relay(u32* y, const u32* x, u32 turns) {
     Shared& shared = shared_memory<Shared>();
     Barrier* barriers = &shared.barrier;
     u32 t = threadIdx.x, lane = t % WARP;
@@ -60,7 +60,7 @@ KERNEL relay(u32* y, const u32* x) {
         barrier_init(barriers[1], WARP);
     }
     block_barrier();
-    for (u32 turn = 0; turn < 3; turn++) {
+    for (u32 turn = 0; turn < turns; turn++) {
         if (t < WARP) {
             shared.words[lane] = x[lane] + turn;
             warp_barrier();  // BEFORE
@@ -68,7 +68,7 @@ KERNEL relay(u32* y, const u32* x) {
             barrier_wait(barriers[1], turn % 2);
         } else {
             barrier_wait(barriers[0], turn % 2);  // WAIT
-            y[turn * WARP + lane] = shared.words[(lane + 1) % WARP];
+            y[turn % 3 * WARP + lane] = shared.words[(lane + 1) % WARP];
             barrier_arrive(barriers[1]);  // BACK
         }
     }
