@@ -1,4 +1,5 @@
-// What every kernel stands on: types, bf16, the warp, tensor-core products, asynchronous copies. The only inline PTX.
+// What every kernel stands on: types, bf16, the warp, tensor-core products, asynchronous copies. Inline PTX stands
+// here and, for what Hopper alone has, in hopper.cuh.
 //
 // On a GPU the functions below are compiled by NVRTC, without a toolkit header. With ARES_SIM they come from sim.h, and the
 // same kernels run on the CPU under the simulator's checks. Constants reach a kernel as -D defines from src/ops/<op>/cuda.rs;
@@ -139,6 +140,9 @@ DEVICE void copy_async_wait() {
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LN_2 = 0.6931471805599453f;
 #define INFINITE bits_float(0x7f800000u)
+
+/// e^x, as near as exp2_fast.
+DEVICE float exp_fast(float x) { return exp2_fast(x * LOG2_E); }
 
 DEVICE float to_float(bf16 value) { return bits_float(static_cast<u32>(value.bits) << 16); }
 DEVICE float low_float(u32 pair) { return bits_float(pair << 16); }

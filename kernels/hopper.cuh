@@ -14,8 +14,7 @@ constexpr u32 ATOM = 1024;
 /// Where element (row, col) of such a tile lies, in elements from its beginning; `col` < BOX_COLS.
 DEVICE u32 box_offset(u32 row, u32 col) { return row * BOX_COLS + ((col / 8 ^ row % 8) * 8 + col % 8); }
 
-/// Counts arrivals, and bytes under way. A phase ends when all that it waits for has come; phases are told by their parity,
-/// that of the first being 0.
+/// Counts arrivals and expected bytes. A phase ends once all of both have come; a phase is named by its parity, 0 for the first.
 struct alignas(8) Barrier {
     u64 state;
 };

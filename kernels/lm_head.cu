@@ -21,8 +21,6 @@ static_assert(sizeof(Shared) == SHARED_BYTES, "cuda.rs counts the same bytes");
 /// One number for each of this thread's rows: row lane/4 (+ 8) of each fragment.
 typedef float Rows[WARP_M / 16][2];
 
-DEVICE float exp_fast(float x) { return exp2_fast(x * LOG2_E); }
-
 /// exp(x) − 1 to about 2e-6 of itself, also where x is small.
 DEVICE float exp_minus_one(float x) {
     float series = x * (1.0f + x * (1.0f / 2 + x * (1.0f / 6 + x * (1.0f / 24 + x * (1.0f / 120)))));

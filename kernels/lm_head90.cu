@@ -10,8 +10,6 @@ struct Head90Params {
     u32 raster;
 };
 
-DEVICE float exp_fast(float x) { return exp2_fast(x * LOG2_E); }
-
 /// Over the four lanes that hold a row.
 template <bool LARGEST>
 DEVICE float join_row(float value) {

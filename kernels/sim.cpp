@@ -25,6 +25,8 @@
 #include "sim/memory.h"
 #include "sim/clock.h"
 #include "sim/block.h"
+#include "sim/fault.h"
+#include "sim/schedule.h"
 #include "sim/check.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))

@@ -71,7 +71,7 @@ DEVICE Stage& next_stage(Shared& shared, const Turn& turn) {
     return shared.stages[turn.stage];
 }
 
-/// This warp reads the stage no more: whoever fills it is told.
+/// Tells whoever fills the stage that this warp has finished reading it.
 DEVICE void release(Shared& shared, u32 stage) {
     u32 lane = threadIdx.x % WARP;
     if (lane >= CLUSTER) return;

@@ -42,16 +42,7 @@ pub(crate) fn ops<B: Measured>(
     let (mut found, last) = (Vec::new(), Tensor::<B, f32>::zeros(ops, 1, 1)?);
     each(ops, &Shape::new(config, load), &mut |op, cost, run| {
         say(op);
-        // Reading a number waits for all that was queued.
-        let mut seconds_of = |count: usize| -> Result<f64> {
-            let begin = Instant::now();
-            (0..count).try_for_each(|_| run())?;
-            last.read(ops)?;
-            Ok(begin.elapsed().as_secs_f64() / count as f64)
-        };
-        (0..load.warmup).try_for_each(|_| seconds_of(1).map(drop))?;
-        let count = runs_between_reads(seconds_of(1)?);
-        let seconds = (0..load.repeats).map(|_| seconds_of(count)).collect::<Result<Vec<f64>>>()?;
+        let seconds = seconds_of_runs(ops, load, &last, &mut *run)?;
         let timed = Timed::new(seconds, cost.flops, profiled(ops, run)?);
         let bytes_per_second = cost.bytes as f64 / timed.seconds.median;
         found.push(OpTiming { op, timed, bytes: cost.bytes, bytes_per_second });
@@ -60,8 +51,26 @@ pub(crate) fn ops<B: Measured>(
     Ok(found)
 }
 
+/// What one run takes, `load.repeats` times: each among as many as are worth a read. Reading a number, `last`, waits for all that was queued.
+pub(super) fn seconds_of_runs<B: Measured>(
+    ops: &B,
+    load: &Workload,
+    last: &Tensor<B, f32>,
+    mut run: impl FnMut() -> Result<()>,
+) -> Result<Vec<f64>> {
+    let mut seconds_of = |count: usize| -> Result<f64> {
+        let begin = Instant::now();
+        (0..count).try_for_each(|_| run())?;
+        last.read(ops)?;
+        Ok(begin.elapsed().as_secs_f64() / count as f64)
+    };
+    (0..load.warmup).try_for_each(|_| seconds_of(1).map(drop))?;
+    let count = runs_between_reads(seconds_of(1)?);
+    (0..load.repeats).map(|_| seconds_of(count)).collect()
+}
+
 /// As many runs as last some milliseconds: what a read costs is then little beside them.
-pub(super) fn runs_between_reads(seconds: f64) -> usize {
+fn runs_between_reads(seconds: f64) -> usize {
     const ENOUGH: f64 = 5e-3;
     (ENOUGH / seconds.max(1e-9)).ceil().clamp(1.0, 1000.0) as usize
 }

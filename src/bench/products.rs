@@ -1,13 +1,11 @@
 //! The matrix products of a model's layer, each by every tile that a device has, beside what the model of each predicts.
 
-use std::time::Instant;
-
 use half::bf16;
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::timing::Spread;
-use super::{Workload, ops::runs_between_reads};
+use super::{Workload, ops::seconds_of_runs};
 use crate::backend::cuda::driver::DeviceInfo;
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
@@ -117,15 +115,7 @@ pub(crate) fn time(
             if !way.serves(&product, &Output::of(&mut y)) {
                 continue;
             }
-            let mut seconds_of = |count: usize| -> Result<f64> {
-                let begin = Instant::now();
-                (0..count).try_for_each(|_| way.run(&product, cuda, Output::of(&mut y)))?;
-                last.read(cuda)?;
-                Ok(begin.elapsed().as_secs_f64() / count as f64)
-            };
-            (0..load.warmup).try_for_each(|_| seconds_of(1).map(drop))?;
-            let count = runs_between_reads(seconds_of(1)?);
-            let seconds = (0..load.repeats).map(|_| seconds_of(count)).collect::<Result<Vec<f64>>>()?;
+            let seconds = seconds_of_runs(cuda, load, &last, || way.run(&product, cuda, Output::of(&mut y)))?;
             found.push(ProductTiming { seconds: Some(Spread::of(seconds)), ..timing(cuda.info(), shape, way, load) });
         }
     }
@@ -135,6 +125,6 @@ pub(crate) fn time(
 /// Numbers in no order, about a normal weight's size: what a tensor core's power depends on.
 fn matrix(cuda: &Cuda, seed: u32, rows: usize, cols: usize) -> Result<Tensor<Cuda>> {
     let value = |i: u32| (i.wrapping_add(seed << 20).wrapping_mul(0x9e37_79b1) >> 8) as f32 / (1 << 24) as f32 - 0.5;
-    let values: Vec<bf16> = (0..(rows * cols) as u32).into_par_iter().map(|i| bf16::from_f32(value(i))).collect();
+    let values: Vec<bf16> = (0..rows * cols).into_par_iter().map(|i| bf16::from_f32(value(i as u32))).collect();
     Tensor::from_host(cuda, rows, cols, &values)
 }
