@@ -102,7 +102,7 @@ impl Cuda {
             Some("sm_90a") if info.arch == Arch::Sm90a => Arch::Sm90a,
             Some(found) => {
                 let what = format!(
-                    "--tier: expected sm_80, or sm_90a on a device of sm_90a, found {found} on {} ({})",
+                    "--tier or ARES_TIER: expected sm_80, or sm_90a on a device of sm_90a, found {found} on {} ({})",
                     info.name, info.arch
                 );
                 return Err(Error::Usage(format!("{what}; leave it out, and kernels are those of sm_80")));
