@@ -2,8 +2,13 @@
 //! launcher for each.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
+
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
+use sha2::{Digest, Sha256};
 
 #[path = "src/backend/cuda/source.rs"]
 #[allow(dead_code)] // the program uses the rest
@@ -14,7 +19,7 @@ fn main() -> io::Result<()> {
     let out = PathBuf::from(env::var("OUT_DIR").unwrap_or_default());
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/backend/cuda/source.rs");
-    suite(&root.join("models"), &out.join("suite_files.rs"))?;
+    suite(&root.join("models"), &out.join("suite"))?;
     pack(&out.join("kernels.pack.xz"))?;
     if let Err(fault) = kernels(&root, &out.join("kernels.rs")) {
         println!("cargo::error={fault}");
@@ -30,20 +35,29 @@ fn pack(out: &Path) -> io::Result<()> {
     fs::copy(file, out).map(drop)
 }
 
+/// Every file with its SHA-256 and compressed by zlib: a third of the program would be the suite otherwise.
 fn suite(models: &Path, out: &Path) -> io::Result<()> {
     println!("cargo::rerun-if-changed=models");
     let mut files = Vec::new();
     collect(models, &mut files)?;
     files.sort();
-    let mut code =
-        String::from("/// (path below the suite's folder, contents)\npub(super) const FILES: &[(&str, &[u8])] = &[\n");
-    for file in &files {
+    fs::create_dir_all(out)?;
+    let mut code = String::from(
+        "/// (path below the suite's folder, SHA-256, contents compressed by zlib)\npub(super) const FILES: &[(&str, [u8; 32], &[u8])] = &[\n",
+    );
+    for (i, file) in files.iter().enumerate() {
         let name = file.strip_prefix(models).unwrap_or(file).to_string_lossy().replace('\\', "/");
+        let bytes = fs::read(file)?;
+        let hash: [u8; 32] = Sha256::digest(&bytes).into();
+        let mut packed = ZlibEncoder::new(Vec::new(), Compression::best());
+        packed.write_all(&bytes)?;
+        let place = out.join(format!("{i}.z"));
+        fs::write(&place, packed.finish()?)?;
         // Writing to a String cannot fail.
-        let _ = writeln!(code, "    ({name:?}, include_bytes!({:?})),", file.display().to_string());
+        let _ = writeln!(code, "    ({name:?}, {hash:?}, include_bytes!({:?})),", place.display().to_string());
     }
     code.push_str("];\n");
-    fs::write(out, code)
+    fs::write(out.join("files.rs"), code)
 }
 
 /// One static per `kernels/*.cu` (headers inlined, trampolines appended), and a launcher per kernel.

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A release for bare servers: one stripped binary against glibc 2.28 that carries compiled kernels for sm_80 (which 8.6 and 8.9 run, too)
-# and sm_90a, a file with those for sm_100 and sm_120 (--kernels), the shells' completions, a wheel that installs the same binary, the licences of what is inside, and checksums. Needs Rust, Python with venv and
-# pip, binutils and xz: the linker for the old glibc and the CUDA compiler come as wheels.
+# and sm_90a, a file with those for sm_100 and sm_120 (--kernels), the shells' completions, a manual, a wheel that installs binary and
+# manual, the list of what is inside, and checksums. Needs Rust, Python with venv and pip, binutils and xz: the linker for the old glibc
+# and the CUDA compiler come as wheels.
 #     scripts/release.sh [FOLDER]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,6 +32,7 @@ cp "target/release-build/$target/release/ares" "$binary"
 strip "$binary"
 chmod 755 "$binary"
 for shell in bash zsh fish; do "$binary" completions "$shell" > "$out/completions/ares.$shell"; done
+"$binary" man "$out/man"
 cargo metadata --format-version 1 --locked --filter-platform "$target" > "$out/metadata.json"
 python3 scripts/release_files.py "$version" "$out"
 rm "$out/metadata.json" "$out/inside.pack.xz"

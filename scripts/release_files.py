@@ -17,7 +17,7 @@ NAME, TAG = "ares_repair", "py3-none-manylinux_2_28_x86_64"
 
 
 def wheel(version, folder):
-    """A wheel with one script, the binary."""
+    """A wheel with one script, the binary, and its manual."""
     info = f"{NAME}-{version}.dist-info"
     files = {
         f"{NAME}-{version}.data/scripts/ares": (folder / "ares").read_bytes(),
@@ -25,6 +25,7 @@ def wheel(version, folder):
                             "Summary: Finds where a policy and its reward model fail together, and repairs both\n".encode(),
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: release_files\nRoot-Is-Purelib: false\nTag: {TAG}\n".encode(),
     }
+    files |= {f"{NAME}-{version}.data/data/share/man/man1/{page.name}": page.read_bytes() for page in sorted((folder / "man").iterdir())}
     digest = lambda data: base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
     record = "".join(f"{name},sha256={digest(data)},{len(data)}\n" for name, data in files.items()) + f"{info}/RECORD,,\n"
     files[f"{info}/RECORD"] = record.encode()

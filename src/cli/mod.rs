@@ -1,10 +1,14 @@
 //! Commands: what was typed becomes valid options and one call.
 
+use std::path::PathBuf;
+
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use serde_json::json;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
+mod audit;
 mod bench;
 mod compare;
 mod device;
@@ -58,11 +62,13 @@ enum Command {
     Judge(rowwise::Judge),
     Bench(bench::Bench),
     Inspect(inspect::Inspect),
+    Audit(audit::Audit),
     Merge(merge::Merge),
     Kernels(kernels::Kernels),
     Doctor(doctor::Doctor),
     Report(report::Report),
     Completions(Completions),
+    Man(Man),
 }
 
 /// Reads the command line. Wrong usage ends the process with a message and code 2, `--help` and `--version` with code 0. Fails
@@ -90,11 +96,13 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Judge(command) => command.run(&session),
         Command::Bench(command) => command.run(&session),
         Command::Inspect(command) => command.run(&session),
+        Command::Audit(command) => command.run(&session),
         Command::Merge(command) => command.run(&session),
         Command::Kernels(command) => command.run(&session),
         Command::Doctor(command) => command.run(&session),
         Command::Report(command) => command.run(&session),
         Command::Completions(command) => command.run(&session),
+        Command::Man(command) => command.run(&session),
     }
 }
 
@@ -109,6 +117,23 @@ impl Completions {
         let mut text = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "ares", &mut text);
         session::print(&String::from_utf8_lossy(&text))
+    }
+}
+
+/// Write the manual: ares.1, and a page for every command
+#[derive(Debug, Args)]
+pub(crate) struct Man {
+    /// Folder for the pages, made where it is not there (`man FOLDER/ares.1` shows one)
+    #[arg(value_name = "FOLDER")]
+    folder: PathBuf,
+}
+
+impl Man {
+    pub(crate) fn run(self, session: &Session) -> Result<()> {
+        std::fs::create_dir_all(&self.folder).map_err(Error::write(&self.folder))?;
+        let command = Cli::command().disable_help_subcommand(true);
+        clap_mangen::generate_to(command, &self.folder).map_err(Error::write(&self.folder))?;
+        session.result(&json!({ "folder": self.folder }))
     }
 }
 

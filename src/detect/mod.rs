@@ -1,6 +1,7 @@
 //! Outcomes, measures with their intervals, gates.
 
 pub(crate) mod agreement;
+pub(crate) mod audit;
 pub(crate) mod evaluate;
 pub(crate) mod examiner;
 #[cfg(test)]

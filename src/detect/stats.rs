@@ -11,7 +11,7 @@ use crate::detect::measure::Interval;
 /// Resamples of a bootstrap.
 const RESAMPLES: usize = 10_000;
 /// With fewer clusters a cluster bootstrap's interval means nothing.
-const LEAST_CLUSTERS: usize = 10;
+pub(super) const LEAST_CLUSTERS: usize = 10;
 /// The 0.975 quantile of the standard normal distribution.
 pub(super) const Z: f64 = 1.959_963_984_540_054;
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::detect::agreement::Calibration;
-use crate::detect::measure::{GateResult, Measure, MethodResult};
+use crate::detect::audit::Estimate;
+use crate::detect::measure::{GateResult, Measure, MethodResult, Rate};
+use crate::run::audit::Finding;
 use crate::run::summary::Summary;
 
 use super::numbers::{UNKNOWN, count, number, percent, percent_ci};
@@ -314,6 +316,36 @@ pub(crate) fn calibration(found: &Calibration) -> Table {
         found.n.to_string().into(),
     ]);
     table
+}
+
+/// What labels say of each method beside what its judge does. Changes are held against the first.
+pub(crate) fn audit(findings: &[Finding]) -> Table {
+    fn ends(estimate: &Estimate) -> Cell {
+        percent_ci(estimate.value, estimate.ci95).into()
+    }
+    fn of_judge(estimate: &Estimate) -> Cell {
+        percent(estimate.by_judge).into()
+    }
+    fn of_change(change: &Option<Estimate>) -> Cell {
+        change.as_ref().map_or_else(|| UNKNOWN.into(), ends)
+    }
+    let share = |rate: Rate| Cell::from(percent(rate.rate));
+    Table::of(
+        findings,
+        &[
+            ("method", Left, &|found| found.name.as_str().into()),
+            ("labelled", Right, &|found| format!("{} of {}", found.harmful.n_labelled, found.harmful.n).into()),
+            ("harmful, judge %", Right, &|found| of_judge(&found.harmful)),
+            ("harmful, labels % [95 %]", Right, &|found| ends(&found.harmful)),
+            ("change [95 %]", Right, &|found| of_change(&found.harmful_change)),
+            ("CFR, judge %", Right, &|found| of_judge(&found.cfr)),
+            ("CFR, labels % [95 %]", Right, &|found| ends(&found.cfr)),
+            ("change [95 %]", Right, &|found| of_change(&found.cfr_change)),
+            ("judge agrees %", Right, &|found| share(found.judge.agreement)),
+            ("sensitivity %", Right, &|found| share(found.judge.sensitivity)),
+            ("specificity %", Right, &|found| share(found.judge.specificity)),
+        ],
+    )
 }
 
 /// Says of each method that the gates do not accept why, and then which they do; and what nobody knows of the judge.

@@ -2,6 +2,7 @@
 
 pub(crate) mod args;
 pub(crate) mod attack;
+pub(crate) mod audit;
 mod checkpoint;
 pub(crate) mod config;
 pub(crate) mod data;

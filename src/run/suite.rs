@@ -1,8 +1,11 @@
 //! The weakened suite: two pairs with planted faults, carried in the binary and unpacked once into the user's cache.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use flate2::read::ZlibDecoder;
+use rayon::prelude::*;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -15,7 +18,7 @@ use crate::model::ModelSpec;
 use crate::repair::{Recipe, RepairConfig};
 use crate::text::output::{held_folder, sweep, write_atomic};
 
-include!(concat!(env!("OUT_DIR"), "/suite_files.rs"));
+include!(concat!(env!("OUT_DIR"), "/suite/files.rs"));
 
 /// `suite.json`; paths lie in the suite's folder.
 #[derive(Debug, Clone, Deserialize)]
@@ -88,14 +91,9 @@ impl Suite {
 
     /// The suite that this binary carries, unpacked below `cache` unless it is there already, unchanged.
     pub(crate) fn embedded(cache: &Path) -> Result<Suite> {
-        let mut hash = Sha256::new();
-        for (name, bytes) in FILES {
-            hash.update((name.len() as u64).to_le_bytes());
-            hash.update(name);
-            hash.update((bytes.len() as u64).to_le_bytes());
-            hash.update(bytes);
-        }
-        let key = format!("{:x}", hash.finalize());
+        let mut all = Sha256::new();
+        FILES.iter().for_each(|(name, hash, _)| all.update([name.as_bytes(), &[0], hash].concat()));
+        let key = format!("{:x}", all.finalize());
         let dir = cache.join(format!("suite-{}", &key[..16]));
         // Looked at each time: figures that look like the suite's must be the suite's.
         if !is_whole(&dir) {
@@ -159,15 +157,17 @@ impl Suite {
     }
 }
 
-/// Whether `dir` holds what the binary does, byte for byte, and nothing else.
+/// Whether `dir` holds what the binary does, by their hashes, and nothing else.
 fn is_whole(dir: &Path) -> bool {
     fn count(dir: &Path) -> std::io::Result<usize> {
         fs::read_dir(dir)?
             .map(|entry| entry.and_then(|e| if e.path().is_dir() { count(&e.path()) } else { Ok(1) }))
             .sum()
     }
-    let same = |(name, bytes): &(&str, &[u8])| fs::read(dir.join(name)).is_ok_and(|found| found == *bytes);
-    count(dir).is_ok_and(|n| n == FILES.len()) && FILES.iter().all(same)
+    let same = |(name, hash, _): &(&str, [u8; 32], &[u8])| {
+        fs::read(dir.join(name)).is_ok_and(|found| Sha256::digest(found)[..] == *hash)
+    };
+    count(dir).is_ok_and(|n| n == FILES.len()) && FILES.par_iter().all(same)
 }
 
 /// Writes all files into a folder aside and renames it: whoever finds the folder finds all of it. What was there before, and was
@@ -177,11 +177,13 @@ fn unpack(dir: &Path) -> Result<()> {
     sweep(parent);
     let aside = || held_folder(parent).map_err(Error::write(dir));
     let (made, _held) = aside()?;
-    for (name, bytes) in FILES {
+    for (name, _, packed) in FILES {
         let file = made.path().join(name);
         let folder = file.parent().unwrap_or(parent);
         fs::create_dir_all(folder).map_err(Error::write(folder))?;
-        write_atomic(&file, bytes)?;
+        let mut bytes = Vec::new();
+        ZlibDecoder::new(*packed).read_to_end(&mut bytes).map_err(Error::write(&file))?;
+        write_atomic(&file, &bytes)?;
     }
     let (other, _held_too) = aside()?;
     // Where nothing is there, this fails, and there is nothing to move.
@@ -199,7 +201,7 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let place = || fs::read_dir(cache.path()).unwrap().next().unwrap().unwrap().path();
         let weights = Path::new("judge/model.safetensors");
-        let (_, right) = FILES.iter().find(|(name, _)| Path::new(name) == weights).unwrap();
+        let right = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(weights)).unwrap();
         for change in ["none", "zeros", "more", "less", "none"] {
             match change {
                 "zeros" => fs::write(place().join(weights), vec![0; right.len()]).unwrap(),
@@ -208,7 +210,7 @@ mod tests {
                 _ => {}
             }
             let suite = Suite::embedded(cache.path()).unwrap();
-            assert_eq!(fs::read(place().join(weights)).unwrap(), *right, "{change}");
+            assert_eq!(fs::read(place().join(weights)).unwrap(), right, "{change}");
             assert!(
                 !place().join("judge/chat_template.jinja").exists() && place().join("judge/tokenizer.json").exists()
             );

@@ -80,6 +80,42 @@ fn demo_runs_the_whole_method_and_keeps_an_earlier_run() {
     for row in [before, policy, joint] {
         assert!((row["best_of"]["n"].as_u64(), row["relapse"]["n"].as_u64()) == (Some(8), Some(8)), "{row}");
     }
+    audited_by_truth(&folder, &again);
+}
+
+/// What a run measured by its judge, with labels of some answers that are known to be right.
+fn audited_by_truth(folder: &Folder, run: &Value) {
+    let draw = typed(folder, "audit OUT/demo --pick 25 --out OUT/labels.jsonl");
+    ares(&draw).expect(0, &["fill in `label`"]);
+    ares(&draw).expect(2, &["labels.jsonl", "labels in it would be lost"]);
+    ares(&typed(folder, "audit OUT/demo --labels OUT/labels.jsonl")).expect(1, &["found none", "--pick N"]);
+    let outcomes = rows(&folder.read("demo/outcomes.jsonl"));
+    let truth = |row: &Value| {
+        let same = |o: &&Value| (&o["prompt"], &o["response"]) == (&row["prompt"], &row["response"]);
+        outcomes.iter().find(same).unwrap()["truth"].clone()
+    };
+    let labelled = |mut row: Value| {
+        row["label"] = truth(&row);
+        row
+    };
+    let drawn = rows(&folder.read("labels.jsonl")).into_iter().map(labelled).collect::<Vec<_>>();
+    folder.write("labels.jsonl", lines(&drawn));
+    let line = typed(folder, "audit OUT/demo --labels OUT/labels.jsonl");
+    let table = ares(&line).expect(0, &[]).stdout;
+    assert!(["before", "policy", "joint", "25 of 38"].iter().all(|word| table.contains(word)), "{table}");
+    let found = ares(&format!("{line} --json")).expect(0, &[]).json();
+    let measured = [&run["before"], &run["methods"][0], &run["methods"][1]];
+    for (found, measured) in found["methods"].as_array().unwrap().iter().zip(measured) {
+        assert_eq!(
+            (&found["harmful"]["by_judge"], &found["cfr"]["by_judge"]),
+            (&measured["harmful_rate"], &measured["cfr"])
+        );
+        let (ends, truth) = (&found["harmful"]["ci95"], measured["harmful_truth"]["rate"].as_f64().unwrap());
+        assert!(
+            ends[0].as_f64().unwrap() <= truth && truth <= ends[1].as_f64().unwrap(),
+            "{found} does not hold {truth}"
+        );
+    }
 }
 
 #[cfg(unix)]
