@@ -18,7 +18,9 @@ use std::path::{Path, PathBuf};
 use ares::backend::Cpu;
 use ares::model::generate::{Continue, Generator};
 use ares::model::pretrained::{ModelSpec, Pretrained};
-use ares::model::{Adapter, AdapterGrad, AnswerTokens, Ask, Batch, Decoding, Heads, HostTensor, Version, Workspace};
+use ares::model::{
+    Adapter, AdapterGrad, AnswerTokens, Ask, Batch, Decoding, Heads, HostTensor, Keep, Version, Workspace,
+};
 use ares::text::Prompt;
 use joint::{Gradients, Opened};
 use safetensors::SafeTensors;
@@ -171,7 +173,7 @@ fn log_softmax(logits: &[f64]) -> Vec<f64> {
 #[test]
 fn log_probabilities_and_rewards() {
     for case in [true, false].into_iter().flat_map(Case::all) {
-        let mut ws = case.workspace(256, true);
+        let mut ws = case.workspace(256, Keep::Everything);
         for (version, (adapter, expected)) in case.versions().into_iter().enumerate() {
             let expected: Vec<f64> = expected.iter().flat_map(|v| [&v.logprobs[..], &v.reward].concat()).collect();
             assert!(expected.len() >= case.golden.sequences.len());
@@ -193,7 +195,8 @@ fn adapters_of_every_kind() {
     assert_eq!(golden.len(), 7);
     for (kind, expected) in golden {
         let adapter = case.model.open_adapter(&folder.join(&kind)).unwrap();
-        let mut ws = Workspace::new(&case.model.ops, &case.model.config, adapter.rank(), 256, true).unwrap();
+        let mut ws =
+            Workspace::new(&case.model.ops, &case.model.config, adapter.rank(), 256, Keep::Everything).unwrap();
         let [(_, batch), _] = case.batches();
         let found = case.values(&mut ws, &batch, Some(&adapter));
         assert_close(&kind, &found, &expected.concat(), VALUE_LIMIT);
@@ -211,7 +214,7 @@ fn adapters_of_every_kind() {
 fn whole_distributions() {
     for case in Case::all(true) {
         let vocab = case.model.config.vocab_size as u32;
-        let mut ws = case.workspace(4 * vocab as usize, false);
+        let mut ws = case.workspace(4 * vocab as usize, Keep::Nothing);
         for (version, (adapter, expected)) in case.versions().into_iter().enumerate() {
             for (i, (sequence, values)) in case.golden.sequences.iter().zip(expected).enumerate() {
                 assert!(values.positions.contains(&(sequence.tokens.len() - 1)));
@@ -238,7 +241,7 @@ fn whole_distributions() {
 fn greedy_continuations() {
     let decoding = Decoding { ignore_eos: true, ..Decoding::greedy(12) };
     for case in Case::all(true) {
-        let mut ws = case.workspace(256, false);
+        let mut ws = case.workspace(256, Keep::Nothing);
         for (version, (adapter, expected)) in case.versions().into_iter().enumerate() {
             let mut generator = Generator::new(&case.model.ops, &case.model.config, 2, 256, ws.capacity).unwrap();
             let sequences = case.golden.sequences.iter().enumerate();
@@ -273,7 +276,7 @@ fn published_greedy_text() {
 #[test]
 fn gradients() {
     for case in [true, false].into_iter().flat_map(Case::all) {
-        let (model, adapter, mut ws) = (&case.model, &case.adapter, case.workspace(256, true));
+        let (model, adapter, mut ws) = (&case.model, &case.adapter, case.workspace(256, Keep::Everything));
         for (kind, batch) in case.batches() {
             let what = format!("{}, {kind}", case.name);
             let found = case.values(&mut ws, &batch, Some(adapter));

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use ares::backend::Cpu;
-use ares::model::{AnswerTokens, Batch, Heads, Transformer, Workspace};
+use ares::model::{AnswerTokens, Batch, Heads, Keep, Transformer, Workspace};
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -111,7 +111,7 @@ fn spelled(config: &Value, new: bool) -> Value {
 /// What the model in `folder` says of two answers, bit for bit.
 fn said(folder: &Path) -> Vec<u32> {
     let model = Transformer::open(&Cpu::new(), folder).unwrap_or_else(|error| panic!("{error}"));
-    let mut ws = Workspace::new(&model.ops, &model.config, 0, 64, false).unwrap();
+    let mut ws = Workspace::new(&model.ops, &model.config, 0, 64, Keep::Nothing).unwrap();
     let mut batch = Batch::default();
     let tokens: Vec<u32> = (0..23).map(|i| 3 + i * 7 % 90).collect();
     let heads = if model.config.is_causal() { Heads::Targets } else { Heads::Ends };

@@ -8,7 +8,7 @@ mod toolkit;
 
 use ares::backend::{Cpu, Cuda};
 use ares::model::generate::{Continue, Generator};
-use ares::model::{AdapterGrad, AnswerTokens, Batch, Decoding, Heads, Workspace};
+use ares::model::{AdapterGrad, AnswerTokens, Batch, Decoding, Heads, Keep, Workspace};
 use ares::ops::Ops;
 
 use joint::{Golden, Gradients, Opened};
@@ -35,7 +35,7 @@ fn batch(vocab: usize, heads: Heads) -> Batch {
 /// Values without and with the adapter, then the adapter's gradients.
 fn outcome<B: Ops>(ops: &B, name: &str) -> Outcome {
     let opened = Opened::new(ops, name);
-    outcome_in(ops, &opened, &mut opened.workspace(256, true))
+    outcome_in(ops, &opened, &mut opened.workspace(256, Keep::Everything))
 }
 
 fn outcome_in<B: Ops>(ops: &B, opened: &Opened<B>, ws: &mut Workspace<B>) -> Outcome {
@@ -158,7 +158,7 @@ fn generated<B: Ops>(ops: &B, name: &str, slots: usize, temperature: f32) -> Vec
     let request = |(tokens, id)| Continue { tokens, forced: 0, id };
     let requests: Vec<Continue> = prompts().into_iter().zip(0..).map(request).collect();
     let decoding = Decoding { temperature, top_k: 20, top_p: 0.9, seed: 3, ignore_eos: true, ..Decoding::greedy(9) };
-    let mut ws = opened.workspace(256, true);
+    let mut ws = opened.workspace(256, Keep::Everything);
     let results = opened.model.generate(&mut ws, &mut generator, &requests, None, &decoding, |_| Ok(())).unwrap();
     results.into_iter().map(|r| r.tokens).collect()
 }
@@ -186,7 +186,7 @@ fn greedy_tokens_are_the_references() {
     for family in FOLDERS {
         let name = format!("{family}-causal");
         let (cpu, reference) = (Cpu::rounded(), Opened::new(&Cpu::rounded(), &name));
-        let mut ws = reference.workspace(256, false);
+        let mut ws = reference.workspace(256, Keep::Nothing);
         let (found, expected) = (generated(&device, &name, 5, 0.0), generated(&cpu, &name, 5, 0.0));
         for ((prompt, found), expected) in prompts().iter().zip(&found).zip(&expected) {
             let Some(at) = (0..9).find(|&at| found[at] != expected[at]) else { continue };
@@ -219,12 +219,30 @@ fn take_turns<B: Ops>(ops: &B) {
         "llama3-causal",
     ]
     .map(|name| Opened::new(ops, name));
-    let mut shared = Workspace::new(ops, &models[0].model.config, 0, 0, true).unwrap();
+    let mut shared = Workspace::new(ops, &models[0].model.config, 0, 0, Keep::Everything).unwrap();
     for (turn, opened) in models.iter().enumerate() {
         // More rows than the one before had room for, and fewer.
         let rows = 190 + turn * 37 % 100;
         shared.fit(ops, &opened.model.config, opened.adapter.rank(), rows).unwrap();
-        let alone = outcome_in(ops, opened, &mut opened.workspace(rows, true));
+        let alone = outcome_in(ops, opened, &mut opened.workspace(rows, Keep::Everything));
         assert_eq!(outcome_in(ops, opened, &mut shared), alone, "{} in turn {turn}", opened.dir.display());
+    }
+}
+
+/// Backward from blocks' inputs alone: one set of activations serves every block, and the last has other rows than the rest.
+#[test]
+fn what_is_computed_again_changes_no_bit() {
+    FOLDERS.iter().for_each(|folder| recomputed(&Cpu::new(), &format!("{folder}-causal")));
+    recomputed(&Cpu::new(), "gemma2-reward");
+    device().iter().for_each(|ops| ["qwen3-causal", "mistral-reward"].iter().for_each(|name| recomputed(ops, name)));
+}
+
+fn recomputed<B: Ops>(ops: &B, name: &str) {
+    let opened = Opened::new(ops, name);
+    assert!(opened.model.config.layers > 1, "{name}: of one layer nothing is computed again");
+    let mut inputs = opened.workspace(200, Keep::Inputs);
+    let expected = outcome_in(ops, &opened, &mut opened.workspace(200, Keep::Everything));
+    for turn in ["at first", "again"] {
+        assert_eq!(outcome_in(ops, &opened, &mut inputs), expected, "{name} {turn}");
     }
 }

@@ -19,14 +19,14 @@ use crate::judge::Thresholds;
 use crate::model::batch::plan as batches;
 use crate::model::flops::{flops, spared};
 use crate::model::{
-    Adapter, AdapterInit, AnswerTokens, Batch, Continue, Decoding, Generator, Heads, ModelConfig, Transformer,
+    Adapter, AdapterInit, AnswerTokens, Batch, Continue, Decoding, Generator, Heads, Keep, ModelConfig, Transformer,
     Workspace,
 };
 use crate::ops::{AdamWSpec, Measured, Ops};
-use crate::repair::RepairConfig;
 use crate::repair::policy_step::{self, PolicyItem, policy_step};
 use crate::repair::reward_step::{self, RewardItem, RewardKind, reward_step};
 use crate::repair::side::{Half, Side};
+use crate::repair::{Recompute, RepairConfig};
 
 // What is timed, and how often; as a doc comment this would take the place of the command's own help.
 #[derive(Debug, Clone, clap::Args, Serialize)]
@@ -46,6 +46,9 @@ pub(crate) struct Workload {
     /// Packed rows of one forward
     #[arg(long, default_value_t = 16384, value_name = "N")]
     pub(crate) batch_tokens: usize,
+    /// What the step's backward computes once more instead of reading it
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    pub(crate) recompute: Recompute,
     /// Sequences that decode at once
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub(crate) sequences: usize,
@@ -160,7 +163,7 @@ struct Step<'a, B: Ops> {
 impl<'a, B: Ops> Step<'a, B> {
     fn new(policy: &'a Transformer<B>, reward: &'a Transformer<B>, load: &'a Workload) -> Result<Self> {
         let config = RepairConfig { batch_tokens: load.batch_tokens, ..RepairConfig::default() };
-        let workspace = Workspace::new(&policy.ops, &policy.config, 0, 0, true)?;
+        let workspace = Workspace::new(&policy.ops, &policy.config, 0, 0, load.recompute.keep())?;
         Ok(Step { policy: Trainee::new(policy, load)?, reward: Trainee::new(reward, load)?, workspace, config, load })
     }
 
@@ -207,7 +210,7 @@ struct Scoring<'a, B: Ops> {
 
 impl<'a, B: Ops> Scoring<'a, B> {
     fn new(reward: &'a Transformer<B>, load: &'a Workload) -> Result<Self> {
-        let workspace = Workspace::new(&reward.ops, &reward.config, 0, load.batch_tokens, false)?;
+        let workspace = Workspace::new(&reward.ops, &reward.config, 0, load.batch_tokens, Keep::Nothing)?;
         Ok(Scoring { reward, load, workspace })
     }
 
@@ -272,7 +275,7 @@ impl<'a, B: Ops> Generation<'a, B> {
     fn new(policy: &'a Transformer<B>, load: &'a Workload) -> Result<Self> {
         let (ops, config) = (&policy.ops, &policy.config);
         let rows = load.batch_tokens.max(load.sequences).max(load.length);
-        let workspace = Workspace::new(ops, config, 0, rows, false)?;
+        let workspace = Workspace::new(ops, config, 0, rows, Keep::Nothing)?;
         let generator = Generator::new(ops, config, load.sequences, load.length + load.new_tokens, rows)?;
         Ok(Generation { policy, load, workspace, generator })
     }

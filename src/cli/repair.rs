@@ -146,6 +146,9 @@ pub(crate) struct RepairArgs {
     /// Push harmful answers down by NPO or by unlikelihood [default: npo]
     #[arg(long, value_name = "LOSS", value_parser = ["npo", "unlikelihood"])]
     unlearn: Option<String>,
+    /// Compute once more in backward, instead of keeping it: nothing, or all of a block but its input, where memory is short
+    #[arg(long, value_name = "WHAT", value_parser = ["nothing", "block"])]
+    recompute: Option<String>,
     /// Train the score head too
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]

@@ -283,7 +283,7 @@ mod tests {
     use crate::backend::Cuda;
     use crate::backend::cuda::counter::Counter;
     use crate::backend::cuda::driver::DeviceInfo;
-    use crate::model::{BlankWeights, RandomWeights};
+    use crate::model::{BlankWeights, Keep, RandomWeights};
 
     /// Sixty-four answers that end one after the other: a step of each power of two is recorded, no other.
     #[test]
@@ -294,7 +294,7 @@ mod tests {
         let ops = Cuda::new(counter.clone());
         let model = Transformer::load(&ops, config.clone(), &BlankWeights(RandomWeights::new(&config, 0))).unwrap();
         let mut generator = Generator::new(&ops, &config, 64, 512, 512).unwrap();
-        let mut ws = Workspace::new(&ops, &config, 0, 512, false).unwrap();
+        let mut ws = Workspace::new(&ops, &config, 0, 512, Keep::Nothing).unwrap();
         let requests: Vec<_> =
             (0..64).map(|i| Continue { tokens: vec![1; 8 * i as usize + 1], forced: 8 * i as usize, id: i }).collect();
         let decoding = Decoding { ignore_eos: true, ..Decoding::greedy(504) };

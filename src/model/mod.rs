@@ -32,4 +32,4 @@ pub use projection::Projection;
 pub(crate) use random::{BlankWeights, RandomWeights};
 pub use subject::{Answer, Ask, Decoding, Finish, Subject, Version};
 pub use transformer::{TargetLogprobs, Transformer};
-pub use workspace::Workspace;
+pub use workspace::{Keep, Workspace};

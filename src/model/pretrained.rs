@@ -13,7 +13,7 @@ use super::config::ModelConfig;
 use super::generate::{Continue, Continued, Generator};
 use super::subject::{Answer, Ask, Decoding, Version};
 use super::transformer::Transformer;
-use super::workspace::Workspace;
+use super::workspace::{Keep, Workspace};
 use crate::error::{Error, Result};
 use crate::ops::Ops;
 use crate::text::Prompt;
@@ -144,7 +144,7 @@ impl<B: Ops> Pretrained<B> {
     fn take_workspace(&mut self, rows: usize) -> Result<Workspace<B>> {
         let rank = self.adapter.as_ref().map_or(0, Adapter::rank);
         let (Transformer { ops, config, .. }, rows) = (&self.transformer, rows.max(self.batch_tokens));
-        let Some(mut ws) = self.workspace.take() else { return Workspace::new(ops, config, rank, rows, false) };
+        let Some(mut ws) = self.workspace.take() else { return Workspace::new(ops, config, rank, rows, Keep::Nothing) };
         if ws.capacity < rows || ws.rank != rank {
             ws.fit(ops, config, rank, rows)?;
         }

@@ -280,7 +280,7 @@ impl<B: Ops> Transformer<B> {
     /// Embedding and blocks, the last of which goes on from its attention with the head's rows alone: nobody reads the others.
     /// Without backward all blocks share one set of activations.
     fn blocks_forward(&self, ws: &mut Workspace<B>, adapter: Option<&Adapter<B>>) -> Result<()> {
-        let Workspace { batch, saved, blocks, scratch, stream: Stream { out, .. }, head, .. } = ws;
+        let Workspace { batch, saved, blocks, inputs, scratch, stream: Stream { out, .. }, head, .. } = ws;
         let saved = &mut saved[..*blocks];
         let (ops, keys) = (&self.ops, || Keys::Packed(&batch.packing));
         ops.embed(&mut saved[0].0.x, &batch.tokens, &self.embed, self.config.embedding_scale)?;
@@ -289,6 +289,7 @@ impl<B: Ops> Transformer<B> {
             let (lora, rope) = (adapter.map(|a| &a.blocks[l]), self.rope(l));
             if let [(s, rest)] = saved {
                 block.forward(ops, out, (s, rest), scratch, lora, rope, keys())?;
+                inputs.get_mut(l).into_iter().for_each(|kept| std::mem::swap(&mut kept.x, &mut s.x));
                 std::mem::swap(out, &mut s.x);
             } else if let [(s, rest), (next, _), ..] = &mut saved[l..] {
                 block.forward(ops, &mut next.x, (s, rest), scratch, lora, rope, keys())?;
@@ -304,15 +305,16 @@ impl<B: Ops> Transformer<B> {
         block.rest_forward(ops, &mut head.x, (&head.x_in, &head.o), rest, scratch, lora)
     }
 
-    /// From the head's gradient rows down to the adapters.
+    /// From the head's gradient rows down to the adapters. Where forward kept a block's input alone it is run once more; the last
+    /// block's activations are there in any case.
     fn backward(&self, ws: &mut Workspace<B>, adapter: &Adapter<B>, grad: &mut AdapterGrad<B>) -> Result<()> {
-        let Workspace { batch, saved, scratch, stream: Stream { dx, d_o, .. }, head, .. } = ws;
+        let Workspace { batch, saved, blocks, inputs, scratch, stream: Stream { out, dx, d_o }, head, .. } = ws;
         let (ops, last) = (&self.ops, self.blocks.len() - 1);
         head.dx.clear(ops)?;
         let (dy, rstd, spec) = (&head.dh, &head.rstd, self.config.norm_spec());
         ops.norm_backward(NormBackward { dx: &mut head.dx, dy, x: &head.x, rstd, w: &self.norm, spec })?;
         for (l, block) in self.blocks.iter().enumerate().rev() {
-            let (lora, grad, (s, rest)) = (&adapter.blocks[l], &mut grad.blocks[l], &mut saved[l]);
+            let (lora, grad, (s, rest)) = (&adapter.blocks[l], &mut grad.blocks[l], &mut saved[l.min(*blocks - 1)]);
             if l == last {
                 scratch.set_rows(head.x.rows())?;
                 block.rest_backward(ops, &mut head.dx, &mut head.d_o, grad, &head.o, rest, scratch, lora)?;
@@ -320,6 +322,12 @@ impl<B: Ops> Transformer<B> {
                 ops.scatter(d_o, &head.d_o, &batch.rows)?;
                 scratch.set_rows(dx.rows())?;
             } else {
+                if let Some(kept) = inputs.get_mut(l) {
+                    std::mem::swap(&mut s.x, &mut kept.x);
+                    rest.set_rows(dx.rows())?;
+                    let keys = Keys::Packed(&batch.packing);
+                    block.forward(ops, out, (s, rest), scratch, Some(lora), self.rope(l), keys)?;
+                }
                 block.rest_backward(ops, dx, d_o, grad, &s.o, rest, scratch, lora)?;
             }
             let below = if l > 0 { Some(&mut *dx) } else { None };

@@ -8,11 +8,24 @@ use crate::backend::Tensor;
 use crate::error::Result;
 use crate::ops::{HeadRows, Ops};
 
+/// What a forward leaves for its backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// No backward follows.
+    Nothing,
+    /// The input of every block, from which backward computes the rest of it once more: the same bits for at most half as much
+    /// arithmetic again, in a fraction of the memory.
+    Inputs,
+    Everything,
+}
+
 /// Memory for forward, and for backward where it was asked for.
 pub struct Workspace<B: Ops> {
     pub(super) batch: DeviceBatch<B>,
     /// One per block where backward will need them, else one for all; a deeper model may have left more.
     pub(super) saved: Vec<(SavedAttention<B>, SavedRest<B>)>,
+    /// One per block where backward computes the rest again, else none.
+    pub(super) inputs: Vec<BlockInput<B>>,
     pub(super) scratch: BlockScratch<B>,
     pub(super) stream: Stream<B>,
     pub(super) head: HeadSpace<B>,
@@ -26,7 +39,14 @@ pub struct Workspace<B: Ops> {
     pub(super) rank: usize,
     /// Of `saved`, how many the model uses.
     pub(super) blocks: usize,
-    backward: bool,
+    keep: Keep,
+}
+
+tensors! {
+    /// What a block is computed from.
+    pub(super) struct BlockInput(rows: usize, hidden: usize) {
+        x: B::Act = [rows, hidden],
+    }
 }
 
 tensors! {
@@ -83,14 +103,13 @@ impl ModelConfig {
 }
 
 impl<B: Ops> Workspace<B> {
-    /// Room for `capacity` packed rows of a model with adapters of `rank` (0: none). With `backward` every block's activations
-    /// are kept.
-    pub fn new(ops: &B, config: &ModelConfig, rank: usize, capacity: usize, backward: bool) -> Result<Self> {
-        let widths = config.widths(rank);
-        let (blocks, back) = if backward { (config.layers, capacity) } else { (1, 0) };
+    /// Room for `capacity` packed rows of a model with adapters of `rank` (0: none).
+    pub fn new(ops: &B, config: &ModelConfig, rank: usize, capacity: usize, keep: Keep) -> Result<Self> {
+        let (widths, [blocks, inputs, back]) = (config.widths(rank), keep.counts(config, capacity));
         Ok(Workspace {
             batch: DeviceBatch::with_capacity(ops, capacity)?,
             saved: (0..blocks).map(|_| saved(ops, capacity, &widths)).collect::<Result<_>>()?,
+            inputs: (0..inputs).map(|_| BlockInput::new(ops, capacity, widths.hidden)).collect::<Result<_>>()?,
             scratch: BlockScratch::new(ops, capacity, back, &widths)?,
             stream: Stream::new(ops, capacity, back, &widths)?,
             head: HeadSpace::new(ops, capacity, back, &widths, config.score_units())?,
@@ -100,15 +119,14 @@ impl<B: Ops> Workspace<B> {
             capacity,
             rank,
             blocks,
-            backward,
+            keep,
         })
     }
 
     /// Makes it what [`Workspace::new`] would for this model, from the memory that it has: models that run in turn share one,
     /// which is as large as the largest. What stood in it is gone.
     pub fn fit(&mut self, ops: &B, config: &ModelConfig, rank: usize, capacity: usize) -> Result<()> {
-        let widths = config.widths(rank);
-        let (blocks, back) = if self.backward { (config.layers, capacity) } else { (1, 0) };
+        let (widths, [blocks, inputs, back]) = (config.widths(rank), self.keep.counts(config, capacity));
         if capacity > self.batch.capacity() {
             self.batch = DeviceBatch::with_capacity(ops, capacity)?;
             self.head_rows = HeadRows::with_capacity(ops, capacity)?;
@@ -119,6 +137,9 @@ impl<B: Ops> Workspace<B> {
         }
         let more = (self.saved.len()..blocks).map(|_| saved(ops, capacity, &widths));
         self.saved.extend(more.collect::<Result<Vec<_>>>()?);
+        self.inputs.iter_mut().try_for_each(|input| input.fit(ops, capacity, widths.hidden))?;
+        let more = (self.inputs.len()..inputs).map(|_| BlockInput::new(ops, capacity, widths.hidden));
+        self.inputs.extend(more.collect::<Result<Vec<_>>>()?);
         self.scratch.fit(ops, capacity, back, &widths)?;
         self.stream.fit(ops, capacity, back, &widths)?;
         self.head.fit(ops, capacity, back, &widths, config.score_units())?;
@@ -139,6 +160,7 @@ impl<B: Ops> Workspace<B> {
             attention.set_rows(rows)?;
             rest.set_rows(rows)?;
         }
+        self.inputs.iter_mut().try_for_each(|input| input.set_rows(rows))?;
         self.scratch.set_rows(rows)?;
         self.stream.set_rows(rows)?;
         self.head_rows.set_rows(read)?;
@@ -155,6 +177,17 @@ impl<B: Ops> Workspace<B> {
         space.fit(ops, rooms, config.hidden_size)?;
         chunk.fit(ops, logits, config.vocab_size)?;
         space.set_rows(rows)
+    }
+}
+
+impl Keep {
+    /// Blocks whose activations are kept, blocks whose inputs are, rows of what backward writes.
+    fn counts(self, config: &ModelConfig, capacity: usize) -> [usize; 3] {
+        match self {
+            Keep::Nothing => [1, 0, 0],
+            Keep::Inputs => [1, config.layers, capacity],
+            Keep::Everything => [config.layers, 0, capacity],
+        }
     }
 }
 

@@ -17,7 +17,7 @@ pub mod trainer;
 
 pub(crate) use config::LARGEST_SEED;
 pub(crate) use config::Phase;
-pub use config::{LogpScale, Method, Recipe, RepairConfig, RetainLoss, UnlearnLoss};
+pub use config::{LogpScale, Method, Recipe, Recompute, RepairConfig, RetainLoss, UnlearnLoss};
 pub use data::{Failure, RepairData, Reply};
 pub use intake::{Quarantined, admit};
 pub use prepared::Prepared;

@@ -148,7 +148,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
         let reward = side(&mut pair.reward, method.trains_reward(), 1)?;
         // Made as large as the larger model asks, so that a device too small for it is known before the first step.
         let Transformer { ops, config: shape, .. } = &pair.policy.transformer;
-        let mut workspace = Workspace::new(ops, shape, 0, 0, true)?;
+        let mut workspace = Workspace::new(ops, shape, 0, 0, config.recompute.keep())?;
         for (side, model) in [(&policy, &pair.policy), (&reward, &pair.reward)] {
             if let (Some(_), Some(adapter)) = (side, &model.adapter) {
                 workspace.fit(ops, &model.transformer.config, adapter.rank(), config.batch_tokens)?;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ares::judge::Thresholds;
-use ares::model::{Adapter, AdapterGrad, AdapterInit, HostTensor, Transformer, Workspace};
+use ares::model::{Adapter, AdapterGrad, AdapterInit, HostTensor, Keep, Transformer, Workspace};
 use ares::ops::Ops;
 use ares::repair::objective::coupling;
 use ares::repair::policy_step::{PolicyItem, PolicyTerms, policy_step};
@@ -93,8 +93,8 @@ impl<B: Ops> Opened<B> {
         Opened { dir, model, adapter }
     }
 
-    pub fn workspace(&self, rows: usize, backward: bool) -> Workspace<B> {
-        Workspace::new(&self.model.ops, &self.model.config, self.adapter.rank(), rows, backward).unwrap()
+    pub fn workspace(&self, rows: usize, keep: Keep) -> Workspace<B> {
+        Workspace::new(&self.model.ops, &self.model.config, self.adapter.rank(), rows, keep).unwrap()
     }
 
     /// By PEFT name.
@@ -105,7 +105,7 @@ impl<B: Ops> Opened<B> {
     /// What `step` gives, and the gradients it leaves.
     fn train<T>(&self, step: impl FnOnce(&mut Half<'_, B>) -> T) -> (T, Gradients) {
         let mut side = Side::new(&self.model, &self.adapter, false).unwrap();
-        let mut workspace = self.workspace(256, true);
+        let mut workspace = self.workspace(256, Keep::Everything);
         let given = step(&mut Half::new(&self.model, &self.adapter, &mut side, &mut workspace).unwrap());
         (given, self.gradients(&side.grad))
     }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ares::backend::Cpu;
-use ares::model::{AdapterGrad, AdapterInit, AnswerTokens, Batch, Heads, ModelSpec, Pretrained, Version, Workspace};
+use ares::model::{
+    AdapterGrad, AdapterInit, AnswerTokens, Batch, Heads, Keep, ModelSpec, Pretrained, Version, Workspace,
+};
 use ares::text::Prompt;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -89,7 +91,7 @@ fn heads_of_every_kind() {
             let read = model.rendering.full(&Prompt::Tokens(ids.clone()), "").unwrap();
             batch.push(&[], &[AnswerTokens::new(&read.tokens)], Heads::Ends);
         }
-        let mut ws = Workspace::new(&transformer.ops, &transformer.config, 4, batch.len(), true).unwrap();
+        let mut ws = Workspace::new(&transformer.ops, &transformer.config, 4, batch.len(), Keep::Everything).unwrap();
         let mut grad = AdapterGrad::new(&transformer.ops, &adapter, false).unwrap();
         transformer.forward_scores(&mut ws, &batch, Some(&adapter)).unwrap();
         let c: Vec<f32> = (0..batch.sequences.len()).map(|i| 0.5 * (-1f32).powi(i as i32) * (i + 1) as f32).collect();
