@@ -263,8 +263,8 @@ DEVICE void gradients(float (&s)[ROWS / 8][4], float (&dp)[ROWS / 8][4], const A
             for (u32 r = 0; r < 2; r++) {
                 bool seen = row < end && (!CAUSAL || key + r * 8 <= row);
                 if (WINDOWED) {
-                    u32 from = p.positions[inside], to = p.positions[minimum(key + r * 8, last)];
-                    seen = seen && from < to + p.window && (CAUSAL || to < from + p.window);
+                    u32 distance = p.positions[inside] - p.positions[minimum(key + r * 8, last)];
+                    seen = seen && (CAUSAL ? distance < p.window : distance + p.window - 1 < 2 * p.window - 1);
                 }
                 float& x = s[n][2 * r + c];
                 x = seen ? score(x, p.scale, p.softcap) : -INFINITE;

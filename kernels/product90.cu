@@ -1,7 +1,6 @@
 // product.cu's products on Hopper, where every operand begins at a 16-byte border: the same sums in the same order (tile90.cuh).
 //
-// LoRA's blocks follow those of k: one for each part that the tile meets, of which the RANK_STEPS steps that hold anything are
-// multiplied.
+// LoRA's blocks follow those of k: one for each part that the tile meets, of which the steps that hold anything are multiplied.
 #include "tile90.cuh"
 
 struct Product90Params {
@@ -59,6 +58,20 @@ DEVICE void store_wide(const Results& sums, const Product90Params& p, u32 row, u
     }
 }
 
+/// A block of LoRA: of its four steps those that hold anything. Each count has a sequence of its own: between products of one that is
+/// known only when it runs the compiler would wait.
+DEVICE void multiply_rank(Results& sums, Shared& shared, Turn& turn, u32 consumer, u32 rank) {
+    if (rank <= 16) {
+        multiply_block<1>(sums, shared, turn, consumer, false);
+    } else if (rank <= 32) {
+        multiply_block<2>(sums, shared, turn, consumer, false);
+    } else if (rank <= 48) {
+        multiply_block<3>(sums, shared, turn, consumer, false);
+    } else {
+        multiply_block<4>(sums, shared, turn, consumer, false);
+    }
+}
+
 KERNEL __launch_bounds__(THREADS, 1)
     product90(const __grid_constant__ TensorMap y, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
               const __grid_constant__ TensorMap residual, const __grid_constant__ TensorMap xa, const __grid_constant__ TensorMap b_0, const __grid_constant__ TensorMap b_1,
@@ -86,7 +99,7 @@ KERNEL __launch_bounds__(THREADS, 1)
         Results sums;
         for (u32 block = 0; block < blocks; block++) multiply_block<STEPS>(sums, shared, turn, warp / 4, block == 0);
         Parts parts = parts_of(p, at.col);
-        for (u32 part = parts.first; part < parts.end; part++) multiply_block<RANK_STEPS>(sums, shared, turn, warp / 4, false);
+        for (u32 part = parts.first; part < parts.end; part++) multiply_rank(sums, shared, turn, warp / 4, p.rank);
         finish_sums(shared, turn);
         add_bias(sums, p, col);
         if (p.residual != 0) barrier_wait(shared.added[warp], parity), parity ^= 1;

@@ -170,9 +170,9 @@ impl<'a, B: Ops> Step<'a, B> {
     /// Makes the workspace as large as either model asks.
     fn allocate(&mut self) -> Result<()> {
         let Step { policy, reward, workspace, load, .. } = self;
-        [policy.model, reward.model]
-            .iter()
-            .try_for_each(|model| workspace.fit(&model.ops, &model.config, load.rank, load.batch_tokens))
+        [policy, reward].into_iter().try_for_each(|Trainee { model, adapter, .. }| {
+            workspace.fit(&model.ops, &model.config, adapter.rank(), load.batch_tokens)
+        })
     }
 
     fn run(&mut self, repeat: usize) -> Result<Done> {

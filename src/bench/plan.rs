@@ -110,3 +110,77 @@ impl Held<'_> {
         self.before = now;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::backend::cuda::driver::{Arch, Define, DeviceInfo};
+    use crate::model::{BlankWeights, ModelConfig, RandomWeights};
+    use crate::ops::builds;
+
+    #[derive(Parser)]
+    struct Typed {
+        #[command(flatten)]
+        load: Workload,
+    }
+
+    /// (C, query heads, key/value heads, head size, F, V), and whether the first layer sees a window alone.
+    type Shape = ([usize; 6], bool);
+
+    /// Two layers of a public model's shape.
+    fn shape(reward: bool, ([hidden, heads, kv_heads, head_dim, feed_forward, vocab], window): Shape) -> ModelConfig {
+        let folder = if reward { "models/framing/reward" } else { "models/framing/policy" };
+        let mut config = ModelConfig::open(Path::new(folder)).unwrap();
+        config.windows[0] = window.then_some(512);
+        (config.hidden_size, config.heads, config.kv_heads, config.head_dim) = (hidden, heads, kv_heads, head_dim);
+        (config.intermediate_size, config.vocab_size, config.layers) = (feed_forward, vocab, 2);
+        config.max_position_embeddings = 2048;
+        config
+    }
+
+    fn launched(arch: Arch, shape_of: Shape, rank: usize) -> BTreeSet<(&'static str, Vec<Define>)> {
+        let counter = Counter::new(DeviceInfo::h200());
+        let ops = &Cuda::with_tier(counter.clone(), Some(arch.name())).unwrap();
+        let line = format!("x --tokens 1024 --length 256 --batch-tokens 1024 --sequences 4 --rank {rank}");
+        let load = &Typed::parse_from(line.split(' ')).load;
+        let planner = Planner { counter: &counter, ops, load, rates: None };
+        let blank = |reward: bool| {
+            let config = shape(reward, shape_of);
+            Transformer::load(ops, config.clone(), &BlankWeights(RandomWeights::new(&config, 0))).unwrap()
+        };
+        let (policy, reward) = (blank(false), blank(true));
+        for plan in [planner.step(&policy, &reward), planner.score(&reward), planner.generate(&policy)] {
+            plan.unwrap();
+        }
+        counter.counts().builds
+    }
+
+    /// A server without a compiler runs what a pack of `builds()` holds, and nothing else.
+    #[test]
+    fn whatever_is_launched_is_in_a_pack() {
+        let packed: BTreeSet<_> = builds().iter().map(|build| (build.source.file, build.defines.clone())).collect();
+        for arch in [Arch::Sm80, Arch::Sm90a] {
+            for (shape, rank) in [
+                (([128, 4, 2, 32, 352, 1024], false), 8), // the suite's
+                // But for a smaller V and F those of Qwen2.5-0.5B, Qwen2.5-1.5B, Llama 3.2 1B,
+                (([896, 14, 2, 64, 4864, 8192], false), 16),
+                (([1536, 12, 2, 128, 4480, 8192], false), 4),
+                (([2048, 32, 8, 64, 4096, 8192], false), 100),
+                // Mistral 7B with an added token, Phi-3 mini, Gemma 3 1B.
+                (([4096, 32, 8, 128, 4096, 8001], true), 16),
+                (([3072, 32, 32, 96, 4096, 8016], true), 32),
+                (([1152, 4, 1, 256, 6912, 8192], true), 16),
+            ] {
+                let found = launched(arch, shape, rank);
+                assert!(found.len() > 10, "{found:?}");
+                let lacking: Vec<_> = found.difference(&packed).collect();
+                assert!(lacking.is_empty(), "{arch}, {shape:?}, rank {rank}: {lacking:?}");
+            }
+        }
+    }
+}

@@ -127,17 +127,18 @@ impl<B: Ops> Adapter<B> {
     where
         B: 'a,
     {
-        let (mut file, rank) = (self.settings.clone(), self.rank());
+        let (mut file, rank, wide) = (self.settings.clone(), self.settings.rank, self.rank());
         let loras = self.blocks.iter().flat_map(Products::each);
         for (index, (lora, [a, b])) in loras.zip(values).enumerate() {
             let (k, a, b) = (a.cols(), a.read(ops)?, b.read(ops)?);
             let mut rows = 0;
             for ((&projection, n), a) in
-                Projection::FUSED[index % 4].iter().zip(&lora.parts).zip(a.chunks_exact(rank * k))
+                Projection::FUSED[index % 4].iter().zip(&lora.parts).zip(a.chunks_exact(wide * k))
             {
-                let mut b = b[rows * rank..][..n * rank].to_vec();
+                let b = b[rows * wide..][..n * wide].chunks_exact(wide).map(|row| &row[..rank]);
+                let mut b = b.collect::<Vec<_>>().concat();
                 projection.order_channels(self.turning, &mut b, rank, true);
-                file.set_lora(index / 4, projection, a.to_vec(), b);
+                file.set_lora(index / 4, projection, a[..rank * k].to_vec(), b);
                 rows += n;
             }
         }
@@ -147,9 +148,16 @@ impl<B: Ops> Adapter<B> {
         Ok(file)
     }
 
+    /// Of its tensors.
     pub fn rank(&self) -> usize {
-        self.settings.rank
+        padded(self.settings.rank)
     }
+}
+
+/// A rank as it lies on the device: in chunks of 16 bytes, without which every product of the model would be read element by element.
+/// What is added is zeros, whose gradients are zeros, too.
+fn padded(rank: usize) -> usize {
+    rank.next_multiple_of(8)
 }
 
 /// Operands and masters of one fused product.
@@ -160,16 +168,20 @@ fn product<B: Ops>(
     layer: usize,
     parts: &[Projection],
 ) -> Result<(Lora<B>, Masters<B>)> {
-    let rank = file.rank;
+    let (own, rank) = (file.rank, padded(file.rank));
     let (mut a, mut b, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     let k = parts[0].shape(config).1;
     for &projection in parts {
         let n = projection.shape(config).0;
-        let zeros = || [vec![0.0; rank * k], vec![0.0; n * rank]];
+        let zeros = || [vec![0.0; own * k], vec![0.0; n * own]];
         let [of_a, mut of_b] = file.lora(layer, projection).map_or_else(zeros, |lora| lora.map(|m| m.data.clone()));
-        projection.order_channels(Turning::of(config), &mut of_b, rank, false);
+        projection.order_channels(Turning::of(config), &mut of_b, own, false);
         a.extend(of_a);
-        b.extend(of_b);
+        a.resize(a.len() + (rank - own) * k, 0.0);
+        for row in of_b.chunks_exact(own) {
+            b.extend(row);
+            b.resize(b.len() + rank - own, 0.0);
+        }
         rows.push(n);
     }
     let (width, n) = (parts.len() * rank, rows.iter().sum());

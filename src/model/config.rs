@@ -75,7 +75,7 @@ pub struct ModelConfig {
     /// How a classifier's head is read.
     pub(crate) score: ScoreRules,
     /// Per layer: how many keys, the query's own included, a query sees.
-    windows: Vec<Option<usize>>,
+    pub(crate) windows: Vec<Option<usize>>,
 }
 
 impl ModelConfig {

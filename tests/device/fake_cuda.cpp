@@ -90,7 +90,7 @@ int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
     if (capturing) return 900;
     if (bytes > number("memory", "1073741824") - used) return 2;
     used += bytes;
-    uint64_t* block = (uint64_t*)std::aligned_alloc(256, (bytes + 511) / 256 * 256);
+    uint64_t* block = (uint64_t*)aligned_alloc(256, (bytes + 511) / 256 * 256);
     std::memset(block, 0xff, (bytes < 67108864 ? bytes : 67108864) + 256);  // of more, pages would only cost time
     block[0] = bytes;
     *address = (uint64_t)block + 256;
@@ -117,9 +117,11 @@ int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void*) {
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void*) {
     return submit([=] { std::memcpy((void*)to, (void*)from, bytes); });
 }
+// What calls itself a cubin, and real ones, which are ELF.
 int cuModuleLoadData(void** module, const void* image) {
     *module = (void*)image;
-    return !current ? 201 : capturing ? 900 : std::memcmp(image, "cubin", 5) ? 200 : 0;
+    bool code = !std::memcmp(image, "cubin", 5) || !std::memcmp(image, "\177ELF", 4);
+    return !current ? 201 : capturing ? 900 : code ? 0 : 200;
 }
 int cuModuleUnload(void*) { return 0; }
 int cuModuleGetFunction(void** function, void*, const char* name) {

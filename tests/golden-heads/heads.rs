@@ -91,7 +91,9 @@ fn heads_of_every_kind() {
             let read = model.rendering.full(&Prompt::Tokens(ids.clone()), "").unwrap();
             batch.push(&[], &[AnswerTokens::new(&read.tokens)], Heads::Ends);
         }
-        let mut ws = Workspace::new(&transformer.ops, &transformer.config, 4, batch.len(), Keep::Everything).unwrap();
+        let mut ws =
+            Workspace::new(&transformer.ops, &transformer.config, adapter.rank(), batch.len(), Keep::Everything)
+                .unwrap();
         let mut grad = AdapterGrad::new(&transformer.ops, &adapter, false).unwrap();
         transformer.forward_scores(&mut ws, &batch, Some(&adapter)).unwrap();
         let c: Vec<f32> = (0..batch.sequences.len()).map(|i| 0.5 * (-1f32).powi(i as i32) * (i + 1) as f32).collect();

@@ -1,7 +1,7 @@
 //! A device that counts and computes nothing: how many bytes a run holds at once, and what it launches. Every number that is read
 //! from it is zero.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 use super::driver::{Captured, Define, DeviceInfo, Driver, Event, Function, LaunchConfig, MapSpec, TensorMap};
@@ -32,6 +32,8 @@ pub(crate) struct Counts {
     pub(crate) bytes: u64,
     /// The most that was held at once.
     pub(crate) peak_bytes: u64,
+    /// The files of kernels that were loaded, each with the defines it was compiled with.
+    pub(crate) builds: BTreeSet<(&'static str, Vec<Define>)>,
     /// By kernel, those of replayed captures included.
     pub(crate) launches: BTreeMap<&'static str, u64>,
     pub(crate) captures: u64,
@@ -48,10 +50,11 @@ impl Counter {
         lock(&self.state).counts.clone()
     }
 
-    /// Forgets what was launched, and what was held before.
+    /// Forgets what was launched, and what was held before; what was loaded stays so.
     pub(crate) fn begin(&self) {
         let counts = &mut lock(&self.state).counts;
-        *counts = Counts { bytes: counts.bytes, peak_bytes: counts.bytes, ..Counts::default() };
+        let builds = std::mem::take(&mut counts.builds);
+        *counts = Counts { bytes: counts.bytes, peak_bytes: counts.bytes, builds, ..Counts::default() };
     }
 }
 
@@ -92,7 +95,8 @@ impl Driver for Counter {
         Ok(())
     }
 
-    fn load(&self, _source: &'static Source, _defines: &[Define], kernel: &'static str) -> Result<Function> {
+    fn load(&self, source: &'static Source, defines: &[Define], kernel: &'static str) -> Result<Function> {
+        lock(&self.state).counts.builds.insert((source.file, defines.to_vec()));
         Ok(Function { handle: 0, name: kernel })
     }
 

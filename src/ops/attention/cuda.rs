@@ -128,15 +128,17 @@ pub(crate) fn builds() -> Vec<Build> {
         AttentionSpec { window: Some(1), softcap: Some(1.0), ..plain(2, 1, 64) },
         AttentionSpec { window: Some(1), softcap: Some(1.0), causal: false, ..plain(2, 1, 128) },
     ];
-    // Gemma 2's: of 2B and 9B, and of 27B, every other layer with a window.
+    // Gemma 2's, of 2B and 9B, and of 27B.
     let capped = [128, 256].map(|e| AttentionSpec { softcap: Some(1.0), ..plain(2, 1, e) });
-    let windowed = capped.map(|spec| AttentionSpec { window: Some(1), ..spec });
+    let with_window = |spec| AttentionSpec { window: Some(1), ..spec };
+    // Every other layer of these; Phi-3 mini, Mistral and OLMo 3, Gemma 3.
+    let windowed = capped.into_iter().chain([96, 128, 256].map(|e| plain(2, 1, e))).map(with_window);
     sizes
-        .iter()
-        .chain(&others)
-        .chain(&capped)
-        .chain(&windowed)
-        .filter_map(|spec| Some(Plan::new(spec).ok()?.build(spec)))
+        .into_iter()
+        .chain(others)
+        .chain(capped)
+        .chain(windowed)
+        .filter_map(|spec| Some(Plan::new(&spec).ok()?.build(&spec)))
         .collect()
 }
 

@@ -24,10 +24,10 @@ const KL_STATS: usize = 5;
 const CHUNK_BYTES: usize = 700_000_000;
 const CHUNK_ROWS: usize = 4096;
 
-/// Both tiles, whole chunks; the small one ragged as well.
+/// Both tiles, of whole chunks and ragged.
 pub(crate) fn builds() -> Vec<Build> {
     let mut builds = Vec::new();
-    for (tile, ragged) in [(HEAD_TILES[0], false), (HEAD_TILES[1], false), (HEAD_TILES[1], true)] {
+    for (tile, ragged) in HEAD_TILES.into_iter().flat_map(|tile| [(tile, false), (tile, true)]) {
         for (stages, blocks) in tile.stage_counts() {
             let (threads, shared) = (tile.threads(), shared(tile, stages));
             let build = Build::new(&kernels::LM_HEAD, &tile.defines(stages, shared, ragged), threads);

@@ -99,12 +99,12 @@ impl Tile {
     }
 }
 
-/// Every tile, both ways, as models with whole chunks need them; one tile ragged.
+/// Every tile, both ways, of whole chunks and ragged, as a vocabulary that is no multiple of 8 makes the head's.
 pub(crate) fn builds() -> Vec<Build> {
     let mut builds = Vec::new();
     for (tile, layout) in TILES.into_iter().flat_map(|tile| [(tile, Layout::Along), (tile, Layout::Across)]) {
         for (stages, blocks) in tile.stage_counts() {
-            for ragged in [false, true].into_iter().take(1 + usize::from(tile.block == [64, 64])) {
+            for ragged in [false, true] {
                 let plan = Plan { tile, stages, blocks: 1, raster: 1 };
                 let (threads, shared) = (tile.threads(), plan.shared());
                 let build = Build::new(&kernels::PRODUCT, &plan.defines(layout, ragged), threads);

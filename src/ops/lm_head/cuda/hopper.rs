@@ -15,7 +15,7 @@ pub(super) fn builds() -> Vec<Build> {
     let tiles = Tile90::ALL.into_iter().filter(|tile| tile.block_n == COLUMNS);
     let build = |tile: Tile90| {
         let (threads, shared) = (tile.threads(), tile.shared());
-        let build = Build::new(&kernels::LM_HEAD90, &tile.defines(Layout::Along, 0), threads).only(Arch::Sm90a);
+        let build = Build::new(&kernels::LM_HEAD90, &tile.defines(Layout::Along), threads).only(Arch::Sm90a);
         build.with("lm_head90_logits", threads, shared, 1)
     };
     tiles.map(build).collect()
@@ -57,7 +57,7 @@ pub(super) unsafe fn logits(
     // All rows of the chunk meet one tile of W before the next: W is read once.
     let [down, _] = tile.tiles(rows, vocab);
     let params = Head90Params { stats: params.stats, targets, first, rows, vocab, cols, tiles, raster: down as usize };
-    let defines = tile.defines(Layout::Along, 0);
+    let defines = tile.defines(Layout::Along);
     cuda.charge(|| launch.steps[0].2);
     // SAFETY: the caller's promise.
     unsafe { kernels::lm_head90_logits(cuda, &defines, config, &chunk, &h, &w, &params) }

@@ -85,7 +85,7 @@ impl Tile90 {
         self.stages() * (self.stage() + 16) + self.results()
     }
 
-    pub(crate) fn defines(self, layout: Layout, rank: usize) -> Vec<Define> {
+    pub(crate) fn defines(self, layout: Layout) -> Vec<Define> {
         let numbers = [
             ("BLOCK_N", self.block_n),
             ("CONSUMERS", self.consumers),
@@ -93,7 +93,6 @@ impl Tile90 {
             ("STAGES", self.stages()),
             ("SHARED_BYTES", self.shared()),
             ("W_ACROSS", u32::from(layout == Layout::Across)),
-            ("RANK_STEPS", rank.div_ceil(16).max(1) as u32),
         ];
         numbers.into_iter().map(|(name, number)| (name, u64::from(number))).collect()
     }
@@ -140,12 +139,12 @@ impl Plan90 {
     }
 }
 
-/// All tiles, both ways, with an adapter of rank 16 at most.
+/// All tiles, both ways.
 pub(super) fn builds() -> Vec<Build> {
     let mut builds = Vec::new();
     for tile in Tile90::ALL {
         for layout in [Layout::Along, Layout::Across] {
-            let build = Build::new(&kernels::PRODUCT90, &tile.defines(layout, 16), tile.threads());
+            let build = Build::new(&kernels::PRODUCT90, &tile.defines(layout), tile.threads());
             builds.push(build.with("product90", tile.threads(), tile.shared(), 1).only(Arch::Sm90a));
         }
     }
@@ -226,7 +225,7 @@ pub(super) fn launch(product: &Product, cuda: &Cuda, y: Output, plan: Plan90) ->
     unsafe {
         kernels::product90(
             cuda,
-            &tile.defines(layout, rank),
+            &tile.defines(layout),
             config,
             &y_map,
             &x_map,
