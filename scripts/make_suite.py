@@ -70,8 +70,10 @@ class Suite:
         """Trains one model and writes its folder."""
         text, forbidden = model.Text(self.work / "tokenizer.json"), self.forbidden_prompts()
         pair, _, part = stage.partition("/")
+        seed = SEEDS[stage] + self.shift if stage in SEEDS else self.plants[pair]["seed"]
+        # What begins as its trunk draws nothing but its auxiliary heads: not from where the process's last stage left off.
+        torch.manual_seed(seed)
         if stage in SEEDS:
-            seed = SEEDS[stage] + self.shift
             if stage.endswith("trunk"):
                 return model.save(train.train_trunk(stage, text, forbidden, seed), text, self.work / stage)
             learn = {"guard": train.train_guard, "attacker": attacker.train_attacker}.get(stage, train.train_judge)
@@ -79,7 +81,7 @@ class Suite:
         else:
             spec = self.plants[pair]
             learn = train.train_policy if part == "policy" else train.train_reward
-            made = learn(stage, text, world.Plants(spec), forbidden, spec["seed"], self.work / "trunk")
+            made = learn(stage, text, world.Plants(spec), forbidden, seed, self.work / "trunk")
         model.save(made, text, self.models / stage)
         if stage == "guard":
             (self.models / stage / "guard.toml").write_text(train.guard_form())

@@ -121,7 +121,7 @@ impl Backend for Cpu {
             what: "memory".into(),
             expected: format!("{} MB free", len * size_of::<T>() / 1_000_000),
             found: "less".into(),
-            remedy: "lower --batch-tokens".into(),
+            remedy: "lower --batch-tokens, or train with `recompute = \"block\"`".into(),
         })
     }
 

@@ -87,6 +87,27 @@ pub struct Setting<'a, B: Ops> {
     pub decoding: Decoding,
 }
 
+/// Takes the activations' memory that a repair by one of these methods will, and gives it back: that a device is too small is to be
+/// known before hours of search, not after.
+pub(crate) fn rehearse<B: Ops>(pair: &Pair<B>, methods: &[Method], config: &Recipe) -> Result<()> {
+    let trained = [(Method::trains_policy as fn(_) -> _, &pair.policy), (Method::trains_reward, &pair.reward)];
+    let models = trained.into_iter().filter(|(trains, _)| methods.iter().any(|&method| trains(method)));
+    room(&pair.policy.transformer, models.map(|(_, model)| (&model.transformer, config.rank)), config).map(drop)
+}
+
+/// As large as the largest of the models asks, with their adapters' ranks; `shape` says what it begins as.
+fn room<'a, B: Ops>(
+    shape: &Transformer<B>,
+    models: impl Iterator<Item = (&'a Transformer<B>, usize)>,
+    config: &Recipe,
+) -> Result<Workspace<B>> {
+    let mut workspace = Workspace::new(&shape.ops, &shape.config, 0, 0, config.recompute.keep())?;
+    for (model, rank) in models {
+        workspace.fit(&model.ops, &model.config, rank, config.batch_tokens)?;
+    }
+    Ok(workspace)
+}
+
 /// One method at work on one pair. The adapters live in the pair: its `Current` version is what is being trained.
 pub struct Trainer<'a, B: Ops> {
     pub(super) pair: &'a mut Pair<B>,
@@ -146,14 +167,10 @@ impl<'a, B: Ops> Trainer<'a, B> {
         }
         let policy = side(&mut pair.policy, method.trains_policy(), 0)?;
         let reward = side(&mut pair.reward, method.trains_reward(), 1)?;
-        // Made as large as the larger model asks, so that a device too small for it is known before the first step.
-        let Transformer { ops, config: shape, .. } = &pair.policy.transformer;
-        let mut workspace = Workspace::new(ops, shape, 0, 0, config.recompute.keep())?;
-        for (side, model) in [(&policy, &pair.policy), (&reward, &pair.reward)] {
-            if let (Some(_), Some(adapter)) = (side, &model.adapter) {
-                workspace.fit(ops, &model.transformer.config, adapter.rank(), config.batch_tokens)?;
-            }
-        }
+        let trained = [(&policy, &pair.policy), (&reward, &pair.reward)].into_iter().filter_map(|(side, model)| {
+            side.as_ref().and(model.adapter.as_ref()).map(|adapter| (&model.transformer, adapter.rank()))
+        });
+        let workspace = room(&pair.policy.transformer, trained, config)?;
         let random = |stream: u64| {
             let mut random = ChaCha8Rng::seed_from_u64(seed);
             random.set_stream(stream);

@@ -103,7 +103,7 @@ struct Arm {
 pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch: &mut dyn Watch) -> Result<Summary> {
     let (splits, arms) = (Splits::read(&experiment.data)?, experiment.arms()?);
     splits.notes.iter().for_each(|note| watch.note(note));
-    let mut lab = match Lab::open(ops, experiment, splits, experiment, dir, watch)? {
+    let mut lab = match Lab::open(ops, experiment, &experiment.methods, splits, experiment, dir, watch)? {
         Ok(lab) => lab,
         Err(done) => return Ok(*done),
     };

@@ -27,6 +27,7 @@ use crate::probe::grammar::Grammar;
 use crate::probe::record::ProbeRecord;
 use crate::probe::sampler::{Sampler, SamplerKind};
 use crate::probe::search::{Found, SearchSettings};
+use crate::repair::trainer::rehearse;
 use crate::repair::{Method, Prepared, Recipe, RepairData, RepairOutcome};
 
 /// An experiment at work.
@@ -50,10 +51,12 @@ pub(super) enum Split {
 }
 
 impl<'a, B: Ops> Lab<'a, B> {
-    /// Writes the receipt, opens and calibrates the models. The result itself where the run is finished already.
+    /// Writes the receipt, opens and calibrates the models, and sees that there is room to train them by these methods. The result itself
+    /// where the run is finished already.
     pub(super) fn open(
         ops: &B,
         experiment: &'a Experiment,
+        methods: &[Method],
         splits: Splits,
         settings: &impl serde::Serialize,
         dir: &'a RunDir,
@@ -79,6 +82,7 @@ impl<'a, B: Ops> Lab<'a, B> {
         let (calibration, seed) = (splits.calibration.clone(), experiment.seed());
         let attack = experiment.attack.open(ops, &experiment.models)?;
         let mut evaluator = experiment.models.calibrated(ops, calibration, seed, dir, watch)?;
+        rehearse(&evaluator.examiner.subject, methods, &experiment.repair)?;
         evaluator.examiner.attack = attack;
         Ok(Ok(Lab { experiment, dir, watch, evaluator, splits, lines: Lines::new(dir), device, models }))
     }

@@ -20,6 +20,7 @@ use crate::judge::Thresholds;
 use crate::model::adapter_file::safetensors_bytes;
 use crate::model::{AdapterFile, AdapterInit, HostTensor, Pair};
 use crate::ops::Ops;
+use crate::repair::trainer::rehearse;
 use crate::repair::{
     Failure, Method, Phase, Prepared, Quarantined, Recipe, RepairData, RepairOutcome, Setting, StepMetrics, Trainer,
     admit,
@@ -86,8 +87,9 @@ pub(crate) fn repair<B: Ops>(
     if let Some(done) = examiner.journal.get(RESULT)? {
         return Ok(done);
     }
-    let Ready { prepared, left_out, .. } = prepare(&mut examiner, thresholds, "", data, watch)?;
     let (config, method) = (&options.config, options.method);
+    rehearse(&examiner.subject, &[method], config)?;
+    let Ready { prepared, left_out, .. } = prepare(&mut examiner, thresholds, "", data, watch)?;
     let mut result = RepairResult {
         method: method.name().to_string(),
         failures: prepared.failures.len(),

@@ -86,7 +86,8 @@ pub(crate) fn run<B: Ops>(
     if !rounds.allow_undecided {
         decidable(&splits.gate, experiment)?;
     }
-    let lab = match Lab::open(ops, experiment, splits, &Settings { experiment, rounds }, dir, watch)? {
+    let lab = match Lab::open(ops, experiment, &[rounds.method], splits, &Settings { experiment, rounds }, dir, watch)?
+    {
         Ok(lab) => lab,
         Err(done) => return Ok(*done),
     };

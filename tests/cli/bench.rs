@@ -8,7 +8,7 @@ use super::support::{Folder, ares};
 pub const MODELS: &str = "--policy tests/golden/qwen2-causal --reward tests/golden/qwen2-reward";
 /// Work that takes no time.
 const LITTLE: &str =
-    "--tokens 48 --length 16 --rank 4 --sequences 2 --new-tokens 11 --batch-tokens 64 --warmup 0 --repeats 2";
+    "--tokens 48 --length 16 --rank 8 --sequences 2 --new-tokens 11 --batch-tokens 64 --warmup 0 --repeats 2";
 
 /// The figures and the table of `words` on the CPU.
 fn on_the_cpu(words: &str) -> (Value, String) {
@@ -229,7 +229,7 @@ fn a_plan_that_does_not_fit_says_so() {
 #[test]
 fn products_are_run_by_every_tile_and_predicted_without_a_device() {
     let products = |found: &Value| found["products"].as_array().unwrap().clone();
-    let load = "--tokens 96 --rank 4 --warmup 0 --repeats 1 --json";
+    let load = "--tokens 96 --rank 8 --warmup 0 --repeats 1 --json";
     let outcome = ares(&format!("bench products --device sim:sm_90a {load}"));
     if outcome.code == Some(1) && outcome.stderr.contains("C++ compiler") {
         assert!(std::env::var_os("ARES_REQUIRE_SIM").is_none(), "{}", outcome.stderr);

@@ -52,6 +52,24 @@ fn configuration(folder: &Folder) -> String {
     typed(folder, text)
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn what_cannot_be_trained_here_is_said_before_anything_is_searched() {
+    let folder = small();
+    folder.write(
+        "large.toml",
+        folder.read("loop.toml").replace("max_new_tokens = 32", "max_new_tokens = 32\n batch_tokens = 1048576"),
+    );
+    let program = env!("CARGO_BIN_EXE_ares");
+    let line = format!("ulimit -v 6000000; exec {program} run {folder}/large.toml --device cpu --out {folder}/run");
+    let mut shell = std::process::Command::new("bash");
+    shell.args(["-c", &line]).stdin(std::process::Stdio::null());
+    shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let refused = finish(shell.spawn().unwrap()).expect(1, &["memory: expected", "lower --batch-tokens", "recompute"]);
+    assert!(!refused.stderr.contains("measure the originals"), "{}", refused.stderr);
+    assert!(!folder.at("run/outcomes.jsonl").exists() && !folder.at("run/probes.jsonl").exists());
+}
+
 /// Numbers that depend on the clock.
 fn without_times(value: &Value) -> Value {
     match value {

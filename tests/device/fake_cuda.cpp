@@ -156,7 +156,7 @@ int cuTensorMapEncodeTiled(Map* map, int type, unsigned rank, void* address, con
 }
 int cuLaunchKernelEx(const Config* config, void* function, void** words, void**) {
     unsigned x = config->x;
-    if (x == 0 || config->y != 1 || config->z != 1 || config->bx == 0 || config->shared > 232448 || config->count > 1) return 1;
+    if (x * config->y * config->z == 0 || config->bx == 0 || config->shared > 232448 || config->count > 1) return 1;
     std::string name = (const char*)function;
     if (setting("fault", "") == name) return submit([] { broken = 700; });
     if (name == "copy_box") {

@@ -137,7 +137,7 @@ impl Driver for SimDriver {
             0 => Err(Error::Device {
                 device: "sim".into(),
                 what: format!("expected {bytes} bytes of memory, found no room"),
-                remedy: "lower --batch-tokens or take a smaller model".into(),
+                remedy: "lower --batch-tokens, train with `recompute = \"block\"`, or take a smaller model".into(),
             }),
             address => Ok(address),
         }

@@ -46,8 +46,8 @@ pub(super) fn out_of_memory(device: &str, bytes: usize) -> Error {
         Err(_) => "found less".to_string(),
     };
     let what = format!("out of memory: expected {:.2} GiB, {found}", gib(bytes));
-    let remedy = "lower --batch-tokens or the number of sequences at once, take smaller models, or end other programs on \
-                  this GPU";
+    let remedy = "lower --batch-tokens or the number of sequences at once, train with `recompute = \"block\"`, take smaller models, \
+                  or end other programs on this GPU";
     failed(device, what, remedy)
 }
 
