@@ -73,6 +73,7 @@ fn kernels(root: &Path, out: &Path) -> Result<(), String> {
     let (mut code, mut list) = (String::new(), String::new());
     for file in &names {
         let body = text(file)?;
+        source::expect_waits(file, &body)?;
         let signatures = source::signatures(file, &body)?;
         let stem = file.trim_end_matches(".cu");
         // `product90.cu` is `product` on sm_90a.

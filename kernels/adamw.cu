@@ -30,6 +30,7 @@ DEVICE const Entry& own_entry(const u32* table, u32 entries) {
 }
 
 KERNEL __launch_bounds__(THREADS) gradient_squares(float* partial, const u32* table, u32 entries) {
+    after_previous();
     const Entry& entry = own_entry(table, entries);
     const float* grad = reinterpret_cast<const float*>(entry.grad);
     u32 first = (blockIdx.x - entry.first_block) * CHUNK, last = minimum(first + CHUNK, entry.len);
@@ -40,6 +41,7 @@ KERNEL __launch_bounds__(THREADS) gradient_squares(float* partial, const u32* ta
 }
 
 KERNEL __launch_bounds__(WARP) gradient_norm(float* norm, const float* partial, u32 blocks) {
+    after_previous();
     float sum = 0.0f;
     for (u32 i = threadIdx.x; i < blocks; i += WARP) sum += partial[i];
     sum = warp_sum(sum);
@@ -53,6 +55,7 @@ struct AdamWParams {
 
 KERNEL __launch_bounds__(THREADS)
 adamw(const u32* table, const float* norm, u32 entries, const AdamWParams p) {
+    after_previous();
     float total = norm[0];
     if (!(total < INFINITE)) return;  // NaN too
     float factor = total > p.clip ? p.clip / total : 1.0f;
@@ -78,6 +81,7 @@ adamw(const u32* table, const float* norm, u32 entries, const AdamWParams p) {
 }
 
 KERNEL __launch_bounds__(THREADS) write_operand(bf16* operand, const float* master, u32 len, u32 cols, u32 stride, float factor) {
+    after_previous();
     u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i < len) operand[static_cast<u64>(i / cols) * stride + i % cols] = to_bf16(master[i] * factor);
 }

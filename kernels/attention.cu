@@ -115,6 +115,7 @@ struct AttentionParams {
 
 // A block: one query tile, FORWARD_HEADS query heads of one key/value head (a last one may lack a partner), four warps.
 KERNEL __launch_bounds__(WARPS* WARP, FORWARD_BLOCKS) attention_forward(const AttentionParams p) {
+    after_previous();
     constexpr u32 H = FORWARD_HEADS, ROWS = FORWARD_STRIP, THREADS = WARPS * WARP;
     ForwardShared& shared = shared_memory<ForwardShared>();
     u32 heads = p.heads, kv_heads = p.kv_heads, group = heads / kv_heads, parts = (group + H - 1) / H, stride = (heads + 2 * kv_heads) * HEAD_DIM;
@@ -193,6 +194,7 @@ struct AttentionBackwardParams {
 
 // A block: one query tile, one query head; dq. It leaves lse and δ of its rows in `planes` for the blocks of dk and dv.
 KERNEL __launch_bounds__(WARPS* WARP, QUERY_BLOCKS) attention_backward_queries(const AttentionBackwardParams p) {
+    after_previous();
     constexpr u32 ROWS = BACKWARD_STRIP, THREADS = WARPS * WARP;
     BackwardShared& shared = shared_memory<BackwardShared>();
     u32 heads = p.heads, kv_heads = p.kv_heads;
@@ -290,6 +292,7 @@ DEVICE void store_sums(float* to, u32 rows, u32 columns, const float (&y)[PART /
 // Where a tile has several blocks their sums go to `planes`, from `sums` on: (slot, key/value head, dk and dv, row, column).
 KERNEL __launch_bounds__(HALVES* WARPS* WARP, KEY_BLOCKS)
 attention_backward_keys(const AttentionBackwardParams p) {
+    after_previous();
     constexpr u32 ROWS = BACKWARD_STRIP, THREADS = HALVES * WARPS * WARP;
     BackwardShared& shared = shared_memory<BackwardShared>();
     u32 heads = p.heads, kv_heads = p.kv_heads;
@@ -343,6 +346,7 @@ struct SplitTile {
 
 // A block: one key tile whose rows several blocks shared, one key/value head; their sums in order.
 KERNEL __launch_bounds__(WARPS* WARP) attention_backward_sum(const AttentionBackwardParams p) {
+    after_previous();
     u32 heads = p.heads, kv_heads = p.kv_heads;
     SplitTile tile = reinterpret_cast<const SplitTile*>(p.split_tiles)[blockIdx.x / kv_heads];
     u32 kv = blockIdx.x % kv_heads, stride = (heads + 2 * kv_heads) * HEAD_DIM;

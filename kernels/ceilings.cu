@@ -8,6 +8,7 @@
 #include "device.cuh"
 
 KERNEL __launch_bounds__(THREADS) copy_rate(float* y, const float* x, u64 n) {
+    after_previous();
     float4x* to = reinterpret_cast<float4x*>(y);
     const float4x* from = reinterpret_cast<const float4x*>(x);
     u64 step = static_cast<u64>(gridDim.x) * THREADS;
@@ -22,6 +23,7 @@ DEVICE u32 noise(u32 seed) {
 }
 
 KERNEL __launch_bounds__(THREADS) mma_rate(float* y, u32 steps) {
+    after_previous();
     u32 thread = blockIdx.x * THREADS + threadIdx.x;
     u32 a[4][4], b[4][2];
     float d[4][4][4];
@@ -56,4 +58,4 @@ KERNEL __launch_bounds__(THREADS) mma_rate(float* y, u32 steps) {
     y[thread] = sum;
 }
 
-KERNEL __launch_bounds__(WARP) nothing(u32 n) {}
+KERNEL __launch_bounds__(WARP) nothing(u32 n) { after_previous(); }

@@ -26,6 +26,7 @@ DEVICE u32 noise(u32 seed) {
 }
 
 KERNEL __launch_bounds__(THREADS, 1) wgmma_rate(float* y, u32* cycles, u32 steps) {
+    after_previous();
     Products& shared = shared_memory<Products>();
     for (u32 i = threadIdx.x; i < OPERANDS; i += THREADS) shared.words[i] = noise(i);
     fence_async();
@@ -56,6 +57,7 @@ KERNEL __launch_bounds__(THREADS, 1) wgmma_rate(float* y, u32* cycles, u32 steps
 }
 
 KERNEL __launch_bounds__(THREADS, 1) box_rate(u32* cycles, const __grid_constant__ TensorMap x, u32 rows, u32 boxes) {
+    after_previous();
     Boxes& shared = shared_memory<Boxes>();
     u32 rank = CLUSTER == 1 ? 0 : cluster_rank(), part = rank * (BOX_ROWS / CLUSTER), first = blockIdx.x / CLUSTER * boxes;
     if (threadIdx.x == 0) {

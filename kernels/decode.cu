@@ -41,6 +41,7 @@ struct DecodeParams {
 // A thread: 16 bytes of a key or value.
 KERNEL __launch_bounds__(WARPS* WARP)
 cache_append(bf16* k, bf16* v, const bf16* qkv, const DecodeParams p) {
+    after_previous();
     u32 heads = p.heads, kv_heads = p.kv_heads, length = p.length;
     u32 chunks = kv_heads * HEAD_DIM / 8, chunk = blockIdx.x * WARPS * WARP + threadIdx.x, row = chunk / (2 * chunks);
     if (row >= p.rows || p.positions[row] >= length) return;
@@ -76,6 +77,7 @@ DEVICE void store_partial(float* partial, const Shared& shared, u64 first, u32 a
 
 KERNEL __launch_bounds__(WARPS* WARP)
 decode_attention(float* partial, const bf16* qkv, const bf16* k, const bf16* v, const DecodeParams p) {
+    after_previous();
     Shared& shared = shared_memory<Shared>();
     u32 heads = p.heads, kv_heads = p.kv_heads, length = p.length;
     u32 splits = (length + SPLIT - 1) / SPLIT, group = heads / kv_heads, parts = (group + STRIP - 1) / STRIP;
@@ -134,6 +136,7 @@ decode_attention(float* partial, const bf16* qkv, const bf16* k, const bf16* v, 
 // A warp: one row of one query head; the splits that it sees, in order.
 KERNEL __launch_bounds__(WARPS* WARP)
 decode_combine(bf16* o, const float* partial, const DecodeParams p) {
+    after_previous();
     u32 heads = p.heads, index = blockIdx.x * WARPS + threadIdx.x / WARP, splits = (p.length + SPLIT - 1) / SPLIT;
     if (index >= p.rows * heads) return;
     Sight seen = sight(p.positions[index / heads], p.length, p.window);

@@ -46,6 +46,15 @@ DEVICE u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
 
+/// What every kernel begins with, in all threads: waits until the launches before it have ended and what they wrote can be seen, then
+/// lets the next one come and wait in its turn, so that its start costs no time of its own.
+DEVICE void after_previous() {
+#if ARCH >= 90
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 /// All threads of the block; orders their accesses to shared memory.
 DEVICE void block_barrier() { __syncthreads(); }
 /// All lanes of the warp; orders their accesses to shared memory.

@@ -31,6 +31,7 @@ DEVICE Curve activation(float g) {
 
 KERNEL __launch_bounds__(THREADS)
 activate_forward(bf16* act, const bf16* gate_up, u32 rows, u32 f, u32 act_stride, u32 stride) {
+    after_previous();
     u32 index = blockIdx.x * THREADS + threadIdx.x, width = f / VECTOR, row = index / width, at = index % width * VECTOR;
     if (row >= rows) return;
     const bf16* from = gate_up + static_cast<u64>(row) * stride + at;
@@ -46,6 +47,7 @@ activate_forward(bf16* act, const bf16* gate_up, u32 rows, u32 f, u32 act_stride
 
 KERNEL __launch_bounds__(THREADS)
 activate_backward(bf16* gate_up, const bf16* dact, u32 rows, u32 f, u32 act_stride, u32 stride) {
+    after_previous();
     u32 index = blockIdx.x * THREADS + threadIdx.x, width = f / VECTOR, row = index / width, at = index % width * VECTOR;
     if (row >= rows) return;
     bf16* both = gate_up + static_cast<u64>(row) * stride + at;

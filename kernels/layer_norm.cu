@@ -21,6 +21,7 @@ struct LayerNormParams {
 KERNEL __launch_bounds__(ROWS_PER_BLOCK* WARP)
 layer_norm_forward(bf16* y, float* mean, float* rstd, const bf16* x, const bf16* w, const bf16* /*or null*/ bias,
                    const LayerNormParams p) {
+    after_previous();
     u32 cols = p.cols, stride = p.stride;
     u32 row = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= p.rows) return;  // whole warps leave: the shuffles below stay legal
@@ -55,6 +56,7 @@ layer_norm_forward(bf16* y, float* mean, float* rstd, const bf16* x, const bf16*
 KERNEL __launch_bounds__(ROWS_PER_BLOCK* WARP)
 layer_norm_backward(bf16* dx, const bf16* dy, const bf16* x, const float* mean, const float* rstd, const bf16* w,
                     const LayerNormParams p) {
+    after_previous();
     u32 cols = p.cols, stride = p.stride;
     u32 row = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= p.rows) return;

@@ -152,6 +152,7 @@ DEVICE Place tile_logits(Sums& sums, Rows& most, Shared& shared, const HeadParam
 }
 
 KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) lm_head_logits(const HeadParams p) {
+    after_previous();
     Shared& shared = shared_memory<Shared>();
     Sums sums;
     Rows most, rest;
@@ -206,6 +207,7 @@ DEVICE float log_sum(const float* stats, u32 count, u32 step, float extra, float
 }
 
 KERNEL __launch_bounds__(THREADS) lm_head_combine(const HeadParams p) {
+    after_previous();
     u32 row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
     if (row >= p.rows) return;  // whole warps leave
     float logit = p.stats[static_cast<u64>(2) * p.rows * p.tiles + row], rest;
@@ -217,6 +219,7 @@ KERNEL __launch_bounds__(THREADS) lm_head_combine(const HeadParams p) {
 }
 
 KERNEL __launch_bounds__(THREADS) lm_head_gradient(const HeadParams p) {
+    after_previous();
     u32 row = p.first + blockIdx.x, target = p.targets[row];
     bf16x8* mine = reinterpret_cast<bf16x8*>(p.chunk + static_cast<u64>(blockIdx.x) * p.chunk_stride);
     const float* maxima = p.stats + static_cast<u64>(blockIdx.x) * p.tiles * 2;
@@ -250,6 +253,7 @@ constexpr float LARGEST_EXPONENT = 80.0f;
 
 // __grid_constant__: at 255 registers the copies of the struct's fields that the compiler otherwise keeps would be spilled.
 KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) lm_head_kl_logits(const __grid_constant__ HeadParams p) {
+    after_previous();
     Shared& shared = shared_memory<Shared>();
     Sums sums;
     Rows most, total, cross;
@@ -295,6 +299,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) lm_head_kl_logits(const __grid_
 }
 
 KERNEL __launch_bounds__(THREADS) lm_head_kl_combine(const HeadParams p) {
+    after_previous();
     u32 row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
     if (row >= p.rows) return;  // whole warps leave
     const float* mine = p.stats + static_cast<u64>(row) * p.tiles * KL_STATS;
@@ -313,6 +318,7 @@ KERNEL __launch_bounds__(THREADS) lm_head_kl_combine(const HeadParams p) {
 }
 
 KERNEL __launch_bounds__(THREADS) lm_head_kl_gradient(const HeadParams p) {
+    after_previous();
     const float* mine = p.stats + static_cast<u64>(blockIdx.x) * p.tiles * KL_STATS;
     const float* logs = p.stats + static_cast<u64>(p.rows) * p.tiles * KL_STATS + blockIdx.x * 2;
     u64 at = static_cast<u64>(blockIdx.x) * p.chunk_stride;

@@ -50,6 +50,7 @@ DEVICE void store_stats(Row& r, const Head90Params& p, u32 tile) {
 
 KERNEL __launch_bounds__(THREADS, 1) lm_head90_logits(const __grid_constant__ TensorMap chunk, const __grid_constant__ TensorMap h,
                                                       const __grid_constant__ TensorMap w, const Head90Params p) {
+    after_previous();
     Shared& shared = shared_memory<Shared>();
     u32 blocks = (p.cols + BLOCK_K - 1) / BLOCK_K;
     auto load = [&](Place at, Turn& turn) {

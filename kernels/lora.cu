@@ -39,6 +39,7 @@ struct LoraParams {
 DEVICE u32 tiles(u32 cols) { return (cols + BLOCK_N - 1) / BLOCK_N; }
 
 KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) lora_partial(const LoraParams p) {
+    after_previous();
     Shared& shared = shared_memory<Shared>();
     u32 part = 0, begin = 0, end = p.end_0, tile = blockIdx.x;
     if (tile >= tiles(p.end_0)) {
@@ -72,6 +73,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) lora_partial(const LoraParams p
 }
 
 KERNEL __launch_bounds__(THREADS) lora_sum(float* grad, const float* partial, u32 count, u32 slices, float scale) {
+    after_previous();
     u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= count) return;
     float sum = 0.0f;

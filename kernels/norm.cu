@@ -13,6 +13,7 @@ struct NormParams {
 
 KERNEL __launch_bounds__(ROWS_PER_BLOCK* WARP)
 norm_forward(bf16* y, float* rstd, const bf16* x, const bf16* w, const NormParams p) {
+    after_previous();
     u32 stride = p.stride;
     u32 row = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= p.rows) return;  // whole warps leave: the shuffles below stay legal
@@ -37,6 +38,7 @@ norm_forward(bf16* y, float* rstd, const bf16* x, const bf16* w, const NormParam
 
 KERNEL __launch_bounds__(ROWS_PER_BLOCK* WARP)
 norm_backward(bf16* dx, const bf16* dy, const bf16* x, const float* rstd, const bf16* w, const NormParams p) {
+    after_previous();
     u32 stride = p.stride;
     u32 row = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= p.rows) return;

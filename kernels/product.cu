@@ -101,6 +101,7 @@ DEVICE void store_wide(const Sums& sums, const ProductParams& p, u32 row, u32 co
 }
 
 KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM) product(const ProductParams p) {
+    after_previous();
     Shared& shared = shared_memory<Shared>();
     // Neighbours in time share rows of x and of w: `raster` tiles down, then one to the right.
     u32 tiles_m = (p.m + BLOCK_M - 1) / BLOCK_M, tiles_n = (p.n + BLOCK_N - 1) / BLOCK_N;

@@ -76,6 +76,7 @@ KERNEL __launch_bounds__(THREADS, 1)
     product90(const __grid_constant__ TensorMap y, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
               const __grid_constant__ TensorMap residual, const __grid_constant__ TensorMap xa, const __grid_constant__ TensorMap b_0, const __grid_constant__ TensorMap b_1,
               const __grid_constant__ TensorMap b_2, const Product90Params p) {
+    after_previous();
     Shared& shared = shared_memory<Shared>();
     u32 blocks = (p.k + BLOCK_K - 1) / BLOCK_K, parity = 0;
     auto load = [&](Place at, Turn& turn) {

@@ -96,6 +96,7 @@ DEVICE Head own_head(const RotationParams& p) {
 
 KERNEL __launch_bounds__(HEADS_PER_BLOCK* WARP)
 rotate_forward(bf16* qkv, bf16* /*or null*/ raw, const RotationParams p) {
+    after_previous();
     u32 lane = threadIdx.x % WARP, half = p.half;
     Head own = own_head(p);
     if (own.row >= p.rows) return;  // whole warps leave: the sums stay legal
@@ -113,6 +114,7 @@ rotate_forward(bf16* qkv, bf16* /*or null*/ raw, const RotationParams p) {
 
 KERNEL __launch_bounds__(HEADS_PER_BLOCK* WARP)
 rotate_backward(bf16* dqkv, const bf16* /*or null*/ raw, const RotationParams p) {
+    after_previous();
     u32 lane = threadIdx.x % WARP, half = p.half;
     Head own = own_head(p);
     if (own.row >= p.rows) return;
@@ -177,6 +179,7 @@ DEVICE Both wide_rstd(const RotationParams& p, const bf16* x) {
 
 KERNEL __launch_bounds__(HEADS_PER_BLOCK* WARP)
 rotate_wide_forward(bf16* qkv, bf16* raw, const RotationParams p) {
+    after_previous();
     u32 lane = threadIdx.x % WARP, half = p.half;
     bf16* row = qkv + static_cast<u64>(blockIdx.x) * p.stride;
     Both rstd = wide_rstd(p, row);  // its barriers: all has been read before anything is written
@@ -194,6 +197,7 @@ rotate_wide_forward(bf16* qkv, bf16* raw, const RotationParams p) {
 
 KERNEL __launch_bounds__(HEADS_PER_BLOCK* WARP)
 rotate_wide_backward(bf16* dqkv, const bf16* raw, const RotationParams p) {
+    after_previous();
     u32 lane = threadIdx.x % WARP, half = p.half;
     bf16* dy = dqkv + static_cast<u64>(blockIdx.x) * p.stride;
     const bf16* x = raw + static_cast<u64>(blockIdx.x) * p.raw_stride;

@@ -7,6 +7,7 @@
 #include "device.cuh"
 
 KERNEL __launch_bounds__(THREADS) gather(bf16* y, const bf16* x, const u32* rows, u32 stride, float scale) {
+    after_previous();
     const bf16x8* from = reinterpret_cast<const bf16x8*>(x + static_cast<u64>(rows[blockIdx.x]) * stride);
     bf16x8* to = reinterpret_cast<bf16x8*>(y + static_cast<u64>(blockIdx.x) * stride);
     for (u32 i = threadIdx.x; i < stride / 8; i += THREADS) {
@@ -20,6 +21,7 @@ KERNEL __launch_bounds__(THREADS) gather(bf16* y, const bf16* x, const u32* rows
 }
 
 KERNEL __launch_bounds__(THREADS) gather_add(bf16* y, const bf16* x, const u32* rows, u32 stride) {
+    after_previous();
     const bf16x8* from = reinterpret_cast<const bf16x8*>(x + static_cast<u64>(rows[blockIdx.x]) * stride);
     bf16x8* to = reinterpret_cast<bf16x8*>(y + static_cast<u64>(blockIdx.x) * stride);
     for (u32 i = threadIdx.x; i < stride / 8; i += THREADS) {
@@ -31,12 +33,14 @@ KERNEL __launch_bounds__(THREADS) gather_add(bf16* y, const bf16* x, const u32* 
 }
 
 KERNEL __launch_bounds__(THREADS) scatter(bf16* dx, const bf16* dy, const u32* rows, u32 stride) {
+    after_previous();
     const bf16x8* from = reinterpret_cast<const bf16x8*>(dy + static_cast<u64>(blockIdx.x) * stride);
     bf16x8* to = reinterpret_cast<bf16x8*>(dx + static_cast<u64>(rows[blockIdx.x]) * stride);
     for (u32 i = threadIdx.x; i < stride / 8; i += THREADS) to[i] = from[i];
 }
 
 KERNEL __launch_bounds__(THREADS) scale_rows(bf16* y, const float* weights, u32 stride) {
+    after_previous();
     bf16x8* row = reinterpret_cast<bf16x8*>(y + static_cast<u64>(blockIdx.x) * stride);
     float weight = weights[blockIdx.x];
     for (u32 i = threadIdx.x; i < stride / 8; i += THREADS) {

@@ -159,6 +159,7 @@ DEVICE u32 locate(const T* parts, u32 count, double& left) {
 }
 
 KERNEL __launch_bounds__(THREADS) sample_greedy(u32* tokens, const float* logits, u32 vocab, float softcap) {
+    after_previous();
     Shared& shared = shared_memory<Shared>();
     const float* row = logits + static_cast<u64>(blockIdx.x) * vocab;
     float best = -INFINITE;
@@ -193,6 +194,7 @@ struct DrawParams {
 };
 
 KERNEL __launch_bounds__(THREADS, 1) sample_draw(u32* tokens, float* logits, const DrawParams p) {
+    after_previous();
     Shared& shared = shared_memory<Shared>();
     u32 vocab = p.vocab, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     float* row = logits + static_cast<u64>(blockIdx.x) * vocab;
@@ -243,6 +245,7 @@ struct AdvanceParams {
 /// is no token), and
 /// all positions grow by one, those that index memory up to the last below `bound`. One block.
 KERNEL __launch_bounds__(THREADS) advance(const AdvanceParams p) {
+    after_previous();
     u32 column = p.step[0];
     block_barrier();
     for (u32 i = threadIdx.x; i < p.rows; i += THREADS) {

@@ -6,6 +6,7 @@
 
 KERNEL __launch_bounds__(THREADS)
 score_forward(float* r, const bf16* h, const float* w, u32 rows, u32 labels, u32 cols, u32 stride) {
+    after_previous();
     u32 warp = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (warp >= rows * labels) return;  // whole warps leave: the sum stays legal
     const bf16* x = h + static_cast<u64>(warp / labels) * stride;
@@ -18,6 +19,7 @@ score_forward(float* r, const bf16* h, const float* w, u32 rows, u32 labels, u32
 
 KERNEL __launch_bounds__(THREADS)
 score_backward(bf16* dh, const float* dr, const float* w, u32 labels, u32 cols, u32 stride) {
+    after_previous();
     for (u32 c = threadIdx.x; c < cols; c += THREADS) {
         float sum = 0.0f;
         for (u32 l = 0; l < labels; l++) sum += w[static_cast<u64>(l) * cols + c] * dr[blockIdx.x * labels + l];
@@ -27,6 +29,7 @@ score_backward(bf16* dh, const float* dr, const float* w, u32 labels, u32 cols, 
 
 KERNEL __launch_bounds__(THREADS)
 score_weights(float* dw, const float* dr, const bf16* h, u32 rows, u32 labels, u32 cols, u32 stride) {
+    after_previous();
     u32 index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= labels * cols) return;
     u32 l = index / cols, c = index % cols;

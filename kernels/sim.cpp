@@ -47,6 +47,8 @@ EXPORT u32 sim_special(u32 which) noexcept {
 
 EXPORT unsigned char* sim_shared() noexcept { return current->shared + current->self->block->window; }
 
+EXPORT void sim_after_previous() noexcept { current->self->early = false; }
+
 EXPORT void sim_block_barrier(u32 line) noexcept {
     Worker* worker = current;
     Fiber* self = worker->self;

@@ -16,6 +16,7 @@ extern "C" {
 /// 0–2 threadIdx, 3–5 blockIdx, 6–8 blockDim, 9–11 gridDim.
 u32 sim_special(u32 which) noexcept __attribute__((const));
 unsigned char* sim_shared() noexcept __attribute__((const));
+void sim_after_previous() noexcept;
 void sim_block_barrier(u32 line) noexcept;
 void sim_warp_barrier(u32 line) noexcept;
 u32 sim_shuffle(u32 value, u32 lane, u32 line) noexcept;
@@ -73,6 +74,8 @@ DEVICE float bits_float(u32 bits) {
     __builtin_memcpy(&value, &bits, 4);
     return value;
 }
+
+DEVICE void after_previous() { sim_after_previous(); }
 
 template <typename Shared>
 DEVICE Shared& shared_memory() {

@@ -250,7 +250,13 @@ fn a_box() -> Result<String> {
     assert!(refused.contains("expected an address that is a multiple of 16 for x"), "{refused}");
     let function = driver.load(&ROWS, DEFINES, "copy_box")?;
     // SAFETY: the first three rows of both.
-    unsafe { driver.launch(function, LaunchConfig::linear(4, 128).with_cluster(2), &[to.bytes(), from.bytes()])? };
+    unsafe {
+        driver.launch(
+            function,
+            LaunchConfig::linear(4, 128).with_cluster(2).overlapping(),
+            &[to.bytes(), from.bytes()],
+        )?
+    };
     let found = download::<u32>(&driver, y, 80);
     let copied = |i: usize| i / 16 < 3 && i % 16 < 12;
     assert!((0..80).all(|i| found[i] == if copied(i) { i as u32 } else { 7 }), "{found:?}");

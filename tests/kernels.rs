@@ -120,6 +120,9 @@ fn the_code_holds_what_was_meant() {
                 ("HGMMA", hopper),
                 ("UTMALDG", boxes),
                 ("UTMASTG", ["product90", "lm_head90_logits"].contains(&kernel)),
+                // The two halves of after_previous().
+                ("ACQBULK", *arch == Arch::Sm90a),
+                ("PREEXIT", *arch == Arch::Sm90a),
             ] {
                 assert_eq!(holds(name), expected, "{place}: {name}");
             }

@@ -93,6 +93,7 @@ struct Fiber {
     Warp* warp;
     Block* block;
     u32 thread, lane;  // counted through the cluster
+    bool early;        // the launch before this one may still be running
     SimIndex index;
     Call call;  // what it waits at
     u32 line;
@@ -117,6 +118,7 @@ struct SimLaunch {
     u32 words;    // of args
     u32 shared;   // bytes
     u32 cluster;  // blocks
+    u32 dependent;  // 1: begins before the launch before it has ended
 };
 
 struct Launch {

@@ -139,9 +139,14 @@ INLINE bool stamp(u32* written, u32* read, u32 first, u32 limit, u32 mine) {
     return false;
 }
 
+[[noreturn, gnu::cold, gnu::noinline]] static void too_early(Worker* worker, u64 bytes, bool writes, const void* place) {
+    fail(worker, access_name(writes, bytes, place) + "global memory that the launch before may still be at work on: expected after_previous() first");
+}
+
 template <u32 BYTES, bool WRITES>
 INLINE void touch_global(Worker* worker, u64 offset, const void* place) {
     const Launch& launch = *worker->launch;
+    if (__builtin_expect(worker->self->early, 0)) too_early(worker, BYTES, WRITES, place);
     if (__builtin_expect(offset % GRANULE + BYTES > arena.alive[offset / GRANULE], 0)) {
         out_of_bounds(worker, offset, BYTES, WRITES, place);
     }

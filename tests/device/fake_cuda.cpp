@@ -1,6 +1,6 @@
 // A CUDA driver without a GPU, for tests/device.rs: memory is the host's, and whatever may be late is as late as is legal:
 // a queued copy happens when somebody waits for it. Two kernels are known: `gather` of kernels/rows.cu, and
-// `copy_box`, in clusters of two, which copies the first box of one tensor map to that of another.
+// `copy_box`, in clusters of two and begun early, which copies the first box of one tensor map to that of another.
 //
 // FAKE_CUDA holds words like `version=12040 count=2 capability=90 memory=1000000 fault=gather init=100`.
 #include <cstdint>
@@ -156,14 +156,15 @@ int cuTensorMapEncodeTiled(Map* map, int type, unsigned rank, void* address, con
 }
 int cuLaunchKernelEx(const Config* config, void* function, void** words, void**) {
     unsigned x = config->x;
-    if (x * config->y * config->z == 0 || config->bx == 0 || config->shared > 232448 || config->count > 1) return 1;
+    if (x * config->y * config->z == 0 || config->bx == 0 || config->shared > 232448 || config->count > 2) return 1;
     std::string name = (const char*)function;
     if (setting("fault", "") == name) return submit([] { broken = 700; });
     if (name == "copy_box") {
         // Read at once, all 128 bytes of each, as the driver does.
         Map to = *(Map*)words[0], from = *(Map*)words[1];
-        const Attribute* cluster = config->attributes;
-        if (config->count != 1 || cluster->id != 4 || cluster->value[0] != 2 || cluster->value[1] != 1 || cluster->value[2] != 1) return 1;
+        const Attribute *cluster = config->attributes, *overlapping = cluster + 1;
+        if (config->count != 2 || overlapping->id != 6 || overlapping->value[0] != 1) return 1;
+        if (cluster->id != 4 || cluster->value[0] != 2 || cluster->value[1] != 1 || cluster->value[2] != 1) return 1;
         return submit([=] {
             for (unsigned r = 0; r < from.box[1] && r < from.rows && r < to.rows; r++) {
                 uint64_t cols = from.cols < to.cols ? from.cols : to.cols;

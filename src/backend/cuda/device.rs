@@ -293,12 +293,19 @@ impl Driver for GpuDriver {
         let Function { handle, name } = function;
         let mut args: Vec<*mut c_void> = args.iter().map(|bytes| bytes.as_ptr().cast_mut().cast()).collect();
         let ([x, y, z], [bx, by, bz]) = (config.grid, config.block);
+        use sys::CUlaunchAttributeID::*;
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
         let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: config.cluster, y: 1, z: 1 };
-        let mut attributes = [sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { clusterDim: cluster },
-        }];
+        // Devices before sm_90 know neither, not even clusters of one block.
+        let mut attributes = Vec::new();
+        if config.cluster > 1 {
+            let value = sys::CUlaunchAttributeValue { clusterDim: cluster };
+            attributes.push(attribute(CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, value));
+        }
+        if config.dependent {
+            let value = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+            attributes.push(attribute(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, value));
+        }
         let launch = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -309,8 +316,7 @@ impl Driver for GpuDriver {
             sharedMemBytes: config.shared,
             hStream: self.stream,
             attrs: attributes.as_mut_ptr(),
-            // Devices before sm_90 know no clusters, not even of one block.
-            numAttrs: u32::from(config.cluster > 1),
+            numAttrs: attributes.len() as u32,
         };
         // SAFETY: the handle came from `load`; the driver only reads configuration and arguments; the rest is the caller's promise.
         let launched = self.context.bind().and_then(|()| unsafe {

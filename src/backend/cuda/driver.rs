@@ -99,16 +99,23 @@ pub struct LaunchConfig {
     pub(crate) shared: u32,
     /// Blocks in a row that run at the same time and reach each other's shared memory; 1 without.
     pub(crate) cluster: u32,
+    /// Begins before the launch before it has ended: its threads wait in `after_previous()`. Of sm_90 and later.
+    pub(crate) dependent: bool,
 }
 
 impl LaunchConfig {
     /// A row of blocks, each a row of threads.
     pub fn linear(blocks: u32, threads: u32) -> LaunchConfig {
-        LaunchConfig { grid: [blocks, 1, 1], block: [threads, 1, 1], shared: 0, cluster: 1 }
+        LaunchConfig { grid: [blocks, 1, 1], block: [threads, 1, 1], shared: 0, cluster: 1, dependent: false }
     }
 
     pub fn with_cluster(self, blocks: u32) -> LaunchConfig {
         LaunchConfig { cluster: blocks, ..self }
+    }
+
+    /// Beginning before the launch before it has ended.
+    pub fn overlapping(self) -> LaunchConfig {
+        LaunchConfig { dependent: true, ..self }
     }
 
     pub fn with_shared(self, bytes: u32) -> LaunchConfig {

@@ -161,6 +161,7 @@ impl Cuda {
             return Ok(());
         }
         let function = self.function(source, kernel, defines)?;
+        let config = if self.tier() == Arch::Sm90a { config.overlapping() } else { config };
         let State { driver, profile, .. } = &*self.state;
         // SAFETY: the caller's promise.
         let launch = || unsafe { driver.launch(function, config, args) };

@@ -81,6 +81,18 @@ pub fn inline(
     Ok(out)
 }
 
+/// Fails on a kernel that does not begin by waiting for the launches before it.
+pub fn expect_waits(file: &str, text: &str) -> Result<(), String> {
+    for kernel in text.split("KERNEL ").skip(1) {
+        let (head, body) = kernel.split_once('{').unwrap_or((kernel, ""));
+        if !body.trim_start().starts_with("after_previous();") {
+            let name = signature(head, text).map(|signature| signature.name).unwrap_or_default();
+            return Err(format!("kernels/{file}: {name}: expected `after_previous();` as its first statement"));
+        }
+    }
+    Ok(())
+}
+
 /// The kernels of one file.
 pub fn signatures(file: &str, text: &str) -> Result<Vec<Signature>, String> {
     let lines: Vec<&str> = text.lines().map(|line| line.split("//").next().unwrap_or("")).collect();

@@ -116,7 +116,7 @@ fn accumulate(
     let defines = tile.defines(stages, shared, ragged);
     let threads = tile.threads();
     let config =
-        LaunchConfig { grid: [across as u32, down as u32, slices as u32], block: [threads, 1, 1], shared, cluster: 1 };
+        LaunchConfig { grid: [across as u32, down as u32, slices as u32], shared, ..LaunchConfig::linear(1, threads) };
     let (row_step, col_step) = if turned { (1, width) } else { (cols, 1) };
     let mut scratch = cuda.scratch(slices * count)?;
     let [t, in_all, sums] = [rows, narrow.cols() + cols, slices * count].map(|n| n as u64);

@@ -29,6 +29,7 @@ struct SimLaunch {
     words: u32,
     shared: u32,
     cluster: u32,
+    dependent: u32,
 }
 
 /// The functions of kernels/sim.cpp.
@@ -109,9 +110,20 @@ impl Runtime {
         seed: u64,
     ) -> Result<()> {
         let kernel = CString::new(name).unwrap_or_default();
-        let LaunchConfig { grid, block, shared, cluster } = *config;
+        let LaunchConfig { grid, block, shared, cluster, dependent } = *config;
         let (args, words) = (args.as_ptr(), args.len() as u32);
-        let launch = SimLaunch { entry, args, kernel: kernel.as_ptr(), seed, grid, block, words, shared, cluster };
+        let launch = SimLaunch {
+            entry,
+            args,
+            kernel: kernel.as_ptr(),
+            seed,
+            grid,
+            block,
+            words,
+            shared,
+            cluster,
+            dependent: dependent.into(),
+        };
         // SAFETY: the launch and what it points to live until `end`.
         let state = unsafe { (self.begin)(&launch) };
         if state.is_null() {

@@ -26,6 +26,15 @@ fn a_signature_is_read() {
 }
 
 #[test]
+fn a_kernel_that_does_not_wait_is_refused_by_name() {
+    let waits = "KERNEL f(u32 n) {\n    after_previous();\n    if (n) return;\n}\n";
+    assert_eq!(expect_waits("f.cu", waits), Ok(()));
+    let error = expect_waits("f.cu", &format!("{waits}KERNEL __launch_bounds__(N * (2)) g(float* y) {{ *y = 1; }}"))
+        .unwrap_err();
+    assert_eq!(error, "kernels/f.cu: g: expected `after_previous();` as its first statement");
+}
+
+#[test]
 fn a_struct_is_taken_by_name_and_lies_as_in_c() {
     let text = "struct P {\n    u32 rows; // before a pointer\n    bf16* /*or null*/ y;\n    const float* x;\n    u32 m, n;\n    float eps;\n};\n\
                 KERNEL f(const __grid_constant__ P p, u32 k) {}\nKERNEL g(const P p) {}";

@@ -18,7 +18,7 @@ const SHAPE: [usize; 3] = [150, 136, 200];
 fn device(options: &KernelOptions, seed: u64) -> Option<Cuda> {
     let required = std::env::var_os("ARES_REQUIRE_SIM").is_some();
     match SimDriver::open(Arch::Sm90a, options, Some(seed)) {
-        Ok(driver) => Some(Cuda::new(driver)),
+        Ok(driver) => Some(Cuda::with_tier(driver, Some("sm_90a")).unwrap()),
         Err(error) => {
             assert!(!required, "{error}");
             None
@@ -150,6 +150,13 @@ const PLANTS: &[Plant] = &[
         change: ["shared.empty[s], READERS", "shared.empty[s], READERS - 1"],
         message: "still read: expected warpgroup_wait or store_wait",
         line: "load_",
+    },
+    Plant {
+        name: "memory touched before the launch before has ended",
+        file: "product90.cu",
+        change: ["    after_previous();\n", ""],
+        message: "global memory that the launch before may still be at work on: expected after_previous() first",
+        line: "load_box",
     },
     Plant {
         name: "one arrival too many",
