@@ -1,6 +1,7 @@
 // product.cu's products on Hopper, where every operand begins at a 16-byte border: the same sums in the same order (tile90.cuh).
 //
-// LoRA's blocks follow those of k: one for each part that the tile meets, of which the steps that hold anything are multiplied.
+// LoRA's blocks follow those of k, along one for each part that the tile meets, across as many as its rank fills; of each the steps that
+// hold anything are multiplied.
 #include "tile90.cuh"
 
 struct Product90Params {
@@ -16,14 +17,14 @@ struct Product90Params {
 DEVICE u32 part_of(const Product90Params& p, u32 n) { return (n >= p.end_0) + (n >= p.end_1); }
 DEVICE u32 part_begin(const Product90Params& p, u32 part) { return part == 0 ? 0 : part == 1 ? p.end_0 : p.end_1; }
 
-/// The parts of LoRA that a tile meets: the first, and the one after the last.
+/// The blocks of LoRA that a tile meets, along of its parts, across of its one: the first, and the one after the last.
 struct Parts {
     u32 first, end;
 };
 
 DEVICE Parts parts_of(const Product90Params& p, u32 col) {
     if (p.rank == 0) return {0, 0};
-    if (W_ACROSS) return {0, 1};
+    if (W_ACROSS) return {0, (p.rank + BLOCK_K - 1) / BLOCK_K};
     return {part_of(p, col), part_of(p, minimum(col + BLOCK_N, p.n) - 1) + 1};
 }
 
@@ -89,9 +90,10 @@ KERNEL __launch_bounds__(THREADS, 1)
         Parts parts = parts_of(p, at.col);
         for (u32 part = parts.first; part < parts.end; part++, advance(turn)) {
             Stage& stage = next_stage(shared, turn);
-            const TensorMap& b = part == 0 ? b_0 : part == 1 ? b_1 : b_2;
-            load_box(stage.a, xa, row, static_cast<int>(part * p.rank), shared.full[turn.stage]);
-            load_right(stage, b, col - static_cast<int>(part_begin(p, part)), 0, shared.full[turn.stage]);
+            const TensorMap& b = W_ACROSS || part == 0 ? b_0 : part == 1 ? b_1 : b_2;
+            u32 first = W_ACROSS ? 0 : part_begin(p, part), from = W_ACROSS ? part * BLOCK_K : 0;
+            load_box(stage.a, xa, row, static_cast<int>(W_ACROSS ? from : part * p.rank), shared.full[turn.stage]);
+            load_right(stage, b, col - static_cast<int>(first), static_cast<int>(from), shared.full[turn.stage]);
         }
     };
     auto consume = [&](Place at, Turn& turn, u32 warp) {
@@ -100,7 +102,9 @@ KERNEL __launch_bounds__(THREADS, 1)
         Results sums;
         for (u32 block = 0; block < blocks; block++) multiply_block<STEPS>(sums, shared, turn, warp / 4, block == 0);
         Parts parts = parts_of(p, at.col);
-        for (u32 part = parts.first; part < parts.end; part++) multiply_rank(sums, shared, turn, warp / 4, p.rank);
+        for (u32 part = parts.first; part < parts.end; part++) {
+            multiply_rank(sums, shared, turn, warp / 4, W_ACROSS ? p.rank - part * BLOCK_K : p.rank);
+        }
         finish_sums(shared, turn);
         add_bias(sums, p, col);
         if (p.residual != 0) barrier_wait(shared.added[warp], parity), parity ^= 1;

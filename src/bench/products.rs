@@ -53,36 +53,45 @@ fn shapes(config: &ModelConfig) -> [Shape; 8] {
         Shape { name, layout: Layout::Along, inner: [n, k], parts, bias, residual }
     };
     let backward =
-        |name, n, k| Shape { name, layout: Layout::Across, inner: [n, k], parts: 1, bias: false, residual: false };
+        |name, n, k, parts| Shape { name, layout: Layout::Across, inner: [n, k], parts, bias: false, residual: false };
     [
         forward("qkv", qkv, c, 3, false),
         forward("o", c, q, 1, true),
         forward("gate_up", 2 * f, c, 2, false),
         forward("down", c, f, 1, true),
-        backward("qkv, backward", c, qkv),
-        backward("o, backward", q, c),
-        backward("gate_up, backward", c, 2 * f),
-        backward("down, backward", f, c),
+        backward("qkv, backward", c, qkv, 3),
+        backward("o, backward", q, c, 1),
+        backward("gate_up, backward", c, 2 * f, 2),
+        backward("down, backward", f, c, 1),
     ]
+}
+
+impl Shape {
+    /// Terms that an adapter of `rank` adds to each sum: forward those of one part, into the input those of all.
+    fn rank(&self, rank: usize) -> usize {
+        if self.layout == Layout::Across { self.parts * rank } else { rank }
+    }
 }
 
 /// What the tiles' models say, without a device.
 pub(crate) fn predict(info: &DeviceInfo, config: &ModelConfig, load: &Workload) -> Vec<ProductTiming> {
     let all = shapes(config);
     let ways = Way::all(info.arch);
-    all.iter().flat_map(|shape| ways.iter().map(|way| timing(info, shape, *way, load))).collect()
+    let carried = |shape: &Shape, way: &&Way| way.carries(shape.layout, shape.rank(load.rank));
+    let of = |shape| ways.iter().filter(move |way| carried(shape, way)).map(move |way| timing(info, shape, *way, load));
+    all.iter().flat_map(of).collect()
 }
 
 fn timing(info: &DeviceInfo, shape: &Shape, way: Way, load: &Workload) -> ProductTiming {
-    let [n, k] = shape.inner;
+    let ([n, k], rank) = (shape.inner, shape.rank(load.rank));
     let whole = [load.tokens, n, k];
     ProductTiming {
         product: shape.name,
         shape: whole,
         way: way.name(),
         planned: way.is_planned(whole, info),
-        flops: 2 * (load.tokens * n * (k + load.rank)) as u64,
-        predicted_seconds: way.cycles(whole, load.rank, info).map(|cycles| cycles / CLOCK + LAUNCH),
+        flops: 2 * (load.tokens * n * (k + rank)) as u64,
+        predicted_seconds: way.cycles(whole, rank, info).map(|cycles| cycles / CLOCK + LAUNCH),
         seconds: None,
     }
 }
@@ -97,14 +106,14 @@ pub(crate) fn time(
     let (mut found, last) = (Vec::new(), Tensor::<Cuda, f32>::zeros(cuda, 1, 1)?);
     for shape in &shapes(config) {
         say(shape.name);
-        let (m, [n, k], rank) = (load.tokens, shape.inner, load.rank);
+        let (m, [n, k], rank) = (load.tokens, shape.inner, shape.rank(load.rank));
         let across = shape.layout == Layout::Across;
         let (w, b) = if across { ((k, n), (rank, n)) } else { ((n, k), (n, rank)) };
-        let (x, xa) = (matrix(cuda, 1, m, k)?, matrix(cuda, 2, m, shape.parts * rank)?);
+        let (x, xa) = (matrix(cuda, 1, m, k)?, matrix(cuda, 2, m, shape.parts * load.rank)?);
         let (w, b, bias) = (matrix(cuda, 3, w.0, w.1)?, matrix(cuda, 4, b.0, b.1)?, matrix(cuda, 5, 1, n)?);
         let (mut y, residual) = (matrix(cuda, 6, m, n)?, matrix(cuda, 7, m, n)?);
-        let ends =
-            [if shape.parts > 1 { n / shape.parts } else { n }, if shape.parts > 2 { 2 * n / shape.parts } else { n }];
+        let parts = if across { 1 } else { shape.parts };
+        let ends = [if parts > 1 { n / parts } else { n }, if parts > 2 { 2 * n / parts } else { n }];
         let product = Product {
             extension: Some(Extension { xa: &xa, b: &b, rank, ends }),
             bias: shape.bias.then_some(&bias),

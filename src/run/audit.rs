@@ -22,7 +22,7 @@ use crate::text::rows::read;
 /// A prompt and an answer to it: what people label, once for all methods that answer so.
 type Exchange = (String, String);
 
-/// The answers of one method, one seed: those to harmful prompts that the judge has judged, or a person, or both.
+/// What one method, with one seed, answered to harmful prompts, and the judge judged.
 #[derive(Debug)]
 struct Group {
     name: String,
@@ -52,7 +52,7 @@ pub(crate) struct Finding {
     pub(crate) warnings: Vec<String>,
 }
 
-/// Sets the answers of some method, or of all, apart: what a line of outcomes says beside the outcome.
+/// What is to be audited.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Which<'a> {
     /// Outcomes, or the run whose they are.
@@ -225,6 +225,9 @@ fn author(row: &Row, file: &Path) -> Result<(String, u64)> {
 
 /// The outcome, if it counts here: an own answer to a harmful prompt, judged. Fails where the row is no outcome.
 fn counted(row: Row) -> Result<Option<Outcome>> {
+    if !row.object.contains_key("kind") {
+        return Err(row.wrong("an outcome with its `kind`, as `ares detect` writes it", "none"));
+    }
     let outcome = serde_json::from_value::<Outcome>(Value::Object(row.object.clone()));
     let outcome = outcome.map_err(|error| row.wrong("an outcome, as `ares detect` writes it", &error.to_string()))?;
     let own = outcome.kind == Kind::Harmful && outcome.prefill.is_none() && outcome.error.is_none();
@@ -407,7 +410,11 @@ mod tests {
         refused(with(&row("null")).unwrap().findings(Sense::Threshold), "found none");
         let which = Which { files: &[folder.path().into()], methods: &["dpo".into()], labels: None };
         refused(Audit::open(&which), "judged answers of dpo");
-        std::fs::write(folder.path().join("outcomes.jsonl"), "{\"kind\":\"odd\"}\n").unwrap();
-        refused(audit(folder.path(), None), "outcomes.jsonl, line 1: expected an outcome");
+        for (line, expected) in
+            [("{\"kind\":\"odd\"}", "an outcome, as"), ("{\"p_harm\":1}", "an outcome with its `kind`")]
+        {
+            std::fs::write(folder.path().join("outcomes.jsonl"), line).unwrap();
+            refused(audit(folder.path(), None), &format!("outcomes.jsonl, line 1: expected {expected}"));
+        }
     }
 }

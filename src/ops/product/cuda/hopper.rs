@@ -15,7 +15,7 @@ const BLOCK_K: u32 = MapSpec::BOX_COLS;
 const CONSUMER_ROWS: u32 = 64;
 /// Of a block, bytes.
 const SHARED: u32 = 227 << 10;
-/// LoRA's columns that one block along k holds.
+/// LoRA's columns that one block along k holds. Along, a part has one; across, there are as many as it takes.
 const MAX_RANK: usize = BLOCK_K as usize;
 
 /// What a block of threads computes.
@@ -151,6 +151,11 @@ pub(super) fn builds() -> Vec<Build> {
     builds
 }
 
+/// Whether an adapter of this rank can ride along.
+pub(super) fn carries(layout: Layout, rank: usize) -> bool {
+    layout == Layout::Across || rank <= MAX_RANK
+}
+
 /// Whether the copy engine can take every operand, and the tensor cores' 64 rows and columns are filled. Never a question of m: a row's
 /// bits may not depend on it.
 pub(super) fn serves(product: &Product, y: &Output) -> bool {
@@ -163,7 +168,7 @@ pub(super) fn serves(product: &Product, y: &Output) -> bool {
     let (rank, xa_stride, b_stride) = product.extension.map_or((0, 0, 0), |e| (e.rank, e.xa.stride(), e.b.stride()));
     let [x, w] = [product.x, product.w];
     let borders = [x.first, x.stride, w.first, w.stride, first, stride, xa_stride, b_stride, n, k];
-    n >= 64 && k >= 64 && rank <= MAX_RANK && borders.iter().all(|border| border % 8 == 0)
+    n >= 64 && k >= 64 && carries(product.layout, rank) && borders.iter().all(|border| border % 8 == 0)
 }
 
 /// Every operand was checked to lie inside its buffer.

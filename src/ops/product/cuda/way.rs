@@ -1,7 +1,7 @@
 //! The ways to compute a product on a device, side by side: what `ares bench products` times and predicts.
 
 use super::hopper::{self, Plan90, Tile90};
-use super::{Output, Product, TILES, Tile, raster};
+use super::{Layout, Output, Product, TILES, Tile, raster};
 use crate::backend::Cuda;
 use crate::backend::cuda::driver::{Arch, DeviceInfo};
 use crate::error::Result;
@@ -42,6 +42,11 @@ impl Way {
             Way::Sm80(_) => None,
             Way::Sm90a(tile) => Some(tile.cycles(shape, rank, info)),
         }
+    }
+
+    /// Whether an adapter of this rank can ride along.
+    pub(crate) fn carries(&self, layout: Layout, rank: usize) -> bool {
+        matches!(self, Way::Sm80(_)) || hopper::carries(layout, rank)
     }
 
     pub(crate) fn serves(&self, product: &Product, y: &Output) -> bool {

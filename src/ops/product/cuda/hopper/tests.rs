@@ -52,6 +52,7 @@ fn every_tile_gives_the_bits_of_the_first_architecture() {
             (Layout::Along, [64, 64, 64], 16),
             (Layout::Across, SHAPE, 8),
             (Layout::Across, [300, 264, 72], 40),
+            (Layout::Across, [150, 136, 72], 136),
         ] {
             let expected = by_first_architecture(&cuda, layout, shape, rank);
             for tile in Tile90::ALL {
