@@ -54,9 +54,31 @@ static void begin_asynchronous(Worker* worker) {
     worker->asynchronous = false;
 }
 
+EXPORT void sim_registers(u32 count) noexcept {
+    current->asynchronous = true;
+    current->self->registers = count;
+}
+
+/// Who asks for more than others have left waits for ever.
+static void check_registers(Worker* worker, const Block& block) {
+    constexpr u32 ALL = 65536;
+    u32 threads = worker->launch->threads, begun = minimum(ALL / threads / 8 * 8, 248u), sum = 0;
+    for (u32 t = block.first; t < block.first + threads; t++) {
+        const Fiber &fiber = worker->fibers[t], &lead = worker->fibers[block.first + (t - block.first) / WARPGROUP * WARPGROUP];
+        sum += fiber.registers ? fiber.registers : begun;
+        if (fiber.registers == lead.registers) continue;
+        worker->self = &worker->fibers[t];
+        return note(worker, thread_name(fiber) + text(" asks for %u registers and ", fiber.registers) + thread_name(lead) +
+                                text(" of its warpgroup for %u", lead.registers));
+    }
+    worker->self = &worker->fibers[block.first];
+    if (sum > ALL) note(worker, text("waits for registers: %u are asked for by all threads together, of %u", sum, ALL));
+}
+
 /// Forgets what is under way, which none may be.
 static void end_asynchronous(Worker* worker) {
     if (!worker->asynchronous) return;
+    for (u32 rank = 0; rank < worker->launch->spec.cluster; rank++) check_registers(worker, worker->blocks[rank]);
     for (const SimBarrier& barrier : worker->barriers) {
         if (barrier.pending == barrier.arrivals && barrier.bytes == 0) continue;
         worker->self = &worker->fibers[worker->blocks[barrier.offset / SHARED_SPACE].first];

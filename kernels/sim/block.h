@@ -94,6 +94,7 @@ struct Fiber {
     Block* block;
     u32 thread, lane;  // counted through the cluster
     bool early;        // the launch before this one may still be running
+    u32 registers;     // that it asked for last; 0: those that it began with
     SimIndex index;
     Call call;  // what it waits at
     u32 line;

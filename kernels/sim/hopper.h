@@ -9,6 +9,7 @@ extern "C" {
 void sim_barrier_init(void* barrier, u32 arrivals) noexcept;
 void sim_barrier_arrive(void* barrier) noexcept;
 void sim_barrier_arrive_at(void* barrier, u32 rank) noexcept;
+void sim_registers(u32 count) noexcept;
 u32 sim_cluster_rank() noexcept __attribute__((const));
 void sim_cluster_barrier(u32 line) noexcept;
 void sim_barrier_expect(void* barrier, u32 bytes) noexcept;
@@ -62,10 +63,11 @@ DEVICE void warpgroup_multiply(float (&d)[HALF], u64 a, u64 b, bool add, u32 lin
     sim_multiply(d, HALF, a, b, add, B_ACROSS, line);
 }
 
-/// Registers are as many as the compiler needs here.
+/// Registers are as many as the compiler needs here; what is asked for is added up.
 template <u32 Count>
 DEVICE void registers_up_to() {
     static_assert(Count % 8 == 0 && Count >= 24 && Count <= 256, "registers come in eights");
+    sim_registers(Count);
 }
 template <u32 Count>
 DEVICE void registers_down_to() {

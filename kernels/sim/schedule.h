@@ -113,7 +113,7 @@ static void run_cluster(Worker* worker, u64 number) {
         fiber.warp = &worker->warps[t / WARP];
         fiber.thread = t, fiber.lane = t % WARP;
         fiber.index = index_of(t % launch.threads, spec.block);
-        fiber.early = worker->launch->spec.dependent != 0;
+        fiber.early = worker->launch->spec.dependent != 0, fiber.registers = 0;
         fiber.call = RUNNING, fiber.groups = fiber.product_groups = 0;
         fiber.copies.clear();
         fiber.dirty_low = ~0ull, fiber.dirty_high = 0;

@@ -160,6 +160,20 @@ const PLANTS: &[Plant] = &[
         line: "load_box",
     },
     Plant {
+        name: "more registers than there are",
+        file: "tile90.cuh",
+        change: ["registers_up_to<232>", "registers_up_to<240>"],
+        message: "66560 are asked for by all threads together, of 65536",
+        line: "",
+    },
+    Plant {
+        name: "registers of one warp's own",
+        file: "tile90.cuh",
+        change: ["if constexpr (CONSUMERS == 2) registers_down_to<40>();", "if (threadIdx.x < 96) registers_down_to<40>();"],
+        message: "of its warpgroup for 40",
+        line: "",
+    },
+    Plant {
         name: "one arrival too many",
         file: "tile90.cuh",
         change: ["shared.empty[s], READERS", "shared.empty[s], READERS + 1"],
