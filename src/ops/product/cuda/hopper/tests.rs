@@ -169,7 +169,10 @@ const PLANTS: &[Plant] = &[
     Plant {
         name: "registers of one warp's own",
         file: "tile90.cuh",
-        change: ["if constexpr (CONSUMERS == 2) registers_down_to<40>();", "if (threadIdx.x < 96) registers_down_to<40>();"],
+        change: [
+            "if constexpr (CONSUMERS == 2) registers_down_to<40>();",
+            "if (threadIdx.x < 96) registers_down_to<40>();",
+        ],
         message: "of its warpgroup for 40",
         line: "",
     },
