@@ -12,6 +12,7 @@ pub mod policy_step;
 pub(crate) mod prepared;
 pub mod reward_step;
 pub(crate) mod rlhf;
+pub(crate) mod room;
 pub mod side;
 pub mod trainer;
 

@@ -14,10 +14,11 @@ use super::objective::coupling;
 use super::policy_step::{PolicyItem, policy_step};
 use super::prepared::{Prepared, PreparedFailure};
 use super::reward_step::{RewardItem, RewardKind, reward_step};
+use super::room;
 use super::side::{Half, Side};
 use crate::error::{Error, Result};
 use crate::judge::{Judge, Thresholds};
-use crate::model::{AdapterInit, Decoding, Pair, Pretrained, Transformer, Workspace};
+use crate::model::{AdapterInit, Decoding, Pair, Pretrained, Workspace};
 use crate::ops::{AdamWSpec, Ops};
 
 mod state;
@@ -87,27 +88,6 @@ pub struct Setting<'a, B: Ops> {
     pub decoding: Decoding,
 }
 
-/// Takes the activations' memory that a repair by one of these methods will, and gives it back: that a device is too small is to be
-/// known before hours of search, not after.
-pub(crate) fn rehearse<B: Ops>(pair: &Pair<B>, methods: &[Method], config: &Recipe) -> Result<()> {
-    let trained = [(Method::trains_policy as fn(_) -> _, &pair.policy), (Method::trains_reward, &pair.reward)];
-    let models = trained.into_iter().filter(|(trains, _)| methods.iter().any(|&method| trains(method)));
-    room(&pair.policy.transformer, models.map(|(_, model)| (&model.transformer, config.rank)), config).map(drop)
-}
-
-/// As large as the largest of the models asks, with their adapters' ranks; `shape` says what it begins as.
-fn room<'a, B: Ops>(
-    shape: &Transformer<B>,
-    models: impl Iterator<Item = (&'a Transformer<B>, usize)>,
-    config: &Recipe,
-) -> Result<Workspace<B>> {
-    let mut workspace = Workspace::new(&shape.ops, &shape.config, 0, 0, config.recompute.keep())?;
-    for (model, rank) in models {
-        workspace.fit(&model.ops, &model.config, rank, config.batch_tokens)?;
-    }
-    Ok(workspace)
-}
-
 /// One method at work on one pair. The adapters live in the pair: its `Current` version is what is being trained.
 pub struct Trainer<'a, B: Ops> {
     pub(super) pair: &'a mut Pair<B>,
@@ -170,7 +150,7 @@ impl<'a, B: Ops> Trainer<'a, B> {
         let trained = [(&policy, &pair.policy), (&reward, &pair.reward)].into_iter().filter_map(|(side, model)| {
             side.as_ref().and(model.adapter.as_ref()).map(|adapter| (&model.transformer, adapter.rank()))
         });
-        let workspace = room(&pair.policy.transformer, trained, config)?;
+        let workspace = room::of(&pair.policy.transformer, trained, config)?;
         let random = |stream: u64| {
             let mut random = ChaCha8Rng::seed_from_u64(seed);
             random.set_stream(stream);

@@ -27,7 +27,7 @@ use crate::probe::grammar::Grammar;
 use crate::probe::record::ProbeRecord;
 use crate::probe::sampler::{Sampler, SamplerKind};
 use crate::probe::search::{Found, SearchSettings};
-use crate::repair::trainer::rehearse;
+use crate::repair::room::rehearse;
 use crate::repair::{Method, Prepared, Recipe, RepairData, RepairOutcome};
 
 /// An experiment at work.

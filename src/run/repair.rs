@@ -20,7 +20,7 @@ use crate::judge::Thresholds;
 use crate::model::adapter_file::safetensors_bytes;
 use crate::model::{AdapterFile, AdapterInit, HostTensor, Pair};
 use crate::ops::Ops;
-use crate::repair::trainer::rehearse;
+use crate::repair::room::rehearse;
 use crate::repair::{
     Failure, Method, Phase, Prepared, Quarantined, Recipe, RepairData, RepairOutcome, Setting, StepMetrics, Trainer,
     admit,

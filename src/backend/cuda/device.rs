@@ -5,6 +5,7 @@
 
 mod context;
 mod fault;
+mod launch;
 mod staging;
 
 use std::collections::HashMap;
@@ -293,19 +294,7 @@ impl Driver for GpuDriver {
         let Function { handle, name } = function;
         let mut args: Vec<*mut c_void> = args.iter().map(|bytes| bytes.as_ptr().cast_mut().cast()).collect();
         let ([x, y, z], [bx, by, bz]) = (config.grid, config.block);
-        use sys::CUlaunchAttributeID::*;
-        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
-        let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: config.cluster, y: 1, z: 1 };
-        // Devices before sm_90 know neither, not even clusters of one block.
-        let mut attributes = Vec::new();
-        if config.cluster > 1 {
-            let value = sys::CUlaunchAttributeValue { clusterDim: cluster };
-            attributes.push(attribute(CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, value));
-        }
-        if config.dependent {
-            let value = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
-            attributes.push(attribute(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, value));
-        }
+        let mut attributes = launch::attributes(&config);
         let launch = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
