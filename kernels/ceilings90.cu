@@ -1,12 +1,14 @@
 // What Hopper's own units can do at best, as ceilings.cu has it for all. Constants come from src/ops/ceilings/cuda/hopper.rs.
 //   wgmma_rate  two warpgroups multiply 64 × 64 each by the same BLOCK_N × 64 (W_ACROSS: 64 × BLOCK_N) in shared memory, `steps` times;
 //               y takes the sum of each thread's results
+//   wgmma_held_rate  the same of 64 × 16 in registers, four times along
 //   box_rate    a block lets boxes of 64 columns × 128 rows of x come, STAGES under way, `boxes` of them; in a cluster each block brings its
 //               part of every box for all. x is small enough for L2.
+//   exp2_rate   every thread takes 2^-x of CHAINS numbers, `steps` times
 // `cycles` takes how many clock cycles each block took. Operands are random: a device draws less current on zeros.
 #include "hopper.cuh"
 
-constexpr u32 THREADS = 2 * WARPGROUP, STAGES = 4, BOX_ROWS = 128;
+constexpr u32 THREADS = 2 * WARPGROUP, STAGES = 4, BOX_ROWS = 128, CHAINS = 8;
 constexpr u32 OPERANDS = (128 + BLOCK_N) * BOX_COLS / 2;  // words: pairs
 
 struct Products {
@@ -25,13 +27,27 @@ DEVICE u32 noise(u32 seed) {
     return ((seed ^ (seed >> 16)) & 0x807f807fu) | 0x3f803f80u;
 }
 
-KERNEL __launch_bounds__(THREADS, 1) wgmma_rate(float* y, u32* cycles, u32 steps) {
-    after_previous();
+/// The sum of what is in each thread's registers, and how long the block took.
+template <u32 COUNT>
+DEVICE void store_sums(float* y, u32* cycles, const float (&values)[COUNT], u32 begin) {
+    u32 took = clock_cycles() - begin;
+    float sum = 0.0f;
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) sum += values[i];
+    y[blockIdx.x * THREADS + threadIdx.x] = sum;
+    if (threadIdx.x == 0) cycles[blockIdx.x] = took;
+}
+
+template <bool HELD>
+DEVICE void multiply_often(float* y, u32* cycles, u32 steps) {
     Products& shared = shared_memory<Products>();
     for (u32 i = threadIdx.x; i < OPERANDS; i += THREADS) shared.words[i] = noise(i);
     fence_async();
     block_barrier();
     u32 a = shared_address(shared.words) + threadIdx.x / WARPGROUP * 64 * 128, b = shared_address(shared.words) + 128 * 128;
+    u32 held[4];
+#pragma unroll
+    for (u32 i = 0; HELD && i < 4; i++) held[i] = noise(threadIdx.x * 4 + i);
     float sums[BLOCK_N / 2];
 #pragma unroll
     for (u32 i = 0; i < BLOCK_N / 2; i++) sums[i] = 0.0f;
@@ -40,20 +56,41 @@ KERNEL __launch_bounds__(THREADS, 1) wgmma_rate(float* y, u32* cycles, u32 steps
         warpgroup_fence();
 #pragma unroll
         for (u32 k = 0; k < 4; k++) {
-            u64 left = operand(a + k * 32, 0, ATOM);
             u64 right = W_ACROSS ? operand(b + k * 2 * ATOM, 64 * 128, ATOM) : operand(b + k * 32, 0, ATOM);
-            warpgroup_multiply<W_ACROSS>(sums, left, right, true);
+            if constexpr (HELD) {
+                warpgroup_multiply<W_ACROSS>(sums, held, right, true);
+            } else {
+                warpgroup_multiply<W_ACROSS>(sums, operand(a + k * 32, 0, ATOM), right, true);
+            }
         }
         warpgroup_commit();
         warpgroup_wait<1>();
     }
     warpgroup_wait<0>();
-    u32 took = clock_cycles() - begin;
-    float sum = 0.0f;
+    store_sums(y, cycles, sums, begin);
+}
+
+KERNEL __launch_bounds__(THREADS, 1) wgmma_rate(float* y, u32* cycles, u32 steps) {
+    after_previous();
+    multiply_often<false>(y, cycles, steps);
+}
+
+KERNEL __launch_bounds__(THREADS, 1) wgmma_held_rate(float* y, u32* cycles, u32 steps) {
+    after_previous();
+    multiply_often<true>(y, cycles, steps);
+}
+
+KERNEL __launch_bounds__(THREADS, 1) exp2_rate(float* y, u32* cycles, u32 steps) {
+    after_previous();
+    float x[CHAINS];
 #pragma unroll
-    for (u32 i = 0; i < BLOCK_N / 2; i++) sum += sums[i];
-    y[blockIdx.x * THREADS + threadIdx.x] = sum;
-    if (threadIdx.x == 0) cycles[blockIdx.x] = took;
+    for (u32 i = 0; i < CHAINS; i++) x[i] = to_float(bf16{static_cast<u16>(noise(threadIdx.x * CHAINS + i))});
+    u32 begin = clock_cycles();
+    for (u32 step = 0; step < steps; step++) {
+#pragma unroll
+        for (u32 i = 0; i < CHAINS; i++) x[i] = exp2_fast(-x[i]);
+    }
+    store_sums(y, cycles, x, begin);
 }
 
 KERNEL __launch_bounds__(THREADS, 1) box_rate(u32* cycles, const __grid_constant__ TensorMap x, u32 rows, u32 boxes) {

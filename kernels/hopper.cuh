@@ -48,6 +48,9 @@ DEVICE void cluster_barrier() {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+/// `threads` of the block, whole warps that meet under a name of 1 to 15; orders their accesses to shared memory.
+DEVICE void named_barrier(u32 name, u32 threads) { asm volatile("barrier.sync.aligned %0, %1;" ::"r"(name), "r"(threads) : "memory"); }
+
 /// Of this multiprocessor, modulo 2^32.
 DEVICE u32 clock_cycles() {
     u32 now;
@@ -130,6 +133,13 @@ DEVICE void store_wait() {
     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
+/// Writes four 8×8 matrices of bf16 to shared memory, from where and as load_matrix_x4 would read them.
+DEVICE void store_matrix_x4(bf16* row, const u32 (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+                 "r"(r[3])
+                 : "memory");
+}
+
 /// Accumulators that this warp wrote may be a product's from here on.
 DEVICE void warpgroup_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 /// Closes the group of products started since the last one.
@@ -164,9 +174,9 @@ DEVICE void registers_down_to() {
     "%122,%123,%124,%125,%126,%127"
 #define WGMMA(N, NAMES, A, B, ADD, ACROSS, ...)                                                                                  \
     asm volatile("{.reg .pred p; setp.ne.b32 p, " ADD ", 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" NAMES "}, " A \
-                 ", " B ", p, 1, 1, 0, " ACROSS ";}"                                                                          \
+                 ", " B ", p, 1, 1, " ACROSS ";}"                                                                             \
                  : __VA_ARGS__                                                                                                   \
-                 : "l"(a), "l"(b), "r"(static_cast<u32>(add)), "n"(static_cast<u32>(B_ACROSS)))
+                 : LEFT, "l"(b), "r"(static_cast<u32>(add)), "n"(static_cast<u32>(B_ACROSS)))
 
 /// Starts d (64 × N) += a (64 × 16) · b (16 × N), or d = a·b without `add`, of one warpgroup; both operands in shared memory.
 ///   lane l of warp w: d[4j + e] is row 16·(w % 4) + l/4 + e/2·8, column 8j + l%4·2 + e%2
@@ -175,13 +185,30 @@ DEVICE void registers_down_to() {
 template <bool B_ACROSS, u32 HALF>
 DEVICE void warpgroup_multiply(float (&d)[HALF], u64 a, u64 b, bool add) {
     static_assert(HALF == 64 || HALF == 96 || HALF == 128, "N is 128, 192 or 256");
+#define LEFT "l"(a)
     if constexpr (HALF == 64) {
-        WGMMA(128, NAMES_0 NAMES_32, "%64", "%65", "%66", "%67", R32(0), R32(32));
+        WGMMA(128, NAMES_0 NAMES_32, "%64", "%65", "%66", "0, %67", R32(0), R32(32));
     } else if constexpr (HALF == 96) {
-        WGMMA(192, NAMES_0 NAMES_32 NAMES_64, "%96", "%97", "%98", "%99", R32(0), R32(32), R32(64));
+        WGMMA(192, NAMES_0 NAMES_32 NAMES_64, "%96", "%97", "%98", "0, %99", R32(0), R32(32), R32(64));
     } else {
-        WGMMA(256, NAMES_0 NAMES_32 NAMES_64 NAMES_96, "%128", "%129", "%130", "%131", R32(0), R32(32), R32(64), R32(96));
+        WGMMA(256, NAMES_0 NAMES_32 NAMES_64 NAMES_96, "%128", "%129", "%130", "0, %131", R32(0), R32(32), R32(64), R32(96));
     }
+#undef LEFT
+}
+
+/// The same with a in registers, each warp's 16 rows as mma_16x8x16 has them. They are read until warpgroup_wait.
+template <bool B_ACROSS, u32 HALF>
+DEVICE void warpgroup_multiply(float (&d)[HALF], const u32 (&a)[4], u64 b, bool add) {
+    static_assert(HALF == 64 || HALF == 96 || HALF == 128, "N is 128, 192 or 256");
+#define LEFT "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+    if constexpr (HALF == 64) {
+        WGMMA(128, NAMES_0 NAMES_32, "{%64,%65,%66,%67}", "%68", "%69", "%70", R32(0), R32(32));
+    } else if constexpr (HALF == 96) {
+        WGMMA(192, NAMES_0 NAMES_32 NAMES_64, "{%96,%97,%98,%99}", "%100", "%101", "%102", R32(0), R32(32), R32(64));
+    } else {
+        WGMMA(256, NAMES_0 NAMES_32 NAMES_64 NAMES_96, "{%128,%129,%130,%131}", "%132", "%133", "%134", R32(0), R32(32), R32(64), R32(96));
+    }
+#undef LEFT
 }
 
 #endif

@@ -78,8 +78,8 @@ KERNEL __launch_bounds__(THREADS, 1) lm_head90_logits(const __grid_constant__ Te
             Row& r = rows[i / 2 % 2];
             bool is_target = column(i) == r.target;
             float e = column(i) < r.end ? exp_fast(logit - r.most) : 0.0f;
-            r.own = is_target ? logit : r.own;
-            r.rest += is_target ? 0.0f : e;
+            if (is_target) r.own = logit;
+            if (!is_target) r.rest += e;
             return e;
         };
         store_rounded(sums, shared.out[warp], chunk, false, row, at.col, p.rows, p.vocab, share);

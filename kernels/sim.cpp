@@ -20,6 +20,7 @@
 #include <vector>
 
 #define SIM_RUNTIME
+#define ARCH 0  // the machine itself is compiled for none
 #include "device.cuh"
 #include "sim/fiber.h"
 #include "sim/memory.h"
@@ -34,6 +35,7 @@
 #include "sim/hooks.h"
 #include "sim/barrier.h"
 #include "sim/box.h"
+#include "sim/tensor_core.h"
 #include "sim/warpgroup.h"
 
 // ------------------------------------------------------------------------------------------------------ what a kernel asks
@@ -123,18 +125,14 @@ EXPORT void sim_shared_add(u32* to, u32 value) noexcept {
 /// The PTX ISA's m16n8k16: with g = lane / 4 and t = lane % 4,
 ///   a0 = A[g][2t, 2t+1]  a1 = A[g+8][2t, 2t+1]  a2 = A[g][2t+8, 2t+9]  a3 = A[g+8][2t+8, 2t+9]
 ///   b0 = B[2t, 2t+1][g]  b1 = B[2t+8, 2t+9][g]   d0, d1 = D[g][2t, 2t+1]   d2, d3 = D[g+8][2t, 2t+1]
-/// so that each register, read over the lanes, is an 8×8 matrix by rows (A), by columns (B). Products of bf16 are exact in
-/// f32; they are added one after the other, k upwards.
-static void multiply(Warp& warp) {
+/// so that each register, read over the lanes, is an 8×8 matrix by rows (A), by columns (B).
+static void multiply(Warp& warp, bool hopper) {
     float a[16][16];
     Row b[16], d[16];
     for (u32 g = 0; g < 8; g++) {
         for (u32 t = 0; t < 4; t++) {
             u32 lane = 4 * g + t;
-            for (u32 r = 0; r < 4; r++) {
-                u32 pair = warp.in[r][lane], row = g + r % 2 * 8, col = 2 * t + r / 2 * 8;
-                a[row][col] = low_float(pair), a[row][col + 1] = high_float(pair);
-            }
+            for (u32 r = 0; r < 4; r++) put_left(a, lane, r, warp.in[r][lane]);
             for (u32 r = 0; r < 2; r++) {
                 u32 pair = warp.in[4 + r][lane], row = 2 * t + r * 8;
                 b[row][g] = low_float(pair), b[row + 1][g] = high_float(pair);
@@ -142,21 +140,14 @@ static void multiply(Warp& warp) {
             for (u32 r = 0; r < 4; r++) d[g + r / 2 * 8][2 * t + r % 2] = warp.sum[r][lane];
         }
     }
-    for (u32 half = 0; half < 16; half += 8) {
-        Row sum[8];
-        for (u32 i = 0; i < 8; i++) sum[i] = d[half + i];
-        for (u32 k = 0; k < 16; k++) {
-            for (u32 i = 0; i < 8; i++) sum[i] += a[half + i][k] * b[k];
-        }
-        for (u32 i = 0; i < 8; i++) d[half + i] = sum[i];
-    }
+    for (u32 i = 0; i < 16; i++) d[i] = add_products(d[i], a[i], b, hopper);
     for (u32 lane = 0; lane < WARP; lane++) {
         for (u32 r = 0; r < 4; r++) warp.sum[r][lane] = d[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2];
     }
 }
 
 EXPORT SimFloats sim_mma(float d0, float d1, float d2, float d3, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1,
-                         u32 line) noexcept {
+                         u32 hopper, u32 line) noexcept {
     Worker* worker = current;
     Warp& warp = *worker->self->warp;
     u32 own = worker->self->lane;
@@ -164,35 +155,26 @@ EXPORT SimFloats sim_mma(float d0, float d1, float d2, float d3, u32 a0, u32 a1,
     warp.in[0][own] = a0, warp.in[1][own] = a1, warp.in[2][own] = a2, warp.in[3][own] = a3;
     warp.in[4][own] = b0, warp.in[5][own] = b1;
     if (gather(worker, warp, MMA, line, PLACE)) {
-        multiply(warp);
+        multiply(warp, hopper != 0);
         disperse(worker, warp);
     }
     return SimFloats{{warp.sum[0][own], warp.sum[1][own], warp.sum[2][own], warp.sum[3][own]}};
 }
 
 /// Each lane's 16 bytes of shared memory, looked at in its name.
-static void fetch_rows(Worker* worker, const Warp& warp, u16 (&rows)[WARP][8], const void* place) {
+template <bool WRITES>
+static void touch_rows(Worker* worker, const Warp& warp, const void* place) {
     Fiber* self = worker->self;
-    Fiber* lanes = self - self->lane;
-    u32 size = worker->launch->spec.shared, first = worker->now * TIME | lanes->thread;
-    u32 block_limit = self->block->since * TIME, warp_limit = warp.since * TIME;
     for (u32 i = 0; i < WARP; i++) {
+        worker->self = self - self->lane + i;
         u64 offset = reinterpret_cast<u64>(warp.rows[i]) - reinterpret_cast<u64>(worker->shared);
-        bool fits = offset % 16 == 0 && offset - self->block->window + 16 <= size;
-        if (fits && !record<Cells<16>::Type, false>(worker->written + offset / 2, worker->read + offset / 2, first + i, block_limit, warp_limit)) {
-            memcpy(rows[i], warp.rows[i], 16);
-            continue;
+        if (offset >= SHARED_ALL || offset % 16) {
+            fail(worker, text("%s a matrix at ", WRITES ? "stores" : "loads") + where(place) + ", expected 16 aligned bytes of shared memory, " +
+                             (offset < SHARED_ALL ? text("found offset %llu", offset % SHARED_SPACE) : "found another address"));
         }
-        worker->self = lanes + i;
-        if (fits) {
-            settle_shared(worker, offset, 16, false, place);
-            memcpy(rows[i], warp.rows[i], 16);
-            worker->self = self;
-            continue;
-        }
-        fail(worker, "loads a matrix at " + where(place) + text(", expected 16 aligned bytes of the launch's %u of shared memory, ", size) +
-                         (offset < SHARED_ALL ? text("found offset %llu", offset % SHARED_SPACE) : "found another address"));
+        touch_shared<16, WRITES>(worker, offset, place);
     }
+    worker->self = self;
 }
 
 /// Matrix m's row i is 16 bytes at lane 8m + i's address; lane l gets elements 2·(l%4), +1 of row l/4, or of column l/4.
@@ -200,10 +182,11 @@ static SimWords load_matrix(Call call, const void* row, u32 line, const void* pl
     Worker* worker = current;
     Warp& warp = *worker->self->warp;
     u32 own = worker->self->lane;
-    warp.rows[own] = row;
+    warp.rows[own] = const_cast<void*>(row);
     if (gather(worker, warp, call, line, place)) {
         u16 rows[WARP][8], columns[WARP][8];
-        fetch_rows(worker, warp, rows, place);
+        touch_rows<false>(worker, warp, place);
+        for (u32 i = 0; i < WARP; i++) memcpy(rows[i], warp.rows[i], sizeof rows[i]);
         bool transposed = call == LOAD_MATRIX_TRANSPOSED;
         for (u32 i = 0; transposed && i < WARP; i++) {
             for (u32 j = 0; j < 8; j++) columns[i / 8 * 8 + j][i % 8] = rows[i][j];
@@ -218,6 +201,18 @@ EXPORT SimWords sim_load_matrix(const void* row, u32 line) noexcept { return loa
 
 EXPORT SimWords sim_load_matrix_transposed(const void* row, u32 line) noexcept {
     return load_matrix(LOAD_MATRIX_TRANSPOSED, row, line, PLACE);
+}
+
+EXPORT void sim_store_matrix(void* row, u32 r0, u32 r1, u32 r2, u32 r3, u32 line) noexcept {
+    Worker* worker = current;
+    Warp& warp = *worker->self->warp;
+    u32 own = worker->self->lane;
+    warp.rows[own] = row;
+    warp.in[0][own] = r0, warp.in[1][own] = r1, warp.in[2][own] = r2, warp.in[3][own] = r3;
+    if (!gather(worker, warp, STORE_MATRIX, line, PLACE)) return;
+    touch_rows<true>(worker, warp, PLACE);
+    for (u32 i = 0; i < WARP; i++) memcpy(warp.rows[i], &warp.in[i / 8][i % 8 * 4], 16);
+    disperse(worker, warp);
 }
 
 // ---------------------------------------------------------------------------------------------------- asynchronous copies

@@ -23,7 +23,7 @@ u32 sim_shuffle(u32 value, u32 lane, u32 line) noexcept;
 u32 sim_shuffle_xor(u32 value, u32 mask, u32 line) noexcept;
 u32 sim_ballot(u32 predicate, u32 line) noexcept;
 void sim_shared_add(u32* to, u32 value) noexcept;
-SimFloats sim_mma(float d0, float d1, float d2, float d3, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1, u32 line) noexcept;
+SimFloats sim_mma(float d0, float d1, float d2, float d3, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1, u32 hopper, u32 line) noexcept;
 SimWords sim_load_matrix(const void* row, u32 line) noexcept;
 SimWords sim_load_matrix_transposed(const void* row, u32 line) noexcept;
 void sim_copy_async(void* shared, const void* global, u32 valid) noexcept;
@@ -121,7 +121,7 @@ DEVICE bf16 to_bf16(float value) { return bf16{static_cast<u16>(sim_bf16_bits(va
 DEVICE u32 to_bf16x2(float low, float high) { return sim_bf16_bits(low) | sim_bf16_bits(high) << 16; }
 
 DEVICE void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], u32 line = __builtin_LINE()) {
-    SimFloats sum = sim_mma(d[0], d[1], d[2], d[3], a[0], a[1], a[2], a[3], b[0], b[1], line);
+    SimFloats sum = sim_mma(d[0], d[1], d[2], d[3], a[0], a[1], a[2], a[3], b[0], b[1], ARCH >= 90, line);
     d[0] = sum.v[0], d[1] = sum.v[1], d[2] = sum.v[2], d[3] = sum.v[3];
 }
 

@@ -126,12 +126,20 @@ DEVICE void store_rounded(const Results& sums, bf16 (&out)[WARP_ROWS * BLOCK_N],
         if (lane == 0) store_wait();
         warp_barrier();
     }
+    // Of each sixteen columns as four matrices: the lane names a row of one.
+    u32 r = lane % WARP_ROWS, right = lane / WARP_ROWS * 8;
 #pragma unroll
-    for (u32 i = 0; i < BLOCK_N / 2; i += 2) {
-        u32 r = lane / 4 + i % 4 / 2 * 8, c = i / 4 * 8 % BOX_COLS + lane % 4 * 2, box = i / 4 * 8 / BOX_COLS;
-        u32* at = reinterpret_cast<u32*>(out + box * WARP_ROWS * BOX_COLS + box_offset(r, c));
-        u32 old = added ? *at : 0;
-        *at = to_bf16x2(value(sums[i], i) + low_float(old), value(sums[i + 1], i + 1) + high_float(old));
+    for (u32 i = 0; i < BLOCK_N / 2; i += 8) {
+        u32 c = i * 2 % BOX_COLS + right, box = i * 2 / BOX_COLS;
+        bf16* at = out + box * WARP_ROWS * BOX_COLS + box_offset(r, c);
+        u32 pairs[4] = {0, 0, 0, 0};
+        if (added) load_matrix_x4(pairs, at);
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+            u32 first = i + 2 * j;
+            pairs[j] = to_bf16x2(value(sums[first], first) + low_float(pairs[j]), value(sums[first + 1], first + 1) + high_float(pairs[j]));
+        }
+        store_matrix_x4(at, pairs);
     }
     fence_async();
     warp_barrier();

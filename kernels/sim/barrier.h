@@ -8,6 +8,9 @@ static void forget_clocks(Worker* worker) {
     for (SimBarrier& barrier : worker->barriers) {
         for (Clock** clock : {&barrier.joining, &barrier.told, &barrier.from, &barrier.to}) hold(*clock, nullptr);
     }
+    for (Block& block : worker->blocks) {
+        for (NamedBarrier& barrier : block.named) hold(barrier.told, nullptr);
+    }
 }
 
 /// Time begins anew: what was told is over, and what was made or read was so at its beginning.
@@ -148,9 +151,9 @@ static SimBarrier& find_barrier(Worker* worker, const void* pointer, u32 rank, b
 
 static u32 own_rank(const Worker* worker) { return worker->self->block->rank; }
 
-static Clock& joining(SimBarrier& barrier) {
-    if (!barrier.joining) hold(barrier.joining, new Clock);
-    return *barrier.joining;
+static Clock& begun(Clock*& clock) {
+    if (!clock) hold(clock, new Clock);
+    return *clock;
 }
 
 /// Ends the phase if all has come; those that wait for it can go on.
@@ -197,7 +200,7 @@ static void arrive(Worker* worker, SimBarrier& barrier, const char* call, const 
     }
     // What it did until now, and what it knows; of its warp's others what the warp's barrier told.
     u32 now = tick(worker);
-    Clock& told = joining(barrier);
+    Clock& told = begun(barrier.joining);
     if (self->clock) told.learn(*self->clock);
     for (u32 i = 0; i < WARP; i++) told.learn(self->thread - self->lane + i, self->warp->since);
     told.learn(self->thread, now);
@@ -229,6 +232,39 @@ EXPORT void sim_cluster_barrier(u32 line) noexcept {
     for (Block& block : worker->blocks) block.since = worker->since;
     forget_clocks(worker);
     wake(worker, 0, worker->launch->fibers);
+}
+
+EXPORT void sim_named_barrier(u32 which, u32 threads, u32 line) noexcept {
+    Worker* worker = current;
+    Fiber* self = worker->self;
+    Block& block = *self->block;
+    if (which == 0 || which > 15 || threads == 0 || threads % WARP || threads > worker->launch->threads) {
+        fail(worker, "calls named_barrier at " + where(PLACE) + text(", expected a name of 1 to 15 and whole warps of the block, found %u and %u threads", which, threads));
+    }
+    NamedBarrier& barrier = block.named[which];
+    if (barrier.warps && barrier.threads != threads) {
+        fail(worker, "calls named_barrier at " + where(PLACE) + text(", expected as many threads as others that are there, %u, found %u", barrier.threads, threads));
+    }
+    worker->asynchronous = true;
+    Warp& warp = *self->warp;
+    if (!gather(worker, warp, NAMED_BARRIER, line, PLACE)) return;
+    warp.arrived = 0;
+    warp.since = tick(worker);
+    Clock& told = begun(barrier.told);
+    const Fiber* lanes = self - self->lane;
+    for (u32 i = 0; i < WARP; i++) {
+        if (lanes[i].clock) told.learn(*lanes[i].clock);
+        told.learn(lanes[i].thread, warp.since);
+    }
+    barrier.threads = threads, barrier.warps |= 1u << (self->thread - block.first) / WARP;
+    if (static_cast<u32>(__builtin_popcount(barrier.warps)) * WARP < threads) return park(worker, self, NAMED_BARRIER, line, PLACE);
+    for (u32 warps = barrier.warps; warps; warps &= warps - 1) {
+        u32 first = block.first + static_cast<u32>(__builtin_ctz(warps)) * WARP;
+        for (u32 t = first; t < first + WARP; t++) hold(worker->fibers[t].clock, barrier.told);
+        wake(worker, first, WARP);
+    }
+    barrier.warps = 0;
+    hold(barrier.told, nullptr);
 }
 
 EXPORT void sim_barrier_expect(void* at, u32 bytes) noexcept {

@@ -18,6 +18,7 @@ enum Call : u32 {
     RUNNING,
     BLOCK_BARRIER,
     CLUSTER_BARRIER,
+    NAMED_BARRIER,
     WARP_BARRIER,
     SHUFFLE,
     SHUFFLE_XOR,
@@ -25,22 +26,25 @@ enum Call : u32 {
     MMA,
     LOAD_MATRIX,
     LOAD_MATRIX_TRANSPOSED,
+    STORE_MATRIX,
     PHASE,
     PRODUCT,
     PRODUCTS_WAIT,
 };
 static const char* const CALL_NAMES[] = {
-    "running",     "block_barrier",  "cluster_barrier",           "warp_barrier", "shuffle",            "shuffle_xor",    "ballot",
-    "mma_16x8x16", "load_matrix_x4", "load_matrix_x4_transposed", "barrier_wait", "warpgroup_multiply", "warpgroup_wait"};
+    "running",         "block_barrier",     "cluster_barrier", "named_barrier",  "warp_barrier",
+    "shuffle",         "shuffle_xor",       "ballot",          "mma_16x8x16",    "load_matrix_x4",
+    "load_matrix_x4_transposed", "store_matrix_x4", "barrier_wait", "warpgroup_multiply", "warpgroup_wait"};
 
 /// A product of a warpgroup, of which this is a warp's part (warpgroup.h).
 struct Product {
     u64 a, b;  // descriptors
     u32 half;  // accumulators of a lane
     bool add, across;
-    u32 group;           // committed groups before its own
-    float* d[WARP];      // each lane's accumulators
-    bool reads[256];     // which KiB of shared memory
+    u32 group;              // committed groups before its own
+    const u32* left[WARP];  // each lane's part of a, unless it lies in shared memory
+    float* d[WARP];         // each lane's accumulators
+    bool reads[256];        // which KiB of shared memory
 };
 
 struct Warp {
@@ -53,8 +57,9 @@ struct Warp {
     alignas(64) u32 in[6][WARP];
     alignas(64) u32 out[4][WARP];
     alignas(64) float sum[4][WARP];
-    const void* rows[WARP];
+    void* rows[WARP];
     float* sums[WARP];
+    const u32* left[WARP];
     std::vector<Product> products;  // under way, of which the first `computed` have their results
     size_t computed;
     u32 issued;  // products in all
@@ -76,6 +81,12 @@ struct Store {
     bool done;
 };
 
+/// Some of a block's warps meet at it.
+struct NamedBarrier {
+    u32 threads, warps;  // expected; bit w: the block's warp w has come
+    Clock* told;
+};
+
 struct Block {
     SimIndex index;
     u32 rank;          // in its cluster
@@ -86,6 +97,7 @@ struct Block {
     u32 at_barrier, left;
     u32 barrier_line;
     const void* barrier_place;
+    NamedBarrier named[16];
 };
 
 struct Fiber {

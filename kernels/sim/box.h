@@ -110,7 +110,7 @@ static void land_box(Worker* worker, size_t which) {
     u32 author = FIRST_BARRIER + box.barrier;
     for (u32 cell = box.offset / 2; cell < (box.offset + box.bytes) / 2; cell++) worker->written[cell] = worker->now * TIME | author;
     u32 now = tick(worker);
-    joining(barrier).learn(author, now);
+    begun(barrier.joining).learn(author, now);
     barrier.bytes -= box.bytes;
     end_phase(worker, barrier);
 }

@@ -348,9 +348,13 @@ INLINE void touch_stack(Worker* worker, u64 address, u64 bytes, bool writes, con
         if (address + bytes > self->dirty_high) self->dirty_high = address + bytes;
     }
     for (const Product& product : self->warp->products) {
-        u64 low = reinterpret_cast<u64>(product.d[self->lane]);
-        if (address + bytes <= low || address >= low + product.half * sizeof(float)) continue;
-        fail(worker, access_name(writes, bytes, place) + "an accumulator of a product under way: expected warpgroup_wait in between");
+        auto meets = [&](const void* from, u64 size) {
+            u64 low = reinterpret_cast<u64>(from);
+            return address + bytes > low && address < low + size;
+        };
+        bool left = writes && product.left[self->lane] && meets(product.left[self->lane], 16);
+        if (!left && !meets(product.d[self->lane], product.half * sizeof(float))) continue;
+        fail(worker, access_name(writes, bytes, place) + (left ? "an operand" : "an accumulator") + " of a product under way: expected warpgroup_wait in between");
     }
 }
 

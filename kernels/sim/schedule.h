@@ -104,7 +104,7 @@ static void run_cluster(Worker* worker, u64 number) {
     for (u32 rank = 0; rank < spec.cluster; rank++) {
         u64 which = number * spec.cluster + rank;
         u32 stamp = launch.limit ? launch.stamp + 1 + static_cast<u32>(which) : 0;
-        worker->blocks[rank] = Block{index_of(which, spec.grid), rank, rank * launch.threads, stamp, worker->now, rank * SHARED_SPACE, 0, 0, 0, nullptr};
+        worker->blocks[rank] = Block{index_of(which, spec.grid), rank, rank * launch.threads, stamp, worker->now, rank * SHARED_SPACE, 0, 0, 0, nullptr, {}};
         memset(worker->shared + rank * SHARED_SPACE, 0xff, spec.shared);  // NaN in bf16 and in f32
     }
     for (u32 t = 0; t < launch.fibers; t++) {

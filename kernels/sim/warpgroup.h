@@ -30,22 +30,32 @@ static void chunks(u64 descriptor, bool across, u64 first, u64 count, Use use) {
     }
 }
 
-/// d (16 rows of the warp × N) += a · b, each element one chain of 16 products, k upwards.
+/// Register r of a lane's part of a 16 × 16 left operand.
+static void put_left(float (&a)[16][16], u32 lane, u32 r, u32 pair) {
+    u32 row = lane / 4 + r % 2 * 8, col = lane % 4 * 2 + r / 2 * 8;
+    a[row][col] = low_float(pair), a[row][col + 1] = high_float(pair);
+}
+
+/// d (16 rows of the warp × N) += a · b.
 static void compute(Worker* worker, Product& product, u32 warp_row) {
     float a[16][16];
-    Row b[16][32];  // 256 columns
+    Row b[32][16];  // 256 columns, eight at a time
     auto value = [&](u64 at, u64 i) {
         u16 bits;
         memcpy(&bits, worker->shared + worker->self->block->window + at + 2 * i, 2);
         return low_float(bits);
     };
-    chunks(product.a, false, warp_row, 16, [&](u64 row, u64 k, u64 at) {
-        for (u64 i = 0; i < 8; i++) a[row][k + i] = value(at, i);
-    });
+    if (product.left[0]) {
+        for (u32 i = 0; i < 4 * WARP; i++) put_left(a, i / 4, i % 4, product.left[i / 4][i % 4]);
+    } else {
+        chunks(product.a, false, warp_row, 16, [&](u64 row, u64 k, u64 at) {
+            for (u64 i = 0; i < 8; i++) a[row][k + i] = value(at, i);
+        });
+    }
     chunks(product.b, product.across, 0, product.half * 2, [&](u64 col, u64 k, u64 at) {
         for (u64 i = 0; i < 8; i++) {
             u64 c = product.across ? col + i : col;
-            b[product.across ? k : k + i][c / 8][c % 8] = value(at, i);
+            b[c / 8][product.across ? k : k + i][c % 8] = value(at, i);
         }
     });
     for (u32 j = 0; j < product.half / 4; j++) {
@@ -55,9 +65,7 @@ static void compute(Worker* worker, Product& product, u32 warp_row) {
                 d[lane / 4 + e / 2 * 8][lane % 4 * 2 + e % 2] = product.add ? product.d[lane][4 * j + e] : 0.0f;
             }
         }
-        for (u32 k = 0; k < 16; k++) {
-            for (u32 i = 0; i < 16; i++) d[i] += a[i][k] * b[k][j];
-        }
+        for (u32 i = 0; i < 16; i++) d[i] = add_products(d[i], a[i], b[j], true);
         for (u32 lane = 0; lane < WARP; lane++) {
             for (u32 e = 0; e < 4; e++) product.d[lane][4 * j + e] = d[lane / 4 + e / 2 * 8][lane % 4 * 2 + e % 2];
         }
@@ -93,7 +101,7 @@ static void begin_product(Worker* worker, Warp& warp, Product& product, const vo
     for (u32 i = 0; i < WARP; i++) {
         if (i > 0 && lanes[i].clock == lanes[i - 1].clock) continue;
         worker->self = lanes + i;
-        look(product.a, false, w % 4 * 16, 16, "a");
+        if (!product.left[0]) look(product.a, false, w % 4 * 16, 16, "a");
         look(product.b, product.across, 0, product.half * 2, "b");
     }
     worker->self = self;
@@ -103,15 +111,18 @@ static void begin_product(Worker* worker, Warp& warp, Product& product, const vo
     warp.products.push_back(product);
 }
 
-EXPORT void sim_multiply(float* d, u32 half, u64 a, u64 b, u32 add, u32 across, u32 line) noexcept {
+EXPORT void sim_multiply(float* d, u32 half, u64 a, const u32* left, u64 b, u32 add, u32 across, u32 line) noexcept {
     Worker* worker = current;
     Fiber* self = worker->self;
     Warp& warp = *self->warp;
     worker->asynchronous = true;
-    warp.sums[self->lane] = d;
-    u64 low = reinterpret_cast<u64>(d), high = low + half * sizeof(float);
-    if (self->dirty_low < high && low < self->dirty_high) {
-        fail(worker, "multiplies at " + where(PLACE) + ", expected warpgroup_fence after its accumulator was written");
+    warp.sums[self->lane] = d, warp.left[self->lane] = left;
+    auto written = [&](const void* from, u64 bytes) {
+        u64 low = reinterpret_cast<u64>(from);
+        return self->dirty_low < low + bytes && low < self->dirty_high;
+    };
+    if (written(d, half * sizeof(float)) || (left && written(left, 16))) {
+        fail(worker, "multiplies at " + where(PLACE) + ", expected warpgroup_fence after its registers were written");
     }
     if (!gather(worker, warp, PRODUCT, line, PLACE)) return;
     Issue issue = {a, b, half, line, add != 0, across != 0};
@@ -121,8 +132,9 @@ EXPORT void sim_multiply(float* d, u32 half, u64 a, u64 b, u32 add, u32 across, 
     if (first.a != a || first.b != b || first.half != half || first.line != line || first.add != issue.add || first.across != issue.across) {
         fail(worker, "multiplies at " + where(PLACE) + ", expected the same operands in all four warps of the warpgroup, found others");
     }
-    Product product = {a, b, half, issue.add, issue.across, self->product_groups, {}, {}};
+    Product product = {a, b, half, issue.add, issue.across, self->product_groups, {}, {}, {}};
     memcpy(product.d, warp.sums, sizeof product.d);
+    memcpy(product.left, warp.left, sizeof product.left);
     begin_product(worker, warp, product, PLACE);
     if (worker->launch->spec.seed && draw(worker->random) % 2) compute_up_to(worker, warp, warp.products.size());  // at once
     disperse(worker, warp);

@@ -99,7 +99,9 @@ fn limits(found: &Ceilings) -> Vec<(&'static str, String)> {
     ];
     for rate in hopper.iter().flat_map(|hopper| &hopper.products) {
         let (tera, side) = (rate.flops_per_s / 1e12, if rate.across { "across" } else { "along" });
-        limits.push(("wgmma", format!("{tera:.1} TFLOP/s (64 × {} × 16, {side}), {:.1} cycles", rate.n, rate.cycles)));
+        let left = if rate.held { ", left operand in registers" } else { "" };
+        let found = format!("{tera:.1} TFLOP/s (64 × {} × 16, {side}{left}), {:.1} cycles", rate.n, rate.cycles);
+        limits.push(("wgmma", found));
     }
     for rate in hopper.iter().flat_map(|hopper| &hopper.boxes) {
         let tera = rate.bytes_per_s / 1e12;
@@ -108,6 +110,7 @@ fn limits(found: &Ceilings) -> Vec<(&'static str, String)> {
             format!("{tera:.2} TB/s by {}, {:.1} bytes per cycle", rate.cluster, rate.bytes_per_cycle),
         ));
     }
+    limits.extend(hopper.iter().map(|hopper| ("2^x", format!("{:.1} per cycle", hopper.exp2_per_cycle))));
     limits
 }
 

@@ -187,7 +187,7 @@ struct Rows {
 };
 
 // Rows of 24 bytes: every second one is misaligned for ldmatrix.
-// EXPECT loads a matrix; expected 16 aligned bytes of the launch; found offset
+// EXPECT loads a matrix; expected 16 aligned bytes of shared memory; found offset
 KERNEL misaligned_matrix(float* y, const float* x, u32 n) {
     Rows& shared = shared_memory<Rows>();
     for (u32 i = 0; i < 12; i++) shared.tile[threadIdx.x % n][i] = to_bf16(x[threadIdx.x]);

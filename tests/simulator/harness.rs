@@ -16,7 +16,11 @@ pub const SEEDS: [u64; 4] = [0, 1, 2, 3];
 
 /// A simulated GPU, or `None` without a compiler; printed, or refused with ARES_REQUIRE_SIM=1.
 pub fn device(seed: u64) -> Option<Arc<dyn Driver>> {
-    match SimDriver::open(Arch::Sm80, &KernelOptions::default(), Some(seed)) {
+    device_of(Arch::Sm80, seed)
+}
+
+pub fn device_of(arch: Arch, seed: u64) -> Option<Arc<dyn Driver>> {
+    match SimDriver::open(arch, &KernelOptions::default(), Some(seed)) {
         Ok(driver) => Some(driver),
         Err(reason) => {
             assert!(std::env::var_os("ARES_REQUIRE_SIM").is_none(), "{reason}");

@@ -14,6 +14,13 @@ fn config(threads: u32) -> LaunchConfig {
     LaunchConfig::linear(1, threads).with_shared(SHARED)
 }
 
+/// With one line changed.
+fn planted(name: &str, line: &str, to: &str) -> &'static Source {
+    let sound = source(name);
+    assert_eq!(sound.text.matches(line).count(), 1, "{line}");
+    Box::leak(Box::new(Source { text: sound.text.replace(line, to).leak(), file: sound.file, kernels: sound.kernels }))
+}
+
 fn halves(words: &[u32]) -> Vec<u16> {
     bytemuck::cast_slice(words).to_vec()
 }
@@ -85,6 +92,29 @@ fn boxes_lie_permuted_and_are_zero_outside() {
     }
 }
 
+/// PTX ISA, stmatrix: lane l of matrix m holds elements 2·(l%4) and the next of row l/4, which goes to where lane 8m + l/4 says.
+#[test]
+fn matrices_to_shared_memory() {
+    let words = scrambled(4 * 32, 5);
+    let run = |order: &[u32]| {
+        let driver = device(0)?;
+        let (y, x, order) = (upload(&driver, &[7u32; 128]), upload(&driver, &words), upload(&driver, order));
+        let args = [&y, &x, &order].map(bytemuck::bytes_of);
+        let done = launch_bytes(&driver, source("simulator/hopper.cu"), "store_matrices", config(32), &args);
+        Some(done.map(|()| download::<u32>(&driver, y, 128)))
+    };
+    let mut order: Vec<u32> = (0..32).map(|i| (i * 13 + 5) % 32).collect();
+    let Some(found) = run(&order) else { return };
+    let found = found.unwrap();
+    for (i, &word) in words.iter().enumerate() {
+        let (matrix, lane) = (i / 32, i % 32);
+        assert_eq!(found[4 * order[8 * matrix + lane / 4] as usize + lane % 4], word, "matrix {matrix}, lane {lane}");
+    }
+    order[9] = order[2];
+    let error = run(&order).unwrap().unwrap_err().to_string();
+    assert!(error.contains("thread (2,0,0) wrote: expected a barrier in between"), "{error}");
+}
+
 /// PTX ISA, matrix descriptor: addresses, leading and stride byte offsets without their low four bits; 1 << 62 is the 128-byte swizzle.
 fn descriptor(start: usize, leading: usize, stride: usize) -> u64 {
     1 << 62 | (stride as u64 >> 4) << 32 | (leading as u64 >> 4) << 16 | start as u64 >> 4
@@ -110,6 +140,13 @@ fn products_of_a_warpgroup() {
     let d: Vec<f32> = small(64 * N, 3).collect();
     // Element i of thread t: PTX ISA, "wgmma .m64nNk16 register fragment layout for matrix D".
     let place = |t: usize, i: usize| (t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8, i / 4 * 8 + t % 4 * 2 + i % 2);
+    // The left operand's: PTX ISA, "wgmma .m64k16 register fragment layout for matrix A", two elements a register.
+    let held = |i: usize| {
+        let (warp, lane, r) = (i / 128, i / 4 % 32, i % 4);
+        let at = (warp * 16 + lane / 4 + r % 2 * 8) * 16 + lane % 4 * 2 + r / 2 * 8;
+        u32::from(a[at].to_bits()) | u32::from(a[at + 1].to_bits()) << 16
+    };
+    let held: Vec<u32> = (0..512).map(held).collect();
     let start: Vec<f32> = (0..128 * 64).map(|i| place(i / 64, i % 64)).map(|(row, col)| d[row * N + col]).collect();
     // The third step of 16 along k of a, the second of b; strides that are not those of the other.
     let (a_first, a_stride) = (64, 1024);
@@ -126,30 +163,52 @@ fn products_of_a_warpgroup() {
                 image[swizzled((b_begin + b_first) / 2 + at)] = b[col * 16 + k].to_bits();
             }
         }
-        for seed in SEEDS {
-            let Some(driver) = device(seed) else { return };
-            let (y, x) = (upload(&driver, &start), upload(&driver, bytemuck::cast_slice::<u16, u32>(&image)));
-            let left = descriptor(a_first, 0, a_stride);
-            let right = descriptor(b_begin + b_first, leading, stride);
-            let (turned, words) = (u32::from(is_across), image.len() as u32 / 2);
-            let args: [&[u8]; 6] = [
-                bytemuck::bytes_of(&y),
-                bytemuck::bytes_of(&x),
-                bytemuck::bytes_of(&left),
-                bytemuck::bytes_of(&right),
-                bytemuck::bytes_of(&turned),
-                bytemuck::bytes_of(&words),
-            ];
-            launch_bytes(&driver, source("simulator/hopper.cu"), "multiply_one", config(128), &args).unwrap();
-            let found = download::<f32>(&driver, y, 128 * 64);
+        for (seed, in_registers) in SEEDS.into_iter().flat_map(|seed| [(seed, false), (seed, true)]) {
+            let run = |source| {
+                let driver = device(seed)?;
+                let (y, x) = (upload(&driver, &start), upload(&driver, bytemuck::cast_slice::<u16, u32>(&image)));
+                let held = if in_registers { upload(&driver, &held) } else { 0 };
+                let left = descriptor(a_first, 0, a_stride);
+                let right = descriptor(b_begin + b_first, leading, stride);
+                let (turned, words) = (u32::from(is_across), image.len() as u32 / 2);
+                let args: [&[u8]; 7] = [
+                    bytemuck::bytes_of(&y),
+                    bytemuck::bytes_of(&x),
+                    bytemuck::bytes_of(&left),
+                    bytemuck::bytes_of(&right),
+                    bytemuck::bytes_of(&turned),
+                    bytemuck::bytes_of(&words),
+                    bytemuck::bytes_of(&held),
+                ];
+                let done = launch_bytes(&driver, source, "multiply_one", config(128), &args);
+                Some(done.map(|()| download::<f32>(&driver, y, 128 * 64)))
+            };
+            let Some(found) = run(source("simulator/hopper.cu")) else { return };
+            let found = found.unwrap();
             for (i, &found) in found.iter().enumerate() {
                 let (row, col) = place(i / 64, i % 64);
                 let sum: f32 = (0..16).map(|k| a[row * 16 + k].to_f32() * b[col * 16 + k].to_f32()).sum();
                 assert_eq!(
                     found,
                     sum + d[row * N + col],
-                    "across {is_across}, leading {leading}, seed {seed}: D[{row}][{col}]"
+                    "across {is_across}, leading {leading}, in registers {in_registers}, seed {seed}: D[{row}][{col}]"
                 );
+            }
+            for (line, to, message) in [
+                ("    warpgroup_fence();  // REGISTERS\n", "\n", "warpgroup_fence after its registers were written"),
+                (
+                    "    // EARLY\n",
+                    "    sums[1] = 0.0f;\n",
+                    "an accumulator of a product under way: expected warpgroup_wait",
+                ),
+                ("    // EARLY\n", "    left[1] = 0;\n", "an operand of a product under way: expected warpgroup_wait"),
+            ] {
+                let done = run(planted("simulator/hopper.cu", line, to)).unwrap();
+                match done {
+                    // In shared memory the left operand is not what was changed.
+                    Ok(_) => assert!(to.contains("left") && !in_registers, "{message}"),
+                    Err(error) => assert!(error.to_string().contains(message), "{error}"),
+                }
             }
         }
     }
@@ -208,11 +267,47 @@ fn one_warp_tells_another() {
         ("barrier_init(barriers[1], WARP)", "barrier_init(barriers[1], 1)", "in a deadlock"),
         ("barrier_init(barriers[0], 1)", "barrier_init(barriers[0], 2)", "for 1 more arrivals and 0 more bytes"),
     ] {
-        assert_eq!(sound.text.matches(line).count(), 1, "{line}");
-        let text = sound.text.replace(line, to).leak();
-        let faulty = Box::leak(Box::new(Source { text, file: "hopper.cu", kernels: sound.kernels }));
-        let error = run(faulty, 0, 3).unwrap().unwrap_err().to_string();
+        let error = run(planted("simulator/hopper.cu", line, to), 0, 3).unwrap().unwrap_err().to_string();
         assert!(error.contains(message), "without {line:?}: expected {message:?} in\n{error}");
+    }
+}
+
+/// What the warps of each half tell each other; and each of the barrier's steps left out.
+#[test]
+fn warps_meet_under_a_name() {
+    let x = scrambled(128, 7);
+    let run = |source: &'static Source, seed, turns: u32| {
+        let driver = device(seed)?;
+        let (y, x) = (upload(&driver, &[7u32; 128]), upload(&driver, &x));
+        let args: [&[u8]; 3] = [bytemuck::bytes_of(&y), bytemuck::bytes_of(&x), bytemuck::bytes_of(&turns)];
+        let done = launch_bytes(&driver, source, "halves", config(128), &args);
+        Some(done.map(|()| download::<u32>(&driver, y, 128)))
+    };
+    for seed in 0..20 {
+        // Once so often that the simulator's time is used up and begins anew.
+        let turns = if seed == 1 { 140_000 } else { 3 };
+        let Some(found) = run(source("simulator/hopper.cu"), seed, turns) else { return };
+        let expected: Vec<u32> = (0..128).map(|t| x[t / 64 * 64 + (t + 33) % 64].wrapping_add(turns - 1)).collect();
+        assert_eq!(found.unwrap(), expected, "seed {seed}");
+    }
+    let written = "        named_barrier(1 + half, 64);  // WRITTEN\n";
+    for (line, to, message) in [
+        (written, "\n", "wrote: expected a barrier in between"),
+        ("        named_barrier(1 + half, 64);  // READ\n", "\n", "read: expected a barrier in between"),
+        (written, "        named_barrier(1 + t / 32, 32);\n", "expected a barrier in between"),
+        (written, "        named_barrier(1 + half, 96);\n", "in a deadlock"),
+        (written, "        named_barrier(1, 96 + half * 32);\n", "expected as many threads as others that are there"),
+        (
+            written,
+            "        named_barrier(half, 64);\n",
+            "expected a name of 1 to 15 and whole warps of the block, found 0",
+        ),
+        (written, "        named_barrier(1 + half, 48);\n", "whole warps of the block, found 1 and 48 threads"),
+        (written, "        if (t % 32 > 0) named_barrier(1 + half, 64);\n", "expected its whole warp at one call"),
+        ("shared.words[half * 64 + (t + 33) % 64]", "shared.words[t ^ 64]", "expected a barrier in between"),
+    ] {
+        let error = run(planted("simulator/hopper.cu", line, to), 0, 3).unwrap().unwrap_err().to_string();
+        assert!(error.contains(message), "with {to:?}: expected {message:?} in\n{error}");
     }
 }
 

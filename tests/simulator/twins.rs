@@ -1,10 +1,10 @@
 //! Each function of `kernels/sim.h` against the PTX ISA's formula for the instruction in whose place it stands.
 
-use ares::backend::cuda::driver::LaunchConfig;
+use ares::backend::cuda::driver::{Arch, LaunchConfig};
 use bytemuck::Pod;
 use half::bf16;
 
-use crate::harness::{device, download, launch, scrambled, source, upload};
+use crate::harness::{device, device_of, download, launch, scrambled, source, upload};
 
 /// The `len` values that `kernel` makes of `inputs`: by a thread for each, or by one warp with shared memory.
 fn run<T: Pod>(kernel: &str, len: usize, inputs: &[&[u32]], each: bool) -> Option<Vec<T>> {
@@ -127,13 +127,8 @@ mod fragment {
     }
 }
 
-#[test]
-fn tensor_core_products() {
-    // Small eighths: every product and sum is exact, so that each element must be right to the bit.
-    let small = |len: usize, seed: u32| scrambled(len, seed).into_iter().map(|v| (v % 127) as f32 / 8.0 - 7.5);
-    let a: Vec<bf16> = small(16 * 16, 1).map(bf16::from_f32).collect();
-    let b: Vec<bf16> = small(16 * 8, 2).map(bf16::from_f32).collect();
-    let c: Vec<f32> = small(16 * 8, 3).collect();
+/// (16, 8) = a (16, 16) · b (16, 8) + c.
+fn product(arch: Arch, a: &[bf16], b: &[bf16], c: &[f32]) -> Option<Vec<f32>> {
     let (mut ra, mut rb, mut rc) = (vec![0u32; 128], vec![0u32; 64], vec![0.0f32; 128]);
     let at_a = |(row, col): (usize, usize)| a[row * 16 + col];
     let at_b = |(row, col): (usize, usize)| b[row * 8 + col];
@@ -147,14 +142,74 @@ fn tensor_core_products() {
             rb[r * 32 + lane] = pair(at_b(fragment::b(lane, 2 * r)), at_b(fragment::b(lane, 2 * r + 1)));
         }
     }
-    let Some(found) = run::<f32>("product", 128, &[&ra, &rb, &bits(&rc)], false) else { return };
-    for lane in 0..32 {
-        for i in 0..4 {
-            let (row, col) = fragment::c(lane, i);
-            let sum: f64 = (0..16).map(|k| a[row * 16 + k].to_f64() * b[k * 8 + col].to_f64()).sum();
-            assert_eq!(f64::from(found[i * 32 + lane]), sum + f64::from(c[row * 8 + col]), "D[{row}][{col}]");
-        }
+    let driver = device_of(arch, 0)?;
+    let args = [upload(&driver, &[7u32; 128]), upload(&driver, &ra), upload(&driver, &rb), upload(&driver, &rc)];
+    launch(&driver, source("simulator/twins.cu"), "product", LaunchConfig::linear(1, 32), &args).unwrap();
+    let (found, mut d) = (download::<f32>(&driver, args[0], 128), vec![f32::NAN; 128]);
+    for (i, found) in found.into_iter().enumerate() {
+        let (row, col) = fragment::c(i % 32, i / 32);
+        d[row * 8 + col] = found;
     }
+    Some(d)
+}
+
+#[test]
+fn tensor_core_products() {
+    // Small eighths: every product and sum is exact, so that each element must be right to the bit.
+    let small = |len: usize, seed: u32| scrambled(len, seed).into_iter().map(|v| (v % 127) as f32 / 8.0 - 7.5);
+    let a: Vec<bf16> = small(16 * 16, 1).map(bf16::from_f32).collect();
+    let b: Vec<bf16> = small(16 * 8, 2).map(bf16::from_f32).collect();
+    let c: Vec<f32> = small(16 * 8, 3).collect();
+    let Some(found) = product(Arch::Sm80, &a, &b, &c) else { return };
+    for (i, found) in found.into_iter().enumerate() {
+        let (row, col) = (i / 8, i % 8);
+        let sum: f64 = (0..16).map(|k| a[row * 16 + k].to_f64() * b[k * 8 + col].to_f64()).sum();
+        assert_eq!(f64::from(found), sum + f64::from(c[i]), "D[{row}][{col}]");
+    }
+}
+
+/// c and products, cut off `places` binary places below the largest exponent, added, cut off after 24 bits.
+fn cut_off(c: f32, products: &[(f64, f64)], places: i32) -> f32 {
+    let exponent = |v: f64| (v.to_bits() >> 52 & 0x7ff) as i32 - 1023;
+    let largest = products.iter().map(|(a, b)| exponent(*a) + exponent(*b)).chain([exponent(c.into())]).max();
+    let unit = 2f64.powi(largest.unwrap() - places);
+    let sum: f64 = products.iter().map(|(a, b)| (a * b / unit).trunc()).chain([(f64::from(c) / unit).trunc()]).sum();
+    let near = (sum * unit) as f32;
+    if f64::from(near).abs() > (sum * unit).abs() { f32::from_bits(near.to_bits() - 1) } else { near }
+}
+
+/// Numbers far apart: what a chain of roundings would keep and the devices do not.
+#[test]
+fn tensor_cores_cut_off() {
+    let spread = |len: usize, seed: u32| {
+        scrambled(len, seed).into_iter().map(|v| {
+            let size = (1.0 + (v & 0x7f) as f32 / 128.0) * 2f32.powi((v >> 7 & 15) as i32 - 8);
+            if v >> 20 & 1 == 1 { -size } else { size }
+        })
+    };
+    let a: Vec<bf16> = spread(16 * 16, 1).map(bf16::from_f32).collect();
+    let b: Vec<bf16> = spread(16 * 8, 2).map(bf16::from_f32).collect();
+    let c: Vec<f32> = spread(16 * 8, 3).zip(spread(16 * 8, 4)).map(|(x, y)| x * (1.0 + y / 1024.0)).collect();
+    for (arch, block, places) in [(Arch::Sm80, 8, 24), (Arch::Sm90a, 16, 25)] {
+        let Some(found) = product(arch, &a, &b, &c) else { return };
+        let mut apart = 0;
+        for (i, found) in found.into_iter().enumerate() {
+            let (row, col) = (i / 8, i % 8);
+            let pairs: Vec<(f64, f64)> = (0..16).map(|k| (a[row * 16 + k].to_f64(), b[k * 8 + col].to_f64())).collect();
+            let expected = pairs.chunks(block).fold(c[i], |sum, pairs| cut_off(sum, pairs, places));
+            assert_eq!(found, expected, "{arch}: D[{row}][{col}]");
+            let rounded = pairs.iter().fold(c[i], |sum, (a, b)| sum + (a * b) as f32);
+            apart += usize::from(found != rounded);
+        }
+        assert!(apart > 32, "{arch}: {apart} of 128 differ from a chain of roundings");
+    }
+    // What is not finite stays so, and touches nobody else.
+    let mut broken = a.clone();
+    broken[3 * 16 + 5] = bf16::INFINITY;
+    let (Some(sound), Some(found)) = (product(Arch::Sm90a, &a, &b, &c), product(Arch::Sm90a, &broken, &b, &c)) else {
+        return;
+    };
+    assert!((0..128).all(|i| if i / 8 == 3 { !found[i].is_finite() } else { found[i] == sound[i] }));
 }
 
 /// PTX ISA, ldmatrix: lane l of matrix m holds elements 2·(l%4) and the next of row l/4; with .trans of column l/4.

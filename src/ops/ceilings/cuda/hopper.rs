@@ -11,6 +11,8 @@ use crate::error::Result;
 
 const THREADS: u32 = 256;
 const STAGES: u32 = 4;
+/// Of `exp2_rate`, numbers of a thread.
+const CHAINS: u32 = 8;
 /// Rows of a box, whose rows are 128 bytes.
 const BOX_ROWS: usize = 128;
 const BOX_BYTES: u64 = 128 * BOX_ROWS as u64;
@@ -23,6 +25,8 @@ pub(crate) struct ProductRate {
     pub(crate) n: u32,
     /// Whether the right operand lies (16, n).
     pub(crate) across: bool,
+    /// Whether the left operand is in registers.
+    pub(crate) held: bool,
     pub(crate) flops_per_s: f64,
     /// Of one product, two warpgroups at work on a multiprocessor; the fastest block's.
     pub(crate) cycles: f64,
@@ -43,6 +47,8 @@ pub(crate) struct BoxRate {
 pub(crate) struct Hopper {
     pub(crate) products: Vec<ProductRate>,
     pub(crate) boxes: Vec<BoxRate>,
+    /// 2^x of a multiprocessor; the fastest block's.
+    pub(crate) exp2_per_cycle: f64,
 }
 
 fn defines(n: u32, across: bool) -> [Define; 3] {
@@ -57,11 +63,17 @@ fn variants() -> impl Iterator<Item = (u32, bool)> {
     [128, 192, 256].into_iter().flat_map(|n| [false, true].map(|across| (n, across)))
 }
 
+/// Each with the left operand in shared memory, and in registers.
+fn forms() -> impl Iterator<Item = (u32, bool, bool)> {
+    variants().flat_map(|(n, across)| [false, true].map(|held| (n, across, held)))
+}
+
 pub(super) fn builds() -> Vec<Build> {
     let build = |(n, across)| {
         let [products, boxes] = shared(n);
         let build = Build::new(&kernels::CEILINGS90, &defines(n, across), THREADS).only(Arch::Sm90a);
-        build.with("wgmma_rate", THREADS, products, 1).with("box_rate", THREADS, boxes, 1)
+        let build = build.with("wgmma_rate", THREADS, products, 1).with("wgmma_held_rate", THREADS, products, 1);
+        build.with("box_rate", THREADS, boxes, 1).with("exp2_rate", THREADS, 0, 1)
     };
     variants().map(build).collect()
 }
@@ -77,11 +89,13 @@ pub(super) fn measure(cuda: &Cuda) -> Result<Option<Hopper>> {
     let mut cycles = cuda.alloc::<u32>(blocks as usize)?;
     let mut sums = cuda.alloc::<f32>((blocks * THREADS) as usize)?;
     let mut products = Vec::new();
-    for (n, across) in variants() {
-        let seconds = best(cuda, repeats, || products_of(cuda, n, across, blocks, steps, &mut sums, &mut cycles))?;
+    for (n, across, held) in forms() {
+        let form = (n, across, held);
+        let seconds = best(cuda, repeats, || products_of(cuda, form, blocks, steps, &mut sums, &mut cycles))?;
         let count = u64::from(blocks) * u64::from(steps) * 8; // two warpgroups, four products a step
         let flops_per_s = (count * 2 * 64 * u64::from(n) * 16) as f64 / seconds;
-        products.push(ProductRate { n, across, flops_per_s, cycles: fewest(cuda, &cycles)? / f64::from(8 * steps) });
+        let cycles = fewest(cuda, &cycles)? / f64::from(8 * steps);
+        products.push(ProductRate { n, across, held, flops_per_s, cycles });
     }
     let x = Tensor::<Cuda, bf16>::zeros(cuda, ROWS, 64)?;
     let mut rates = Vec::new();
@@ -92,14 +106,27 @@ pub(super) fn measure(cuda: &Cuda) -> Result<Option<Hopper>> {
         let bytes_per_s = (u64::from(blocks / cluster * cluster) * bytes) as f64 / seconds;
         rates.push(BoxRate { cluster, bytes_per_s, bytes_per_cycle: bytes as f64 / fewest(cuda, &cycles)? });
     }
-    Ok(Some(Hopper { products, boxes: rates }))
+    exp2_of(cuda, blocks, steps, &mut sums, &mut cycles)?;
+    let exp2_per_cycle = f64::from(steps * CHAINS * THREADS) / fewest(cuda, &cycles)?;
+    Ok(Some(Hopper { products, boxes: rates, exp2_per_cycle }))
+}
+
+fn exp2_of(
+    cuda: &Cuda,
+    blocks: u32,
+    steps: u32,
+    sums: &mut DeviceBuffer<f32>,
+    cycles: &mut DeviceBuffer<u32>,
+) -> Result<()> {
+    let config = LaunchConfig::linear(blocks, THREADS);
+    // SAFETY: there is a sum for each thread and a number for each block.
+    unsafe { kernels::exp2_rate(cuda, &defines(128, false), config, sums, cycles, steps as usize) }
 }
 
 /// `steps` times four products of each of two warpgroups a block.
 fn products_of(
     cuda: &Cuda,
-    n: u32,
-    across: bool,
+    (n, across, held): (u32, bool, bool),
     blocks: u32,
     steps: u32,
     sums: &mut DeviceBuffer<f32>,
@@ -107,7 +134,13 @@ fn products_of(
 ) -> Result<()> {
     let config = LaunchConfig::linear(blocks, THREADS).with_shared(shared(n)[0]);
     // SAFETY: there is a sum for each thread and a number for each block.
-    unsafe { kernels::wgmma_rate(cuda, &defines(n, across), config, sums, cycles, steps as usize) }
+    unsafe {
+        if held {
+            kernels::wgmma_held_rate(cuda, &defines(n, across), config, sums, cycles, steps as usize)
+        } else {
+            kernels::wgmma_rate(cuda, &defines(n, across), config, sums, cycles, steps as usize)
+        }
+    }
 }
 
 /// Single blocks, or `pairs` of them.
@@ -166,9 +199,9 @@ mod tests {
     #[test]
     fn every_product_counts() {
         let Some(cuda) = sim() else { return };
-        for (n, across) in variants() {
+        for (n, across, held) in forms() {
             let (mut sums, mut cycles) = (cuda.alloc(THREADS as usize).unwrap(), cuda.alloc(1).unwrap());
-            products_of(&cuda, n, across, 1, 3, &mut sums, &mut cycles).unwrap();
+            products_of(&cuda, (n, across, held), 1, 3, &mut sums, &mut cycles).unwrap();
             let mut found = vec![0.0f32; THREADS as usize];
             cuda.download(&mut found, &sums, 0).unwrap();
             let element = |from: usize, i: usize| {
@@ -176,15 +209,41 @@ mod tests {
                 pair((from + at / 2) as u32)[at % 2]
             };
             for warpgroup in 0..2 {
-                let a = |k: usize| (0..64).map(|m| element(warpgroup * 64 * 32, m * 64 + k)).sum::<f64>();
+                // In registers: of row m, column k, as `warpgroup_multiply` has them.
+                let register = |m: usize, k: usize| {
+                    let thread = warpgroup * 128 + m / 16 * 32 + m % 8 * 4 + k % 8 / 2;
+                    pair((thread * 4 + k % 16 / 8 * 2 + m % 16 / 8) as u32)[k % 2]
+                };
+                let left =
+                    |m: usize, k: usize| if held { register(m, k) } else { element(warpgroup * 64 * 32, m * 64 + k) };
+                let a = |k: usize| (0..64).map(|m| left(m, k)).sum::<f64>();
                 let b = |k: usize| {
                     let at = |n: usize| if across { n / 64 * 4096 + k * 64 + n % 64 } else { n * 64 + k };
                     (0..n as usize).map(|n| element(128 * 32, at(n))).sum::<f64>()
                 };
                 let expected: f64 = 3.0 * (0..64).map(|k| a(k) * b(k)).sum::<f64>();
                 let sum: f64 = found[warpgroup * 128..][..128].iter().map(|&v| f64::from(v)).sum();
-                assert!((sum - expected).abs() <= 0.01 * expected.abs().max(100.0), "{n}, {across}: {sum}, {expected}");
+                assert!(
+                    (sum - expected).abs() <= 0.01 * expected.abs().max(100.0),
+                    "{n}, {across}, {held}: {sum}, {expected}"
+                );
             }
+        }
+    }
+
+    /// Σ of 2^-x of 2^-x of 2^-x.
+    #[test]
+    fn every_exponential_counts() {
+        let Some(cuda) = sim() else { return };
+        let (mut sums, mut cycles) = (cuda.alloc(THREADS as usize).unwrap(), cuda.alloc(1).unwrap());
+        exp2_of(&cuda, 1, 3, &mut sums, &mut cycles).unwrap();
+        let mut found = vec![0.0f32; THREADS as usize];
+        cuda.download(&mut found, &sums, 0).unwrap();
+        for (thread, found) in found.into_iter().enumerate() {
+            let expected: f64 = (0..CHAINS as usize)
+                .map(|i| (0..3).fold(pair((thread * CHAINS as usize + i) as u32)[0], |x, _| (-x).exp2()))
+                .sum();
+            assert!((f64::from(found) - expected).abs() <= 1e-5 * expected, "thread {thread}: {found}, {expected}");
         }
     }
 
@@ -192,7 +251,8 @@ mod tests {
     fn the_simulator_finishes() {
         let Some(cuda) = sim() else { return };
         let found = measure(&cuda).unwrap().unwrap();
-        assert_eq!((found.products.len(), found.boxes.len()), (6, 2));
+        assert_eq!((found.products.len(), found.boxes.len()), (12, 2));
+        assert!(found.exp2_per_cycle > 0.0, "{found:?}");
         assert!(found.products.iter().all(|rate| rate.flops_per_s > 0.0), "{found:?}");
         assert!(found.boxes.iter().all(|rate| rate.bytes_per_s > 0.0), "{found:?}");
     }

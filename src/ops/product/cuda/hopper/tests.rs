@@ -215,7 +215,7 @@ const PLANTS: &[Plant] = &[
         name: "no fence of the accumulators",
         file: "tile90.cuh",
         change: ["    warpgroup_fence();\n", ""],
-        message: "expected warpgroup_fence after its accumulator was written",
+        message: "expected warpgroup_fence after its registers were written",
         line: "warpgroup_multiply<W_ACROSS>(",
     },
     Plant {
@@ -258,7 +258,7 @@ const PLANTS: &[Plant] = &[
         file: "product90.cu",
         change: ["if (p.residual != 0) barrier_wait(shared.added[warp], parity), parity ^= 1;", ""],
         message: "which a box was loaded into: expected barrier_wait at its barrier",
-        line: "? *at : 0",
+        line: "if (added) load_matrix_x4",
     },
     Plant {
         name: "a block ends while results are stored",
