@@ -10,7 +10,7 @@ use half::bf16;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::Outputs;
+use super::{Outputs, ulp};
 
 /// `len` bell-shaped numbers of the given scale, as bf16 holds them.
 pub fn random(seed: u64, len: usize, scale: f32) -> Vec<f32> {
@@ -118,6 +118,33 @@ impl Masters {
         Lora { parts: self.parts.clone(), rank: self.rank, scale: Self::SCALE, a, b }
     }
 
+    /// What y (T, N) may differ by where xa (T, P·r) lies between two bf16 and rounds the other way: an ulp of each term.
+    fn flips_of_y(&self, xa: &[f32]) -> Vec<f32> {
+        let part_of = self.parts.iter().enumerate().flat_map(|(part, n)| std::iter::repeat_n(part, *n));
+        let columns: Vec<(usize, &[f32])> = part_of.zip(self.b.chunks_exact(self.rank)).collect();
+        let of_row = |xa: &[f32]| {
+            let of_column = |(part, b): &(usize, &[f32])| {
+                let terms = b.iter().zip(&xa[part * self.rank..]).map(|(b, &xa)| (b * Self::SCALE).abs() * ulp(xa));
+                terms.sum()
+            };
+            columns.iter().map(of_column).collect::<Vec<f32>>()
+        };
+        xa.chunks_exact(self.width()).flat_map(of_row).collect()
+    }
+
+    /// The same of dx (T, K) and dxa (T, P·r), and `more`.
+    fn flips_of_dx(&self, dxa: &[f32], more: f32) -> Vec<f32> {
+        let k = self.a.len() / self.width();
+        let of_row = |dxa: &[f32]| {
+            let mut sums = vec![more; k];
+            for (a, &dxa) in self.a.chunks_exact(k).zip(dxa) {
+                sums.iter_mut().zip(a).for_each(|(sum, a)| *sum += a.abs() * ulp(dxa));
+            }
+            sums
+        };
+        dxa.chunks_exact(self.width()).flat_map(of_row).collect()
+    }
+
     fn grad<B: Backend>(&self, ops: &B) -> LoraGrad<B> {
         LoraGrad { da: numbers(ops, self.a.len() / self.width(), &self.da), db: numbers(ops, self.rank, &self.db) }
     }
@@ -180,6 +207,7 @@ impl Product {
             bias: self.bias.as_ref().map(|bias| act(ops, n, bias)),
             lora: self.masters.as_ref().map(|m| m.lora(ops)),
             grad: self.masters.as_ref().map(|m| m.grad(ops)),
+            masters: self.masters.clone(),
             y: output(n),
             xa: output(self.width()),
             saved: if xa.is_empty() { output(0) } else { act(ops, self.width(), xa) },
@@ -196,6 +224,7 @@ pub struct Operands<B: Ops> {
     bias: Option<Tensor<B>>,
     lora: Option<Lora<B>>,
     grad: Option<LoraGrad<B>>,
+    masters: Option<Masters>,
     pub y: Tensor<B>,
     xa: Tensor<B>,
     saved: Tensor<B>,
@@ -215,16 +244,25 @@ impl<B: Ops> Operands<B> {
         LinearBackward { dx: Some(dx), grad, dxa, x, xa, weights }
     }
 
-    /// All but y: dx, and what an adapter adds, each within its own.
-    pub fn outputs(self, ops: &B, out: &mut Outputs, [dx, xa, dxa]: [f32; 3], [da, db]: [(f32, f32); 2]) -> Tensor<B> {
-        out.act(ops, "dx", self.dx, 1.0, dx);
-        if let Some(grad) = self.grad {
-            out.act(ops, "xa", self.xa, 1.0, xa);
-            out.act(ops, "dxa", self.dxa, 1.0, dxa);
-            out.f32(ops, "dA", grad.da, da.0, da.1).sum();
-            out.f32(ops, "dB", grad.db, db.0, db.1).sum();
-        }
-        self.y
+    /// All but y: dx, and what an adapter adds, each within its own. Returns y, and what it may differ by for xa's sake.
+    pub fn outputs(
+        self,
+        ops: &B,
+        out: &mut Outputs,
+        [dx, xa, dxa]: [f32; 3],
+        [da, db]: [(f32, f32); 2],
+    ) -> (Tensor<B>, Vec<f32>) {
+        let (Some(grad), Some(masters)) = (self.grad, self.masters) else {
+            out.act(ops, "dx", self.dx, 1.0, dx);
+            return (self.y, vec![0.0]);
+        };
+        out.act(ops, "xa", self.xa, 1.0, xa);
+        out.act(ops, "dxa", self.dxa, 1.0, dxa);
+        out.f32(ops, "dA", grad.da, da.0, da.1).sum();
+        out.f32(ops, "dB", grad.db, db.0, db.1).sum();
+        out.each(ops, "dx", self.dx, 1.0, masters.flips_of_dx(out.named("dxa"), dx));
+        let flips = masters.flips_of_y(out.named("xa"));
+        (self.y, flips)
     }
 }
 
