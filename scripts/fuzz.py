@@ -82,7 +82,9 @@ def main():
         name = min(options.formats or known, key=lambda name: tally[name]["seconds"])
         seconds, tried, edges = fuzz(program, name, options.turn)
         mine = {"seconds": round(tally[name]["seconds"] + seconds, 1), "inputs": tally[name]["inputs"] + tried, "edges": edges}
-        (PLACE / f"{name}.json").write_text(json.dumps(mine) + "\n")
+        # Whole at once: others that fuzz beside this one read it.
+        (PLACE / f"{name}.new").write_text(json.dumps(mine) + "\n")
+        (PLACE / f"{name}.new").replace(PLACE / f"{name}.json")
         hours = sum(of["seconds"] for of in {**tally, name: mine}.values()) / 3600
         print(f"{name:15} {tried:8} inputs  {edges:6} edges  {hours:6.2f} h in all  {len(crashes())} kept", flush=True)
     if crashes():
