@@ -1,5 +1,5 @@
 //! Batched generation with a KV cache. A finished sequence's slot is refilled at once; its prompt runs packed with those of
-//! other newcomers, and its last prompt token is the first one decoded.
+//! other newcomers, and its last prompt token is the first one decoded. Answers to one prompt that follow each other read it once.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -43,7 +43,10 @@ pub struct Generator<B: Ops> {
     logits: Tensor<B, f32>, // (S, V)
     next: Indices<B>,       // (S, 1)
     history: History<B>,
-    prefill: SlotTable<B>,
+    /// Where prompts go: what was read once goes to a slot of each table.
+    prefill: Vec<SlotTable<B>>,
+    /// Rows that are read at a time.
+    reading: usize,
     /// One captured step per number of rows, for one call of `generate`.
     graphs: BTreeMap<usize, B::Graph>,
     slots: usize,
@@ -70,7 +73,8 @@ impl<B: Ops> Generator<B> {
             logits: Tensor::zeros(ops, slots, config.vocab_size)?,
             next: Indices::with_capacity(ops, slots)?,
             history: History::with_capacity(ops, slots)?,
-            prefill: SlotTable::with_capacity(ops, prefill)?,
+            prefill: Vec::new(),
+            reading: prefill,
             graphs: BTreeMap::new(),
             slots,
             length,
@@ -97,7 +101,7 @@ impl<B: Ops> Transformer<B> {
             let tokens = r.tokens[r.tokens.len() - r.forced..].to_vec();
             Continued { tokens, finish: Finish::Length, broken: false }
         };
-        let room = |r: &Continue| r.forced < decoding.max_new_tokens && r.tokens.len() < generator.length;
+        let room = |r: &Continue| r.forced < decoding.max_new_tokens && (1..generator.length).contains(&r.tokens.len());
         let waiting: VecDeque<usize> = (0..requests.len()).filter(|&i| room(&requests[i])).collect();
         let mut finished = requests.len() - waiting.len();
         let (free, results) = ((0..generator.slots as u32).rev().collect(), requests.iter().map(start).collect());
@@ -111,6 +115,12 @@ impl<B: Ops> Transformer<B> {
         }
         Ok(call.results)
     }
+}
+
+/// A prompt that is read now, and whose it is.
+struct Reading<'a> {
+    tokens: &'a [u32],
+    slots: Vec<u32>,
 }
 
 /// One call of `generate`.
@@ -136,26 +146,25 @@ impl<B: Ops> Call<'_, B> {
         if !self.active.is_empty() && self.free.len() < enough {
             return Ok(());
         }
-        let limit = self.ws.capacity.min(self.generator.prefill.slots.capacity());
+        let limit = self.ws.capacity.min(self.generator.reading);
         while !self.waiting.is_empty() && !self.free.is_empty() {
-            let mut batch = Batch::default();
-            let (mut slots, mut positions) = (Vec::new(), Vec::new());
+            let (mut batch, mut read) = (Batch::default(), Vec::<Reading>::new());
             while let (Some(&request), Some(&slot)) = (self.waiting.front(), self.free.last()) {
-                let tokens = &self.requests[request].tokens;
-                let rows = tokens.len() - 1;
-                if !batch.is_empty() && batch.len() + rows > limit {
-                    break;
+                let Some((&token, tokens)) = self.requests[request].tokens.split_last() else { break };
+                match read.last_mut() {
+                    Some(last) if last.tokens == tokens => last.slots.push(slot),
+                    _ if !batch.is_empty() && batch.len() + tokens.len() > limit => break,
+                    _ => {
+                        batch.push(&[], &[AnswerTokens::new(tokens)], Heads::Ends);
+                        read.push(Reading { tokens, slots: vec![slot] });
+                    }
                 }
                 self.waiting.pop_front();
                 self.free.pop();
-                batch.push(&[], &[AnswerTokens::new(&tokens[..rows])], Heads::Ends);
-                slots.extend(std::iter::repeat_n(slot, rows));
-                positions.extend(0..rows as u32);
-                self.active.push(Active { request, slot, token: tokens[rows], position: rows as u32 });
+                self.active.push(Active { request, slot, token, position: tokens.len() as u32 });
             }
             if !batch.is_empty() {
-                self.generator.prefill.set(&self.model.ops, &slots, &positions)?;
-                self.prefill(&batch)?;
+                self.prefill(&batch, &read)?;
             }
         }
         // Rows in order of slots: a captured graph would find the same layout again.
@@ -164,8 +173,19 @@ impl<B: Ops> Call<'_, B> {
     }
 
     /// Packed forward that fills the caches: of the last block nothing but keys and values is wanted.
-    fn prefill(&mut self, batch: &Batch) -> Result<()> {
+    fn prefill(&mut self, batch: &Batch, read: &[Reading]) -> Result<()> {
         let Transformer { ops, config, embed, blocks, .. } = self.model;
+        let copies = read.iter().map(|reading| reading.slots.len()).max().unwrap_or_default();
+        while self.generator.prefill.len() < copies {
+            self.generator.prefill.push(SlotTable::with_capacity(ops, self.generator.reading)?);
+        }
+        let positions: Vec<u32> = read.iter().flat_map(|reading| 0..reading.tokens.len() as u32).collect();
+        for (copy, table) in self.generator.prefill[..copies].iter_mut().enumerate() {
+            // Whoever needs no further copy gets its last one again.
+            let slot = |reading: &Reading| reading.slots[copy.min(reading.slots.len() - 1)];
+            let slots = read.iter().flat_map(|reading| std::iter::repeat_n(slot(reading), reading.tokens.len()));
+            table.set(ops, &slots.collect::<Vec<u32>>(), &positions)?;
+        }
         self.ws.load(ops, batch)?;
         let Workspace { batch, saved, scratch, stream: Stream { out, .. }, .. } = &mut *self.ws;
         let Generator { caches, prefill, .. } = &mut *self.generator;
@@ -178,7 +198,9 @@ impl<B: Ops> Call<'_, B> {
             } else {
                 block.qkv_forward(ops, s, lora, &batch.packing.positions, rope)?;
             }
-            ops.cache_append(cache, &s.qkv, prefill)?;
+            for table in &prefill[..copies] {
+                ops.cache_append(cache, &s.qkv, table)?;
+            }
             std::mem::swap(out, &mut s.x);
         }
         Ok(())
