@@ -219,6 +219,13 @@ impl Cuda {
     }
 }
 
+/// As `bf16::from_f32` has it, without a branch: a loop of these runs in vector registers.
+fn round(value: f32) -> bf16 {
+    let bits = value.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    bf16::from_bits(if value.is_nan() { bits >> 16 | 0x40 } else { nearest } as u16)
+}
+
 /// A poisoned lock guards plain tables, whole at any moment.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -278,12 +285,18 @@ impl Backend for Cuda {
     }
 
     fn activations(&self, values: &[f32]) -> Vec<bf16> {
-        values.par_iter().map(|&value| bf16::from_f32(value)).collect()
+        const PART: usize = 1 << 16;
+        let mut rounded = vec![bf16::ZERO; values.len()];
+        let parts = rounded.par_chunks_mut(PART).zip(values.par_chunks(PART));
+        parts.for_each(|(to, from)| to.iter_mut().zip(from).for_each(|(to, &from)| *to = round(from)));
+        rounded
     }
 
     fn weight(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<Tensor<Cuda>> {
         let rounded = self.activations(&values);
-        if let Some(at) = rounded.par_iter().position_first(|value| !value.is_finite()) {
+        let all_finite = |values: &[bf16]| values.iter().fold(true, |all, value| all & value.is_finite());
+        if !rounded.par_chunks(1 << 16).all(all_finite) {
+            let at = rounded.iter().position(|value| !value.is_finite()).unwrap_or_default();
             return Err(Error::NotFinite {
                 what: "a weight rounded to bf16".into(),
                 found: values[at].to_string(),
@@ -330,6 +343,27 @@ impl Backend for Cuda {
 mod tests {
     use super::counter::Counter;
     use super::*;
+
+    /// Every upper half, with lower halves around the tie.
+    #[test]
+    fn rounding_is_that_of_half() {
+        for lower in [0u32, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+            for upper in 0..=0xffffu32 {
+                let value = f32::from_bits(upper << 16 | lower);
+                assert_eq!(round(value).to_bits(), bf16::from_f32(value).to_bits(), "{value:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_weight_that_bf16_cannot_hold_is_named() {
+        let cuda = Cuda::new(Counter::new(DeviceInfo::h200()));
+        let mut values = vec![1.0f32; 300 * 1000];
+        assert!(cuda.weight(300, 1000, values.clone()).is_ok());
+        values[200_007] = 3.4e38;
+        let error = cuda.weight(300, 1000, values).err().unwrap().to_string();
+        assert!(error.contains("a weight rounded to bf16") && error.contains("340000"), "{error}");
+    }
 
     #[test]
     fn a_step_of_generation_is_of_the_first_tier() {
