@@ -8,7 +8,8 @@ Call A is what must be known first (parity, kernels, ceilings, step, score, deco
 for faults of memory and at large shapes. Needs Python's standard library, a driver, libnvrtc (or --kernels); nothing is built
 here. Each part runs by itself: what is missing or fails is recorded with its reason, and the rest goes on; the JSON is whole
 after every part. Exit code 1 when any part that was there failed; 2 when no GPU was found. --rehearse puts the simulator in the
-GPU's place, with small shapes: what it times means nothing.
+GPU's place, with small shapes: what it times means nothing. --predict needs no GPU: under the same names what each benchmark
+launches and moves, and how long that takes at least on an H200.
 """
 
 import argparse
@@ -114,6 +115,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--call", choices=list(CALLS), help="the parts and benchmarks of one call, worthiest first")
     add("--rehearse", action="store_true", help="on the simulator, at small shapes")
+    add("--predict", action="store_true", help="the benchmarks' plans, for results to be held against")
     add("--ares", type=Path, help="default: bin/ares beside this script, else target/release/ares")
     add("--test", action="append", default=[], metavar="NAME=PROGRAM", type=named,
         help="a prebuilt test binary; repeat (default: bin/ops and bin/parity beside this script)")
@@ -131,6 +133,7 @@ def arguments() -> argparse.Namespace:
     add("--out", type=Path, required=True, help="JSON, written after every part")
     args = parser.parse_args()
     parts, total, benches = CALLS.get(args.call, (PARTS, 1500, ()))
+    parts = ("bench",) if args.predict else parts
     args.part, args.total, args.bench = args.part or parts, args.total or total, args.bench or benches
     packed = HERE / "bin"
     args.ares = (args.ares or (packed if packed.is_dir() else HERE.parent / "target/release") / "ares").resolve()
@@ -217,8 +220,8 @@ class Check:
     # ------------------------------------------------------------------------------------------------- parts
 
     def machine(self) -> bool:
-        if self.args.rehearse:
-            self.keep("gpu", {"rehearsal": self.device})
+        if self.args.rehearse or self.args.predict:
+            self.keep("gpu", {"rehearsal": self.device} if self.args.rehearse else {"predicted": "an H200"})
             return True
         fields = "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit,compute_cap"
         found = self.command("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "-i", self.args.device)
@@ -314,11 +317,13 @@ class Check:
             for name, policy, reward, words in BENCHES:
                 if self.args.bench and name not in self.args.bench:
                     continue
+                if self.args.predict and words.split()[0] in ("ops", "load"):
+                    continue  # parts of the others, and what no plan knows
                 if policy:
                     models = ["--policy", Path(folder, f"{policy}.json"), "--reward", Path(folder, f"{reward}.json")]
                 else:
                     models = ["--policy", self.args.load[0], "--reward", self.args.load[1]] if self.args.load else []
-                device = ["--device", self.device, "--json"]
+                device = ["--json", "--plan"] if self.args.predict else ["--json", "--device", self.device]
                 found[name] = self.json(self.args.ares, "bench", *self.words(words), *models, *device)
                 self.keep("bench", found)
         return found
