@@ -169,6 +169,26 @@ impl<B: Backend> DeviceBatch<B> {
     }
 }
 
+/// Runs of neighbours that share their prompt, each as long as at most `limit` rows allow; a larger item stands alone. `parts`: an item's
+/// prompt, and the tokens of its answer.
+pub(crate) fn sharing<'a, T>(items: &'a [T], limit: usize, parts: impl Fn(&T) -> (&[u32], usize)) -> Vec<&'a [T]> {
+    let (mut runs, mut start, mut rows) = (Vec::new(), 0, 0);
+    for (i, item) in items.iter().enumerate() {
+        let (prompt, answer) = parts(item);
+        let shares = !prompt.is_empty() && prompt == parts(&items[start]).0 && rows + answer < limit;
+        if i > start && !shares {
+            runs.push(&items[start..i]);
+            start = i;
+        }
+        // Each answer begins with the prompt's last token.
+        rows = if i == start { prompt.len() } else { rows } + answer + 1;
+    }
+    if start < items.len() {
+        runs.push(&items[start..]);
+    }
+    runs
+}
+
 /// Cuts items of the given row counts into consecutive runs of at most `limit` rows; a larger item stands alone.
 pub(crate) fn plan(costs: &[usize], limit: usize) -> Vec<Range<usize>> {
     let (mut runs, mut start, mut sum) = (Vec::new(), 0, 0);
@@ -188,6 +208,24 @@ pub(crate) fn plan(costs: &[usize], limit: usize) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn neighbours_share_a_prompt_as_long_as_they_fit() {
+        let (a, b) = ([1u32, 2, 3].as_slice(), [4u32].as_slice());
+        let items = [(a, 4), (a, 4), (a, 3), (b, 1), (b, 30), (b, 1), (a, 2), (&[], 1), (&[], 1)];
+        let runs = sharing(&items, 14, |(prompt, answer)| (prompt, *answer));
+        assert_eq!(runs.iter().map(|run| run.len()).collect::<Vec<_>>(), [2, 1, 1, 1, 1, 1, 1, 1]);
+        let all = sharing(&items[..3], 18, |(prompt, answer)| (prompt, *answer));
+        assert_eq!((all.len(), all[0].len()), (1, 3), "3 of the prompt, and each answer with one more");
+        assert!(sharing(&items[..0], 18, |(prompt, answer)| (prompt, *answer)).is_empty());
+        for run in &all {
+            let answers: Vec<_> = run.iter().map(|(_, answer)| vec![7; *answer]).collect();
+            let answers: Vec<_> = answers.iter().map(|answer| AnswerTokens::new(answer)).collect();
+            let mut batch = Batch::default();
+            batch.push(run[0].0, &answers, Heads::Ends);
+            assert!(batch.len() <= 18);
+        }
+    }
 
     #[test]
     fn answers_share_their_prompt_and_own_their_targets() {

@@ -55,6 +55,7 @@ pub struct Generator<B: Ops> {
 }
 
 /// A slot at work.
+#[derive(Clone, Copy)]
 struct Active {
     request: usize,
     slot: u32,
@@ -213,19 +214,19 @@ impl<B: Ops> Call<'_, B> {
             self;
         // Idle slots fill the step up; what they write is overwritten by whoever comes next.
         let rows = B::replayed_rows(active.len()).min(generator.slots);
-        let idle = self.free[..rows - active.len()].iter().map(|&slot| (slot, 0, 0, 0));
-        let at_work = active.iter().map(|a| (a.slot, a.token, a.position, requests[a.request].id));
-        let columns: Vec<(u32, u32, u32, u64)> = at_work.chain(idle).collect();
-        let column = |f: fn(&(u32, u32, u32, u64)) -> u32| columns.iter().map(f).collect::<Vec<u32>>();
-        let ids: Vec<u64> = columns.iter().map(|column| column.3).collect();
-        generator.table.slots.set(ops, &column(|c| c.0), generator.slots)?;
+        let idle =
+            self.free[..rows - active.len()].iter().map(|&slot| Active { request: 0, slot, token: 0, position: 0 });
+        let at_work: Vec<Active> = active.iter().copied().chain(idle).collect();
+        let column = |of: fn(&Active) -> u32| at_work.iter().map(of).collect::<Vec<u32>>();
+        let ids: Vec<u64> = at_work.iter().map(|row| requests[row.request].id).collect();
+        generator.table.slots.set(ops, &column(|row| row.slot), generator.slots)?;
         let length = generator.length.min(config.max_position_embeddings);
-        generator.table.positions.set(ops, &column(|c| c.2), length)?;
-        generator.keys.set(ops, &ids, &column(|c| c.2 + 1))?;
+        generator.table.positions.set(ops, &column(|row| row.position), length)?;
+        generator.keys.set(ops, &ids, &column(|row| row.position + 1))?;
         generator.logits.set_rows(rows)?;
         generator.next.set(ops, &vec![0; rows], config.vocab_size + 1)?;
         generator.history.clear(ops, rows)?;
-        ws.batch.tokens.set(ops, &column(|c| c.1), config.vocab_size)?;
+        ws.batch.tokens.set(ops, &column(|row| row.token), config.vocab_size)?;
         ws.set_rows(rows, rows)?;
         let wanted = |a: &Active| decoding.max_new_tokens - results[a.request].tokens.len();
         let most = active.iter().map(wanted).max().unwrap_or_default();

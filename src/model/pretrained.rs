@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::Checkpoint;
 use super::adapter::Adapter;
 use super::adapter_file::AdapterFile;
-use super::batch::{AnswerTokens, Batch, Heads};
+use super::batch::{AnswerTokens, Batch, Heads, sharing};
 use super::config::ModelConfig;
 use super::generate::{Continue, Continued, Generator};
 use super::subject::{Answer, Ask, Decoding, Version};
@@ -214,7 +214,7 @@ impl<B: Ops> Pretrained<B> {
         run: impl Fn(&Transformer<B>, &mut Workspace<B>, &Batch, Option<&Adapter<B>>) -> Result<Vec<Vec<f32>>>,
     ) -> Result<Vec<Result<Vec<f32>>>> {
         let good: Vec<&Rendered> = rows.iter().flatten().collect();
-        let groups: Vec<_> = good.chunk_by(|a, b| a.prompt_len > 0 && prompt(a) == prompt(b)).collect();
+        let groups = sharing(&good, self.batch_tokens, |row| (prompt(row), row.answer().len()));
         let batches = Batch::pack(&groups, heads, self.batch_tokens, |group| {
             (prompt(group[0]), group.iter().map(|row| AnswerTokens::new(row.answer())).collect())
         });

@@ -6,6 +6,7 @@ use super::prepared::{reward_item, start_logprobs};
 use super::side::Half;
 use super::trainer::{StepMetrics, Trainer};
 use crate::error::Result;
+use crate::model::batch::sharing;
 use crate::model::subject::ask_some;
 use crate::model::{Answer, AnswerTokens, Ask, Batch, Decoding, Heads, Subject, Version};
 use crate::ops::Ops;
@@ -76,18 +77,18 @@ impl<B: Ops> Trainer<'_, B> {
         let (Some(side), Some(adapter)) = (&mut self.policy, &self.pair.policy.adapter) else { return Ok(0.0) };
         let half = &mut Half::new(&self.pair.policy.transformer, adapter, side, &mut self.workspace)?;
         let longest = (samples.len() * self.decoding.max_new_tokens).max(1) as f64;
-        let costs: Vec<usize> = samples.iter().map(|s| s.prompt.len() + s.tokens.len()).collect();
+        let limit = self.config.batch_tokens;
+        let groups = sharing(samples, limit, |sample| (&sample.prompt, sample.tokens.len()));
+        let batches = Batch::pack(&groups, Heads::Targets, limit, |group| {
+            (&group[0].prompt, group.iter().map(|sample| AnswerTokens::new(&sample.tokens)).collect())
+        });
         let mut loss = 0.0;
-        for range in crate::model::batch::plan(&costs, self.config.batch_tokens) {
-            let mut batch = Batch::default();
-            for sample in &samples[range.clone()] {
-                batch.push(&sample.prompt, &[AnswerTokens::new(&sample.tokens)], Heads::Targets);
-            }
+        for (groups, batch) in batches {
             half.reserve(batch.len())?;
             let start = half.model.forward_targets(half.workspace, &batch, None, false)?.logprob;
             let current = half.model.forward_targets(half.workspace, &batch, Some(half.adapter), true)?.logprob;
             let mut weights = vec![0.0f32; current.len()];
-            for (sample, rows) in samples[range].iter().zip(&batch.sequences) {
+            for (sample, rows) in groups.iter().copied().flatten().zip(&batch.sequences) {
                 for row in rows.clone() {
                     let (now, then) = (f64::from(current[row]), f64::from(start[row]));
                     let term = grpo_token(sample.advantage, now, then, self.config.rlhf_kl);
