@@ -247,7 +247,11 @@ EXPORT void sim_named_barrier(u32 which, u32 threads, u32 line) noexcept {
     }
     worker->asynchronous = true;
     Warp& warp = *self->warp;
+    warp.in[0][self->lane] = which;
     if (!gather(worker, warp, NAMED_BARRIER, line, PLACE)) return;
+    for (u32 name : warp.in[0]) {
+        if (name != which) fail(worker, "calls named_barrier at " + where(PLACE) + text(", expected one name in all lanes of a warp, found %u and %u", name, which));
+    }
     warp.arrived = 0;
     warp.since = tick(worker);
     Clock& told = begun(barrier.told);

@@ -302,6 +302,7 @@ fn warps_meet_under_a_name() {
             "        named_barrier(half, 64);\n",
             "expected a name of 1 to 15 and whole warps of the block, found 0",
         ),
+        (written, "        named_barrier(1 + t % 2, 64);\n", "expected one name in all lanes of a warp"),
         (written, "        named_barrier(1 + half, 48);\n", "whole warps of the block, found 1 and 48 threads"),
         (written, "        if (t % 32 > 0) named_barrier(1 + half, 64);\n", "expected its whole warp at one call"),
         ("shared.words[half * 64 + (t + 33) % 64]", "shared.words[t ^ 64]", "expected a barrier in between"),
