@@ -171,7 +171,7 @@ impl<B: Backend> DeviceBatch<B> {
 
 /// Runs of neighbours that share their prompt, each as long as at most `limit` rows allow; a larger item stands alone. `parts`: an item's
 /// prompt, and the tokens of its answer.
-pub(crate) fn sharing<'a, T>(items: &'a [T], limit: usize, parts: impl Fn(&T) -> (&[u32], usize)) -> Vec<&'a [T]> {
+pub(crate) fn sharing<T>(items: &[T], limit: usize, parts: impl Fn(&T) -> (&[u32], usize)) -> Vec<&[T]> {
     let (mut runs, mut start, mut rows) = (Vec::new(), 0, 0);
     for (i, item) in items.iter().enumerate() {
         let (prompt, answer) = parts(item);
