@@ -111,15 +111,18 @@ fn the_code_holds_what_was_meant() {
             let place = format!("{arch} {kernel} {:?}", build.defines);
             assert!(!holds("LDL") && !holds("STL"), "{place}: local memory");
             let tensor = TENSOR.contains(&kernel);
-            let hopper = ["product90", "lm_head90_logits", "wgmma_rate"].contains(&kernel);
-            let boxes = ["product90", "lm_head90_logits", "box_rate"].contains(&kernel);
+            let tiles = ["product90", "lm_head90_logits"].contains(&kernel);
+            let hopper = tiles || ["wgmma_rate", "wgmma_held_rate"].contains(&kernel);
+            let boxes = tiles || kernel == "box_rate";
             for (name, expected) in [
-                ("LDSM", tensor),
+                // Of product90 what is added to the results.
+                ("LDSM", tensor || kernel == "product90"),
+                ("STSM", tiles),
                 ("LDGSTS", tensor),
                 ("HMMA", tensor || kernel == "mma_rate"),
                 ("HGMMA", hopper),
                 ("UTMALDG", boxes),
-                ("UTMASTG", ["product90", "lm_head90_logits"].contains(&kernel)),
+                ("UTMASTG", tiles),
                 // The two halves of after_previous().
                 ("ACQBULK", *arch == Arch::Sm90a),
                 ("PREEXIT", *arch == Arch::Sm90a),
