@@ -185,6 +185,22 @@ fn pieces_of_a_step_add_up_to_the_whole() {
     }
 }
 
+/// Answers that share their prompt's rows, and each with rows of its own: one gradient.
+#[test]
+fn a_group_that_shares_its_prompt_trains_as_its_answers_do() {
+    let mut world = world();
+    let shared = RepairConfig { steps: 2, ..world.config.clone() };
+    let alone = RepairConfig { batch_tokens: 1, ..shared.clone() };
+    let (_, a) = world.repair(Method::Rlhf, &shared);
+    let (_, b) = world.repair(Method::Rlhf, &alone);
+    let near = |x: f64, y: f64| (x - y).abs() <= 1e-4 * y.abs() && y != 0.0;
+    for (a, b) in a.iter().zip(&b) {
+        assert!(near(a.loss(), b.loss()), "loss {} against {}", a.loss(), b.loss());
+        let [x, y] = [a, b].map(|m| m.grad_norm_policy.unwrap());
+        assert!(near(x, y), "gradient norm {x} against {y}");
+    }
+}
+
 /// Mean of ℓ(y⁺) − ℓ(y⁻), per token, and of r(y⁺) − r(y⁻).
 fn margins(world: &mut World, version: Version) -> [f64; 2] {
     let World { examiner: Examiner { subject: pair, .. }, held, .. } = world;
