@@ -53,6 +53,15 @@ pub(crate) fn processor() -> String {
     [Some(name), number, vectors.map(str::to_string)].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
+/// Bytes of a core's second cache, as Linux says them; elsewhere a megabyte.
+pub(crate) fn second_cache() -> usize {
+    static BYTES: OnceLock<usize> = OnceLock::new();
+    *BYTES.get_or_init(|| {
+        let said = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index2/size").unwrap_or_default();
+        said.trim().strip_suffix('K').and_then(|kilobytes| kilobytes.parse::<usize>().ok()).map_or(1 << 20, |n| n << 10)
+    })
+}
+
 /// A frozen matrix W (N, K), packed for both directions of a product.
 pub struct CpuMatrix(Stored);
 

@@ -11,14 +11,14 @@ use rayon::prelude::*;
 pub(crate) use self::tile::{Rows, tiles};
 use self::tile::{Task, multiply};
 pub(crate) use self::vector::{add_scaled, dot, exp, folded, maximum, simd, total};
-use crate::backend::cpu::{PANEL, Packed, Right};
+use crate::backend::cpu::{PANEL, Packed, Right, second_cache};
 
 /// Rows of a task: enough of them to read a panel of the right operand often while it lies in the second cache.
 const ROWS: usize = 128;
 /// The same where panels are widened first, which costs as much as some rows.
 const WIDENED_ROWS: usize = 512;
-/// Numbers of the right operand that a task reads again for every few rows: half of a second cache of one megabyte.
-const CACHED: usize = 1 << 17;
+/// Panels of a task that the second cache holds, if each is as deep as it then can be.
+const PANELS: usize = 5;
 /// Rows that a product over rows adds up in one chain.
 const CHAIN: usize = 512;
 /// Below this many multiplications a task is not worth handing to another thread.
@@ -94,7 +94,8 @@ pub(crate) fn product<'a>(c: ViewMut, a: View, b: impl Into<Right<'a>>, accumula
     }
     let block = if b.is_widened() { WIDENED_ROWS } else { ROWS };
     let blocks = rows.div_ceil(block);
-    let panels = panels(blocks, cols, inner);
+    let depth = depth();
+    let panels = panels(blocks, cols, inner.min(depth));
     let target = Target(c.data.as_mut_ptr());
     let task = |index: usize| {
         let (row, first) = (index % blocks * block, index / blocks * panels);
@@ -105,6 +106,7 @@ pub(crate) fn product<'a>(c: ViewMut, a: View, b: impl Into<Right<'a>>, accumula
             right: b,
             rows: block.min(rows - row),
             panels: first..(first + panels).min(cols.div_ceil(PANEL)),
+            depth,
             accumulate,
         };
         // SAFETY: the rows and panels of this task lie inside `c`, which holds extent(rows, cols, stride) numbers, and are its
@@ -114,12 +116,21 @@ pub(crate) fn product<'a>(c: ViewMut, a: View, b: impl Into<Right<'a>>, accumula
     run_tasks(blocks * cols.div_ceil(PANEL).div_ceil(panels), rows * cols * inner, task);
 }
 
+/// Numbers that a task reads again for every few rows: half of the second cache.
+fn cached() -> usize {
+    second_cache() / 2 / size_of::<f32>()
+}
+
+/// Numbers of k that a task adds up at a time; whole blocks of a transpose that is widened.
+fn depth() -> usize {
+    (cached() / (PANELS * PANEL) / PANEL * PANEL).max(PANEL)
+}
+
 /// Panels of one task: as many as stay in cache, fewer where all threads would not have work.
-fn panels(blocks: usize, cols: usize, inner: usize) -> usize {
+fn panels(blocks: usize, cols: usize, depth: usize) -> usize {
     let all = cols.div_ceil(PANEL);
-    let cached = CACHED / (PANEL * inner.clamp(1, tile::DEPTH));
     let shared = (all * blocks).div_ceil(2 * rayon::current_num_threads());
-    cached.min(shared).clamp(1, all)
+    (cached() / (PANEL * depth)).min(shared).clamp(1, all)
 }
 
 /// c += scale·narrowᵀ·wide (width, cols), or the transpose of it with `turned`. Each number is the sum of a few chains over the rows,

@@ -8,12 +8,10 @@ use pulp::{Simd, WithSimd};
 use super::ROWS;
 use crate::backend::cpu::{PANEL, Right};
 
-/// Numbers of k that are added up in registers before the result goes back to memory.
-pub(super) const DEPTH: usize = 512;
-/// The same where the right operand must be widened first: whole blocks of its transpose.
-const WIDENED: usize = DEPTH / PANEL * PANEL;
-/// And where few rows read it: a block of it fits the first cache.
+/// Numbers of k of the right operand's blocks where it must be widened and few rows read it: a block fits the first cache.
 const SHALLOW: usize = 3 * PANEL;
+/// Rows of the right operand that are asked of the second cache before their turn: some 200 cycles.
+const AHEAD: usize = 16;
 
 thread_local! {
     /// Blocks of the right operand, widened.
@@ -32,6 +30,8 @@ pub(super) struct Task<'a> {
     pub(super) right: Right<'a>,
     pub(super) rows: usize,
     pub(super) panels: Range<usize>,
+    /// Numbers of k that are added up in registers before the result goes back to memory.
+    pub(super) depth: usize,
     pub(super) accumulate: bool,
 }
 
@@ -49,11 +49,11 @@ impl WithSimd for Task<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         if !self.right.is_widened() {
-            return self.add_panels(simd, self.panels.clone(), DEPTH, &mut []);
+            return self.add_panels(simd, self.panels.clone(), self.depth, &mut []);
         }
         // Taken and put back, as a closure would be compiled for the oldest processor.
         let mut space = SPACE.take();
-        let (at_once, step) = if self.rows <= 8 { (1, SHALLOW) } else { (self.panels.len().max(1), WIDENED) };
+        let (at_once, step) = if self.rows <= 8 { (1, SHALLOW) } else { (self.panels.len().max(1), self.depth) };
         space.resize(space.len().max(at_once * step * PANEL), 0.0);
         for first in self.panels.clone().step_by(at_once) {
             self.add_panels(simd, first..(first + at_once).min(self.panels.end), step, &mut space);
@@ -209,6 +209,11 @@ unsafe fn add_up<S: Simd, const M: usize, const V: usize, const T: bool>(
     let at = |i: usize, j: usize| out.wrapping_add(i * stride + j * lanes).cast::<S::f32s>();
     // SAFETY: reads of `out` by the caller's promise; of `left` and `right` by the assertions.
     unsafe {
+        for i in 0..M {
+            for j in 0..V {
+                prefetch(at(i, j).cast());
+            }
+        }
         for i in 0..if add { M } else { 0 } {
             for j in 0..V {
                 sums[i][j] = at(i, j).read_unaligned();
@@ -217,6 +222,10 @@ unsafe fn add_up<S: Simd, const M: usize, const V: usize, const T: bool>(
         for k in 0..depth {
             let row = right.as_ptr().add(k * right_stride);
             let mut vectors = [simd.splat_f32s(0.0); V];
+            // A narrower tile has no time for it.
+            for j in 0..if V == 3 { V } else { 0 } {
+                prefetch(row.wrapping_add(AHEAD * right_stride + j * lanes));
+            }
             for j in 0..V {
                 vectors[j] = row.add(j * lanes).cast::<S::f32s>().read_unaligned();
             }
@@ -234,6 +243,19 @@ unsafe fn add_up<S: Simd, const M: usize, const V: usize, const T: bool>(
             }
         }
     }
+}
+
+/// Asks for the cache line at an address, which may be anywhere.
+#[inline(always)]
+fn prefetch(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which reads nothing and never faults; every x86-64 processor has it.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 #[cfg(test)]
@@ -268,6 +290,7 @@ mod tests {
                         right,
                         rows,
                         panels,
+                        depth: 2 * PANEL,
                         accumulate,
                     });
                     out.iter().map(|sum| if accumulate { sum - 2.0 } else { *sum }).collect::<Vec<f32>>()
