@@ -10,9 +10,9 @@ use crate::model::batch::DeviceBatch;
 use crate::model::{AnswerTokens, Batch, Heads, ModelConfig};
 use crate::ops::{
     AdamWSpec, AttentionBackward, AttentionForward, DecodeAttention, HeadRows, LayerNormBackward, LayerNormForward,
-    LinearBackward, LinearForward, LinearWeights, LmHeadForward, Lora, LoraGrad, NormBackward, NormForward, Ops,
-    Parameter, Rope, Rotation, SampleSpec, SampleTable, SampleTokens, ScoreBackward, SlotTable, adamw, attention,
-    decode, gate_up, layer_norm, lm_head, lora, norm, qkv, rows, score_head,
+    LinearBackward, LinearForward, LinearGradients, LinearWeights, LmHeadForward, Lora, LoraGrad, NormBackward,
+    NormForward, Ops, Parameter, Rope, Rotation, SampleSpec, SampleTable, SampleTokens, ScoreBackward, SlotTable,
+    adamw, attention, decode, gate_up, layer_norm, lm_head, lora, norm, qkv, rows, score_head,
 };
 
 /// What is run: name, the least that it must do, and how to run it once more.
@@ -78,8 +78,13 @@ impl<B: Ops> ProductOperands<B> {
     /// With the gradient that it goes on from.
     fn backward(&mut self) -> (LinearBackward<'_, B>, &mut Tensor<B>) {
         let weights = LinearWeights { w: &self.w, bias: self.bias.as_ref(), lora: Some(&self.lora) };
-        let (dx, grad, dxa, x, xa) = (&mut self.dx, Some(&mut self.grad), &mut self.dxa, &self.x, &self.xa);
-        (LinearBackward { dx: Some(dx), grad, dxa, x, xa, weights }, &mut self.dy)
+        (LinearBackward { dx: Some(&mut self.dx), dxa: &mut self.dxa, weights }, &mut self.dy)
+    }
+
+    /// What follows backward.
+    fn gradients(&mut self, ops: &B) -> Result<()> {
+        let (grad, dxa, x, xa, lora) = (&mut self.grad, &self.dxa, &self.x, &self.xa, &self.lora);
+        ops.linear_gradients(LinearGradients { grad, dxa, x, xa, lora }, &self.dy)
     }
 }
 
@@ -220,7 +225,8 @@ impl<B: Ops> List<'_, '_, B> {
         (self.visit)("qkv, forward", costs[0], &mut || ops.qkv_forward(p.forward(), &mut raw, rotation()))?;
         (self.visit)("qkv, backward", costs[1], &mut || {
             let (product, dqkv) = p.backward();
-            ops.qkv_backward(product, dqkv, &raw, rotation())
+            ops.qkv_backward(product, dqkv, &raw, rotation())?;
+            p.gradients(ops)
         })
     }
 
@@ -247,7 +253,8 @@ impl<B: Ops> List<'_, '_, B> {
         (self.visit)(names[0], costs[0] + read, &mut || ops.linear_forward(p.forward(), Some(&residual)))?;
         (self.visit)(names[1], costs[1], &mut || {
             let (product, dy) = p.backward();
-            ops.linear_backward(product, dy)
+            ops.linear_backward(product, dy)?;
+            p.gradients(ops)
         })
     }
 
@@ -258,14 +265,15 @@ impl<B: Ops> List<'_, '_, B> {
         let (mut a, dact, costs) = (self.out(t, f)?, self.act(t, f)?, p.costs());
         let [activate, back] = gate_up::activate_costs(t as u64, f as u64, spec, Self::ACT);
         (self.visit)("gate_up, forward", costs[0] + activate, &mut || ops.gate_up_forward(&mut a, p.forward(), spec))?;
-        (self.visit)("gate_up, activation", activate, &mut || ops.activate(&mut a, &p.y, spec))?;
-        // Backward turns gate and up into their gradients in place; they are put back first, which is charged.
-        let len = t * p.y.stride();
-        let copy = Cost { flops: 0, bytes: Self::ACT * 2 * len as u64 };
+        // Backward turns gate, up and act's gradient in place; they are put back first, which is charged.
+        let [both, len] = [p.y.stride(), a.stride()].map(|stride| t * stride);
+        let copy = Cost { flops: 0, bytes: Self::ACT * 2 * (both + len) as u64 };
         (self.visit)("gate_up, backward", costs[1] + back + copy, &mut || {
-            ops.copy(&mut p.dy.buffer, 0, &p.y.buffer, 0, len)?;
+            ops.copy(&mut p.dy.buffer, 0, &p.y.buffer, 0, both)?;
+            ops.copy(&mut a.buffer, 0, &dact.buffer, 0, len)?;
             let (product, gate_up) = p.backward();
-            ops.gate_up_backward(product, gate_up, &dact, spec)
+            ops.gate_up_backward(product, gate_up, &mut a, spec)?;
+            p.gradients(ops)
         })
     }
 

@@ -6,8 +6,8 @@ use crate::backend::{Indices, Tensor};
 use crate::error::Result;
 use crate::ops::{
     AttentionBackward, AttentionForward, AttentionSpec, DecodeAttention, GateUpSpec, KvCache, LinearBackward,
-    LinearForward, LinearWeights, NormBackward, NormForward, NormSpec, Ops, Packing, QkvSpec, Rope, Rotation,
-    SlotTable,
+    LinearForward, LinearGradients, LinearWeights, NormBackward, NormForward, NormSpec, Ops, Packing, QkvSpec, Rope,
+    Rotation, SlotTable,
 };
 
 /// Frozen weights of one block.
@@ -85,8 +85,7 @@ tensors! {
 tensors! {
     /// What lives only within one block's forward, and within its backward where `back` has rows.
     pub struct BlockScratch(rows: usize, back: usize, w: &Widths) {
-        act: B::Act = [rows, w.feed_forward],
-        d_act: B::Act = [back, w.feed_forward],
+        act: B::Act = [rows, w.feed_forward], // and its gradient
         d_n: B::Act = [back, w.hidden],
         d_qkv: B::Act = [back, w.qkv],
         d_qkv_xa: B::Act = [back, 3 * w.rank],
@@ -258,21 +257,21 @@ impl<B: Ops> Block<B> {
         lora: &BlockLora<B>,
     ) -> Result<()> {
         let (spec, weights, norms) = (&self.spec, self.products(Some(lora)), self.post_norms());
-        let [_, go, gu, gd] = grad.each_mut().map(Some);
-        ops.activate(&mut t.act, &s.gate_up, spec.gate_up)?; // 6, again
-        let (dxa, x, xa) = (&mut t.d_xa, &t.act, &s.down_xa);
-        let product = LinearBackward { dx: Some(&mut t.d_act), grad: gd, dxa, x, xa, weights: weights.down };
         let dy = self.before_norm(ops, &mut t.d_y, dx, norms.map(|[_, w]| (&s.down_y, &s.rstd_down, w)))?;
+        let product = LinearBackward { dx: Some(&mut t.act), dxa: &mut t.d_xa, weights: weights.down };
         ops.linear_backward(product, dy)?; // 7
-        let (dxa, x, xa) = (&mut t.d_gate_up_xa, &s.n_post, &s.gate_up_xa);
-        let product = LinearBackward { dx: Some(&mut t.d_n), grad: gu, dxa, x, xa, weights: weights.gate_up };
-        ops.gate_up_backward(product, &mut s.gate_up, &t.d_act, spec.gate_up)?; // 6
+        let product = LinearBackward { dx: Some(&mut t.d_n), dxa: &mut t.d_gate_up_xa, weights: weights.gate_up };
+        ops.gate_up_backward(product, &mut s.gate_up, &mut t.act, spec.gate_up)?; // 6
+        let (grads, dxa, x, xa) = (&mut grad.gate_up, &t.d_gate_up_xa, &s.n_post, &s.gate_up_xa);
+        ops.linear_gradients(LinearGradients { grad: grads, dxa, x, xa, lora: &lora.gate_up }, &s.gate_up)?;
+        let (grads, dxa, x, xa) = (&mut grad.down, &t.d_xa, &t.act, &s.down_xa);
+        ops.linear_gradients(LinearGradients { grad: grads, dxa, x, xa, lora: &lora.down }, dy)?;
         let (dy, rstd, w) = (&t.d_n, &s.rstd_post, &self.mid_norm);
         ops.norm_backward(NormBackward { dx, dy, x: &s.mid, rstd, w, spec: spec.pre_norm })?; // 5
-        let (dxa, xa) = (&mut t.d_xa, &s.o_xa);
-        let product = LinearBackward { dx: Some(d_o), grad: go, dxa, x: o, xa, weights: weights.o };
         let dy = self.before_norm(ops, &mut t.d_y, dx, norms.map(|[w, _]| (&s.o_y, &s.rstd_o, w)))?;
-        ops.linear_backward(product, dy) // 4
+        ops.linear_backward(LinearBackward { dx: Some(d_o), dxa: &mut t.d_xa, weights: weights.o }, dy)?; // 4
+        let (grad, dxa, xa) = (&mut grad.o, &t.d_xa, &s.o_xa);
+        ops.linear_gradients(LinearGradients { grad, dxa, x: o, xa, lora: &lora.o }, dy)
     }
 
     /// Adds to `dx` (T, C), as `rest_backward` left it, what comes by way of attention, whose gradient is `d_o` (T, h·e), and to
@@ -290,12 +289,12 @@ impl<B: Ops> Block<B> {
         packing: &Packing<B>,
     ) -> Result<()> {
         let (spec, weights) = (&self.spec, self.products(Some(lora)).qkv);
-        let [grad, ..] = grad.each_mut().map(Some);
         let (dqkv, o, lse, qkv) = (&mut t.d_qkv, &s.o, &s.lse, &s.qkv);
         ops.attention_backward(AttentionBackward { dqkv, d_o, o, lse, qkv, packing, spec: spec.attention })?; // 3
-        let (dxa, x, xa) = (&mut t.d_qkv_xa, &s.n_in, &s.qkv_xa);
-        let product = LinearBackward { dx: dx.is_some().then_some(&mut t.d_n), grad, dxa, x, xa, weights };
+        let product = LinearBackward { dx: dx.is_some().then_some(&mut t.d_n), dxa: &mut t.d_qkv_xa, weights };
         ops.qkv_backward(product, &mut t.d_qkv, &s.raw, self.rotation(&packing.positions, rope))?; // 2
+        let (grad, dxa, x, xa) = (&mut grad.qkv, &t.d_qkv_xa, &s.n_in, &s.qkv_xa);
+        ops.linear_gradients(LinearGradients { grad, dxa, x, xa, lora: &lora.qkv }, &t.d_qkv)?;
         let Some(dx) = dx else { return Ok(()) };
         let (dy, rstd, w) = (&t.d_n, &s.rstd_in, &self.input_norm);
         ops.norm_backward(NormBackward { dx, dy, x: &s.x, rstd, w, spec: spec.pre_norm }) // 1

@@ -29,7 +29,7 @@ pub use decode::{Decode, DecodeAttention, KvCache, SlotTable};
 pub use gate_up::{Activation, GateUp, GateUpSpec};
 pub use layer_norm::{LayerNorm, LayerNormBackward, LayerNormForward};
 pub use lm_head::{HeadRows, LmHead, LmHeadForward, LmHeadKl};
-pub use lora::{Linear, LinearBackward, LinearForward, LinearWeights, Lora, LoraGrad};
+pub use lora::{Linear, LinearBackward, LinearForward, LinearGradients, LinearWeights, Lora, LoraGrad};
 pub use norm::{Norm, NormBackward, NormForward, NormSpec};
 pub use qkv::{Qkv, QkvSpec, Rope, Rotation};
 pub use rows::Rows;

@@ -49,6 +49,7 @@ impl toolkit::Case for Case {
         let mut product = self.product.on(ops, &xa);
         ops.linear_forward(product.forward(), residual.as_ref()).unwrap();
         ops.linear_backward(product.backward(), &dy).unwrap();
+        product.gradients(ops, &dy);
         let mut out = Outputs::default();
         let (y, flips) = product.outputs(ops, &mut out, [1e-5, 2e-6, 2e-6], [(1e-5, 2e-2), (1e-5, 1e-4)]);
         out.each(ops, "y", y, 1.0, flips.into_iter().map(|flips| flips + 1e-5).collect());

@@ -80,6 +80,7 @@ impl toolkit::Case for Case {
         let mut raw = unwritten(ops, rows, self.raw_columns());
         ops.qkv_forward(product.forward(), &mut raw, rotation()).unwrap();
         ops.qkv_backward(product.backward(), &mut dqkv, &saved, rotation()).unwrap();
+        product.gradients(ops, &dqkv);
         let mut out = Outputs::default();
         let (qkv, _) = product.outputs(ops, &mut out, [5e-3, 1e-5, 1e-2], [(1e-2, 8e-2); 2]);
         // What lies between two bf16 is rounded one way or the other, before norm and rotation and after.

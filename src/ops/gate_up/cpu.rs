@@ -1,34 +1,41 @@
-use rayon::prelude::*;
-
 use super::curve::{Curve, Gelu, GeluTanh, Silu};
 use super::{Activation, GateUp, GateUpSpec, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
+use crate::ops::lora::check as check_product;
+use crate::ops::lora::cpu::{at_once, backward_by_blocks, blocks, forward_by_blocks};
 use crate::ops::product::simd;
+use crate::ops::{LinearBackward, LinearForward};
 
-/// Rows per task.
-const ROWS: usize = 32;
 /// Numbers of one vector step.
 const LANES: usize = 16;
 
 impl GateUp for Cpu {
-    fn activate(&self, act: &mut Tensor<Self>, gate_up: &Tensor<Self>, spec: GateUpSpec) -> Result<()> {
-        let (rows, cols) = check(act, gate_up, spec)?;
-        let out = act.buffer[..rows * cols].par_chunks_mut(ROWS * cols);
-        out.zip(gate_up.buffer.par_chunks(ROWS * spec.width(cols))).for_each(|(act, gate_up)| {
+    fn gate_up_forward(&self, act: &mut Tensor<Self>, product: LinearForward<Self>, spec: GateUpSpec) -> Result<()> {
+        let (shape, cols) = (check(act, product.y, spec)?, act.cols());
+        let acts = blocks(&mut act.buffer, shape, at_once(product.weights.w));
+        forward_by_blocks(self, product, None, acts, |_, gate_up, act| {
             forward(act, gate_up, cols, spec);
             self.store(act);
-        });
-        Ok(())
+        })
     }
 
-    fn activate_backward(&self, gate_up: &mut Tensor<Self>, dact: &Tensor<Self>, spec: GateUpSpec) -> Result<()> {
-        let (rows, cols) = check(dact, gate_up, spec)?;
-        let width = spec.width(cols);
-        let both = gate_up.buffer[..rows * width].par_chunks_mut(ROWS * width);
-        both.zip(dact.buffer.par_chunks(ROWS * cols)).for_each(|(gate_up, dact)| {
-            backward(gate_up, dact, cols, spec);
+    fn gate_up_backward(
+        &self,
+        product: LinearBackward<Self>,
+        gate_up: &mut Tensor<Self>,
+        act: &mut Tensor<Self>,
+        spec: GateUpSpec,
+    ) -> Result<()> {
+        check_product(gate_up, product.dxa, product.dx.as_deref(), &product.weights)?;
+        let ((rows, cols), shape, at_once) = (check(act, gate_up, spec)?, gate_up.shape(), at_once(product.weights.w));
+        let acts = blocks(&mut act.buffer, (rows, cols), at_once);
+        let both = blocks(&mut gate_up.buffer, shape, at_once).into_iter().zip(acts).collect();
+        backward_by_blocks(self, product, rows, both, |_, (gate_up, act)| {
+            backward(gate_up, act, cols, spec);
             self.store(gate_up);
+            self.store(act);
+            gate_up
         });
         Ok(())
     }
@@ -46,12 +53,12 @@ simd! {
 }
 
 simd! {
-    fn backward<'a>(gate_up: &'a mut [f32], dact: &'a [f32], cols: usize, spec: GateUpSpec) {
+    fn backward<'a>(gate_up: &'a mut [f32], act: &'a mut [f32], cols: usize, spec: GateUpSpec) {
         let width = spec.width(cols);
         match spec.activation {
-            Activation::Silu => backward_rows::<Silu>(gate_up, dact, cols, width),
-            Activation::Gelu => backward_rows::<Gelu>(gate_up, dact, cols, width),
-            Activation::GeluTanh => backward_rows::<GeluTanh>(gate_up, dact, cols, width),
+            Activation::Silu => backward_rows::<Silu>(gate_up, act, cols, width),
+            Activation::Gelu => backward_rows::<Gelu>(gate_up, act, cols, width),
+            Activation::GeluTanh => backward_rows::<GeluTanh>(gate_up, act, cols, width),
         }
     }
 }
@@ -71,39 +78,41 @@ fn forward_rows<C: Curve>(act: &mut [f32], gate_up: &[f32], cols: usize, width: 
 }
 
 #[inline(always)]
-fn backward_rows<C: Curve>(gate_up: &mut [f32], dact: &[f32], cols: usize, width: usize) {
-    for (gate_up, dact) in gate_up.chunks_exact_mut(width).zip(dact.chunks_exact(cols)) {
+fn backward_rows<C: Curve>(gate_up: &mut [f32], act: &mut [f32], cols: usize, width: usize) {
+    for (gate_up, act) in gate_up.chunks_exact_mut(width).zip(act.chunks_exact_mut(cols)) {
         let (gate, up) = gate_up.split_at_mut(cols);
         if up.is_empty() {
-            for (gate, dact) in gate.iter_mut().zip(dact) {
-                *gate = dact * C::at(*gate).1;
+            for (gate, act) in gate.iter_mut().zip(act) {
+                let (value, slope) = C::at(*gate);
+                (*gate, *act) = (*act * slope, value);
             }
         } else {
-            backward_gated::<C>(gate, up, dact);
+            backward_gated::<C>(gate, up, act);
         }
     }
 }
 
 #[inline(always)]
-fn backward_gated<C: Curve>(gate: &mut [f32], up: &mut [f32], dact: &[f32]) {
-    let blocks = gate.chunks_exact_mut(LANES).zip(up.chunks_exact_mut(LANES)).zip(dact.chunks_exact(LANES));
-    for ((gate, up), dact) in blocks {
+fn backward_gated<C: Curve>(gate: &mut [f32], up: &mut [f32], act: &mut [f32]) {
+    let blocks = gate.chunks_exact_mut(LANES).zip(up.chunks_exact_mut(LANES)).zip(act.chunks_exact_mut(LANES));
+    for ((gate, up), act) in blocks {
         // All of a block is read before any of it is written: whole vectors, whatever the compiler knows of overlaps.
-        let (mut dgate, mut dup) = ([0.0; LANES], [0.0; LANES]);
+        let mut done = [[0.0; LANES]; 3];
         for i in 0..LANES {
-            (dgate[i], dup[i]) = gradients::<C>(gate[i], up[i], dact[i]);
+            [done[0][i], done[1][i], done[2][i]] = gradients::<C>(gate[i], up[i], act[i]);
         }
-        gate.copy_from_slice(&dgate);
-        up.copy_from_slice(&dup);
+        gate.copy_from_slice(&done[0]);
+        up.copy_from_slice(&done[1]);
+        act.copy_from_slice(&done[2]);
     }
-    for i in dact.len() / LANES * LANES..dact.len() {
-        (gate[i], up[i]) = gradients::<C>(gate[i], up[i], dact[i]);
+    for i in act.len() / LANES * LANES..act.len() {
+        [gate[i], up[i], act[i]] = gradients::<C>(gate[i], up[i], act[i]);
     }
 }
 
-/// Of gate and up.
+/// Of gate and up, and act.
 #[inline(always)]
-fn gradients<C: Curve>(gate: f32, up: f32, dact: f32) -> (f32, f32) {
+fn gradients<C: Curve>(gate: f32, up: f32, dact: f32) -> [f32; 3] {
     let (value, slope) = C::at(gate);
-    (dact * up * slope, dact * value)
+    [dact * up * slope, dact * value, value * up]
 }

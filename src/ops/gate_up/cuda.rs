@@ -3,7 +3,7 @@ use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::{Build, kernels};
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
-use crate::ops::expect;
+use crate::ops::{Linear, LinearBackward, LinearForward, expect};
 
 const THREADS: u32 = 256;
 
@@ -40,7 +40,9 @@ fn launch(rows: usize, f: usize, spec: GateUpSpec) -> Result<([Define; 5], Launc
 }
 
 impl GateUp for Cuda {
-    fn activate(&self, act: &mut Tensor<Self>, gate_up: &Tensor<Self>, spec: GateUpSpec) -> Result<()> {
+    fn gate_up_forward(&self, act: &mut Tensor<Self>, product: LinearForward<Self>, spec: GateUpSpec) -> Result<()> {
+        let LinearForward { y: gate_up, xa, x, weights } = product;
+        self.linear_forward(LinearForward { y: gate_up, xa, x, weights }, None)?;
         let (rows, f) = check(act, gate_up, spec)?;
         let (defines, config) = launch(rows, f, spec)?;
         let (act_stride, stride) = (act.stride(), gate_up.stride());
@@ -50,13 +52,20 @@ impl GateUp for Cuda {
         unsafe { kernels::activate_forward(self, &defines, config, act, gate_up, rows, f, act_stride, stride) }
     }
 
-    fn activate_backward(&self, gate_up: &mut Tensor<Self>, dact: &Tensor<Self>, spec: GateUpSpec) -> Result<()> {
-        let (rows, f) = check(dact, gate_up, spec)?;
+    fn gate_up_backward(
+        &self,
+        product: LinearBackward<Self>,
+        gate_up: &mut Tensor<Self>,
+        act: &mut Tensor<Self>,
+        spec: GateUpSpec,
+    ) -> Result<()> {
+        let (rows, f) = check(act, gate_up, spec)?;
         let (defines, config) = launch(rows, f, spec)?;
-        let (act_stride, stride) = (dact.stride(), gate_up.stride());
+        let (act_stride, stride) = (act.stride(), gate_up.stride());
         self.charge(|| activate_costs(rows as u64, f as u64, spec, 2)[1]);
-        let (gate_up, dact) = (&mut gate_up.buffer, &dact.buffer);
-        // SAFETY: `check` proved dact (rows, f) and gate_up (rows, 2f or, ungated, f).
-        unsafe { kernels::activate_backward(self, &defines, config, gate_up, dact, rows, f, act_stride, stride) }
+        let (both, act) = (&mut gate_up.buffer, &mut act.buffer);
+        // SAFETY: as in forward.
+        unsafe { kernels::activate_backward(self, &defines, config, both, act, rows, f, act_stride, stride)? };
+        self.linear_backward(product, gate_up)
     }
 }

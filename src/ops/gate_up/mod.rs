@@ -37,30 +37,18 @@ impl GateUpSpec {
 
 /// `gate_up` (T, N) holds gate∣up, N = 2F, or where ungated the gate alone, N = F.
 pub trait GateUp: Linear {
-    /// Overwrites `act` (T, F) from gate_up: also backward's first line, since the next product's gradient needs it.
-    fn activate(&self, act: &mut Tensor<Self>, gate_up: &Tensor<Self>, spec: GateUpSpec) -> Result<()>;
-
-    /// Turns `gate_up` in place into its own gradient; `dact` (T, F).
-    fn activate_backward(&self, gate_up: &mut Tensor<Self>, dact: &Tensor<Self>, spec: GateUpSpec) -> Result<()>;
-
     /// Overwrites `act` (T, F) and the product's gate_up. The caller saves gate_up; act is cheap to have again.
-    fn gate_up_forward(&self, act: &mut Tensor<Self>, product: LinearForward<Self>, spec: GateUpSpec) -> Result<()> {
-        let LinearForward { y: gate_up, xa, x, weights } = product;
-        self.linear_forward(LinearForward { y: gate_up, xa, x, weights }, None)?;
-        self.activate(act, gate_up, spec)
-    }
+    fn gate_up_forward(&self, act: &mut Tensor<Self>, product: LinearForward<Self>, spec: GateUpSpec) -> Result<()>;
 
-    /// Turns `gate_up` in place into its own gradient, with which the product goes on; `dact` (T, F).
+    /// Turns `gate_up` in place into its own gradient, with which the product goes on, and act's gradient (T, F) into `act`, which the
+    /// next product's gradients need: the curve is there, and nothing is read again.
     fn gate_up_backward(
         &self,
         product: LinearBackward<Self>,
         gate_up: &mut Tensor<Self>,
-        dact: &Tensor<Self>,
+        act: &mut Tensor<Self>,
         spec: GateUpSpec,
-    ) -> Result<()> {
-        self.activate_backward(gate_up, dact, spec)?;
-        self.linear_backward(product, gate_up)
-    }
+    ) -> Result<()>;
 }
 
 /// Rows and columns of act.
@@ -69,11 +57,11 @@ fn check<B: Backend>(act: &Tensor<B>, gate_up: &Tensor<B>, spec: GateUpSpec) -> 
     Ok(act.shape())
 }
 
-/// The activation alone: gate and up in, act out. Its gradient alone: dact in, gate and up in and out.
+/// The activation alone: gate and up in, act out. Its gradient alone: act, gate and up in and out.
 pub(crate) fn activate_costs(rows: u64, cols: u64, spec: GateUpSpec, act: u64) -> [Cost; 2] {
     let width = spec.width(cols as usize) as u64;
     [
         Cost { flops: 6 * rows * cols, bytes: act * rows * (width + cols) },
-        Cost { flops: 12 * rows * cols, bytes: act * rows * (2 * width + cols) },
+        Cost { flops: 12 * rows * cols, bytes: 2 * act * rows * (width + cols) },
     ]
 }

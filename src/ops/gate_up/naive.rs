@@ -23,29 +23,31 @@ pub fn activate(act: &mut [f32], gate_up: &[f32], spec: GateUpSpec, rows: usize)
     }
 }
 
-/// Turns `gate_up` into its own gradient; overwrites `dx` (T, K) and `dxa` (T, P·r); adds to `da` and `db`.
+/// Turns `gate_up` into its own gradient, act's gradient `act` (T, F) into act; overwrites `dx` (T, K) and `dxa` (T, P·r); adds to `da`
+/// and `db`.
 pub fn backward(
     dx: &mut [f32],
     (da, db): (&mut [f32], &mut [f32]),
     gate_up: &mut [f32],
     dxa: &mut [f32],
-    dact: &[f32],
+    act: &mut [f32],
     x: &[f32],
     xa: &[f32],
     weights: Weights,
     spec: GateUpSpec,
 ) {
     let rows = x.len() / weights.k;
-    let features = dact.len() / rows;
+    let features = act.len() / rows;
     for t in 0..rows {
         let row = &mut gate_up[t * spec.width(features)..];
         for i in 0..features {
-            let (d, (value, slope)) = (dact[t * features + i], curve(row[i], spec.activation));
+            let (act, (value, slope)) = (&mut act[t * features + i], curve(row[i], spec.activation));
+            let up = if spec.gated { row[features + i] } else { 1.0 };
+            row[i] = *act * up * slope;
             if spec.gated {
-                (row[i], row[features + i]) = (d * row[features + i] * slope, d * value);
-            } else {
-                row[i] = d * slope;
+                row[features + i] = *act * value;
             }
+            *act = value * up;
         }
     }
     linear::backward(dx, (da, db), dxa, gate_up, x, xa, weights);

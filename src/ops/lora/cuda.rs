@@ -1,4 +1,4 @@
-use super::{Linear, LinearBackward, LinearForward, LinearWeights, Lora, check, check_backward};
+use super::{Linear, LinearBackward, LinearForward, LinearGradients, LinearWeights, Lora, check, check_gradients};
 use crate::backend::cuda::driver::{DeviceInfo, LaunchConfig};
 use crate::backend::cuda::kernels::{self, LoraParams};
 use crate::backend::cuda::{Build, DeviceBuffer};
@@ -13,7 +13,7 @@ const MAX_PARTS: usize = 3;
 impl Linear for Cuda {
     fn linear_forward(&self, operands: LinearForward<Self>, residual: Option<&Tensor<Self>>) -> Result<()> {
         let LinearForward { y, xa, x, weights } = operands;
-        check(y, xa, x, &weights)?;
+        check(y, xa, Some(x), &weights)?;
         let LinearWeights { w, bias, lora } = weights;
         let (t, n, k) = (x.rows(), w.rows(), w.cols());
         let input = Operand::of(x);
@@ -30,9 +30,10 @@ impl Linear for Cuda {
     }
 
     fn linear_backward(&self, operands: LinearBackward<Self>, dy: &Tensor<Self>) -> Result<()> {
-        check_backward(&operands, dy)?;
-        let LinearBackward { dx, grad, dxa, x, xa, weights: LinearWeights { w, lora, .. } } = operands;
-        let (t, n, k) = (x.rows(), w.rows(), w.cols());
+        let LinearBackward { dx, dxa, weights } = operands;
+        check(dy, dxa, dx.as_deref(), &weights)?;
+        let LinearWeights { w, lora, .. } = weights;
+        let (t, n, k) = (dy.rows(), w.rows(), w.cols());
         let upper = Operand::of(dy);
         let product = Product::new(Layout::Across, [t, k, n], upper, Operand::of(w));
         let run = |product: Product| dx.map_or(Ok(()), |dx| product.run(self, "linear", Output::of(dx)));
@@ -45,12 +46,15 @@ impl Linear for Cuda {
             first += part;
         }
         let extension = Extension { xa: dxa, b: &lora.a, rank: lora.width(), ends: [k, k] };
-        run(Product { extension: Some(extension), ..product })?;
-        if let Some(grad) = grad {
-            accumulate(self, &mut grad.da.buffer, dxa, x, lora.width(), [k, k], 1.0, false)?;
-            accumulate(self, &mut grad.db.buffer, xa, dy, lora.rank, ends(lora, n)?, lora.scale, true)?;
-        }
-        Ok(())
+        run(Product { extension: Some(extension), ..product })
+    }
+
+    fn linear_gradients(&self, operands: LinearGradients<Self>, dy: &Tensor<Self>) -> Result<()> {
+        check_gradients(&operands, dy)?;
+        let LinearGradients { grad, dxa, x, xa, lora } = operands;
+        let (n, k) = (dy.cols(), x.cols());
+        accumulate(self, &mut grad.da.buffer, dxa, x, lora.width(), [k, k], 1.0, false)?;
+        accumulate(self, &mut grad.db.buffer, xa, dy, lora.rank, ends(lora, n)?, lora.scale, true)
     }
 }
 

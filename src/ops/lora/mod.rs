@@ -1,10 +1,10 @@
 //! LoRA on a frozen product of one or more parts (q∣k∣v, gate∣up): y_p = x·W_pᵀ + (lora_alpha/r)·(x·A_pᵀ)·B_pᵀ (+ bias)
 //! (+ residual). (arXiv:2106.09685)
 //!
-//! Backward, with dY the gradient of y: dxa_p = dY_p·sB_p, dx = dY·W + dxa·A, dA += dxaᵀ·x, dB_p += s·dY_pᵀ·xa_p. No dW
-//! and no dbias: the base is frozen.
+//! Backward, with dY the gradient of y: dxa_p = dY_p·sB_p, dx = dY·W + dxa·A; gradients: dA += dxaᵀ·x, dB_p += s·dY_pᵀ·xa_p. No
+//! dW and no dbias: the base is frozen.
 
-mod cpu;
+pub(super) mod cpu;
 pub(crate) mod cuda;
 pub mod naive;
 
@@ -51,32 +51,49 @@ pub struct LinearForward<'a, B: Backend> {
 }
 
 pub struct LinearBackward<'a, B: Backend> {
-    pub dx: Option<&'a mut Tensor<B>>,     // (T, K) overwritten, where somebody reads it
-    pub grad: Option<&'a mut LoraGrad<B>>, // added to
-    pub dxa: &'a mut Tensor<B>,            // (T, P·r) overwritten: scratch
-    pub x: &'a Tensor<B>,                  // (T, K)
-    pub xa: &'a Tensor<B>,                 // (T, P·r)
+    pub dx: Option<&'a mut Tensor<B>>, // (T, K) overwritten, where somebody reads it
+    pub dxa: &'a mut Tensor<B>,        // (T, P·r) overwritten, with an adapter
     pub weights: LinearWeights<'a, B>,
+}
+
+/// Of the adapter's masters, once dxa is there.
+pub struct LinearGradients<'a, B: Backend> {
+    pub grad: &'a mut LoraGrad<B>, // added to
+    pub dxa: &'a Tensor<B>,        // (T, P·r)
+    pub x: &'a Tensor<B>,          // (T, K)
+    pub xa: &'a Tensor<B>,         // (T, P·r)
+    pub lora: &'a Lora<B>,
 }
 
 pub trait Linear: Backend {
     /// Adds `residual` (T, N), so that the next saved input is written at once: nothing is copied.
     fn linear_forward(&self, operands: LinearForward<Self>, residual: Option<&Tensor<Self>>) -> Result<()>;
 
-    /// Goes on from `dy` (T, N), which is the residual's gradient, too.
+    /// dx and dxa from `dy` (T, N), which is the residual's gradient, too.
     fn linear_backward(&self, operands: LinearBackward<Self>, dy: &Tensor<Self>) -> Result<()>;
+
+    /// Adds dA and dB, from `dy` (T, N).
+    fn linear_gradients(&self, operands: LinearGradients<Self>, dy: &Tensor<Self>) -> Result<()>;
 }
 
-/// Shapes of a product with its adapter, forward or backward: x (T, K), y (T, N), xa (T, P·r).
-fn check<B: Backend>(y: &Tensor<B>, xa: &Tensor<B>, x: &Tensor<B>, weights: &LinearWeights<B>) -> Result<()> {
+/// Shapes of a product with its adapter, forward or backward: x (T, K), where there is one, y (T, N), xa (T, P·r).
+pub(super) fn check<B: Backend>(
+    y: &Tensor<B>,
+    xa: &Tensor<B>,
+    x: Option<&Tensor<B>>,
+    weights: &LinearWeights<B>,
+) -> Result<()> {
     let LinearWeights { w, bias, lora } = weights;
-    expect("linear", "output", y.shape(), (x.rows(), w.rows()))?;
-    expect("linear", "input columns", x.cols(), w.cols())?;
+    let rows = y.rows();
+    expect("linear", "output columns", y.cols(), w.rows())?;
+    if let Some(x) = x {
+        expect("linear", "input", x.shape(), (rows, w.cols()))?;
+    }
     if let Some(bias) = bias {
         expect("linear", "bias", bias.shape(), (1, w.rows()))?;
     }
     if let Some(lora) = lora {
-        expect("linear", "xa", xa.shape(), (x.rows(), lora.width()))?;
+        expect("linear", "xa", xa.shape(), (rows, lora.width()))?;
         expect("linear", "A", lora.a.shape(), (lora.width(), w.cols()))?;
         expect("linear", "B", lora.b.shape(), (w.rows(), lora.rank))?;
         expect("linear", "parts", lora.parts.iter().sum::<usize>(), w.rows())?;
@@ -84,15 +101,12 @@ fn check<B: Backend>(y: &Tensor<B>, xa: &Tensor<B>, x: &Tensor<B>, weights: &Lin
     Ok(())
 }
 
-fn check_backward<B: Backend>(operands: &LinearBackward<B>, dy: &Tensor<B>) -> Result<()> {
-    let LinearBackward { dx, grad, dxa, x, xa, weights } = operands;
-    check(dy, xa, x, weights)?;
-    if let Some(dx) = dx {
-        expect("linear", "dx", dx.shape(), x.shape())?;
-    }
-    let Some(lora) = weights.lora else { return Ok(()) };
-    expect("linear", "dxa", dxa.shape(), xa.shape())?;
-    let Some(grad) = grad else { return Ok(()) };
+fn check_gradients<B: Backend>(operands: &LinearGradients<B>, dy: &Tensor<B>) -> Result<()> {
+    let LinearGradients { grad, dxa, x, xa, lora } = operands;
+    let (rows, (width, k), (n, _)) = (dy.rows(), lora.a.shape(), lora.b.shape());
+    expect("linear", "output", dy.shape(), (rows, n))?;
+    expect("linear", "input", x.shape(), (rows, k))?;
+    expect("linear", "xa and dxa", (xa.shape(), dxa.shape()), ((rows, width), (rows, width)))?;
     expect("linear", "dA and dB", (grad.da.shape(), grad.db.shape()), (lora.a.shape(), lora.b.shape()))
 }
 

@@ -92,7 +92,7 @@ pub(crate) fn product<'a>(c: ViewMut, a: View, b: impl Into<Right<'a>>, accumula
         c.data.chunks_mut(c.stride).take(empty).for_each(|row| row[..cols].fill(0.0));
         return;
     }
-    let block = if b.is_widened() { WIDENED_ROWS } else { ROWS };
+    let block = rows_at_once(b);
     let blocks = rows.div_ceil(block);
     let depth = depth();
     let panels = panels(blocks, cols, inner.min(depth));
@@ -114,6 +114,11 @@ pub(crate) fn product<'a>(c: ViewMut, a: View, b: impl Into<Right<'a>>, accumula
         unsafe { multiply(task) };
     };
     run_tasks(blocks * cols.div_ceil(PANEL).div_ceil(panels), rows * cols * inner, task);
+}
+
+/// Rows of a task.
+pub(crate) fn rows_at_once(right: Right) -> usize {
+    if right.is_widened() { WIDENED_ROWS } else { ROWS }
 }
 
 /// Numbers that a task reads again for every few rows: half of the second cache.

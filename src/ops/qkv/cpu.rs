@@ -1,45 +1,59 @@
-use rayon::prelude::*;
-
 use super::{Qkv, QkvSpec, Rope, Rotation, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
+use crate::ops::lora::check as check_product;
+use crate::ops::lora::cpu::{at_once, backward_by_blocks, blocks, forward_by_blocks};
 use crate::ops::norm::{rms_backward_row, rms_row};
 use crate::ops::product::simd;
+use crate::ops::{LinearBackward, LinearForward};
 
 impl Qkv for Cpu {
-    fn rotate_forward(&self, qkv: &mut Tensor<Self>, raw: &mut Tensor<Self>, rotation: Rotation<Self>) -> Result<()> {
-        check(qkv, raw, &rotation)?;
+    fn qkv_forward(
+        &self,
+        product: LinearForward<Self>,
+        raw: &mut Tensor<Self>,
+        rotation: Rotation<Self>,
+    ) -> Result<()> {
+        check(product.y, raw, &rotation)?;
         let Rotation { qk_norm, positions, rope, spec } = rotation;
-        let ((rows, width), rotated) = (qkv.shape(), spec.rotated());
-        let tasks = qkv.buffer[..rows * width].par_chunks_exact_mut(width).with_min_len(32).zip(positions.buffer());
-        if let Some(norms) = qk_norm {
-            let raw = raw.buffer[..rows * rotated].par_chunks_exact_mut(rotated);
-            tasks.zip(raw).for_each(|((row, &position), raw)| {
-                raw.copy_from_slice(&row[..rotated]);
-                norm_heads(&mut row[..rotated], raw, norms, spec);
-                rotate(&mut row[..rotated], position, rope, 1.0);
-                self.store(&mut row[..rotated]);
-            });
-        } else {
-            tasks.for_each(|(row, &position)| {
-                rotate(&mut row[..rotated], position, rope, 1.0);
-                self.store(&mut row[..rotated]);
-            });
-        }
-        Ok(())
+        let (shape, rotated) = ((product.y.rows(), raw.cols()), spec.rotated());
+        let raws = blocks(&mut raw.buffer, shape, at_once(product.weights.w));
+        forward_by_blocks(self, product, None, raws, |first, qkv, raw| {
+            for (t, row) in qkv.chunks_exact_mut(spec.width()).enumerate() {
+                let row = &mut row[..rotated];
+                if let Some(norms) = qk_norm {
+                    let raw = &mut raw[t * rotated..][..rotated];
+                    raw.copy_from_slice(row);
+                    norm_heads(row, raw, norms, spec);
+                }
+                rotate(row, positions.buffer()[first + t], rope, 1.0);
+                self.store(row);
+            }
+        })
     }
 
-    fn rotate_backward(&self, dqkv: &mut Tensor<Self>, raw: &Tensor<Self>, rotation: Rotation<Self>) -> Result<()> {
+    fn qkv_backward(
+        &self,
+        product: LinearBackward<Self>,
+        dqkv: &mut Tensor<Self>,
+        raw: &Tensor<Self>,
+        rotation: Rotation<Self>,
+    ) -> Result<()> {
         check(dqkv, raw, &rotation)?;
+        check_product(dqkv, product.dxa, product.dx.as_deref(), &product.weights)?;
         let Rotation { qk_norm, positions, rope, spec } = rotation;
-        let ((rows, width), rotated) = (dqkv.shape(), spec.rotated());
-        let tasks = dqkv.buffer[..rows * width].par_chunks_exact_mut(width).with_min_len(32).zip(positions.buffer());
-        tasks.enumerate().for_each(|(t, (row, &position))| {
-            rotate(&mut row[..rotated], position, rope, -1.0);
-            if let Some(norms) = qk_norm {
-                unnorm(&mut row[..rotated], &raw.buffer[t * rotated..][..rotated], norms, spec);
+        let (shape, rotated) = (dqkv.shape(), spec.rotated());
+        let dqkvs = blocks(&mut dqkv.buffer, shape, at_once(product.weights.w));
+        backward_by_blocks(self, product, shape.0, dqkvs, |first, dqkv| {
+            for (row, t) in dqkv.chunks_exact_mut(spec.width()).zip(first..) {
+                let row = &mut row[..rotated];
+                rotate(row, positions.buffer()[t], rope, -1.0);
+                if let Some(norms) = qk_norm {
+                    unnorm(row, &raw.buffer[t * rotated..][..rotated], norms, spec);
+                }
+                self.store(row);
             }
-            self.store(&mut row[..rotated]);
+            dqkv
         });
         Ok(())
     }

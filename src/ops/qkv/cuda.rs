@@ -4,7 +4,7 @@ use crate::backend::cuda::driver::{Define, LaunchConfig};
 use crate::backend::cuda::kernels::{self, RotationParams};
 use crate::backend::{Cuda, Tensor};
 use crate::error::Result;
-use crate::ops::expect;
+use crate::ops::{Linear, LinearBackward, LinearForward, expect};
 
 /// One warp per head; eight fill a block.
 const HEADS_PER_BLOCK: u32 = 8;
@@ -18,7 +18,14 @@ pub(crate) fn builds() -> Vec<Build> {
 }
 
 impl Qkv for Cuda {
-    fn rotate_forward(&self, qkv: &mut Tensor<Self>, raw: &mut Tensor<Self>, rotation: Rotation<Self>) -> Result<()> {
+    fn qkv_forward(
+        &self,
+        product: LinearForward<Self>,
+        raw: &mut Tensor<Self>,
+        rotation: Rotation<Self>,
+    ) -> Result<()> {
+        let LinearForward { y: qkv, xa, x, weights } = product;
+        self.linear_forward(LinearForward { y: qkv, xa, x, weights }, None)?;
         check(qkv, raw, &rotation)?;
         expect("qkv", "head size, a multiple of 4", rotation.spec.head_dim % 4, 0)?;
         let (params, config) = launch(&rotation, qkv, raw);
@@ -34,7 +41,13 @@ impl Qkv for Cuda {
         }
     }
 
-    fn rotate_backward(&self, dqkv: &mut Tensor<Self>, raw: &Tensor<Self>, rotation: Rotation<Self>) -> Result<()> {
+    fn qkv_backward(
+        &self,
+        product: LinearBackward<Self>,
+        dqkv: &mut Tensor<Self>,
+        raw: &Tensor<Self>,
+        rotation: Rotation<Self>,
+    ) -> Result<()> {
         check(dqkv, raw, &rotation)?;
         let (params, config) = launch(&rotation, dqkv, raw);
         let (normed, wide) = (rotation.qk_norm.is_some(), rotation.spec.wide);
@@ -42,11 +55,13 @@ impl Qkv for Cuda {
         // SAFETY: as in forward.
         unsafe {
             if normed && wide {
-                return kernels::rotate_wide_backward(self, DEFINES, config, &mut dqkv.buffer, &raw.buffer, &params);
+                kernels::rotate_wide_backward(self, DEFINES, config, &mut dqkv.buffer, &raw.buffer, &params)?;
+            } else {
+                let raw = normed.then_some(&raw.buffer);
+                kernels::rotate_backward(self, DEFINES, config, &mut dqkv.buffer, raw, &params)?;
             }
-            let raw = normed.then_some(&raw.buffer);
-            kernels::rotate_backward(self, DEFINES, config, &mut dqkv.buffer, raw, &params)
         }
+        self.linear_backward(product, dqkv)
     }
 }
 

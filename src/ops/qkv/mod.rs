@@ -90,36 +90,19 @@ pub struct Rotation<'a, B: Backend> {
 }
 
 pub trait Qkv: Linear {
-    /// Norms and rotates `qkv` (T, (h+2k)·e) in place; with a q/k norm overwrites `raw` (T, (h+k)·e): q∣k before (zero
+    /// Overwrites the product's q∣k∣v (T, (h+2k)·e), normed and rotated, and with a q/k norm `raw` (T, (h+k)·e): q∣k before (zero
     /// columns without one).
-    fn rotate_forward(&self, qkv: &mut Tensor<Self>, raw: &mut Tensor<Self>, rotation: Rotation<Self>) -> Result<()>;
+    fn qkv_forward(&self, product: LinearForward<Self>, raw: &mut Tensor<Self>, rotation: Rotation<Self>)
+    -> Result<()>;
 
-    /// Turns `dqkv` in place into the product's gradient: rotation and norm undone.
-    fn rotate_backward(&self, dqkv: &mut Tensor<Self>, raw: &Tensor<Self>, rotation: Rotation<Self>) -> Result<()>;
-
-    /// Overwrites the product's q∣k∣v and `raw`.
-    fn qkv_forward(
-        &self,
-        product: LinearForward<Self>,
-        raw: &mut Tensor<Self>,
-        rotation: Rotation<Self>,
-    ) -> Result<()> {
-        let LinearForward { y: qkv, xa, x, weights } = product;
-        self.linear_forward(LinearForward { y: qkv, xa, x, weights }, None)?;
-        self.rotate_forward(qkv, raw, rotation)
-    }
-
-    /// Turns `dqkv` in place into the product's gradient, with which that goes on.
+    /// Turns `dqkv` in place into the product's gradient, rotation and norm undone, with which that goes on.
     fn qkv_backward(
         &self,
         product: LinearBackward<Self>,
         dqkv: &mut Tensor<Self>,
         raw: &Tensor<Self>,
         rotation: Rotation<Self>,
-    ) -> Result<()> {
-        self.rotate_backward(dqkv, raw, rotation)?;
-        self.linear_backward(product, dqkv)
-    }
+    ) -> Result<()>;
 }
 
 fn check<B: Backend>(qkv: &Tensor<B>, raw: &Tensor<B>, rotation: &Rotation<B>) -> Result<()> {

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use ares::backend::{Backend, Element, Indices, Tensor};
 use ares::ops::lora::naive::{Adapter, Weights};
-use ares::ops::{LinearBackward, LinearForward, LinearWeights, Lora, LoraGrad, Ops, Packing, Segment};
+use ares::ops::{LinearBackward, LinearForward, LinearGradients, LinearWeights, Lora, LoraGrad, Ops, Packing, Segment};
 use half::bf16;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -240,8 +240,14 @@ impl<B: Ops> Operands<B> {
 
     pub fn backward(&mut self) -> LinearBackward<'_, B> {
         let weights = LinearWeights { w: &self.w, bias: self.bias.as_ref(), lora: self.lora.as_ref() };
-        let (dx, grad, dxa, x, xa) = (&mut self.dx, self.grad.as_mut(), &mut self.dxa, &self.x, &self.saved);
-        LinearBackward { dx: Some(dx), grad, dxa, x, xa, weights }
+        LinearBackward { dx: Some(&mut self.dx), dxa: &mut self.dxa, weights }
+    }
+
+    /// After backward, where there is an adapter.
+    pub fn gradients(&mut self, ops: &B, dy: &Tensor<B>) {
+        let (Some(grad), Some(lora)) = (&mut self.grad, &self.lora) else { return };
+        let (dxa, x, xa) = (&self.dxa, &self.x, &self.saved);
+        ops.linear_gradients(LinearGradients { grad, dxa, x, xa, lora }, dy).unwrap();
     }
 
     /// All but y: dx, and what an adapter adds, each within its own. Returns y, and what it may differ by for xa's sake.
