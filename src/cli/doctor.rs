@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::Session;
-use crate::backend::cpu::processor;
+use crate::backend::cpu::{processor, second_cache};
 use crate::backend::cuda::cache::cache_path;
 use crate::backend::cuda::device::{devices, driver_version};
 use crate::backend::cuda::nvrtc::Nvrtc;
@@ -45,7 +45,7 @@ impl Doctor {
         let device = cuda.map(|cuda| cuda.info().name.clone());
         // What cannot be known here is null; `device` and `ceilings` are those of a GPU that was named.
         let found = json!({
-            "version": version, "system": system, "cpu": cpu, "cores": cores, "memory_bytes": memory[0],
+            "version": version, "system": system, "cpu": cpu, "cores": cores, "second_cache_bytes": second_cache(), "memory_bytes": memory[0],
             "memory_free_bytes": memory[1], "bandwidth_gb_s": bandwidth, "matrix_gflop_s": matrix, "cuda_driver": driver,
             "gpus": gpus, "gpu_fault": gpu_fault, "nvrtc": nvrtc, "nvrtc_fault": nvrtc_fault, "kernels_carried": carried, "device": device, "served_by": served,
             "ceilings": ceilings, "compiler": compiler, "cache": cache, "cache_exists": cache.is_dir(),
@@ -66,7 +66,7 @@ impl Doctor {
             ("ares", version.to_string()),
             ("system", system),
             ("cpu", cpu),
-            ("cores", cores.to_string()),
+            ("cores", format!("{cores}, second cache {} KiB each", second_cache() >> 10)),
             ("memory", format!("{}, {} free", gib(memory[0]), gib(memory[1]))),
             ("memory bandwidth", format!("{bandwidth:.1} GB/s (copy, read + write)")),
             ("matrix rate", format!("{matrix:.0} GFLOP/s (f32 multiply-adds, all threads)")),

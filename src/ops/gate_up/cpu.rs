@@ -1,4 +1,6 @@
 use super::curve::{Curve, Gelu, GeluTanh, Silu};
+use rayon::prelude::*;
+
 use super::{Activation, GateUp, GateUpSpec, check};
 use crate::backend::{Cpu, Tensor};
 use crate::error::Result;
@@ -7,16 +9,21 @@ use crate::ops::lora::cpu::{at_once, backward_by_blocks, blocks, forward_by_bloc
 use crate::ops::product::simd;
 use crate::ops::{LinearBackward, LinearForward};
 
+/// Rows per task.
+const ROWS: usize = 32;
 /// Numbers of one vector step.
 const LANES: usize = 16;
 
 impl GateUp for Cpu {
     fn gate_up_forward(&self, act: &mut Tensor<Self>, product: LinearForward<Self>, spec: GateUpSpec) -> Result<()> {
         let (shape, cols) = (check(act, product.y, spec)?, act.cols());
-        let acts = blocks(&mut act.buffer, shape, at_once(product.weights.w));
+        let acts = blocks(&mut act.buffer, shape, at_once(product.weights.w, shape.0));
         forward_by_blocks(self, product, None, acts, |_, gate_up, act| {
-            forward(act, gate_up, cols, spec);
-            self.store(act);
+            let tasks = act.par_chunks_mut(ROWS * cols).zip(gate_up.par_chunks(ROWS * spec.width(cols)));
+            tasks.for_each(|(act, gate_up)| {
+                forward(act, gate_up, cols, spec);
+                self.store(act);
+            });
         })
     }
 
@@ -28,13 +35,17 @@ impl GateUp for Cpu {
         spec: GateUpSpec,
     ) -> Result<()> {
         check_product(gate_up, product.dxa, product.dx.as_deref(), &product.weights)?;
-        let ((rows, cols), shape, at_once) = (check(act, gate_up, spec)?, gate_up.shape(), at_once(product.weights.w));
+        let ((rows, cols), shape, at_once) =
+            (check(act, gate_up, spec)?, gate_up.shape(), at_once(product.weights.w, act.rows()));
         let acts = blocks(&mut act.buffer, (rows, cols), at_once);
         let both = blocks(&mut gate_up.buffer, shape, at_once).into_iter().zip(acts).collect();
         backward_by_blocks(self, product, rows, both, |_, (gate_up, act)| {
-            backward(gate_up, act, cols, spec);
-            self.store(gate_up);
-            self.store(act);
+            let tasks = gate_up.par_chunks_mut(ROWS * spec.width(cols)).zip(act.par_chunks_mut(ROWS * cols));
+            tasks.for_each(|(gate_up, act)| {
+                backward(gate_up, act, cols, spec);
+                self.store(gate_up);
+                self.store(act);
+            });
             gate_up
         });
         Ok(())

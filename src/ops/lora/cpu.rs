@@ -11,14 +11,15 @@ use crate::ops::product::{View, ViewMut, add_scaled, add_transposed, product, ro
 
 impl Linear for Cpu {
     fn linear_forward(&self, operands: LinearForward<Self>, residual: Option<&Tensor<Self>>) -> Result<()> {
-        let blocks = operands.y.rows().div_ceil(at_once(operands.weights.w));
+        let rows = operands.y.rows();
+        let blocks = rows.div_ceil(at_once(operands.weights.w, rows));
         forward_by_blocks(self, operands, residual, vec![(); blocks], |_, _, ()| {})
     }
 
     fn linear_backward(&self, operands: LinearBackward<Self>, dy: &Tensor<Self>) -> Result<()> {
         check(dy, operands.dxa, operands.dx.as_deref(), &operands.weights)?;
         let (rows, cols) = dy.shape();
-        let blocks = dy.buffer[..rows * cols].chunks(at_once(operands.weights.w) * cols).collect();
+        let blocks = dy.buffer[..rows * cols].chunks(at_once(operands.weights.w, rows) * cols).collect();
         backward_by_blocks(self, operands, rows, blocks, |_, dy| dy);
         Ok(())
     }
@@ -41,9 +42,10 @@ impl Linear for Cpu {
     }
 }
 
-/// Rows of a block.
-pub(in crate::ops) fn at_once(w: &CpuMatrix) -> usize {
-    rows_at_once(w.forward())
+/// Rows of a block: of few rows each thread's share, but where a weight must be widened first, which costs as much as some rows.
+pub(in crate::ops) fn at_once(w: &CpuMatrix, rows: usize) -> usize {
+    let (w, share) = (w.forward(), rows.max(1).div_ceil(rayon::current_num_threads()).next_multiple_of(8));
+    if w.is_widened() { rows_at_once(w) } else { rows_at_once(w).min(share) }
 }
 
 /// Cuts `values` (rows, cols) into blocks of rows; cols may be 0.
@@ -71,10 +73,11 @@ pub(in crate::ops) fn forward_by_blocks<T: Send>(
     let (shape, k, n) = (y.shape(), w.cols(), w.rows());
     let inner = lora.map(|lora| Inner::forward(lora, k));
     let width = inner.as_ref().map_or(0, Inner::width);
-    let ys = blocks(&mut y.buffer, shape, at_once(w)).into_par_iter();
-    let blocks = ys.zip(blocks(&mut xa.buffer, (shape.0, width), at_once(w))).zip(with).enumerate();
+    let at_once = at_once(w, shape.0);
+    let ys = blocks(&mut y.buffer, shape, at_once).into_par_iter();
+    let blocks = ys.zip(blocks(&mut xa.buffer, (shape.0, width), at_once)).zip(with).enumerate();
     blocks.for_each(|(index, ((y, xa), with))| {
-        let (first, rows) = (index * at_once(w), y.len() / n);
+        let (first, rows) = (index * at_once, y.len() / n);
         let accumulate = begin(y, n, bias, residual.map(|residual| &residual.buffer[first * n..]));
         let x = View::new(&x.buffer[first * k..], rows, k, k);
         product(ViewMut::new(y, rows, n, n), x, w.forward(), accumulate);
@@ -106,10 +109,11 @@ pub(in crate::ops) fn backward_by_blocks<'a, T: Send>(
     let inner = lora.map(|lora| Inner::backward(lora, k));
     let width = inner.as_ref().map_or(0, Inner::width);
     let (dx, cols) = dx.map_or((&mut [][..], 0), |dx| (&mut dx.buffer[..], k));
-    let dxs = blocks(dx, (rows, cols), at_once(w)).into_par_iter();
-    let blocks = dxs.zip(blocks(&mut dxa.buffer, (rows, width), at_once(w))).zip(dys).enumerate();
+    let at_once = at_once(w, rows);
+    let dxs = blocks(dx, (rows, cols), at_once).into_par_iter();
+    let blocks = dxs.zip(blocks(&mut dxa.buffer, (rows, width), at_once)).zip(dys).enumerate();
     blocks.for_each(|(index, ((dx, dxa), dy))| {
-        let dy = before(index * at_once(w), dy);
+        let dy = before(index * at_once, dy);
         let rows = dy.len() / n;
         let upper = View::new(dy, rows, n, n);
         if !dx.is_empty() {

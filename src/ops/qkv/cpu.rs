@@ -17,7 +17,7 @@ impl Qkv for Cpu {
         check(product.y, raw, &rotation)?;
         let Rotation { qk_norm, positions, rope, spec } = rotation;
         let (shape, rotated) = ((product.y.rows(), raw.cols()), spec.rotated());
-        let raws = blocks(&mut raw.buffer, shape, at_once(product.weights.w));
+        let raws = blocks(&mut raw.buffer, shape, at_once(product.weights.w, shape.0));
         forward_by_blocks(self, product, None, raws, |first, qkv, raw| {
             for (t, row) in qkv.chunks_exact_mut(spec.width()).enumerate() {
                 let row = &mut row[..rotated];
@@ -43,7 +43,7 @@ impl Qkv for Cpu {
         check_product(dqkv, product.dxa, product.dx.as_deref(), &product.weights)?;
         let Rotation { qk_norm, positions, rope, spec } = rotation;
         let (shape, rotated) = (dqkv.shape(), spec.rotated());
-        let dqkvs = blocks(&mut dqkv.buffer, shape, at_once(product.weights.w));
+        let dqkvs = blocks(&mut dqkv.buffer, shape, at_once(product.weights.w, shape.0));
         backward_by_blocks(self, product, shape.0, dqkvs, |first, dqkv| {
             for (row, t) in dqkv.chunks_exact_mut(spec.width()).zip(first..) {
                 let row = &mut row[..rotated];
