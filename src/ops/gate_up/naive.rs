@@ -12,7 +12,7 @@ pub fn forward(act: &mut [f32], gate_up: &mut [f32], xa: &mut [f32], x: &[f32], 
 }
 
 /// Overwrites `act` (T, F): f(gate)·up, or f(gate).
-pub fn activate(act: &mut [f32], gate_up: &[f32], spec: GateUpSpec, rows: usize) {
+fn activate(act: &mut [f32], gate_up: &[f32], spec: GateUpSpec, rows: usize) {
     let features = act.len() / rows;
     for t in 0..rows {
         let row = &gate_up[t * spec.width(features)..];

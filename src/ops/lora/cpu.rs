@@ -74,6 +74,7 @@ pub(in crate::ops) fn forward_by_blocks<T: Send>(
     let inner = lora.map(|lora| Inner::forward(lora, k));
     let width = inner.as_ref().map_or(0, Inner::width);
     let at_once = at_once(w, shape.0);
+    assert_eq!(with.len(), shape.0.div_ceil(at_once));
     let ys = blocks(&mut y.buffer, shape, at_once).into_par_iter();
     let blocks = ys.zip(blocks(&mut xa.buffer, (shape.0, width), at_once)).zip(with).enumerate();
     blocks.for_each(|(index, ((y, xa), with))| {
@@ -95,7 +96,7 @@ pub(in crate::ops) fn forward_by_blocks<T: Send>(
     Ok(())
 }
 
-/// Backward likewise, of operands that were checked: `first` is given a block's first row and its own one of `dys`, of which it makes
+/// Backward likewise, of operands that were checked: `before` is given a block's first row and its own one of `dys`, of which it makes
 /// the block's dy.
 pub(in crate::ops) fn backward_by_blocks<'a, T: Send>(
     cpu: &Cpu,
@@ -110,6 +111,7 @@ pub(in crate::ops) fn backward_by_blocks<'a, T: Send>(
     let width = inner.as_ref().map_or(0, Inner::width);
     let (dx, cols) = dx.map_or((&mut [][..], 0), |dx| (&mut dx.buffer[..], k));
     let at_once = at_once(w, rows);
+    assert_eq!(dys.len(), rows.div_ceil(at_once));
     let dxs = blocks(dx, (rows, cols), at_once).into_par_iter();
     let blocks = dxs.zip(blocks(&mut dxa.buffer, (rows, width), at_once)).zip(dys).enumerate();
     blocks.for_each(|(index, ((dx, dxa), dy))| {
