@@ -101,7 +101,10 @@ simd! {
         let max = maximum(row);
         // Summed without the target: 1 − p must not come out of a subtraction.
         row[target] = f32::NEG_INFINITY;
-        let rest: f32 = row.chunks_mut(PIECE).map(|piece| exp_sum(piece, max)).sum();
+        let mut rest = 0.0;
+        for piece in row.chunks_mut(PIECE) {
+            rest += exp_sum(piece, max);
+        }
         let sum = rest + exp(logit - max);
         let lse = max + sum.ln();
         let inverse = 1.0 / sum;
@@ -134,19 +137,22 @@ const PIECE: usize = 4096;
 
 #[inline(always)]
 fn log_sum_exp(row: &[f32]) -> f32 {
-    let max = maximum(row);
-    let piece_sum = |piece: &[f32]| {
-        let mut sums = [0.0f32; 16];
+    // Loops, no closures: those the compiler may keep as functions for the oldest processor.
+    let (max, mut total) = (maximum(row), 0.0);
+    for piece in row.chunks(PIECE) {
+        let (mut sums, mut rest) = ([0.0f32; 16], 0.0);
         let blocks = piece.chunks_exact(16);
-        let rest: f32 = blocks.remainder().iter().map(|l| exp(l - max)).sum();
+        for l in blocks.remainder() {
+            rest += exp(l - max);
+        }
         for block in blocks {
             for i in 0..16 {
                 sums[i] += exp(block[i] - max);
             }
         }
-        folded(sums) + rest
-    };
-    max + row.chunks(PIECE).map(piece_sum).sum::<f32>().ln()
+        total += folded(sums) + rest;
+    }
+    max + total.ln()
 }
 
 /// Values become e^(value − max); returns their sum.
