@@ -94,8 +94,8 @@ pub(crate) fn product<'a>(c: ViewMut, a: View, b: impl Into<Right<'a>>, accumula
     }
     let block = rows_at_once(b);
     let blocks = rows.div_ceil(block);
-    let depth = depth();
-    let panels = panels(blocks, cols, inner.min(depth));
+    let depth = depth().min(inner);
+    let panels = panels(blocks, cols, depth);
     let target = Target(c.data.as_mut_ptr());
     let task = |index: usize| {
         let (row, first) = (index % blocks * block, index / blocks * panels);
