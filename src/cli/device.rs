@@ -8,7 +8,7 @@ use crate::backend::cuda::device::{GpuDriver, driver_present};
 use crate::backend::cuda::driver::Arch;
 use crate::backend::cuda::sim::SimDriver;
 use crate::backend::{Backend, Cpu, Cuda};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// `--device` as typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +73,6 @@ impl FromStr for DeviceSpec {
 impl DeviceSpec {
     /// The device, and for `auto` the reason why this one.
     pub(crate) fn resolve(self, options: KernelOptions) -> Result<(Device, String)> {
-        join_pool();
         let cpu = Device::Cpu;
         match self {
             DeviceSpec::Auto if !driver_present() => Ok((cpu, "no CUDA driver found".to_string())),
@@ -99,10 +98,14 @@ impl DeviceSpec {
 }
 
 /// Makes the thread that calls one of the pool's workers: an operation then begins at once, where it would otherwise wake a worker
-/// and sleep until that one has finished, which for a small model costs as much as the work.
-fn join_pool() {
-    // An error says that the pool is there already; it serves as it is.
-    let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
+/// and sleep until that one has finished, which for a small model costs as much as the work. Fails where the system starts no
+/// threads, and where the pool was used before, which would start it without this thread.
+pub(crate) fn join_pool() -> Result<()> {
+    rayon::ThreadPoolBuilder::new().use_current_thread().build_global().map_err(|error| Error::Device {
+        device: "cpu".to_string(),
+        what: format!("expected to start a thread per processor, found: {error}"),
+        remedy: "raise the limit on threads (ulimit -u), or ask for fewer by RAYON_NUM_THREADS".to_string(),
+    })
 }
 
 #[cfg(test)]

@@ -81,6 +81,7 @@ pub fn parse() -> Result<Cli> {
 
 /// Does what was asked. Fails as the command does.
 pub fn run(cli: Cli) -> Result<()> {
+    device::join_pool()?;
     let session = cli.session;
     match cli.command {
         Command::Demo(command) => command.run(&session),
