@@ -247,8 +247,10 @@ fn greedy_continuations() {
             let sequences = case.golden.sequences.iter().enumerate();
             let requests: Vec<Continue> =
                 sequences.map(|(i, s)| Continue { tokens: s.prompt().to_vec(), forced: 0, id: i as u64 }).collect();
-            let found =
-                case.model.generate(&mut ws, &mut generator, &requests, adapter, &decoding, |_| Ok(())).unwrap();
+            let found = case
+                .model
+                .generate(&mut [(&mut ws, &mut generator)], &requests, adapter, &decoding, |_| Ok(()))
+                .unwrap();
             assert_eq!(found.len(), expected.len());
             for (i, (found, values)) in found.iter().zip(expected).enumerate() {
                 let what = format!("{}, version {version}, sequence {i}", case.name);

@@ -161,7 +161,8 @@ fn generated<B: Ops>(ops: &B, name: &str, slots: usize, temperature: f32) -> Vec
     let requests: Vec<_> = prompts.zip(0..).map(|(tokens, id)| Continue { tokens, forced: 0, id }).collect();
     let decoding = Decoding { temperature, top_k: 20, top_p: 0.9, seed: 3, ignore_eos: true, ..Decoding::greedy(9) };
     let mut ws = opened.workspace(256, Keep::Everything);
-    let results = opened.model.generate(&mut ws, &mut generator, &requests, None, &decoding, |_| Ok(())).unwrap();
+    let results =
+        opened.model.generate(&mut [(&mut ws, &mut generator)], &requests, None, &decoding, |_| Ok(())).unwrap();
     results.into_iter().map(|r| r.tokens).collect()
 }
 

@@ -178,6 +178,11 @@ impl Backend for Cpu {
         }))
     }
 
+    /// Where a block stays in a thread's second cache, its operations take less time than threads need to meet at each.
+    fn in_lanes(weights: usize) -> bool {
+        weights * size_of::<f32>() <= 1 << 20
+    }
+
     fn replay(&self, _graph: &mut (), mut record: impl FnMut() -> Result<()>) -> Result<()> {
         record()
     }

@@ -84,6 +84,13 @@ pub trait Backend: Sized + Clone + Send + Sync + 'static {
     /// A frozen matrix from row-major f32 values (`rows * cols` of them, concatenated parts one below the other).
     fn weight(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<Self::Weight>;
 
+    /// Whether passes over blocks of `weights` numbers run side by side, each on a thread of its own, instead of one after the other
+    /// with all threads, or the whole device, at each operation. The same on every machine: sums over passes are cut by it.
+    fn in_lanes(weights: usize) -> bool {
+        let _ = weights;
+        false
+    }
+
     /// Rows that a step of `rows` is filled up to where steps are replayed: of few different sizes, as each must be recorded.
     fn replayed_rows(rows: usize) -> usize {
         rows

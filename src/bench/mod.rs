@@ -7,6 +7,7 @@ pub(crate) mod plan;
 pub(crate) mod products;
 mod timing;
 
+use std::ops::Range;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -18,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::judge::Thresholds;
 use crate::model::batch::plan as batches;
 use crate::model::flops::{flops, spared};
+use crate::model::lanes::side_by_side;
 use crate::model::{
     Adapter, AdapterInit, AnswerTokens, Batch, Continue, Decoding, Generator, Heads, Keep, ModelConfig, Transformer,
     Workspace,
@@ -205,29 +207,38 @@ pub(crate) fn score<B: Measured>(reward: &Transformer<B>, load: &Workload) -> Re
 struct Scoring<'a, B: Ops> {
     reward: &'a Transformer<B>,
     load: &'a Workload,
-    workspace: Workspace<B>,
+    /// Rows of a pass.
+    limit: usize,
+    workspaces: Vec<Workspace<B>>,
 }
 
 impl<'a, B: Ops> Scoring<'a, B> {
     fn new(reward: &'a Transformer<B>, load: &'a Workload) -> Result<Self> {
-        let workspace = Workspace::new(&reward.ops, &reward.config, 0, load.batch_tokens, Keep::Nothing)?;
-        Ok(Scoring { reward, load, workspace })
+        let rows = load.batch_tokens.min(load.tokens);
+        let lanes = reward.lanes(rows);
+        let limit = rows.div_ceil(lanes);
+        let one = |_| Workspace::new(&reward.ops, &reward.config, 0, limit.max(load.length), Keep::Nothing);
+        Ok(Scoring { reward, load, limit, workspaces: (0..lanes).map(one).collect::<Result<_>>()? })
     }
 
     fn run(&mut self, repeat: usize) -> Result<Done> {
-        let Scoring { reward, load, workspace } = self;
+        let Scoring { reward, load, limit, workspaces } = self;
         let count = (load.tokens / load.length).max(1);
-        let mut done = Done::default();
-        for range in batches(&vec![load.length; count], load.batch_tokens) {
+        let batch = |range: Range<usize>| {
             let mut batch = Batch::default();
             for n in range {
                 let ids = tokens(&reward.config, repeat % 3 * 1000 + n, load.length);
                 let (prompt, answer) = ids.split_at(load.length / 2);
                 batch.push(prompt, &[AnswerTokens::new(answer)], Heads::Ends);
             }
-            reward.forward_scores(workspace, &batch, None)?;
+            batch
+        };
+        let batches: Vec<Batch> = batches(&vec![load.length; count], *limit).into_iter().map(batch).collect();
+        side_by_side(workspaces, &batches, |workspace, batch| reward.forward_scores(workspace, batch, None))?;
+        let mut done = Done::default();
+        for batch in &batches {
             done.tokens += batch.len() as u64;
-            done.flops += flops(&reward.config, &batch, 0, false);
+            done.flops += flops(&reward.config, batch, 0, false);
         }
         Ok(done)
     }
@@ -267,17 +278,19 @@ pub(crate) fn decode<B: Measured>(policy: &Transformer<B>, load: &Workload) -> R
 struct Generation<'a, B: Ops> {
     policy: &'a Transformer<B>,
     load: &'a Workload,
-    workspace: Workspace<B>,
-    generator: Generator<B>,
+    lanes: Vec<(Workspace<B>, Generator<B>)>,
 }
 
 impl<'a, B: Ops> Generation<'a, B> {
     fn new(policy: &'a Transformer<B>, load: &'a Workload) -> Result<Self> {
-        let (ops, config) = (&policy.ops, &policy.config);
-        let rows = load.batch_tokens.max(load.sequences).max(load.length);
-        let workspace = Workspace::new(ops, config, 0, rows, Keep::Nothing)?;
-        let generator = Generator::new(ops, config, load.sequences, load.length + load.new_tokens, rows)?;
-        Ok(Generation { policy, load, workspace, generator })
+        let (ops, config, lanes) = (&policy.ops, &policy.config, policy.decoding_lanes(load.sequences));
+        let (slots, length) = (load.sequences.div_ceil(lanes), load.length + load.new_tokens);
+        let rows = (load.batch_tokens / lanes).max(slots).max(load.length);
+        let lane = |_| {
+            let workspace = Workspace::new(ops, config, 0, rows, Keep::Nothing)?;
+            Ok((workspace, Generator::new(ops, config, slots, length, rows)?))
+        };
+        Ok(Generation { policy, load, lanes: (0..lanes).map(lane).collect::<Result<_>>()? })
     }
 
     fn prompt(&self, repeat: usize, n: usize) -> Vec<u32> {
@@ -285,12 +298,12 @@ impl<'a, B: Ops> Generation<'a, B> {
     }
 
     /// `look` is called each time the host looks at what was decoded.
-    fn run(&mut self, repeat: usize, look: &mut dyn FnMut(usize) -> Result<()>) -> Result<Done> {
+    fn run(&mut self, repeat: usize, look: &mut (dyn FnMut(usize) -> Result<()> + Send)) -> Result<Done> {
         let request = |n| Continue { tokens: self.prompt(repeat, n), forced: 0, id: n as u64 };
         let requests: Vec<Continue> = (0..self.load.sequences).map(request).collect();
         let decoding = Decoding { ignore_eos: true, ..Decoding::greedy(self.load.new_tokens) };
-        let Generation { policy, workspace, generator, .. } = self;
-        policy.generate(workspace, generator, &requests, None, &decoding, look)?;
+        let mut lanes: Vec<_> = self.lanes.iter_mut().map(|(workspace, generator)| (workspace, generator)).collect();
+        self.policy.generate(&mut lanes, &requests, None, &decoding, look)?;
         Ok(self.arithmetic(repeat, self.load.new_tokens))
     }
 

@@ -2,11 +2,13 @@
 //! other newcomers, and its last prompt token is the first one decoded. Answers to one prompt that follow each other read it once.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::adapter::Adapter;
 use super::batch::{AnswerTokens, Batch, Heads};
 use super::block::Keys;
 use super::config::ModelConfig;
+use super::lanes::side_by_side;
 use super::subject::{Decoding, Finish};
 use super::transformer::Transformer;
 use super::workspace::{Stream, Workspace};
@@ -55,12 +57,20 @@ pub struct Generator<B: Ops> {
 }
 
 /// A slot at work.
-#[derive(Clone, Copy)]
 struct Active {
     request: usize,
     slot: u32,
     token: u32,
     position: u32,
+    result: Continued,
+}
+
+/// What the lanes of one call of `generate` share.
+struct Shared<F> {
+    /// Requests without a slot yet.
+    waiting: VecDeque<usize>,
+    finished: usize,
+    done: F,
 }
 
 impl<B: Ops> Generator<B> {
@@ -84,37 +94,40 @@ impl<B: Ops> Generator<B> {
 }
 
 impl<B: Ops> Transformer<B> {
-    /// Continues every request; results in order, the same at any number of slots. `done` is called with the number finished and
-    /// may stop everything by an error.
+    /// Continues every request; results in order, the same at any number of slots and of lanes. `done` is called with the number
+    /// finished and may stop everything by an error.
     pub fn generate(
         &self,
-        ws: &mut Workspace<B>,
-        generator: &mut Generator<B>,
+        lanes: &mut [(&mut Workspace<B>, &mut Generator<B>)],
         requests: &[Continue],
         adapter: Option<&Adapter<B>>,
         decoding: &Decoding,
-        mut done: impl FnMut(usize) -> Result<()>,
+        done: impl FnMut(usize) -> Result<()> + Send,
     ) -> Result<Vec<Continued>> {
         let _stage = crate::backend::stage(c"generate");
-        // A captured step holds the adapter's memory and the sampling settings of its call.
-        generator.graphs.clear();
-        let start = |r: &Continue| {
-            let tokens = r.tokens[r.tokens.len() - r.forced..].to_vec();
-            Continued { tokens, finish: Finish::Length, broken: false }
-        };
-        let room = |r: &Continue| r.forced < decoding.max_new_tokens && (1..generator.length).contains(&r.tokens.len());
+        let length = lanes.iter().map(|(_, generator)| generator.length).min().unwrap_or_default();
+        let room = |r: &Continue| r.forced < decoding.max_new_tokens && (1..length).contains(&r.tokens.len());
         let waiting: VecDeque<usize> = (0..requests.len()).filter(|&i| room(&requests[i])).collect();
-        let mut finished = requests.len() - waiting.len();
-        let (free, results) = ((0..generator.slots as u32).rev().collect(), requests.iter().map(start).collect());
-        let active = Vec::new();
-        let mut call = Call { model: self, ws, generator, requests, adapter, decoding, waiting, free, active, results };
-        while !call.active.is_empty() || !call.waiting.is_empty() {
-            call.admit()?;
-            let columns = call.decode()?;
-            finished += call.take(columns);
-            done(finished)?;
-        }
-        Ok(call.results)
+        let finished = requests.len() - waiting.len();
+        let shared = &Mutex::new(Shared { waiting, finished, done });
+        let each: Vec<()> = vec![(); lanes.len()];
+        let found = side_by_side(lanes, &each, |(ws, generator), ()| {
+            // A captured step holds the adapter's memory and the sampling settings of its call.
+            generator.graphs.clear();
+            let (free, active) = ((0..generator.slots as u32).rev().collect(), Vec::new());
+            Lane { model: self, ws, generator, requests, adapter, decoding, shared, free, active }.run()
+        });
+        let mut results: Vec<Continued> = requests.iter().map(Continue::start).collect();
+        found?.into_iter().flatten().for_each(|(request, result)| results[request] = result);
+        Ok(results)
+    }
+}
+
+impl Continue {
+    /// Its answer before any new token.
+    fn start(&self) -> Continued {
+        let tokens = self.tokens[self.tokens.len() - self.forced..].to_vec();
+        Continued { tokens, finish: Finish::Length, broken: false }
     }
 }
 
@@ -124,46 +137,51 @@ struct Reading<'a> {
     slots: Vec<u32>,
 }
 
-/// One call of `generate`.
-struct Call<'a, B: Ops> {
+/// One call of `generate`, or its part on one thread.
+struct Lane<'a, B: Ops, F> {
     model: &'a Transformer<B>,
     ws: &'a mut Workspace<B>,
     generator: &'a mut Generator<B>,
     requests: &'a [Continue],
     adapter: Option<&'a Adapter<B>>,
     decoding: &'a Decoding,
-    /// Requests without a slot yet.
-    waiting: VecDeque<usize>,
+    shared: &'a Mutex<Shared<F>>,
     free: Vec<u32>,
     active: Vec<Active>,
-    results: Vec<Continued>,
 }
 
-impl<B: Ops> Call<'_, B> {
+impl<'a, B: Ops, F: FnMut(usize) -> Result<()>> Lane<'a, B, F> {
+    /// Until nobody waits: requests with their results.
+    fn run(mut self) -> Result<Vec<(usize, Continued)>> {
+        let mut results = Vec::new();
+        loop {
+            self.admit()?;
+            if self.active.is_empty() {
+                return Ok(results);
+            }
+            let columns = self.decode()?;
+            let before = results.len();
+            self.take(columns, &mut results);
+            let Shared { finished, done, .. } = &mut *self.shared();
+            *finished += results.len() - before;
+            done(*finished)?;
+        }
+    }
+
     /// Gives free slots to waiting requests and runs their prompts, all but the last token, into the caches.
     fn admit(&mut self) -> Result<()> {
         // A few newcomers at a time make poor products: wait until a quarter of the slots is free.
-        let enough = (self.generator.slots / 4).min(self.waiting.len()).max(1);
+        let waiting = self.shared().waiting.len();
+        let enough = (self.generator.slots / 4).min(waiting).max(1);
         if !self.active.is_empty() && self.free.len() < enough {
             return Ok(());
         }
-        let limit = self.ws.capacity.min(self.generator.reading);
-        while !self.waiting.is_empty() && !self.free.is_empty() {
-            let (mut batch, mut read) = (Batch::default(), Vec::<Reading>::new());
-            while let (Some(&request), Some(&slot)) = (self.waiting.front(), self.free.last()) {
-                let Some((&token, tokens)) = self.requests[request].tokens.split_last() else { break };
-                match read.last_mut() {
-                    Some(last) if last.tokens == tokens => last.slots.push(slot),
-                    _ if !batch.is_empty() && batch.len() + tokens.len() > limit => break,
-                    _ => {
-                        batch.push(&[], &[AnswerTokens::new(tokens)], Heads::Ends);
-                        read.push(Reading { tokens, slots: vec![slot] });
-                    }
-                }
-                self.waiting.pop_front();
-                self.free.pop();
-                self.active.push(Active { request, slot, token, position: tokens.len() as u32 });
+        loop {
+            let (batch, read) = self.newcomers();
+            if read.is_empty() {
+                break;
             }
+            // Prompts of one token leave nothing to read.
             if !batch.is_empty() {
                 self.prefill(&batch, &read)?;
             }
@@ -171,6 +189,33 @@ impl<B: Ops> Call<'_, B> {
         // Rows in order of slots: a captured graph would find the same layout again.
         self.active.sort_by_key(|active| active.slot);
         Ok(())
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared<F>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As many of those who wait as there are slots for and as are read at once; one that must read nothing is ready.
+    fn newcomers(&mut self) -> (Batch, Vec<Reading<'a>>) {
+        let (mut batch, mut read) = (Batch::default(), Vec::<Reading>::new());
+        let (limit, requests) = (self.ws.capacity.min(self.generator.reading), self.requests);
+        let waiting = &mut self.shared.lock().unwrap_or_else(PoisonError::into_inner).waiting;
+        while let (Some(&request), Some(&slot)) = (waiting.front(), self.free.last()) {
+            let Some((&token, tokens)) = requests[request].tokens.split_last() else { break };
+            match read.last_mut() {
+                Some(last) if last.tokens == tokens => last.slots.push(slot),
+                _ if !batch.is_empty() && batch.len() + tokens.len() > limit => break,
+                _ => {
+                    batch.push(&[], &[AnswerTokens::new(tokens)], Heads::Ends);
+                    read.push(Reading { tokens, slots: vec![slot] });
+                }
+            }
+            waiting.pop_front();
+            self.free.pop();
+            let (position, result) = (tokens.len() as u32, requests[request].start());
+            self.active.push(Active { request, slot, token, position, result });
+        }
+        (batch, read)
     }
 
     /// Packed forward that fills the caches: of the last block nothing but keys and values is wanted.
@@ -210,16 +255,17 @@ impl<B: Ops> Call<'_, B> {
     /// The next tokens of every active slot, as many steps as the backend takes at once, the caches have room for and anybody
     /// wants.
     fn decode(&mut self) -> Result<Vec<Vec<u32>>> {
-        let Call { model: Transformer { ops, config, .. }, ws, generator, requests, decoding, active, results, .. } =
-            self;
+        let Lane { model: Transformer { ops, config, .. }, ws, generator, requests, decoding, active, .. } = self;
         // Idle slots fill the step up; what they write is overwritten by whoever comes next.
         let rows = B::replayed_rows(active.len()).min(generator.slots);
-        let idle =
-            self.free[..rows - active.len()].iter().map(|&slot| Active { request: 0, slot, token: 0, position: 0 });
-        let at_work: Vec<Active> = active.iter().copied().chain(idle).collect();
-        let column = |of: fn(&Active) -> u32| at_work.iter().map(of).collect::<Vec<u32>>();
-        let ids: Vec<u64> = at_work.iter().map(|row| requests[row.request].id).collect();
-        generator.table.slots.set(ops, &column(|row| row.slot), generator.slots)?;
+        let column = |of: fn(&Active) -> u32| {
+            let at_work = active.iter().map(of);
+            at_work.chain(std::iter::repeat(0)).take(rows).collect::<Vec<u32>>()
+        };
+        let slots: Vec<u32> = active.iter().map(|row| row.slot).chain(self.free.iter().copied()).take(rows).collect();
+        let mut ids: Vec<u64> = active.iter().map(|row| requests[row.request].id).collect();
+        ids.resize(rows, 0);
+        generator.table.slots.set(ops, &slots, generator.slots)?;
         let length = generator.length.min(config.max_position_embeddings);
         generator.table.positions.set(ops, &column(|row| row.position), length)?;
         generator.keys.set(ops, &ids, &column(|row| row.position + 1))?;
@@ -228,7 +274,7 @@ impl<B: Ops> Call<'_, B> {
         generator.history.clear(ops, rows)?;
         ws.batch.tokens.set(ops, &column(|row| row.token), config.vocab_size)?;
         ws.set_rows(rows, rows)?;
-        let wanted = |a: &Active| decoding.max_new_tokens - results[a.request].tokens.len();
+        let wanted = |a: &Active| decoding.max_new_tokens - a.result.tokens.len();
         let most = active.iter().map(wanted).max().unwrap_or_default();
         let furthest = active.iter().map(|a| a.position as usize).max().unwrap_or_default();
         let steps = B::BURST.min(most).min(generator.length.saturating_sub(furthest)).max(1);
@@ -269,32 +315,35 @@ impl<B: Ops> Call<'_, B> {
         })
     }
 
-    /// Gives every active request its new tokens and frees the slots of those that ended; returns how many did.
-    fn take(&mut self, columns: Vec<Vec<u32>>) -> usize {
-        let (decoding, length, before) = (self.decoding, self.generator.length, self.active.len());
-        let over = |result: &Continued, at: &Active| {
-            let full = result.tokens.len() >= decoding.max_new_tokens || at.position as usize + 1 >= length;
-            result.finish == Finish::Stop || result.broken || full
+    /// Gives every active request its new tokens, and frees the slots of those that end with them.
+    fn take(&mut self, columns: Vec<Vec<u32>>, results: &mut Vec<(usize, Continued)>) {
+        let (decoding, length) = (self.decoding, self.generator.length);
+        let over = |at: &Active| {
+            let full = at.result.tokens.len() >= decoding.max_new_tokens || at.position as usize + 1 >= length;
+            at.result.finish == Finish::Stop || at.result.broken || full
         };
         for (mut at, tokens) in std::mem::take(&mut self.active).into_iter().zip(columns) {
-            let result = &mut self.results[at.request];
             for token in tokens {
-                if over(result, &at) {
+                if over(&at) {
                     break; // what ran on for nothing
                 }
                 if token as usize == self.model.config.vocab_size {
-                    result.broken = true;
+                    at.result.broken = true;
                     break;
                 }
-                result.tokens.push(token);
+                at.result.tokens.push(token);
                 (at.token, at.position) = (token, at.position + 1);
                 if self.model.config.eos_token_ids.contains(&token) && !decoding.ignore_eos {
-                    result.finish = Finish::Stop;
+                    at.result.finish = Finish::Stop;
                 }
             }
-            if over(result, &at) { self.free.push(at.slot) } else { self.active.push(at) }
+            if over(&at) {
+                self.free.push(at.slot);
+                results.push((at.request, at.result));
+            } else {
+                self.active.push(at);
+            }
         }
-        before - self.active.len()
     }
 }
 
@@ -321,7 +370,8 @@ mod tests {
         let requests: Vec<_> =
             (0..64).map(|i| Continue { tokens: vec![1; 8 * i as usize + 1], forced: 8 * i as usize, id: i }).collect();
         let decoding = Decoding { ignore_eos: true, ..Decoding::greedy(504) };
-        let done = model.generate(&mut ws, &mut generator, &requests, None, &decoding, |_| Ok(())).unwrap();
+        let lanes = &mut [(&mut ws, &mut generator)];
+        let done = model.generate(lanes, &requests, None, &decoding, |_| Ok(())).unwrap();
         assert!(done.iter().all(|done| done.tokens.len() == 504));
         assert_eq!(counter.counts().captures, 7);
     }

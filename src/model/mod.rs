@@ -9,6 +9,7 @@ pub(crate) mod config;
 pub(crate) mod encoder;
 pub(crate) mod flops;
 pub mod generate;
+pub(crate) mod lanes;
 pub(crate) mod merge;
 pub(crate) mod pair;
 pub mod pretrained;

@@ -11,6 +11,7 @@ use super::adapter_file::AdapterFile;
 use super::batch::{AnswerTokens, Batch, Heads, sharing};
 use super::config::ModelConfig;
 use super::generate::{Continue, Continued, Generator};
+use super::lanes::side_by_side;
 use super::subject::{Answer, Ask, Decoding, Version};
 use super::transformer::Transformer;
 use super::workspace::{Keep, Workspace};
@@ -74,8 +75,9 @@ pub struct Pretrained<B: Ops> {
     pub(crate) dir: PathBuf,
     /// Packed rows of one forward at most, unless a single row is longer.
     batch_tokens: usize,
-    workspace: Option<Workspace<B>>,
-    generator: Option<Generator<B>>,
+    /// One for each pass that runs beside the others.
+    workspaces: Vec<Workspace<B>>,
+    generators: Vec<Generator<B>>,
     interrupt: Arc<AtomicBool>,
 }
 
@@ -106,8 +108,8 @@ impl<B: Ops> Pretrained<B> {
             adapter,
             dir: spec.dir.clone(),
             batch_tokens,
-            workspace: None,
-            generator: None,
+            workspaces: Vec::new(),
+            generators: Vec::new(),
             interrupt,
         })
     }
@@ -128,7 +130,7 @@ impl<B: Ops> Pretrained<B> {
 
     /// Frees what the model runs in; weights and adapter stay.
     pub(crate) fn release(&mut self) {
-        (self.workspace, self.generator) = (None, None);
+        (self.workspaces, self.generators) = (Vec::new(), Vec::new());
     }
 
     /// Writes the adapter into the folder `dir`, as PEFT does; nothing, and false, where there is none. Fails where the device
@@ -140,15 +142,17 @@ impl<B: Ops> Pretrained<B> {
         Ok(true)
     }
 
-    /// Memory for at least `rows` packed rows.
-    fn take_workspace(&mut self, rows: usize) -> Result<Workspace<B>> {
+    /// Memory for `lanes` passes of at least `rows` packed rows each.
+    fn take_workspaces(&mut self, lanes: usize, rows: usize) -> Result<Vec<Workspace<B>>> {
         let rank = self.adapter.as_ref().map_or(0, Adapter::rank);
-        let (Transformer { ops, config, .. }, rows) = (&self.transformer, rows.max(self.batch_tokens));
-        let Some(mut ws) = self.workspace.take() else { return Workspace::new(ops, config, rank, rows, Keep::Nothing) };
-        if ws.capacity < rows || ws.rank != rank {
+        let Transformer { ops, config, .. } = &self.transformer;
+        let mut all = std::mem::take(&mut self.workspaces);
+        for ws in all.iter_mut().take(lanes).filter(|ws| ws.capacity < rows || ws.rank != rank) {
             ws.fit(ops, config, rank, rows)?;
         }
-        Ok(ws)
+        let more = (all.len()..lanes).map(|_| Workspace::new(ops, config, rank, rows, Keep::Nothing));
+        all.extend(more.collect::<Result<Vec<_>>>()?);
+        Ok(all)
     }
 
     /// One answer per ask, in order; an inner error is that row's own.
@@ -159,15 +163,20 @@ impl<B: Ops> Pretrained<B> {
         let good: Vec<Continue> = requests.iter().flatten().cloned().collect();
         let longest = good.iter().map(|r| r.tokens.len()).max().unwrap_or(0);
         let length = context.min((longest + decoding.max_new_tokens).next_multiple_of(64));
-        let mut ws = self.take_workspace(longest.max(SLOTS))?;
-        let mut generator = match self.generator.take() {
-            Some(generator) if generator.length >= length => generator,
-            _ => Generator::new(&self.transformer.ops, &self.transformer.config, SLOTS, length, ws.capacity)?,
-        };
-        let adapter = self.version(version);
-        let interrupt = |_| interrupted(&self.interrupt);
-        let answers = self.transformer.generate(&mut ws, &mut generator, &good, adapter, decoding, interrupt);
-        (self.workspace, self.generator) = (Some(ws), Some(generator));
+        let most = self.transformer.decoding_lanes(SLOTS);
+        let slots = SLOTS / most;
+        let mut workspaces = self.take_workspaces(most, longest.max(slots).max(self.batch_tokens / most))?;
+        let mut generators = std::mem::take(&mut self.generators);
+        let Transformer { ops, config, .. } = &self.transformer;
+        if generators.first().is_none_or(|generator| generator.length < length) {
+            let make = |ws: &Workspace<B>| Generator::new(ops, config, slots, length, ws.capacity);
+            generators = workspaces.iter().map(make).collect::<Result<_>>()?;
+        }
+        let count = self.transformer.decoding_lanes(good.len());
+        let mut lanes: Vec<_> = workspaces.iter_mut().zip(&mut generators).take(count).collect();
+        let (adapter, interrupt) = (self.version(version), |_| interrupted(&self.interrupt));
+        let answers = self.transformer.generate(&mut lanes, &good, adapter, decoding, interrupt);
+        (self.workspaces, self.generators) = (workspaces, generators);
         let text = |Continued { tokens, finish, broken }| {
             if broken {
                 return Err(self.logits_not_finite(tokens.len()));
@@ -204,27 +213,32 @@ impl<B: Ops> Pretrained<B> {
         })
     }
 
-    /// Runs `rows` packed, at most `batch_tokens` at a time. Neighbours with the same prompt share its rows: their bits do not
+    /// Runs `rows` packed, at most `batch_tokens` at a time, all lanes together. Neighbours with the same prompt share its rows: their bits do not
     /// depend on it.
     fn packed(
         &mut self,
         version: Version,
         rows: Vec<Result<Rendered>>,
         heads: Heads,
-        run: impl Fn(&Transformer<B>, &mut Workspace<B>, &Batch, Option<&Adapter<B>>) -> Result<Vec<Vec<f32>>>,
+        run: impl Fn(&Transformer<B>, &mut Workspace<B>, &Batch, Option<&Adapter<B>>) -> Result<Vec<Vec<f32>>> + Sync,
     ) -> Result<Vec<Result<Vec<f32>>>> {
         let good: Vec<&Rendered> = rows.iter().flatten().collect();
-        let groups = sharing(&good, self.batch_tokens, |row| (prompt(row), row.answer().len()));
-        let batches = Batch::pack(&groups, heads, self.batch_tokens, |group| {
+        let budget = self.batch_tokens.min(good.iter().map(|row| row.tokens.len()).sum());
+        let lanes = self.transformer.lanes(budget);
+        let limit = budget.div_ceil(lanes);
+        let groups = sharing(&good, limit, |row| (prompt(row), row.answer().len()));
+        let batches = Batch::pack(&groups, heads, limit, |group| {
             (prompt(group[0]), group.iter().map(|row| AnswerTokens::new(row.answer())).collect())
         });
-        let mut ws = self.take_workspace(batches.iter().map(|(_, batch)| batch.len()).max().unwrap_or(1))?;
-        let mut values = Vec::with_capacity(good.len());
-        for (_, batch) in batches {
-            interrupted(&self.interrupt)?;
-            values.extend(run(&self.transformer, &mut ws, &batch, self.version(version))?);
-        }
-        self.workspace = Some(ws);
+        let longest = batches.iter().map(|(_, batch)| batch.len()).max().unwrap_or_default();
+        let mut workspaces = self.take_workspaces(lanes, longest.max(limit))?;
+        let (model, adapter, interrupt) = (&self.transformer, self.version(version), &self.interrupt);
+        let values = side_by_side(&mut workspaces[..lanes], &batches, |ws, (_, batch)| {
+            interrupted(interrupt)?;
+            run(model, ws, batch, adapter)
+        });
+        self.workspaces = workspaces;
+        let values = values?.into_iter().flatten().collect();
         Ok(fill(rows, values, Ok))
     }
 
