@@ -94,8 +94,8 @@ impl<B: Ops> Generator<B> {
 }
 
 impl<B: Ops> Transformer<B> {
-    /// Continues every request; results in order, the same at any number of slots and of lanes. `done` is called with the number
-    /// finished and may stop everything by an error.
+    /// Continues every request; results in order, the same at any number of slots and of lanes, of which a device that runs one pass at
+    /// a time takes the first. `done` is called with the number finished and may stop everything by an error.
     pub fn generate(
         &self,
         lanes: &mut [(&mut Workspace<B>, &mut Generator<B>)],
@@ -105,6 +105,7 @@ impl<B: Ops> Transformer<B> {
         done: impl FnMut(usize) -> Result<()> + Send,
     ) -> Result<Vec<Continued>> {
         let _stage = crate::backend::stage(c"generate");
+        let lanes = if self.in_lanes() { lanes } else { lanes.split_at_mut(lanes.len().min(1)).0 };
         let length = lanes.iter().map(|(_, generator)| generator.length).min().unwrap_or_default();
         let room = |r: &Continue| r.forced < decoding.max_new_tokens && (1..length).contains(&r.tokens.len());
         let waiting: VecDeque<usize> = (0..requests.len()).filter(|&i| room(&requests[i])).collect();

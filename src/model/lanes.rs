@@ -30,7 +30,8 @@ impl<B: Ops> Transformer<B> {
         if self.in_lanes() { rayon::current_num_threads() } else { 1 }
     }
 
-    fn in_lanes(&self) -> bool {
+    /// Whether its passes may run side by side at all.
+    pub(super) fn in_lanes(&self) -> bool {
         let weights = |Block { qkv, o, gate_up, down, .. }: &Block<B>| {
             [qkv, o, gate_up, down].map(|w| w.rows() * w.cols()).iter().sum()
         };
