@@ -11,7 +11,7 @@ pub mod objective;
 pub mod policy_step;
 pub(crate) mod prepared;
 pub mod reward_step;
-pub(crate) mod rlhf;
+pub mod rlhf;
 pub(crate) mod room;
 pub mod side;
 pub mod trainer;

@@ -1,6 +1,7 @@
 //! Dr.GRPO on the policy's own samples, scored by the reward model as it is: the unrepaired one in `rlhf`, the repaired one after
 //! another repair and in `sequential`. And resampling, which the other methods share with it: both ask the current policy.
 
+use super::config::RepairConfig;
 use super::objective::{advantages, grpo_token};
 use super::prepared::{reward_item, start_logprobs};
 use super::side::Half;
@@ -13,10 +14,42 @@ use crate::ops::Ops;
 use crate::text::Prompt;
 
 /// One sample with its advantage over its group's mean.
-struct Scored {
-    prompt: Vec<u32>,
-    tokens: Vec<u32>,
-    advantage: f64,
+pub struct Scored {
+    pub prompt: Vec<u32>,
+    pub tokens: Vec<u32>,
+    pub advantage: f64,
+}
+
+/// Forward and backward of all samples, those of a group one after the other; gradients are added to the side's. The loss is a mean
+/// over them, each token's share divided by `longest`, the longest answer allowed, so that length is not rewarded.
+pub fn grpo_step<B: Ops>(
+    half: &mut Half<'_, B>,
+    samples: &[Scored],
+    config: &RepairConfig,
+    longest: usize,
+) -> Result<f64> {
+    let (all, limit) = ((samples.len() * longest).max(1) as f64, config.batch_tokens);
+    let groups = sharing(samples, limit, |sample| (&sample.prompt, sample.tokens.len()));
+    let batches = Batch::pack(&groups, Heads::Targets, limit, |group| {
+        (&group[0].prompt, group.iter().map(|sample| AnswerTokens::new(&sample.tokens)).collect())
+    });
+    let mut loss = 0.0;
+    for (groups, batch) in batches {
+        half.reserve(batch.len())?;
+        let start = half.model.forward_targets(half.workspace, &batch, None, false)?.logprob;
+        let current = half.model.forward_targets(half.workspace, &batch, Some(half.adapter), true)?.logprob;
+        let mut weights = vec![0.0f32; current.len()];
+        for (sample, rows) in groups.iter().copied().flatten().zip(&batch.sequences) {
+            for row in rows.clone() {
+                let (now, then) = (f64::from(current[row]), f64::from(start[row]));
+                let term = grpo_token(sample.advantage, now, then, config.rlhf_kl);
+                loss += term.loss / all;
+                weights[row] = (term.slope / all) as f32;
+            }
+        }
+        half.model.backward_targets(half.workspace, &weights, half.adapter, &mut half.side.grad)?;
+    }
+    Ok(loss)
 }
 
 /// The answers that there are, each with its prompt.
@@ -67,38 +100,10 @@ impl<B: Ops> Trainer<'_, B> {
         if !all.is_empty() {
             metrics.add([("sample_reward", all.iter().sum::<f64>() / all.len() as f64)]);
         }
-        metrics.add([("loss", self.grpo(&samples)?)]);
-        Ok(())
-    }
-
-    /// Forward and backward of all samples; the loss is a mean over them, each token's share divided by the longest answer
-    /// allowed, so that length is not rewarded.
-    fn grpo(&mut self, samples: &[Scored]) -> Result<f64> {
-        let (Some(side), Some(adapter)) = (&mut self.policy, &self.pair.policy.adapter) else { return Ok(0.0) };
+        let (Some(side), Some(adapter)) = (&mut self.policy, &self.pair.policy.adapter) else { return Ok(()) };
         let half = &mut Half::new(&self.pair.policy.transformer, adapter, side, &mut self.workspace)?;
-        let longest = (samples.len() * self.decoding.max_new_tokens).max(1) as f64;
-        let limit = self.config.batch_tokens;
-        let groups = sharing(samples, limit, |sample| (&sample.prompt, sample.tokens.len()));
-        let batches = Batch::pack(&groups, Heads::Targets, limit, |group| {
-            (&group[0].prompt, group.iter().map(|sample| AnswerTokens::new(&sample.tokens)).collect())
-        });
-        let mut loss = 0.0;
-        for (groups, batch) in batches {
-            half.reserve(batch.len())?;
-            let start = half.model.forward_targets(half.workspace, &batch, None, false)?.logprob;
-            let current = half.model.forward_targets(half.workspace, &batch, Some(half.adapter), true)?.logprob;
-            let mut weights = vec![0.0f32; current.len()];
-            for (sample, rows) in groups.iter().copied().flatten().zip(&batch.sequences) {
-                for row in rows.clone() {
-                    let (now, then) = (f64::from(current[row]), f64::from(start[row]));
-                    let term = grpo_token(sample.advantage, now, then, self.config.rlhf_kl);
-                    loss += term.loss / longest;
-                    weights[row] = (term.slope / longest) as f32;
-                }
-            }
-            half.model.backward_targets(half.workspace, &weights, half.adapter, &mut half.side.grad)?;
-        }
-        Ok(loss)
+        metrics.add([("loss", grpo_step(half, &samples, &self.config, self.decoding.max_new_tokens)?)]);
+        Ok(())
     }
 
     /// Draws an answer per ask at temperature 1; `None` where a row failed.

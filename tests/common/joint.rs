@@ -103,7 +103,7 @@ impl<B: Ops> Opened<B> {
     }
 
     /// What `step` gives, and the gradients it leaves.
-    fn train<T>(&self, step: impl FnOnce(&mut Half<'_, B>) -> T) -> (T, Gradients) {
+    pub fn train<T>(&self, step: impl FnOnce(&mut Half<'_, B>) -> T) -> (T, Gradients) {
         let mut side = Side::new(&self.model, &self.adapter, false).unwrap();
         let mut workspace = self.workspace(256, Keep::Everything);
         let given = step(&mut Half::new(&self.model, &self.adapter, &mut side, &mut workspace).unwrap());
