@@ -80,6 +80,15 @@ impl Error {
         Self::io(program, "start", "check that it is there and that this user may run it")
     }
 
+    /// Makes an error of starting threads, for `.map_err(Error::threads)`.
+    pub(crate) fn threads(source: impl std::fmt::Display) -> Error {
+        Error::Device {
+            device: "this machine".to_string(),
+            what: format!("expected to start a thread, found: {source}"),
+            remedy: "raise the limit on threads (ulimit -u), or ask for fewer by RAYON_NUM_THREADS".to_string(),
+        }
+    }
+
     fn io(path: &Path, action: &'static str, remedy: &'static str) -> impl FnOnce(std::io::Error) -> Error + use<> {
         let path = path.to_path_buf();
         move |source| Error::Io { path, action, source, remedy }
@@ -100,6 +109,11 @@ impl Error {
         let (file, expected, remedy) = (path.to_path_buf(), expected.to_string(), remedy.to_string());
         move |source| Error::File { file, expected, found: source.to_string(), remedy }
     }
+}
+
+/// Runs `work` on a thread of its own. Fails where the system starts no more of them.
+pub(crate) fn start_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<()> {
+    std::thread::Builder::new().spawn(work).map(drop).map_err(Error::threads)
 }
 
 /// `text` with what would steer a terminal or turn the order of what is read (ESC, BEL, NUL, marks of direction) written out.

@@ -101,11 +101,7 @@ impl DeviceSpec {
 /// and sleep until that one has finished, which for a small model costs as much as the work. Fails where the system starts no
 /// threads, and where the pool was used before, which would start it without this thread.
 pub(crate) fn join_pool() -> Result<()> {
-    rayon::ThreadPoolBuilder::new().use_current_thread().build_global().map_err(|error| Error::Device {
-        device: "cpu".to_string(),
-        what: format!("expected to start a thread per processor, found: {error}"),
-        remedy: "raise the limit on threads (ulimit -u), or ask for fewer by RAYON_NUM_THREADS".to_string(),
-    })
+    rayon::ThreadPoolBuilder::new().use_current_thread().build_global().map_err(Error::threads)
 }
 
 #[cfg(test)]

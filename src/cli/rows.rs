@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::Session;
 use super::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, start_thread};
 use crate::model::{ModelSpec, Pretrained};
 use crate::ops::Ops;
 use crate::run::detect::Added;
@@ -163,7 +163,7 @@ impl RowJob<'_> {
         let rate = |rows: usize| (rows - before) as f64 / begin.elapsed().as_secs_f64().max(1e-3);
         let RowJob { args, reader, mut writer, receipt, .. } = self;
         let (bytes, bar) = (reader.bytes(), session.progress_of_bytes(label, reader.length));
-        let (chunks, mut size) = (chunks(reader), WINDOW);
+        let (chunks, mut size) = (chunks(reader)?, WINDOW);
         let ended = loop {
             let window = match window(&chunks, size) {
                 Ok(window) if window.is_empty() => break Ok(()),
@@ -284,9 +284,9 @@ fn agrees(row: &Row, done: &Map<String, Value>) -> bool {
 }
 
 /// Reads ahead on a thread of its own, a few chunks at most: rows, and the bytes that they took.
-fn chunks(mut reader: RowReader) -> Receiver<Result<(Vec<Row>, u64)>> {
+fn chunks(mut reader: RowReader) -> Result<Receiver<Result<(Vec<Row>, u64)>>> {
     let (send, receive) = sync_channel(4);
-    std::thread::spawn(move || {
+    start_thread(move || {
         let bytes = reader.bytes();
         loop {
             let begin = bytes.load(Ordering::Relaxed);
@@ -310,8 +310,8 @@ fn chunks(mut reader: RowReader) -> Receiver<Result<(Vec<Row>, u64)>> {
                 _ => return,
             }
         }
-    });
-    receive
+    })?;
+    Ok(receive)
 }
 
 /// The next `size` rows or so; none at the end. Fails where reading does, and, however long it waits for input, once interrupted.

@@ -231,7 +231,7 @@ impl<B: Ops> Pretrained<B> {
             (prompt(group[0]), group.iter().map(|row| AnswerTokens::new(row.answer())).collect())
         });
         let longest = batches.iter().map(|(_, batch)| batch.len()).max().unwrap_or_default();
-        let mut workspaces = self.take_workspaces(lanes, longest.max(limit))?;
+        let mut workspaces = self.take_workspaces(lanes, longest.max(self.batch_tokens.div_ceil(lanes)))?;
         let (model, adapter, interrupt) = (&self.transformer, self.version(version), &self.interrupt);
         let values = side_by_side(&mut workspaces[..lanes], &batches, |ws, (_, batch)| {
             interrupted(interrupt)?;

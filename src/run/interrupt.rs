@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, start_thread};
 
 static REQUESTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 /// Whether the flag is looked at: before, nothing has been made that is worth finishing.
@@ -18,7 +18,7 @@ static SIGNAL: AtomicI32 = AtomicI32::new(SIGINT);
 pub fn install() -> Result<()> {
     let failed = |error| Error::Usage(format!("Ctrl-C cannot be handled: {error}"));
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(failed)?;
-    std::thread::spawn(move || {
+    start_thread(move || {
         for signal in &mut signals {
             SIGNAL.store(signal, Ordering::SeqCst);
             if REQUESTED.swap(true, Ordering::SeqCst) {
@@ -31,8 +31,7 @@ pub fn install() -> Result<()> {
             }
             eprintln!("\ninterrupted: finishing what is in progress; Ctrl-C again stops at once");
         }
-    });
-    Ok(())
+    })
 }
 
 /// From now on whoever is at work looks at the flag, and keeps what is done.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, start_thread};
 
 /// Questions that wait for their answers at once.
 const IN_FLIGHT: usize = 64;
@@ -57,7 +57,7 @@ impl Dialogue {
             return Err(Error::Usage(format!("cmd:{command}: no pipes to it")));
         };
         let (send, lines) = sync_channel(4 * IN_FLIGHT);
-        std::thread::spawn(move || {
+        start_thread(move || {
             let mut output = BufReader::new(output);
             loop {
                 let mut line = Vec::new();
@@ -67,13 +67,13 @@ impl Dialogue {
                     return;
                 }
             }
-        });
+        })?;
         // On a thread of its own: while a program does not read its questions, whoever asks must still be able to watch the clock. A
         // program that has ended is noticed by its missing answers.
         let (questions, asked) = channel::<String>();
-        std::thread::spawn(move || {
+        start_thread(move || {
             asked.into_iter().try_for_each(|question| writeln!(input, "{question}").and_then(|()| input.flush()))
-        });
+        })?;
         let mut opened = Dialogue { role, name: String::new(), command, child, questions, lines, id: 0, interrupt };
         let line = opened.line(TO_BEGIN, "to say who it is")?;
         let introduced = serde_json::from_str::<Map<String, Value>>(&line).ok();
