@@ -283,8 +283,11 @@ fn agrees(row: &Row, done: &Map<String, Value>) -> bool {
     row.object.iter().filter(|(key, value)| *key != "prompt" || value.is_string()).all(same)
 }
 
-/// Reads ahead on a thread of its own, a few chunks at most: rows, and the bytes that they took.
-fn chunks(mut reader: RowReader) -> Result<Receiver<Result<(Vec<Row>, u64)>>> {
+/// Rows, and the bytes that they took.
+type Chunk = Result<(Vec<Row>, u64)>;
+
+/// Reads ahead on a thread of its own, a few chunks at most.
+fn chunks(mut reader: RowReader) -> Result<Receiver<Chunk>> {
     let (send, receive) = sync_channel(4);
     start_thread(move || {
         let bytes = reader.bytes();
@@ -315,7 +318,7 @@ fn chunks(mut reader: RowReader) -> Result<Receiver<Result<(Vec<Row>, u64)>>> {
 }
 
 /// The next `size` rows or so; none at the end. Fails where reading does, and, however long it waits for input, once interrupted.
-fn window(chunks: &Receiver<Result<(Vec<Row>, u64)>>, size: usize) -> Result<Vec<Row>> {
+fn window(chunks: &Receiver<Chunk>, size: usize) -> Result<Vec<Row>> {
     let (mut window, mut bytes) = (Vec::new(), 0);
     while window.len() < size && bytes < MOST_BYTES {
         match chunks.recv_timeout(Duration::from_millis(100)) {
