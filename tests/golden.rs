@@ -1,11 +1,14 @@
 //! The engine against transformers + PEFT, which share no code with it: `scripts/golden.py` wrote a tiny random checkpoint of
 //! every architecture and head, and what the framework says of it in float64.
 //!
-//! `scripts/golden_joint.py` did the same for a whole joint step: terms, coupling weights, gradients of both models.
+//! `scripts/golden_joint.py` did the same for a whole joint step: terms, coupling weights, gradients of both models; TRL did for a step of
+//! Dr.GRPO (`grpo`).
 //!
 //! The limits are ten to forty times the distance between the framework's own float32 and float64 on these folders (logits
 //! 1.1e-5, gradients 3.9e-6 of a tensor's largest); a term misread moves the values by 0.01 and more.
 
+#[path = "golden-grpo/grpo.rs"]
+mod grpo;
 #[path = "golden-heads/heads.rs"]
 mod heads;
 #[path = "common/joint.rs"]
@@ -21,9 +24,6 @@ use ares::model::pretrained::{ModelSpec, Pretrained};
 use ares::model::{
     Adapter, AdapterGrad, AnswerTokens, Ask, Batch, Decoding, Heads, HostTensor, Keep, Version, Workspace,
 };
-use ares::repair::RepairConfig;
-use ares::repair::objective::advantages;
-use ares::repair::rlhf::{Scored, grpo_step};
 use ares::text::Prompt;
 use joint::{Gradients, Opened};
 use safetensors::SafeTensors;
@@ -325,48 +325,6 @@ fn joint_steps() {
         };
         let file = joint::tests().join(format!("golden-joint/{variant}.safetensors"));
         assert_gradients(&what("gradients"), gradients.into_iter().flat_map(named).collect(), &file);
-    }
-}
-
-/// `scripts/golden_grpo.py`: answers with their rewards, and what TRL makes of them.
-#[derive(Deserialize)]
-struct Grpo {
-    policy: String,
-    beta: f64,
-    group: usize,
-    longest: usize,
-    samples: Vec<Rewarded>,
-    advantages: Vec<f64>,
-    loss: f64,
-}
-
-#[derive(Deserialize)]
-struct Rewarded {
-    prompt: Vec<u32>,
-    tokens: Vec<u32>,
-    reward: f64,
-}
-
-/// Advantages, loss and gradients are TRL's, in one piece and in several.
-#[test]
-fn dr_grpo_is_trls() {
-    let folder = joint::tests().join("golden-grpo");
-    let golden: Grpo = serde_json::from_slice(&std::fs::read(folder.join("step.json")).unwrap()).unwrap();
-    let groups = golden.samples.chunks(golden.group);
-    let found: Vec<f64> =
-        groups.flat_map(|group| advantages(&group.iter().map(|sample| sample.reward).collect::<Vec<_>>())).collect();
-    assert_close("advantages", &found, &golden.advantages, TERM_LIMIT);
-    let sample = |(sample, advantage): (&Rewarded, f64)| {
-        let Rewarded { prompt, tokens, .. } = sample;
-        Scored { prompt: prompt.clone(), tokens: tokens.clone(), advantage }
-    };
-    let samples: Vec<Scored> = golden.samples.iter().zip(found).map(sample).collect();
-    let opened = Opened::new(&Cpu::new(), &golden.policy);
-    for batch_tokens in [24, 4096] {
-        let config = RepairConfig { rlhf_kl: golden.beta, batch_tokens, ..RepairConfig::default() };
-        let (loss, gradients) = opened.train(|half| grpo_step(half, &samples, &config, golden.longest).unwrap());
-        assert_close("loss", &[loss], &[golden.loss], TERM_LIMIT);
-        assert_gradients(&format!("{batch_tokens} rows at a time"), gradients, &folder.join("step.safetensors"));
     }
 }
 

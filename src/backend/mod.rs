@@ -85,7 +85,7 @@ pub trait Backend: Sized + Clone + Send + Sync + 'static {
     fn weight(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<Self::Weight>;
 
     /// Whether passes over blocks of `weights` numbers run side by side, each on a thread of its own, instead of one after the other
-    /// with all threads, or the whole device, at each operation. The same on every machine: sums over passes are cut by it.
+    /// with all threads, or the whole device, at each operation.
     fn in_lanes(weights: usize) -> bool {
         let _ = weights;
         false
