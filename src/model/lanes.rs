@@ -66,23 +66,37 @@ pub(crate) fn side_by_side<L: Send, T: Sync, R: Send>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::time::{Duration, Instant};
+
     use super::*;
     use crate::error::Error;
 
+    /// Items 0 and 2 wait for those after them, so that of two threads each takes some of the first four out of turn.
     #[test]
     fn results_come_in_order_and_an_error_ends_all() {
         let items: Vec<usize> = (0..100).collect();
         for lanes in [1, 3] {
             let mut lanes = vec![0usize; lanes];
+            let (crowd, over) = (lanes.len() > 1, items.iter().map(|_| AtomicBool::new(false)).collect::<Vec<_>>());
             let work = |lane: &mut usize, item: &usize| {
+                let begin = Instant::now();
+                while crowd && matches!(item, 0 | 2) && !over[item + 1].load(Ordering::SeqCst) {
+                    // A pool of one thread would wait for ever.
+                    if begin.elapsed() > Duration::from_secs(1) {
+                        break;
+                    }
+                    std::thread::yield_now();
+                }
                 *lane += 1;
-                if *item == 200 { Err(Error::Usage("no".into())) } else { Ok(item * item) }
+                over[*item].store(true, Ordering::SeqCst);
+                Ok(item * item)
             };
             let found = side_by_side(&mut lanes, &items, work).unwrap();
             assert_eq!(found, items.iter().map(|i| i * i).collect::<Vec<_>>());
             assert_eq!(lanes.iter().sum::<usize>(), 100);
-            let bad = [vec![200], vec![1; 100]].concat();
-            assert!(side_by_side(&mut lanes, &bad, work).is_err());
+            let fail = |_: &mut usize, item: &usize| if *item == 7 { Err(Error::Usage("no".into())) } else { Ok(()) };
+            assert!(side_by_side(&mut lanes, &items, fail).is_err());
         }
     }
 }
