@@ -29,6 +29,8 @@ ABLATIONS = {
     "no-resampling": (SAME | {"resample": "0"}, []),
     "npo-mean": (SAME, ["--sweep", "lambda_npo=0,0.005,0.15"]),
     "npo-sum": (SAME | {"logp": '"sum"'}, ["--sweep", "lambda_npo=0,0.005,0.15"]),
+    "uniform-search": (SAME | {"sampler": '"uniform"'}, []),
+    "further-under-r0": (SAME | {"further_under": '"original"'}, []),
 }
 DRAWS = 10_000
 
@@ -37,7 +39,7 @@ def changed(text, changes):
     """The configuration with other values; a key that it lacks is an error."""
     lines = text.splitlines()
     for key, value in changes.items():
-        section = {"logp": "[repair]"}.get(key)
+        section = {"logp": "[repair]", "sampler": "[probe]", "further_under": "[compare]"}.get(key)
         at = [i for i, line in enumerate(lines) if line.split(" = ")[0] == key]
         if at:
             lines[at[0]] = f"{key} = {value}"

@@ -9,11 +9,12 @@ use clap::{Arg, Command, CommandFactory, Parser, ValueEnum};
 use super::args;
 use super::attack::AttackOptions;
 use super::data::DataFiles;
-use super::experiment::Experiment;
+use super::experiment::{Experiment, Under};
 use super::models::{BATCH_TOKENS, Models};
 use super::rounds::Rounds;
 use crate::error::{Error, Result};
 use crate::judge::Sense;
+use crate::probe::SamplerKind;
 use crate::repair::{LARGEST_SEED, Method, Recipe, RepairConfig};
 
 /// Every key but those of `[repair]`, read by the same rules as flags.
@@ -35,6 +36,9 @@ struct Keys {
     /// In which sense the reward model is wrong: `threshold`, it approves a harmful answer; `pairwise`, it prefers it to the safe one
     #[arg(long, value_enum, default_value = "threshold")]
     approve: Sense,
+    /// How the next probe is chosen: `ares`, `ucb`, `thompson`, `uniform`
+    #[arg(long, value_enum, default_value = "thompson")]
+    sampler: SamplerKind,
     /// Queries of each search, and as many of the uniform one beside it
     #[arg(long, value_name = "N", default_value = "1000", value_parser = args::whole::<usize>(1, 10_000_000))]
     queries: usize,
@@ -68,9 +72,12 @@ struct Keys {
     /// Prompts of the test of which each method's samples are taken: what its reward model picks among eight
     #[arg(long, value_name = "N", default_value = "108", value_parser = args::whole::<usize>(0, 10_000_000))]
     samples: usize,
-    /// Dr.GRPO steps from each method's policy under its own reward model, to see what they bring back
+    /// Dr.GRPO steps from each method's policy, to see what they bring back
     #[arg(long, value_name = "N", default_value = "0", value_parser = args::whole::<usize>(0, 1_000_000))]
     further: usize,
+    /// Under which reward model they train: `own`, the method's, or `original`, the unrepaired one
+    #[arg(long, value_enum, default_value = "own")]
+    further_under: Under,
 }
 
 /// Sections with their keys, in the order in which the example shows them; the first has no header.
@@ -92,10 +99,10 @@ const SECTIONS: [(&str, &[&str]); 7] = [
         ],
     ),
     ("data", &["calibration", "replay", "retain", "plausible", "gate", "test", "kind", "as", "grammar"]),
-    ("probe", &["approve", "queries", "failures", "held_out", "attacker", "on_topic"]),
+    ("probe", &["approve", "sampler", "queries", "failures", "held_out", "attacker", "on_topic"]),
     ("gates", &["prefill", "allow_undecided", "fail_above"]),
     ("rounds", &["rounds"]),
-    ("compare", &["methods", "seeds", "grid", "samples", "further"]),
+    ("compare", &["methods", "seeds", "grid", "samples", "further", "further_under"]),
 ];
 const REPAIR: &str = "repair";
 const REMEDY: &str = "correct it; `ares run --example` shows every key";
@@ -117,11 +124,12 @@ pub(crate) fn read(path: &Path) -> Result<(Experiment, Rounds)> {
     };
     let keys = words(&table).and_then(|words| Keys::try_parse_from(words).map_err(plain)).map_err(wrong)?;
     let (method, repair) = recipe(repair, keys.seed, keys.models.batch_tokens).map_err(wrong)?;
-    let Keys { seed, models, data, grammar, attack, approve, queries, failures, held_out, prefill, .. } = keys;
-    let Keys { methods, seeds, grid, samples, further, .. } = keys;
+    let Keys { seed, models, data, grammar, attack, approve, sampler, queries, failures, held_out, prefill, .. } = keys;
+    let Keys { methods, seeds, grid, samples, further, further_under, .. } = keys;
     let experiment = Experiment {
         samples,
         further,
+        further_under,
         grid,
         sweep: None,
         command: "compare",
@@ -133,6 +141,7 @@ pub(crate) fn read(path: &Path) -> Result<(Experiment, Rounds)> {
         methods,
         seeds: if seeds.is_empty() { vec![seed] } else { seeds },
         repair,
+        sampler,
         probes: queries,
         failures,
         sense: approve,

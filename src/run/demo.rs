@@ -7,13 +7,14 @@ use clap::ValueEnum;
 use super::attack::AttackOptions;
 use super::data::DataFiles;
 use super::dir::RunDir;
-use super::experiment::{self, Experiment};
+use super::experiment::{self, Experiment, Under};
 use super::suite::{Suite, SuitePair};
 use super::summary::Summary;
 use super::watch::Watch;
 use crate::error::{Error, Result};
 use crate::judge::{JudgeSpec, Sense};
 use crate::ops::Ops;
+use crate::probe::SamplerKind;
 use crate::repair::Method;
 
 /// How much of the suite to run.
@@ -110,6 +111,7 @@ fn suite_experiment(
         methods,
         seeds,
         repair: repair.try_into().map_err(Error::Usage)?,
+        sampler: SamplerKind::default(),
         probes,
         failures: 240,
         sense: Sense::Threshold,
@@ -118,5 +120,6 @@ fn suite_experiment(
         sweep: None,
         samples: [QUICK_SAMPLES, 108, 324][extent as usize],
         further: [QUICK_FURTHER, 20, 80][extent as usize],
+        further_under: Under::Own,
     })
 }

@@ -50,6 +50,8 @@ pub(crate) struct Experiment {
     #[serde(skip)]
     pub(crate) seeds: Vec<u64>,
     pub(crate) repair: Recipe,
+    /// How the probes of the search are chosen beside which the uniform one stands.
+    pub(crate) sampler: SamplerKind,
     /// Queries of each search, adaptive and uniform alike.
     pub(crate) probes: usize,
     /// Repair at most N failures.
@@ -63,8 +65,20 @@ pub(crate) struct Experiment {
     pub(crate) grid: Vec<f64>,
     /// A setting of a repair, and the values that every method is run with.
     pub(crate) sweep: Option<(String, Vec<toml::Value>)>,
-    /// Steps of Dr.GRPO after each method, under its own reward model; 0: not measured.
+    /// Steps of Dr.GRPO after each method; 0: not measured.
     pub(crate) further: usize,
+    pub(crate) further_under: Under,
+}
+
+/// Under which reward model a policy is trained further.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Under {
+    /// The method's own: repaired, if it repairs it.
+    #[default]
+    Own,
+    /// The original: what a repaired policy is worth to whoever trains on under the unrepaired one.
+    Original,
 }
 
 impl Experiment {
@@ -114,7 +128,7 @@ pub(crate) fn run<B: Ops>(ops: &B, experiment: &Experiment, dir: &RunDir, watch:
     let all = experiment.seeds.len() * arms.len();
     lab.write(&before[0].measure, &[], &[], None, Some(format!("0 of {all} repairs are measured")))?;
     for &seed in &experiment.seeds {
-        let mut sampler = Sampler::new(SamplerKind::default(), &grammar);
+        let mut sampler = Sampler::new(experiment.sampler, &grammar);
         let place = Search { seed, ..Search::default() };
         let found = lab.searches(&grammar, &mut sampler, Version::Start, &place)?;
         let records: Vec<ProbeRecord> = found.iter().flat_map(|found| &found.records).cloned().collect();

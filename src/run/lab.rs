@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::checkpoint::{self, Repair};
 use super::data::Splits;
 use super::dir::RunDir;
-use super::experiment::Experiment;
+use super::experiment::{Experiment, Under};
 use super::manifest::Manifest;
 use super::probe::hunt;
 use super::records::{Lines, Search};
@@ -42,6 +42,9 @@ pub(super) struct Lab<'a, B: Ops> {
     /// A hash of every file that the originals and the judges are read from.
     models: String,
 }
+
+/// Added to the seed of a second uniform search: more than the seeds of one run lie apart.
+const SECOND: u64 = 1 << 32;
 
 /// What is measured on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +120,8 @@ impl<'a, B: Ops> Lab<'a, B> {
         hunt(evaluator, grammar, plausible, &settings, sampler, place, lines, &mut *self.watch)
     }
 
-    /// Two searches of the same budget: the adaptive one looks for coupled failures and sees little of the rest.
+    /// Two searches of the same budget: the adaptive one looks for coupled failures and sees little of the rest, and the other is
+    /// uniform. By the uniform sampler both are, with other draws.
     pub(super) fn searches(
         &mut self,
         grammar: &Grammar,
@@ -127,9 +131,11 @@ impl<'a, B: Ops> Lab<'a, B> {
     ) -> Result<[Found; 2]> {
         let budget = self.experiment.probes;
         let mut uniform = Sampler::new(SamplerKind::Uniform, grammar);
+        let twice = sampler.kind == SamplerKind::Uniform;
+        let control = Search { uniform: true, seed: place.seed + if twice { SECOND } else { 0 }, ..place.clone() };
         Ok([
-            self.search(grammar, sampler, version, budget, place)?,
-            self.search(grammar, &mut uniform, version, budget, &Search { uniform: true, ..place.clone() })?,
+            self.search(grammar, sampler, version, budget, &Search { uniform: twice, ..place.clone() })?,
+            self.search(grammar, &mut uniform, version, budget, &control)?,
         ])
     }
 
@@ -190,8 +196,8 @@ impl<'a, B: Ops> Lab<'a, B> {
         Ok(found)
     }
 
-    /// What further Dr.GRPO makes of the models that `method` has just left, under their own reward model: harm on the same prompts as
-    /// [`Lab::best_of`]. The policy's adapter is no longer the method's afterwards.
+    /// What further Dr.GRPO makes of the policy that `method` has just left, under the method's own reward model or the original: harm on
+    /// the same prompts as [`Lab::best_of`]. The adapters are no longer the method's afterwards.
     pub(super) fn relapse(&mut self, method: Method, name: &str, seed: u64, prepared: &Prepared) -> Result<Relapse> {
         let (steps, prompts) = (self.experiment.further, self.experiment.samples);
         if steps == 0 || prompts == 0 || prepared.failures.is_empty() {
@@ -199,6 +205,11 @@ impl<'a, B: Ops> Lab<'a, B> {
         }
         let recipe = self.experiment.repair.with(seed, 1.0).lasting(steps);
         let init = (method != Method::None).then_some(AdapterInit::Zero { seed });
+        let mut versions = Versions { policy: Version::Current, ..trained(method) };
+        if self.experiment.further_under == Under::Original {
+            self.evaluator.examiner.subject.reward.adapter = None;
+            versions.reward = Version::Start;
+        }
         let unit = format!("{name}-{seed}-further");
         let label = Some(format!("{name}{}", summary::FURTHER));
         let (earlier, round) = (None, None);
@@ -206,7 +217,6 @@ impl<'a, B: Ops> Lab<'a, B> {
         self.repair(prepared, &repair)?;
         self.watch.begin(&format!("measure {name}, trained further"), 0);
         self.evaluator.examiner.journal.stage(&format!("measure {unit}"));
-        let versions = Versions { policy: Version::Current, ..trained(method) };
         let (found, mut sampled) = self.evaluator.best_of(versions, &self.splits.test, prompts)?;
         let harmful = self.evaluator.greedy_harm(versions, &self.splits.test, prompts, &mut sampled)?;
         self.lines.samples(name, seed, "relapse", &sampled)?;

@@ -91,7 +91,7 @@ pub(crate) fn run<B: Ops>(
         Ok(lab) => lab,
         Err(done) => return Ok(*done),
     };
-    let sampler = Sampler::new(SamplerKind::default(), &grammar);
+    let sampler = Sampler::new(experiment.sampler, &grammar);
     Course { lab, rounds, grammar, held_out, sampler, adapters: [None, None], earlier: None, speed: 1.0 }.run()
 }
 

@@ -319,6 +319,31 @@ fn compare_measures_several_methods_on_the_same_prompts() {
 }
 
 #[test]
+fn a_comparison_searches_and_trains_further_as_it_is_told() {
+    let folder = suite();
+    let further_rewards = |name: &str, more: &str, sampler: &str| {
+        let compared = format!("methods = [\"policy\", \"joint\"]\nsamples = 4\nfurther = 1\n{more}");
+        comparison(&folder, name, "check", &compared);
+        folder.write(name, folder.read(name).replace("queries = 64", &format!("queries = 64\nsampler = {sampler:?}")));
+        ares(&format!("compare {folder}/{name} --out {folder}/{name}.run --quiet")).expect(0, &[]);
+        let metrics = rows(&folder.read(&format!("{name}.run/metrics.jsonl")));
+        ["policy", "joint"].map(|method| {
+            let further = metrics.iter().find(|line| line["method"] == format!("{method}, then rlhf")).unwrap();
+            further["terms"]["sample_reward"].as_f64().unwrap()
+        })
+    };
+    let own = further_rewards("own", "", "thompson");
+    let original = further_rewards("original", "further_under = \"original\"", "thompson");
+    assert_eq!(own[0], original[0], "a method that repairs no reward model has the original one");
+    assert_ne!(own[1], original[1], "the same samples, by another reward model");
+
+    further_rewards("uniform", "", "uniform");
+    let probes = rows(&folder.read("uniform.run/probes.jsonl"));
+    assert!(probes.len() == 128 && probes.iter().all(|probe| probe["uniform"] == true));
+    assert_ne!(probes[0]["prompt"], probes[64]["prompt"], "two searches, not one twice");
+}
+
+#[test]
 fn every_method_trains_what_it_says_and_is_measured_in_the_same_way() {
     let folder = suite();
     let methods =
