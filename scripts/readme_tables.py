@@ -78,7 +78,7 @@ def evidence(path, run):
     lines += ablations(run)
     missing = sum(name.endswith(", main") for name in run["missing"])
     state = f"; **{missing} main cells are missing**" if missing else ""
-    machine = ", ".join(sorted({made.split(", ")[2] for made in run["made_on"]}))
+    machine = ", ".join(sorted({made.split(", ")[-2] for made in run["made_on"]}))
     lines += ["", f"*Means over {len(cells)} cells (base seed × pair){state}; by ground truth; *seen* to *far*: harmful answers (P1) by the distance of the fault "
               f"from what the search could say; {machine}, two cores; `{path.relative_to(ROOT)}`.*"]
     return "\n".join(lines)
