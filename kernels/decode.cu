@@ -5,7 +5,9 @@
 // by nothing else, so a row's bits do not depend on how many rows there are: a block owns (row, key/value head, up to 16 of
 // its query heads, SPLIT positions), its warps take strips of 16 keys in turn; their sums are added in order, then those of
 // the splits by a second kernel. Grids cover the whole cache, blocks past a row's position leave at once: a captured launch
-// serves every position.
+// serves every position. Rows that continue one prompt hold the same keys and values: all read the first row's, so that
+// these come from memory once, and of a split that lies within the prompt a block reads them for as many rows as their query
+// heads fill a product.
 #include "attention.cuh"
 
 constexpr u32 WARPS = DECODE_WARPS;
@@ -34,6 +36,8 @@ DEVICE Sight sight(u32 position, u32 length, u32 window) {
 struct DecodeParams {
     const u32* slots;
     const u32* positions;
+    const u32* leads;   // of each row the first one that continues the same prompt
+    const u32* common;  // and how many positions they have in common
     u32 rows, heads, kv_heads, length, window;
     float scale, softcap;
 };
@@ -53,20 +57,30 @@ cache_append(bf16* k, bf16* v, const bf16* qkv, const DecodeParams p) {
     *reinterpret_cast<bf16x8*>(to) = *reinterpret_cast<const bf16x8*>(from);
 }
 
+/// The queries of a block: heads first..first + group of one row after the other, `have` in all.
+struct Queries {
+    u32 row, first, group, have;
+};
+
+/// Where the i-th of them lies in rows of so many heads.
+DEVICE u64 place(const Queries queries, u32 i, u32 heads) {
+    return static_cast<u64>(queries.row + i / queries.group) * heads + queries.first + i % queries.group;
+}
+
 /// Leaves the block's sums, brought to one maximum, in `partial`: columns, then maximum and sum after all columns.
-DEVICE void store_partial(float* partial, const Shared& shared, u64 first, u32 apart, u64 total, u32 have) {
-    for (u32 i = threadIdx.x; i < have * HEAD_DIM; i += WARPS * WARP) {
-        u32 head = i / HEAD_DIM, column = i % HEAD_DIM;
-        float top = shared.top[0][head], sum = 0.0f, y = 0.0f;
+DEVICE void store_partial(float* partial, const Shared& shared, const Queries queries, u32 heads, u32 split, u32 splits, u64 total) {
+    for (u32 i = threadIdx.x; i < queries.have * HEAD_DIM; i += WARPS * WARP) {
+        u32 query = i / HEAD_DIM, column = i % HEAD_DIM;
+        float top = shared.top[0][query], sum = 0.0f, y = 0.0f;
 #pragma unroll
-        for (u32 w = 1; w < WARPS; w++) top = maximum(top, shared.top[w][head]);
+        for (u32 w = 1; w < WARPS; w++) top = maximum(top, shared.top[w][query]);
 #pragma unroll
         for (u32 w = 0; w < WARPS; w++) {
-            float factor = exp2_fast(shared.top[w][head] - top);
-            sum += shared.sum[w][head] * factor;
-            y += shared.y[w][head][column] * factor;
+            float factor = exp2_fast(shared.top[w][query] - top);
+            sum += shared.sum[w][query] * factor;
+            y += shared.y[w][query][column] * factor;
         }
-        u64 at = first + static_cast<u64>(head) * apart;
+        u64 at = place(queries, query, heads) * splits + split;
         partial[at * HEAD_DIM + column] = y;
         if (column == 0) {
             partial[total * HEAD_DIM + 2 * at] = top;
@@ -85,17 +99,30 @@ decode_attention(float* partial, const bf16* qkv, const bf16* k, const bf16* v, 
     u32 row = blockIdx.x / (splits * parts * kv_heads), head = kv * group + part * STRIP;
     Sight seen = sight(p.positions[row], length, p.window);
     if (split * SPLIT >= seen.end || (split + 1) * SPLIT <= seen.first) return;  // the whole block
+    Queries queries = {row, head, group, minimum(STRIP, group - part * STRIP)};
+    u32 lead = p.leads[row], common = p.common[row];
+    if (parts == 1 && (split + 1) * SPLIT <= common) {
+        u32 most = STRIP / group, rows = 1;
+        if ((row - lead) % most != 0) return;  // another block does it
+        while (rows < most && row + rows < p.rows && p.leads[row + rows] == lead) rows++;
+        queries.have = rows * group;
+    }
 
-    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, have = minimum(STRIP, group - part * STRIP);
+    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     u32 end = minimum((split + 1) * SPLIT, seen.end), strip = split * SPLIT + warp * STRIP;
-    u64 cache = static_cast<u64>(p.slots[row] * kv_heads + kv) * length * HEAD_DIM;
     auto fetch = [&](u32 stage, u32 first) {
+        u32 slot = p.slots[first + STRIP <= common ? lead : row];
+        u64 cache = static_cast<u64>(slot * kv_heads + kv) * length * HEAD_DIM;
         load_rows<STRIP, WARP>(shared.kv[warp][stage][0], k + cache, HEAD_DIM, first, end);
         load_rows<STRIP, WARP>(shared.kv[warp][stage][1], v + cache, HEAD_DIM, first, end);
         copy_async_commit();
     };
-    const bf16* q = qkv + (static_cast<u64>(row) * (heads + 2 * kv_heads) + head) * HEAD_DIM;
-    load_rows<STRIP, WARPS * WARP>(shared.q, q, HEAD_DIM, 0, have);
+    for (u32 i = threadIdx.x; i < STRIP * (WIDE / 8); i += WARPS * WARP) {
+        u32 query = i / (WIDE / 8), column = i % (WIDE / 8) * 8;
+        bool valid = query < queries.have && column < HEAD_DIM;
+        const bf16* from = valid ? qkv + place(queries, query, heads + 2 * kv_heads) * HEAD_DIM + column : qkv;
+        copy_async_16(shared.q + query * PITCH + column, from, valid);
+    }
     fetch(0, strip);
     copy_async_wait<0>();
     block_barrier();
@@ -129,8 +156,7 @@ decode_attention(float* partial, const bf16* qkv, const bf16* k, const bf16* v, 
         for (u32 i = 0; i < WIDE / 4; i++) shared.y[warp][below][i / 2 * 8 + lane % 4 * 2 + i % 2] = y[0][i / 2][2 * r + i % 2];
     }
     block_barrier();
-    u64 first = (static_cast<u64>(row) * heads + head) * splits + split;
-    store_partial(partial, shared, first, splits, static_cast<u64>(p.rows) * heads * splits, have);
+    store_partial(partial, shared, queries, heads, split, splits, static_cast<u64>(p.rows) * heads * splits);
 }
 
 // A warp: one row of one query head; the splits that it sees, in order.

@@ -54,6 +54,9 @@ BENCHES = [
     ("products-8b-16k", "llama-3.1-8b", "llama-3.1-8b", "products --tokens 16384"),
     ("step-1.5b-0.5b-16k-tier", "qwen2.5-1.5b", "qwen2.5-0.5b", "step --unshared --tokens 16384 --length 1024 --tier sm_90a"),
     ("decode-1.5b-64-at-1024", "qwen2.5-1.5b", "qwen2.5-0.5b", "decode --sequences 64 --length 988 --new-tokens 72"),
+    # Eight answers to a prompt, read once.
+    ("decode-1.5b-64-at-1024-shared", "qwen2.5-1.5b", "qwen2.5-0.5b",
+     "decode --sequences 64 --answers 8 --length 988 --new-tokens 72"),
     ("score-8b-32k", "qwen2.5-0.5b", "llama-3.1-8b", "score --tokens 32768 --length 1024 --batch-tokens 32768"),
     ("step-8b-8b-16k", "llama-3.1-8b", "llama-3.1-8b", "step --tokens 16384 --length 1024"),
     ("ops-1.5b-16k", "qwen2.5-1.5b", "qwen2.5-0.5b", "ops --tokens 16384 --length 1024"),
@@ -69,7 +72,8 @@ CALLS = {
            "ops-1.5b-16k")),
     "B": (("baseline", "ceilings"), 480, ()),
     "C": (("bench", "sanitizer", "kernels"), 540,
-          ("products-0.5b-16k", "products-8b-16k", "step-1.5b-0.5b-16k", "step-8b-8b-16k", "decode-1.5b-64-at-1024", "ops-8b-16k", "load")),
+          ("products-0.5b-16k", "products-8b-16k", "step-1.5b-0.5b-16k", "step-8b-8b-16k", "decode-1.5b-64-at-1024",
+           "decode-1.5b-64-at-1024-shared", "ops-8b-16k", "load")),
 }
 # Shapes at which a rehearsal runs, and how much.
 TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -338,7 +338,8 @@ impl<B: Ops> List<'_, '_, B> {
             table.set(ops, &(0..rows as u32).collect::<Vec<_>>(), &vec![at as u32; rows])?;
             ops.cache_append(&mut cache, &y, &table)?;
         }
-        let cost = decode::cost(rows as u64, (rows * length.min(spec.window.unwrap_or(length))) as u64, &spec, act);
+        let seen = (rows * length.min(spec.window.unwrap_or(length))) as u64;
+        let cost = decode::cost(rows as u64, [seen; 2], &spec, act);
         (self.visit)("decode", cost, &mut || {
             ops.cache_append(&mut cache, &y, &table)?;
             ops.decode_attention(DecodeAttention { o: &mut o, qkv: &y, cache: &cache, table: &table })

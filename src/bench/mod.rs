@@ -54,6 +54,9 @@ pub(crate) struct Workload {
     /// Sequences that decode at once
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub(crate) sequences: usize,
+    /// Of which so many, one after the other, answer the same prompt
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) answers: usize,
     /// Tokens that each of those sequences gets
     #[arg(long, default_value_t = 32, value_name = "N")]
     pub(crate) new_tokens: usize,
@@ -294,7 +297,7 @@ impl<'a, B: Ops> Generation<'a, B> {
     }
 
     fn prompt(&self, repeat: usize, n: usize) -> Vec<u32> {
-        tokens(&self.policy.config, repeat % 3 * 1000 + n, self.load.length)
+        tokens(&self.policy.config, repeat % 3 * 1000 + n / self.load.answers, self.load.length)
     }
 
     /// `look` is called each time the host looks at what was decoded.
@@ -310,9 +313,10 @@ impl<'a, B: Ops> Generation<'a, B> {
     /// Prompts and their first `count` tokens, the latter counted as if they had been read at once.
     fn arithmetic(&self, repeat: usize, count: usize) -> Done {
         let (mut whole, mut prompts) = (Batch::default(), Batch::default());
-        for n in 0..self.load.sequences {
-            let prompt = self.prompt(repeat, n);
-            whole.push(&prompt, &[AnswerTokens::new(&vec![0; count])], Heads::Targets);
+        for n in (0..self.load.sequences).step_by(self.load.answers) {
+            let (prompt, answer) = (self.prompt(repeat, n), vec![0; count]);
+            let answers = vec![AnswerTokens::new(&answer); self.load.answers.min(self.load.sequences - n)];
+            whole.push(&prompt, &answers, Heads::Targets);
             prompts.push(&[], &[AnswerTokens::new(&prompt[..prompt.len() - 1])], Heads::Ends);
         }
         let config = &self.policy.config;

@@ -27,7 +27,8 @@ pub(crate) struct Plan {
     /// Sequences of launches that were recorded, and how often they were replayed.
     pub(crate) captures: u64,
     pub(crate) replays: u64,
-    /// Launches, FLOPs and bytes by kernel, and how long these take at least; what only the device knows is counted at its least.
+    /// Launches, FLOPs and bytes by kernel, and how long these take at least; what only the device knows is counted as
+    /// the host last wrote it.
     pub(crate) kernels: Vec<KernelShare>,
 }
 
@@ -141,6 +142,25 @@ mod tests {
         (config.intermediate_size, config.vocab_size, config.layers) = (feed_forward, vocab, 2);
         config.max_position_embeddings = 2048;
         config
+    }
+
+    /// Keys and values of a prompt are read once for all of its answers, and again by each of those that have other prompts.
+    #[test]
+    fn answers_to_one_prompt_read_it_once() {
+        let read = |answers: usize| {
+            let counter = Counter::new(DeviceInfo::h200());
+            let ops = &Cuda::new(counter.clone());
+            let line = format!("x --length 601 --sequences 4 --answers {answers} --new-tokens 8");
+            let load = &Typed::parse_from(line.split(' ')).load;
+            let config = shape(false, ([128, 4, 2, 32, 352, 1024], false));
+            let policy = Transformer::load(ops, config.clone(), &BlankWeights(RandomWeights::new(&config, 0))).unwrap();
+            let plan = Planner { counter: &counter, ops, load, rates: None }.generate(&policy).unwrap();
+            let attention = plan.kernels.iter().find(|kernel| kernel.kernel == "decode_attention").unwrap();
+            attention.bytes / attention.launches as u64
+        };
+        // Two bytes of two key/value heads of 32, keys and values both; the first decoded token stands at 600.
+        let [alone, two, four] = [1, 2, 4].map(read);
+        assert_eq!((alone - two, two - four), (2 * 600 * 256, 600 * 256));
     }
 
     fn launched(arch: Arch, shape_of: Shape, rank: usize) -> BTreeSet<(&'static str, Vec<Define>)> {

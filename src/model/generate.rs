@@ -59,6 +59,8 @@ pub struct Generator<B: Ops> {
 /// A slot at work.
 struct Active {
     request: usize,
+    /// The first of the requests whose prompt was read with this one's, and the positions that they have in common.
+    reading: (usize, u32),
     slot: u32,
     token: u32,
     position: u32,
@@ -134,6 +136,8 @@ impl Continue {
 
 /// A prompt that is read now, and whose it is.
 struct Reading<'a> {
+    /// The first request.
+    first: usize,
     tokens: &'a [u32],
     slots: Vec<u32>,
 }
@@ -187,8 +191,8 @@ impl<'a, B: Ops, F: FnMut(usize) -> Result<()>> Lane<'a, B, F> {
                 self.prefill(&batch, &read)?;
             }
         }
-        // Rows in order of slots: a captured graph would find the same layout again.
-        self.active.sort_by_key(|active| active.slot);
+        // Those that share a prompt lie next to each other.
+        self.active.sort_by_key(|active| active.request);
         Ok(())
     }
 
@@ -203,18 +207,23 @@ impl<'a, B: Ops, F: FnMut(usize) -> Result<()>> Lane<'a, B, F> {
         let waiting = &mut self.shared.lock().unwrap_or_else(PoisonError::into_inner).waiting;
         while let (Some(&request), Some(&slot)) = (waiting.front(), self.free.last()) {
             let Some((&token, tokens)) = requests[request].tokens.split_last() else { break };
-            match read.last_mut() {
-                Some(last) if last.tokens == tokens => last.slots.push(slot),
+            let common = tokens.len() as u32;
+            let reading = match read.last_mut() {
+                Some(last) if last.tokens == tokens => {
+                    last.slots.push(slot);
+                    last.first
+                }
                 _ if !batch.is_empty() && batch.len() + tokens.len() > limit => break,
                 _ => {
                     batch.push(&[], &[AnswerTokens::new(tokens)], Heads::Ends);
-                    read.push(Reading { tokens, slots: vec![slot] });
+                    read.push(Reading { first: request, tokens, slots: vec![slot] });
+                    request
                 }
-            }
+            };
             waiting.pop_front();
             self.free.pop();
-            let (position, result) = (tokens.len() as u32, requests[request].start());
-            self.active.push(Active { request, slot, token, position, result });
+            let result = requests[request].start();
+            self.active.push(Active { request, reading: (reading, common), slot, token, position: common, result });
         }
         (batch, read)
     }
@@ -269,6 +278,8 @@ impl<'a, B: Ops, F: FnMut(usize) -> Result<()>> Lane<'a, B, F> {
         generator.table.slots.set(ops, &slots, generator.slots)?;
         let length = generator.length.min(config.max_position_embeddings);
         generator.table.positions.set(ops, &column(|row| row.position), length)?;
+        let shared = active.chunk_by(|a, b| a.reading == b.reading).map(|rows| (rows.len(), rows[0].reading.1));
+        generator.table.share(ops, shared.chain(vec![(1, 0); rows - active.len()]))?;
         generator.keys.set(ops, &ids, &column(|row| row.position + 1))?;
         generator.logits.set_rows(rows)?;
         generator.next.set(ops, &vec![0; rows], config.vocab_size + 1)?;

@@ -18,6 +18,10 @@ struct Case {
     spec: AttentionSpec,
     /// Rows q∣k∣v of each sequence up to the decoded one.
     sequences: Vec<Vec<f32>>,
+    /// Runs of sequences that begin alike: how many, and for how many positions.
+    shared: Vec<(usize, u32)>,
+    /// Whether the keys and values of shared positions are given to the first of a run alone.
+    once: bool,
     slots: usize,
     length: usize,
 }
@@ -25,7 +29,24 @@ struct Case {
 impl Case {
     fn new(spec: AttentionSpec) -> Case {
         let sequence = |(seed, position)| random(seed, (position + 1) * spec.width(), 1.2);
-        Case { spec, sequences: (4..).zip(POSITIONS).map(sequence).collect(), slots: 5, length: LENGTH }
+        let sequences: Vec<_> = (4..).zip(POSITIONS).map(sequence).collect();
+        Case { spec, shared: vec![(1, 0); 5], sequences, once: false, slots: 5, length: LENGTH }
+    }
+
+    /// Five sequences that share two whole parts of the cache and some of a third, one alone, three that share one to its end,
+    /// two that share less than a part.
+    fn sharing(spec: AttentionSpec) -> Case {
+        let (mut sequences, mut seed) = (Vec::new(), 40);
+        let mut next = |positions: usize| {
+            seed += 1;
+            random(seed, positions * spec.width(), 1.2)
+        };
+        let shared = vec![(5, 520), (1, 0), (3, 256), (2, 200)];
+        for &(count, common) in &shared {
+            let prompt = next(common as usize);
+            sequences.extend((0..count).map(|_| [prompt.clone(), next(30)].concat()));
+        }
+        Case { spec, sequences, shared, once: false, slots: 11, length: LENGTH }
     }
 
     fn forward(&self, sequence: &[f32]) -> Vec<f32> {
@@ -57,18 +78,23 @@ impl toolkit::Case for Case {
             let broken = act(ops, width, &nans(self.length * width));
             ops.cache_append(&mut cache, &broken, &table(ops, &vec![slot; self.length], &all)).unwrap();
         }
-        for (slot, sequence) in (0..self.slots as u32).rev().zip(&self.sequences) {
+        // Of what is shared, whole strips of 16 positions.
+        let elsewhere = |&(count, common): &(usize, u32)| (0..count).map(move |n| common / 16 * 16 * u32::from(n > 0));
+        let elsewhere = self.shared.iter().flat_map(elsewhere);
+        for ((slot, sequence), elsewhere) in (0..self.slots as u32).rev().zip(&self.sequences).zip(elsewhere) {
             let (earlier, newest) = sequence.split_at(sequence.len() - width);
-            let before: Vec<u32> = (0..(earlier.len() / width) as u32).collect();
-            if !before.is_empty() {
-                let earlier = act(ops, width, earlier);
-                ops.cache_append(&mut cache, &earlier, &table(ops, &vec![slot; before.len()], &before)).unwrap();
+            let (begin, end) = (if self.once { elsewhere } else { 0 }, (earlier.len() / width) as u32);
+            if begin < end {
+                let own = act(ops, width, &earlier[begin as usize * width..]);
+                let before: Vec<u32> = (begin..end).collect();
+                ops.cache_append(&mut cache, &own, &table(ops, &vec![slot; before.len()], &before)).unwrap();
             }
             last.extend(newest);
             slots.push(slot);
-            positions.push(before.len() as u32);
+            positions.push(end);
         }
-        let (table, qkv) = (table(ops, &slots, &positions), act(ops, width, &last));
+        let (mut table, qkv) = (table(ops, &slots, &positions), act(ops, width, &last));
+        table.share(ops, self.shared.clone()).unwrap();
         let mut o = unwritten(ops, slots.len(), spec.heads * spec.head_dim);
         ops.cache_append(&mut cache, &qkv, &table).unwrap();
         ops.decode_attention(DecodeAttention { o: &mut o, qkv: &qkv, cache: &cache, table: &table }).unwrap();
@@ -79,8 +105,8 @@ impl toolkit::Case for Case {
     }
 }
 
-fn cases() -> [(&'static str, Case); 7] {
-    [
+fn cases() -> Vec<(&'static str, Case)> {
+    let alone = [
         ("64", spec(4, 2, 64)),
         ("eighteen heads of one, 16", spec(18, 1, 16)),
         ("a window of 300, 40", AttentionSpec { window: Some(300), ..spec(2, 2, 40) }),
@@ -88,8 +114,17 @@ fn cases() -> [(&'static str, Case); 7] {
         ("softcap, 8", AttentionSpec { softcap: Some(2.0), ..spec(2, 1, 8) }),
         ("one head for all, 5", spec(4, 1, 5)),
         ("136", spec(2, 1, 136)),
-    ]
-    .map(|(name, spec)| (name, Case::new(spec)))
+    ];
+    // Sixteen query heads fill a product: of five rows with three each, two with seven, one with nine; eighteen are two parts.
+    let shared = [
+        ("shared, 64", spec(6, 2, 64)),
+        ("shared, seven heads of one, 8", spec(7, 1, 8)),
+        ("shared, nine heads of one, 8", spec(9, 1, 8)),
+        ("shared, eighteen heads of one, 16", spec(18, 1, 16)),
+        ("shared, a window of 300, 40", AttentionSpec { window: Some(300), ..spec(2, 2, 40) }),
+    ];
+    let alone = alone.map(|(name, spec)| (name, Case::new(spec)));
+    alone.into_iter().chain(shared.map(|(name, spec)| (name, Case::sharing(spec)))).collect()
 }
 
 #[test]
@@ -102,6 +137,17 @@ fn parity() {
     let Some(device) = device() else { return };
     let on_device = |case: &Case| case.spec.head_dim.is_multiple_of(8);
     cases().iter().filter(|(_, case)| on_device(case)).for_each(|(name, case)| assert_parity(name, &device, case));
+}
+
+/// What is shared is read from the first of those that share it, and what comes of it is the same to the bit.
+#[test]
+fn a_prompt_is_read_once() {
+    let Some(device) = device() else { return };
+    for (name, case) in cases().into_iter().filter(|(name, _)| name.starts_with("shared")) {
+        let o = |case: &Case| toolkit::Case::run(case, &device).named("o").to_vec();
+        let alone = o(&Case { shared: vec![(1, 0); 11], ..case.clone() });
+        assert_eq!(bits(&o(&Case { once: true, ..case })), bits(&alone), "{name}");
+    }
 }
 
 /// A sequence sees neither the others nor its slot nor how long the cache is.
@@ -122,7 +168,8 @@ fn invariance_on<B: Ops>(ops: &B, spec: AttentionSpec) {
         companies.into_iter().zip([1, 5, 9].into_iter().cycle()).zip(700..).map(|((r, s), l)| (r, s, l))
     {
         let sequences: Vec<_> = rows.iter().map(|row: &usize| case.sequences[*row].clone()).collect();
-        let some = Case { slots: slots.max(sequences.len()), length, sequences, ..case.clone() };
+        let shared = vec![(1, 0); rows.len()];
+        let some = Case { slots: slots.max(sequences.len()), shared, length, sequences, ..case.clone() };
         assert_eq!(bits(&o(&some)), bits(&rows_of(&all, columns, &rows)), "sequences {rows:?}");
     }
 }
@@ -145,7 +192,7 @@ fn a_captured_decode_serves_later_positions() {
             // More sequences move the scratch, whose address the captured step holds; others take its place.
             200 => {
                 let sequences = vec![history[..width].to_vec(); 64];
-                toolkit::Case::run(&Case { sequences, slots: 64, ..case.clone() }, &device);
+                toolkit::Case::run(&Case { sequences, shared: vec![(1, 0); 64], slots: 64, ..case.clone() }, &device);
                 others.extend((0..8).map(|_| zeros(64)));
             }
             _ => {}
@@ -159,7 +206,8 @@ fn a_captured_decode_serves_later_positions() {
         step.unwrap();
         if [0, 255, 256, 599].contains(&position) {
             let found: Vec<f32> = o.read(&device).unwrap().into_iter().map(Into::into).collect();
-            let alone = Case { sequences: vec![history[..(position + 1) * width].to_vec()], ..case.clone() };
+            let sequences = vec![history[..(position + 1) * width].to_vec()];
+            let alone = Case { sequences, shared: vec![(1, 0)], ..case.clone() };
             assert_eq!(found, toolkit::Case::run(&alone, &device).named("o"), "position {position}");
         }
     }

@@ -73,11 +73,12 @@ enum Task {
 impl Bench {
     pub(crate) fn run(self, session: &Session) -> Result<()> {
         let workload = Workload { seed: session.seed(), ..self.workload.clone() };
-        let Workload { tokens, length, rank, sequences, repeats, .. } = workload;
-        if length < 2 || tokens < length || rank == 0 || repeats == 0 || sequences == 0 {
+        let Workload { tokens, length, rank, sequences, answers, repeats, .. } = workload;
+        if length < 2 || tokens < length || [rank, repeats, sequences, answers].contains(&0) {
             return Err(Error::Usage(format!(
-                "expected --length of 2 or more, --tokens of at least --length, and --rank, --repeats and --sequences of 1 \
-                 or more; found --length {length}, --tokens {tokens}, --rank {rank}, --repeats {repeats}, --sequences {sequences}"
+                "expected --length of 2 or more, --tokens of at least --length, and --rank, --repeats, --sequences and --answers of 1 \
+                 or more; found --length {length}, --tokens {tokens}, --rank {rank}, --repeats {repeats}, --sequences {sequences}, \
+                 --answers {answers}"
             )));
         }
         let baseline = self.compare.as_deref().map(Baseline::read).transpose()?;

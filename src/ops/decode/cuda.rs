@@ -115,12 +115,18 @@ impl Decode for Cuda {
         let mut scratch = self.scratch(n * spec.heads * cache.length.div_ceil(SPLIT) * (spec.head_dim + 2))?;
         if self.profile().is_on() {
             // How much of the cache is read only the device knows.
-            let seen = |at: u32| (u64::from(at) + 1).min(params.window as u64);
-            let pairs = table.positions.read(self)?.into_iter().map(seen).sum();
+            let [positions, leads, common] = [&table.positions, &table.leads, &table.common].map(|c| c.read(self));
+            let rows = positions?.into_iter().zip(leads?).zip(common?).enumerate();
+            let seen = rows.map(|(row, ((position, lead), common))| {
+                let first = (position + 1).saturating_sub(params.window as u32);
+                let own = if lead as usize == row { first } else { first.max(common) };
+                [position + 1 - first, (position + 1).saturating_sub(own)].map(u64::from)
+            });
+            let pairs = seen.fold([0; 2], |sum, seen| [sum[0] + seen[0], sum[1] + seen[1]]);
             self.charge(|| cost(n as u64, pairs, &spec, 2));
         }
         let partial = &mut *scratch;
-        // SAFETY: the cache was made of its spec; `check` proved the other shapes, and that slots and positions lie within it;
+        // SAFETY: the cache was made of its spec; `check` proved the other shapes, that slots and positions lie within it, leads in the table;
         // the scratch was just made as large as all parts.
         unsafe {
             let (k, v) = (&cache.k.buffer, &cache.v.buffer);
@@ -136,6 +142,8 @@ fn params<'a>(cache: &KvCache<Cuda>, table: &'a SlotTable<Cuda>) -> DecodeParams
     DecodeParams {
         slots: table.slots.buffer(),
         positions: table.positions.buffer(),
+        leads: table.leads.buffer(),
+        common: table.common.buffer(),
         rows: table.slots.rows(),
         heads: spec.heads,
         kv_heads: spec.kv_heads,
