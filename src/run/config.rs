@@ -214,7 +214,8 @@ fn takes_numbers(arg: &Arg) -> bool {
 fn plain(error: clap::Error) -> String {
     let text = error.to_string();
     let mut text = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ").replace('\n', "");
-    for key in SECTIONS.iter().flat_map(|(_, keys)| *keys) {
+    // Of two that begin alike the longer one stands later.
+    for key in SECTIONS.iter().flat_map(|(_, keys)| *keys).rev() {
         text = text.replace(&format!("--{}", key.replace('_', "-")), key);
     }
     text
@@ -352,6 +353,7 @@ mod tests {
             ("policy = \"policy\"", "", "policy <DIR[+ADAPTER]>"),
             ("method = \"joint\"", "method = \"jointly\"", "where one of sham, sft, dpo, policy"),
             ("judge = \"model:judge\"", "judge = \"oracle:x\"", "for 'judge <SPEC>'"),
+            ("further_under = \"own\"", "further_under = \"mine\"", "for 'further_under <"),
             ("queries = 1000", "queries = [[1]", "TOML parse error"),
         ] {
             assert!(full.contains(from), "{from}");
