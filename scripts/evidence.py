@@ -31,6 +31,7 @@ ABLATIONS = {
     "npo-sum": (SAME | {"logp": '"sum"'}, ["--sweep", "lambda_npo=0,0.005,0.15"]),
     "uniform-search": (SAME | {"sampler": '"uniform"'}, []),
     "further-under-r0": (SAME | {"further_under": '"original"'}, []),
+    "second-seed": ({"seed": "2", "methods": '["policy", "reward", "joint", "sequential"]'}, []),
 }
 DRAWS = 10_000
 

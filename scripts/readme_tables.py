@@ -87,7 +87,7 @@ def evidence(path, run):
 # An ablated cell and what it changes of `joint` at one learning rate.
 ABLATED = {"npo-mean": "{} (mean log-probabilities)", "npo-sum": "{} (summed)", "no-resampling": "{} without resampling",
            "faulty-replay": "{} on the faulty cells' own pairs, too", "uniform-search": "{} on what uniform searches find",
-           "further-under-r0": "{}, trained further under r_0"}
+           "further-under-r0": "{}, trained further under r_0", "second-seed": "{} with a second repair seed, by the grid"}
 
 
 def ablations(run):
