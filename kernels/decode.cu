@@ -110,8 +110,9 @@ decode_attention(float* partial, const bf16* qkv, const bf16* k, const bf16* v, 
 
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     u32 end = minimum((split + 1) * SPLIT, seen.end), strip = split * SPLIT + warp * STRIP;
+    u32 own = p.slots[row], leads_slot = p.slots[lead];
     auto fetch = [&](u32 stage, u32 first) {
-        u32 slot = p.slots[first + STRIP <= common ? lead : row];
+        u32 slot = first + STRIP <= common ? leads_slot : own;
         u64 cache = static_cast<u64>(slot * kv_heads + kv) * length * HEAD_DIM;
         load_rows<STRIP, WARP>(shared.kv[warp][stage][0], k + cache, HEAD_DIM, first, end);
         load_rows<STRIP, WARP>(shared.kv[warp][stage][1], v + cache, HEAD_DIM, first, end);
